@@ -1,0 +1,126 @@
+// The native library as Python sees it: addresses and numbers in, nothing of torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "cpu/packed_mask.h"
+#include "cpu/step.h"
+
+namespace py = pybind11;
+using namespace sparseopt::cpu;
+
+namespace {
+
+Dtype dtype_named(const std::string& name) {
+  if (name == "float32") return Dtype::kFloat32;
+  if (name == "float64") return Dtype::kFloat64;
+  if (name == "bfloat16") return Dtype::kBFloat16;
+  if (name == "float16") return Dtype::kFloat16;
+  throw std::invalid_argument("dtype is '" + name + "', it must be float32, float64, bfloat16 or float16");
+}
+
+Correction correction_named(const std::string& name) {
+  if (name == "layer") return Correction::kLayer;
+  if (name == "unnormalized") return Correction::kUnnormalized;
+  if (name == "none") return Correction::kNone;
+  throw std::invalid_argument("correction is '" + name + "', it must be layer, unnormalized or none");
+}
+
+std::vector<Update> updates_of(const std::vector<const Tensor*>& tensors, const std::vector<uintptr_t>& grads,
+                               const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
+                               const std::vector<bool>& stale) {
+  const size_t count = tensors.size();
+  if (grads.size() != count || rules.size() != count || first_steps.size() != count || stale.size() != count)
+    throw std::invalid_argument("tensors, grads, rules, first_steps and stale must be of one length");
+  std::vector<Update> updates;
+  updates.reserve(count);
+  for (size_t i = 0; i < count; ++i)
+    updates.push_back(
+        {tensors[i], reinterpret_cast<const void*>(grads[i]), rules[i], first_steps[i], stale[i]});
+  return updates;
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["cuda"] = false;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "The native CPU backend of sparseopt_kernels. Private: use SparseOpt.";
+
+  py::class_<PackedMask>(module, "PackedMask")
+      .def(py::init([](uintptr_t mask, int64_t groups, int64_t segments, int64_t neurons_per_group,
+                       int64_t length) {
+             py::gil_scoped_release release;
+             return PackedMask(reinterpret_cast<const uint8_t*>(mask), groups, segments, neurons_per_group,
+                               length);
+           }),
+           py::arg("mask"), py::arg("groups"), py::arg("segments"), py::arg("neurons_per_group"),
+           py::arg("length"))
+      .def_property_readonly("nnz", &PackedMask::nnz)
+      .def_property_readonly("has_active_blocks", &PackedMask::has_active_blocks)
+      .def("row_bits", [](const PackedMask& mask, int64_t row) {
+        if (row < 0 || row >= mask.rows()) throw py::index_error("row is out of range");
+        return py::bytes(reinterpret_cast<const char*>(mask.row_bits(row)), size_t(mask.row_bytes()));
+      });
+
+  py::class_<Tensor>(module, "Tensor")
+      .def(py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer,
+                       int64_t numel, bool ham, const PackedMask* mask) {
+             return Tensor{dtype_named(dtype), reinterpret_cast<void*>(parameter),
+                           reinterpret_cast<void*>(momentum_buffer), numel, ham, mask};
+           }),
+           py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"), py::arg("numel"),
+           py::arg("ham"), py::arg("mask").none(true), py::keep_alive<1, 7>());
+
+  py::class_<Rule>(module, "Rule")
+      .def(py::init([](double lr, double momentum, double dampening, double weight_decay, bool nesterov,
+                       bool maximize, const std::string& correction, double ham_alpha, double ham_beta,
+                       double gamma) {
+        return Rule{lr,       momentum, dampening, weight_decay, nesterov,
+                    maximize, correction_named(correction), ham_alpha, ham_beta, gamma};
+      }));
+
+  module.def(
+      "step",
+      [](const std::vector<const Tensor*>& tensors, const std::vector<uintptr_t>& grads,
+         const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
+         const std::vector<bool>& stale, int threads) {
+        const std::vector<Update> updates = updates_of(tensors, grads, rules, first_steps, stale);
+        py::gil_scoped_release release;
+        step(updates, threads);
+      },
+      py::arg("tensors"), py::arg("grads"), py::arg("rules"), py::arg("first_steps"), py::arg("stale"),
+      py::arg("threads"));
+
+  module.def(
+      "squared_norm",
+      [](const std::vector<const Tensor*>& tensors, const std::vector<uintptr_t>& grads,
+         const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
+         const std::vector<bool>& stale, int threads) {
+        const std::vector<Update> updates = updates_of(tensors, grads, rules, first_steps, stale);
+        py::gil_scoped_release release;
+        return squared_norm(updates, threads);
+      },
+      py::arg("tensors"), py::arg("grads"), py::arg("rules"), py::arg("first_steps"), py::arg("stale"),
+      py::arg("threads"));
+
+  module.def("available_isas", &available_isas);
+  module.def("build_info", &build_info);
+}

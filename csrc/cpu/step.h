@@ -1,0 +1,67 @@
+// One step over all parameters of one dtype: interface between the bindings, the scheduling of the work
+// (step.cpp) and the loops (loops.cpp, compiled once per instruction set).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "packed_mask.h"
+
+namespace sparseopt::cpu {
+
+enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
+enum class Correction { kLayer, kUnnormalized, kNone };
+
+// The hyperparameters of one parameter group.
+struct Rule {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+  Correction correction;
+  double ham_alpha, ham_beta, gamma;
+};
+
+// A parameter, its momentum buffer (null without momentum) and its mask (null: dense).
+struct Tensor {
+  Dtype dtype;
+  void* parameter;
+  void* momentum_buffer;
+  int64_t numel;
+  bool ham;
+  const PackedMask* mask;
+};
+
+// What one step does to one tensor. `stale`: there may be something other than zero outside the mask.
+struct Update {
+  const Tensor* tensor;
+  const void* grad;
+  const Rule* rule;
+  bool first_step;
+  bool stale;
+};
+
+// A piece of the work, small enough to share out and large enough to be worth it: rows of a masked
+// tensor, elements of a dense one. How the work is cut depends on the tensors alone, never on the number
+// of threads: sums over chunks, added in order, are the same for any number of them.
+struct Chunk {
+  const Update* update;
+  int64_t begin, end;
+};
+
+void step(const std::vector<Update>& updates, int threads);
+
+// The sum of (c_i * g)^2 over the active weights.
+double squared_norm(const std::vector<Update>& updates, int threads);
+
+// The instruction sets this processor can run, the best first. The environment variable
+// SPARSEOPT_CPU_ISA names the one to use.
+std::vector<std::string> available_isas();
+
+// The loops of one instruction set.
+struct Loops {
+  const char* isa;
+  void (*update)(const Chunk&);
+  double (*squared_norm)(const Chunk&);
+};
+
+}  // namespace sparseopt::cpu

@@ -1,0 +1,72 @@
+// The update rule of SparseOpt, once, for host and device: what happens to one weight in one step.
+// No memory is touched here, no mask looked at: that is the business of the loops around it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define SPARSEOPT_INLINE static __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define SPARSEOPT_INLINE static __forceinline
+#else
+// Internal linkage and always inlined: this header is compiled for several instruction sets, and the
+// linker must not pick one set's copy of a function for all.
+#define SPARSEOPT_INLINE static inline __attribute__((always_inline))
+#endif
+
+namespace sparseopt {
+
+enum class Momentum { kNone, kHeavyBall, kNesterov };
+
+// The hyperparameters in the type of the arithmetic: float for float32, bfloat16 and float16, double for
+// float64.
+template <class T>
+struct Coefficients {
+  T lr;            // eta
+  T momentum;      // mu
+  T fresh;         // 1 - tau, or 1 on a parameter's first step (whose buffer holds zeros)
+  T weight_decay;  // lambda
+  T ham_alpha;
+  T ham_beta;
+};
+
+// a * b + c, rounded once wherever the hardware can: as PyTorch's own CPU kernels do, so that a float64
+// step without a mask equals torch.optim.SGD bit for bit.
+template <class T>
+SPARSEOPT_INLINE T multiply_add(T a, T b, T c) {
+#if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__) || defined(__FMA__) || defined(__aarch64__) || \
+    defined(__FP_FAST_FMA)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// c_i = sqrt(fan_in_i / divisor). The divisor is the layer's mean fan-in (Eq. 12) or the number of columns
+// (sqrt(1 - s_i), not normalised). Exactly 1 where fan_in_i equals it.
+template <class T>
+SPARSEOPT_INLINE T correction_factor(int64_t fan_in, T divisor) {
+  return std::sqrt(static_cast<T>(fan_in) / divisor);
+}
+
+// One weight p with its corrected gradient g = +-c_i * gamma * gradient (minus to maximise) and its
+// momentum b.
+template <Momentum kMomentum, bool kHam, class T>
+SPARSEOPT_INLINE void update_weight(T& p, T g, T& b, const Coefficients<T>& k) {
+  const T d = multiply_add(k.weight_decay, p, g);
+  T u = d;
+  if (kMomentum != Momentum::kNone) {
+    b = multiply_add(k.fresh, d, k.momentum * b);
+    u = kMomentum == Momentum::kNesterov ? multiply_add(k.momentum, b, d) : b;
+  }
+  p = multiply_add(-k.lr, u, p);
+  if (kHam) {
+    const T sign = static_cast<T>((p > T(0)) - (p < T(0)));
+    T exponent = -k.lr * multiply_add(k.ham_alpha * sign, g, k.ham_beta);
+    exponent = exponent < T(-5) ? T(-5) : (exponent > T(5) ? T(5) : exponent);
+    p *= std::exp(exponent);
+  }
+}
+
+}  // namespace sparseopt

@@ -1,0 +1,21 @@
+"""SparseOpt: a fused, mask-aware SGD for sparse training in PyTorch."""
+
+from ._version import __version__
+from .kernels.native import build_info
+from .masks import Masks, sparsify
+from .optimizer import SparseOpt
+from .schedules import warmup_cosine
+from .topology.densities import layer_densities
+from .topology.dynamic import SET, RigL
+
+__all__ = [
+    "SET",
+    "Masks",
+    "RigL",
+    "SparseOpt",
+    "__version__",
+    "build_info",
+    "layer_densities",
+    "sparsify",
+    "warmup_cosine",
+]

@@ -1,0 +1,37 @@
+"""The backends, and which of them runs a step. Each is one module with the functions of ``contract``."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from . import native, reference
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": native}
+_AUTO = {"cpu": ("cpu", "reference")}
+
+
+def chosen_name(backend: str) -> str:
+    """``backend``, or what the environment variable SPARSEOPT_BACKEND says in place of ``"auto"``."""
+    name, source = backend, "backend"
+    if backend == "auto" and os.environ.get("SPARSEOPT_BACKEND"):
+        name, source = os.environ["SPARSEOPT_BACKEND"], "SPARSEOPT_BACKEND"
+    if name not in ("auto", *BACKENDS):
+        known = ", ".join(repr(known) for known in ("auto", *BACKENDS))
+        raise ValueError(f"{source} is {name!r}, it must be one of {known}")
+    return name
+
+
+def backend_for(name: str, device_type: str) -> ModuleType:
+    """The backend that updates tensors on ``device_type`` ("cpu", "cuda", ...).
+
+    Raises:
+        RuntimeError: ``name`` is not ``"auto"`` and that backend cannot run there; it says why.
+    """
+    if name != "auto":
+        reason = BACKENDS[name].unavailable(device_type)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+        return BACKENDS[name]
+    candidates = _AUTO.get(device_type, ("reference",))
+    return next(BACKENDS[c] for c in candidates if BACKENDS[c].unavailable(device_type) is None)

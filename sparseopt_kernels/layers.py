@@ -1,0 +1,97 @@
+"""Which parameters of a model can be masked, and which of their elements feed one neuron.
+
+Nothing here knows of masks, densities or optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.parameter import Parameter, UninitializedParameter
+
+_DIM_0_IS_NEURONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_DIM_1_IS_NEURONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Where the neurons (output units, the rows of section 3 of the paper) of a weight lie.
+
+    ``dim`` is 0 for ``Linear`` and ``Conv*`` weights ``(out, in/groups, *kernel)``. It is 1 for
+    ``ConvTranspose*`` weights ``(in, out/groups, *kernel)``, whose dimension 0 is then split in
+    ``groups`` parts: neuron ``(g, j)`` is fed by ``weight[g * in/groups : (g + 1) * in/groups, j]``.
+    """
+
+    dim: int = 0
+    groups: int = 1
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
+        """``(groups, segments, neurons per group, length)``: a contiguous tensor of ``shape`` reshaped
+        to it holds the weights of neuron ``(g, j)`` in ``[g, :, j, :]``."""
+        if self.dim == 0:
+            count = shape[0] if len(shape) else 1
+            return 1, 1, count, prod(shape[1:])
+        return self.groups, shape[0] // self.groups, shape[1], prod(shape[2:])
+
+
+class MaskableWeight(NamedTuple):
+    """A weight that ``sparsify`` may mask: ``parameter`` is ``module``'s attribute ``attribute``."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    parameter: Parameter
+    neurons: Neurons
+
+
+def neurons_of(module: nn.Module) -> Neurons:
+    """Where the neurons of ``module.weight`` lie; dimension 0 for a module of unknown type."""
+    if isinstance(module, _DIM_1_IS_NEURONS):
+        return Neurons(dim=1, groups=module.groups)
+    return Neurons()
+
+
+def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[MaskableWeight]:
+    """The weights of all ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` layers, in model order.
+
+    A weight shared by several layers is yielded once, under its first name. Biases and normalisation
+    parameters are never among them.
+
+    Args:
+        model: any module.
+        exclude: names, or shell-style patterns, of layers (``"fc"``, ``"layer1.*"``) or of their
+            weights (``"fc.weight"``) to leave out.
+
+    Raises:
+        TypeError: ``exclude`` is a single string.
+        ValueError: a pattern of ``exclude`` matches no maskable weight; a weight is not initialised yet
+            (a lazy layer before its first forward pass).
+    """
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude must be a sequence of names, not one string: use exclude=({exclude!r},)")
+    matched = set()
+    seen = set()
+    for module_name, module in model.named_modules():
+        if not isinstance(module, _DIM_0_IS_NEURONS + _DIM_1_IS_NEURONS):
+            continue
+        # A parametrized layer (weight_norm, ...) computes its weight: there is no parameter to mask.
+        parameter = module._parameters.get("weight")
+        if parameter is None or id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        name = f"{module_name}.weight" if module_name else "weight"
+        hits = {pattern for pattern in exclude if any(fnmatchcase(n, pattern) for n in (module_name, name))}
+        matched |= hits
+        if hits:
+            continue
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name!r} is not initialised yet: run one forward pass before masking the model")
+        yield MaskableWeight(name, module, "weight", parameter, neurons_of(module))
+    for pattern in exclude:
+        if pattern not in matched:
+            raise ValueError(f"exclude has {pattern!r}, which matches no maskable weight of the model")

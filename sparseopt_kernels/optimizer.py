@@ -1,0 +1,366 @@
+"""The optimizer class: what users see, what is checked, and which tensors go to which backend.
+
+There is no arithmetic here: the update rule is in ``kernels``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, get_args, overload
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.nn.parameter import Parameter
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from . import kernels
+from .kernels.contract import Entry, Rule
+from .layers import Neurons
+from .masks import Correction, Masks, check_mask
+
+_OWN_KEYS = ("correction", "ham_alpha", "ham_beta", "max_grad_norm")  # what torch.optim.SGD does not have
+
+
+class SparseOpt(Optimizer):
+    r"""SGD for masked weights that corrects the gradient skew of batch normalisation (Eq. 12).
+
+    A drop-in replacement for :class:`torch.optim.SGD`. For a masked weight whose neuron ``i`` has
+    ``fan_in_i`` active weights, with ``c_i = sqrt(fan_in_i / mean fan_in of the layer)``:
+
+    .. math::
+        d &= c_i \, \gamma \, g + \lambda \, p \\
+        b &= \mu \, b + (1 - \tau) \, d \\
+        p &= M \, (p - \eta \, b), \quad b = M \, b
+
+    Everything happens in one pass over memory. ``p.grad`` is never written. Parameters without a mask
+    are updated exactly as ``torch.optim.SGD`` would. ``state_dict`` is that of ``torch.optim.SGD``: the
+    only key per parameter is ``momentum_buffer``, and checkpoints load in both directions.
+
+    A mask may be changed at any time, in place or by putting another tensor into the mapping: the
+    next step sees it, and zeroes weights and momentum outside the new mask. Writes through ``.data`` or
+    raw pointers are invisible to PyTorch's version counter: after one that may have set weights outside
+    the mask, write once more in the open (``with torch.no_grad(): p.mul_(masks[p])``).
+
+    Args:
+        params: parameters, named parameters, or parameter groups; every keyword below except ``masks``
+            and ``backend`` may be set per group.
+        lr: learning rate ``eta``, a number or a one-element tensor.
+        momentum: ``mu``.
+        dampening: ``tau``.
+        weight_decay: ``lambda``; it is not scaled by ``c_i``.
+        nesterov: Nesterov momentum; requires momentum and no dampening.
+        maximize: ascend instead of descend.
+        masks: boolean mask (True = active) of each masked parameter: a :class:`Masks`, or any mapping
+            from parameter to tensor of its shape and device. In a plain mapping, dimension 0 of a
+            weight counts the neurons; ``Masks`` knows better for ``ConvTranspose``.
+        correction: ``"layer"`` (Eq. 12), ``"unnormalized"`` (``c_i = sqrt(1 - s_i)``, the
+            preconditioner D alone) or ``"none"`` (masked SGD, the paper's baseline).
+        ham_alpha: ``alpha`` of Hyperbolic Aware Minimization (h1 = 80 in Table 4); 0 switches it off.
+        ham_beta: ``beta`` of the same. HAM applies to parameters of two or more dimensions.
+        max_grad_norm: limit for the global l2 norm of all corrected, masked gradients (Appendix F).
+            The norm is over all groups; each group is scaled by its own limit.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``; the environment variable
+            ``SPARSEOPT_BACKEND`` overrides ``"auto"``.
+        foreach, fused: accepted so that scripts keep working; the step is always fused.
+        differentiable: must be False.
+
+    Raises:
+        ValueError: a hyperparameter, a mask, or a parameter group is not valid; the message names it.
+        RuntimeError: ``differentiable=True``, or a backend was asked for by name that cannot run.
+    """
+
+    # GradScaler reads these two from the instance; deepcopy and pickle would drop instance attributes.
+    _step_supports_amp_scaling = True
+
+    _masks: Mapping[Parameter, Tensor]
+    _backend_name: str
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        masks: Mapping[Parameter, Tensor] | None = None,
+        correction: Correction = "layer",
+        ham_alpha: float = 0.0,
+        ham_beta: float = 0.0,
+        max_grad_norm: float | None = None,
+        backend: str = "auto",
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        self._backend_name = kernels.chosen_name(backend)
+        self._masks = {} if masks is None else masks
+        self._entries: list[list[Entry]] | None = None
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+            "correction": correction,
+            "ham_alpha": ham_alpha,
+            "ham_beta": ham_beta,
+            "max_grad_norm": max_grad_norm,
+        }
+        _check_group(defaults)
+        super().__init__(params, defaults)
+        self._check_masks()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as for any optimizer; its masks are those of the mapping ``masks``.
+
+        Raises:
+            ValueError: a hyperparameter of the group is not valid, or a parameter is there already.
+            RuntimeError: the backend that was asked for by name cannot update one of the parameters.
+        """
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), (Tensor, set)):
+            param_group["params"] = list(param_group["params"])
+            given = [p[1] if isinstance(p, tuple) else p for p in param_group["params"]]
+            if len({id(p) for p in given}) < len(given):
+                raise ValueError("a parameter appears twice in a parameter group")
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check_group(group)
+            for device_type in {p.device.type for p in group["params"]}:
+                kernels.backend_for(self._backend_name, device_type)
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._entries = None
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update all parameters that have a gradient.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Raises:
+            ValueError: a mask was replaced by one that does not fit its parameter, or a masked
+                parameter has a sparse gradient. Nothing has been changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item() != 0:  # a sum over devices: may exceed 1
+            return loss
+
+        owners, entries, rules = self._collect()
+        batches: dict[tuple[torch.device, torch.dtype], list[Entry]] = {}
+        for entry in entries:
+            batches.setdefault((entry.parameter.device, entry.parameter.dtype), []).append(entry)
+        calls = [(kernels.backend_for(self._backend_name, d.type), batch) for (d, _), batch in batches.items()]
+
+        self._limit_norm(rules, calls)
+        for backend, batch in calls:
+            backend.step(batch)
+        self._commit(owners, entries)
+        return loss
+
+    def _collect(self) -> tuple[list[Tensor], list[Entry], list[Rule]]:
+        """The parameters that have a gradient, their entries, checked and brought up to date, and the
+        rule of each group. Nothing that a failed step would have to take back is written."""
+        if self._entries is None or len(self._masks) != self._mask_count:
+            self._entries = self._new_entries()
+        grad_scale = getattr(self, "grad_scale", None)
+        gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+        owners: list[Tensor] = []
+        collected: list[Entry] = []
+        rules = []
+        for group, entries in zip(self.param_groups, self._entries, strict=True):
+            rule = _rule(group, gamma)
+            rules.append(rule)
+            has_momentum = rule.momentum != 0
+            for parameter, entry in zip(group["params"], entries, strict=True):
+                grad = parameter.grad
+                if grad is None:
+                    continue
+                entry.rule = rule
+                self._refresh(parameter, grad, entry, has_momentum)
+                owners.append(parameter)
+                collected.append(entry)
+        return owners, collected, rules
+
+    def _refresh(self, parameter: Parameter, grad: Tensor, entry: Entry, has_momentum: bool) -> None:
+        if entry.masked:
+            mask = self._masks[parameter]
+            if mask is not entry.mask or mask._version != entry.mask_version:
+                check_mask(mask, parameter, entry.name)
+                entry.mask, entry.mask_version = mask, mask._version
+                entry.plan = None
+                entry.stale = True
+            if grad.layout is not torch.strided:
+                raise ValueError(
+                    f"{entry.name!r} has a mask and a gradient of layout {grad.layout}, it must be torch.strided"
+                )
+            if parameter._version != entry.parameter_version:
+                entry.stale = True
+        buffer = None
+        if has_momentum:
+            state = self.state.get(parameter)
+            buffer = state.get("momentum_buffer") if state else None
+            entry.first_step = buffer is None
+            if buffer is None:
+                buffer = torch.zeros_like(parameter)
+        if buffer is not entry.momentum_buffer or (
+            buffer is not None and buffer._version != entry.buffer_version
+        ):
+            entry.stale = True
+        entry.parameter = parameter
+        entry.grad = grad
+        entry.momentum_buffer = buffer
+        if parameter.is_complex():
+            _view_as_real(entry)
+
+    def _limit_norm(self, rules: list[Rule], calls: list[tuple[ModuleType, list[Entry]]]) -> None:
+        """Put the gradient-norm coefficient of Appendix F into the rules of the groups that ask for it."""
+        limits = [group["max_grad_norm"] for group in self.param_groups]
+        if all(limit is None for limit in limits):
+            return
+        norm = math.sqrt(sum(backend.squared_norm(batch) for backend, batch in calls))
+        for rule, limit in zip(rules, limits, strict=True):
+            if limit is not None:
+                rule.gamma /= max(norm * rule.gamma / limit, 1.0)
+
+    def _commit(self, owners: list[Tensor], entries: list[Entry]) -> None:
+        # Kernels write through pointers: autograd must still notice a weight that changed under it.
+        increment_version(owners)
+        for owner, entry in zip(owners, entries, strict=True):
+            buffer = entry.momentum_buffer
+            if entry.first_step:
+                assert buffer is not None
+                entry.first_step = False
+                self.state[owner]["momentum_buffer"] = (
+                    torch.view_as_complex(buffer) if owner.is_complex() else buffer
+                )
+            if entry.masked:
+                entry.stale = False
+                entry.parameter_version = owner._version
+                entry.buffer_version = -1 if buffer is None else buffer._version
+
+    def _new_entries(self) -> list[list[Entry]]:
+        self._check_masks()
+        masks = self._masks
+        names = self._names()
+        self._mask_count = len(masks)
+
+        def new_entry(p: Parameter) -> Entry:
+            neurons = masks.neurons(p) if isinstance(masks, Masks) and p in masks else Neurons()
+            return Entry(p, names[p], neurons, masked=p in masks)
+
+        return [[new_entry(p) for p in group["params"]] for group in self.param_groups]
+
+    def _check_masks(self) -> None:
+        names = self._names()
+        for parameter, mask in self._masks.items():
+            if parameter not in names:
+                raise ValueError(
+                    f"masks has a mask for {_mask_owner(self._masks, parameter)}, "
+                    "which is not among the optimizer's parameters"
+                )
+            check_mask(mask, parameter, names[parameter])
+
+    def _names(self) -> dict[Tensor, str]:
+        """What error messages call each parameter."""
+        names: dict[Tensor, str] = {}
+        for i, group in enumerate(self.param_groups):
+            for j, parameter in enumerate(group["params"]):
+                names[parameter] = f"param_groups[{i}]['params'][{j}]"
+            names.update(zip(group["params"], group.get("param_names", ()), strict=False))
+        if isinstance(self._masks, Masks):
+            names.update({p: name for name, p in self._masks.named().items() if p in names})
+        return names
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_masks": self._masks, "_backend_name": self._backend_name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # From load_state_dict, groups may be those of torch.optim.SGD: what it has no word for stays.
+        former = self.__dict__.get("param_groups")
+        super().__setstate__(state)
+        for i, group in enumerate(self.param_groups):
+            for key in _OWN_KEYS:
+                group.setdefault(key, former[i][key] if former else self.defaults[key])
+        self._entries = None
+
+
+def _rule(group: dict[str, Any], gamma: float) -> Rule:
+    return Rule(
+        float(group["lr"]),
+        group["momentum"],
+        group["dampening"],
+        float(group["weight_decay"]),
+        group["nesterov"],
+        group["maximize"],
+        group["correction"],
+        group["ham_alpha"],
+        group["ham_beta"],
+        gamma,
+    )
+
+
+def _view_as_real(entry: Entry) -> None:
+    """Complex numbers are updated as pairs of real ones: every operation of the rule is real-linear, and
+    a mask with each element doubled has the same ratios of fan-in."""
+    grad = entry.grad.to_dense() if entry.grad.layout is not torch.strided else entry.grad
+    entry.parameter = torch.view_as_real(entry.parameter)
+    entry.grad = torch.view_as_real(grad.resolve_conj())
+    if entry.momentum_buffer is not None:
+        entry.momentum_buffer = torch.view_as_real(entry.momentum_buffer)
+    if entry.mask is not None:
+        entry.mask = entry.mask.unsqueeze(-1).expand(*entry.mask.shape, 2)
+        entry.plan = None
+
+
+def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:
+    if isinstance(masks, Masks):
+        return next(repr(name) for name, p in masks.named().items() if p is parameter)
+    return f"a parameter of shape {tuple(parameter.shape)}"
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Raise ``ValueError``, naming the hyperparameter, unless all of them are valid."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr is a tensor of {lr.numel()} elements, it must have one")
+    for name in ("lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta"):
+        value = float(group[name])
+        if not (math.isfinite(value) and value >= 0.0):
+            raise ValueError(f"{name} is {value}, it must be a finite number >= 0")
+    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+        raise ValueError(
+            f"nesterov=True with momentum={group['momentum']} and dampening={group['dampening']}: "
+            "it requires momentum > 0 and dampening = 0"
+        )
+    limit = group["max_grad_norm"]
+    if limit is not None and not limit > 0:
+        raise ValueError(f"max_grad_norm is {limit}, it must be > 0, or None for no limit")
+    if group["correction"] not in get_args(Correction):
+        raise ValueError(f"correction is {group['correction']!r}, it must be one of {get_args(Correction)}")
+    if group["differentiable"]:
+        raise RuntimeError("differentiable=True is not supported: the step is not differentiable")
+    if group["foreach"] and group["fused"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")

@@ -1,0 +1,263 @@
+"""Dynamic sparse training: when masks change, by how much, and what is remembered of it (SET, RigL).
+
+Which weights are chosen is in ``mask_update.py``. Nothing here knows the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from ..layers import Neurons
+from ..masks import Masks, check_mask
+from .mask_update import corrected_magnitude, cosine_fraction, drop_smallest, grow_largest, grow_random
+from .seeding import generator
+
+
+class _DynamicTopology:
+    """What SET and RigL share: all but the choice of the weights that grow."""
+
+    _settings: ClassVar[tuple[str, ...]] = ("drop_fraction", "update_every", "stop_at", "seed")
+
+    def __init__(
+        self,
+        masks: Mapping[Parameter, Tensor],
+        drop_fraction: float,
+        update_every: int,
+        stop_at: float,
+        seed: int,
+    ) -> None:
+        if not masks:
+            raise ValueError("masks is empty, it must have at least one masked parameter")
+        if not 0.0 <= drop_fraction <= 1.0:
+            raise ValueError(f"drop_fraction is {drop_fraction}, it must be in [0, 1]")
+        if not (update_every >= 1 and update_every == int(update_every)):
+            raise ValueError(f"update_every is {update_every}, it must be an integer of at least 1 (steps)")
+        if not stop_at > 0.0:
+            raise ValueError(f"stop_at is {stop_at}, it must be positive (steps)")
+        names = {p: n for n, p in masks.named().items()} if isinstance(masks, Masks) else {}
+        for layer, (parameter, mask) in enumerate(masks.items()):
+            check_mask(mask, parameter, names.get(parameter, f"parameter {layer}"))
+        self.masks = masks
+        self.drop_fraction = float(drop_fraction)
+        self.update_every = int(update_every)
+        self.stop_at = float(stop_at)
+        self.seed = int(seed)
+        self._step = 0
+        self._due = False
+        self._explored = [mask.clone() for mask in masks.values()]
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Count one training step, and update the masks if an update is due.
+
+        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``.
+
+        Returns:
+            True when a mask changed. False when no update was due, when it was postponed, or when
+            every dropped weight grew again.
+        """
+        self._step += 1
+        self._due |= self._step % self.update_every == 0
+        if not self._due or self._step >= self.stop_at:
+            return False
+        self._check_ready()
+        gradients = [parameter.grad for parameter in self.masks if parameter.grad is not None]
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return False
+        self._due = False
+        changes = [self._update(layer, *item) for layer, item in enumerate(self.masks.items())]
+        return any(changes)
+
+    def _update(self, layer: int, parameter: Parameter, mask: Tensor) -> bool:
+        """Drop and grow in one layer, in place."""
+        active = int(mask.sum())
+        k = int(cosine_fraction(self.drop_fraction, self._step, self.stop_at) * active)
+        if k == 0 or active == mask.numel() or not self._can_grow(parameter):
+            return False
+        kept = drop_smallest(mask, parameter.abs(), k)
+        grown = self._grow(layer, parameter, mask, kept, k)
+        if torch.equal(grown, mask):
+            return False
+        self._explored[layer] = self._explored[layer].to(mask.device) | mask | grown
+        # What was inactive starts at 0 even if the caller never zeroed it; what regrew keeps its value.
+        parameter.masked_fill_(~(mask & grown), 0)
+        mask.copy_(grown)
+        return True
+
+    def _check_ready(self) -> None:
+        """Raise if an update that is due cannot be made at all."""
+
+    def _can_grow(self, parameter: Parameter) -> bool:
+        raise NotImplementedError
+
+    def _grow(self, layer: int, parameter: Parameter, mask: Tensor, kept: Tensor, k: int) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def exploration_rate(self) -> float:
+        """R_m, the in-time over-parameterisation rate of Liu et al. (2021), in [0, 1].
+
+        The number of weights that have been active at some time (in the initial masks, in any since, or
+        now), divided by the number of elements of the masked parameters.
+        """
+        explored = self._explored_so_far()
+        return sum(int(union.sum()) for union in explored) / max(1, sum(union.numel() for union in explored))
+
+    def _explored_so_far(self) -> list[Tensor]:
+        # The current mask is there for those who write into their masks themselves.
+        pairs = zip(self._explored, self.masks.values(), strict=True)
+        return [union.to(mask.device) | mask for union, mask in pairs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs beside the model (whose buffers are the masks) and the optimizer.
+
+        The settings, the number of steps, whether a postponed update is due, and, as a list of boolean
+        tensors in the order of ``masks``, the weights explored so far. Python numbers, strings and
+        tensors only: it survives ``torch.load(weights_only=True)``.
+        """
+        settings = {name: getattr(self, name) for name in self._settings}
+        return {**settings, "step": self._step, "due": self._due, "explored": self._explored_so_far()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where the run that made ``state_dict`` was: from here on, bit for bit the same.
+
+        The settings are replaced by the saved ones, as in PyTorch's optimizers and schedulers. The masks
+        themselves come with the model's ``state_dict`` (or are the caller's to restore).
+
+        Raises:
+            ValueError: ``state_dict`` is another class's, or of masks of other shapes.
+        """
+        expected = {*self._settings, "step", "due", "explored"}
+        if set(state_dict) != expected:
+            raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")
+        shapes = [tuple(union.shape) for union in state_dict["explored"]]
+        own_shapes = [tuple(union.shape) for union in self._explored]
+        if shapes != own_shapes:
+            raise ValueError(f"state_dict has masks of shapes {shapes}, they must be {own_shapes}")
+        for name in self._settings:
+            setattr(self, name, state_dict[name])
+        self._step = state_dict["step"]
+        self._due = state_dict["due"]
+        pairs = zip(state_dict["explored"], self.masks.values(), strict=True)
+        self._explored = [union.clone().to(mask.device) for union, mask in pairs]
+
+
+class SET(_DynamicTopology):
+    """Sparse evolutionary training (Mocanu et al. 2018): drop by magnitude, grow at random.
+
+    ``loss.backward(); dst.step(); opt.step()``: call it once per optimizer step. Step ``t`` (1 for the
+    first call) updates the masks when ``t`` is a multiple of ``update_every`` and ``t < stop_at``. In
+    each layer the ``int(f(t) * nnz)`` active weights of smallest magnitude are dropped, with
+    ``f(t) = drop_fraction / 2 * (1 + cos(pi * t / stop_at))``, and as many are grown, uniformly at
+    random among all those not kept. So ``nnz`` of a layer never changes. A weight that was just dropped
+    may grow again, and then keeps its value; one that becomes active starts at 0.
+
+    The masks are written in place, and the parameter is zeroed outside its new mask. The optimizer is
+    not touched: ``SparseOpt`` sees the write and clears the momentum of what was dropped.
+
+    A non-finite gradient on a masked parameter (the overflow of a loss scale) postpones the update to
+    the next step whose gradients are finite: nothing is dropped, grown or drawn. A parameter that does
+    not require a gradient keeps its mask. No other use is made of gradients.
+
+    The random choices depend on (``seed``, layer, step) alone, and are drawn on the CPU: they are the
+    same on every device, on every rank of a distributed run, and after a resume.
+
+    Args:
+        masks: boolean masks (True = active) by parameter, a :class:`Masks` or a dict.
+        drop_fraction: fraction of the active weights that the first updates drop, in [0, 1].
+        update_every: steps between updates.
+        stop_at: step from which on the masks stay as they are; 0.75 of all steps is usual (RigL).
+            ``math.inf`` for a constant fraction and no end.
+        seed: of the random choices.
+
+    Raises:
+        ValueError: an argument is out of range, ``masks`` is empty, or a mask is not boolean or not of
+            its parameter's shape.
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[Parameter, Tensor],
+        drop_fraction: float = 0.3,
+        update_every: int = 100,
+        *,
+        stop_at: float,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(masks, drop_fraction, update_every, stop_at, seed)
+
+    def _can_grow(self, parameter: Parameter) -> bool:
+        # What grows in a frozen parameter would stay 0.
+        return parameter.requires_grad
+
+    def _grow(self, layer: int, parameter: Parameter, mask: Tensor, kept: Tensor, k: int) -> Tensor:
+        return grow_random(kept, k, generator(self.seed, layer, self._step))
+
+
+class RigL(_DynamicTopology):
+    """Rigging the lottery (Evci et al. 2020): drop by magnitude, grow where the gradient is largest.
+
+    ``loss.backward(); dst.step(); opt.step()``: call it once per optimizer step, while the gradients of
+    that step are there. When masks change, how many weights drop, and what happens to the parameter and
+    to the optimizer is as in :class:`SET`; but the weights that grow are those of largest dense gradient
+    among all those not kept. Of equal gradients, a weight that was just dropped comes before an inactive
+    one, and then the lower index first.
+
+    Only the ranking counts: a loss scale need not be undone first. Gradients accumulated over
+    micro-batches are ranked as they are summed. Gradients must be averaged over the ranks before the
+    call, as ``DistributedDataParallel`` does in ``backward``; then every rank grows the same weights.
+
+    A non-finite gradient on a masked parameter postpones the update to the next step whose gradients are
+    finite. A parameter without a gradient (frozen, or unused in this step) keeps its mask.
+
+    Args:
+        masks, drop_fraction, update_every, stop_at: as in :class:`SET`.
+        regrow: ``"original"`` ranks by ``|p.grad|``, which the paper found better; ``"corrected"`` by
+            ``c_i * |p.grad|`` with ``c_i = sqrt(fan_in_i / mean fan-in)`` of the mask before the update,
+            the gradient that SparseOpt applies (Section 5.2, Figures 5 and 10). There, a neuron without
+            active weights has ``c_i = 0`` and so grows last.
+        seed: accepted so that SET and RigL can take each other's place; RigL leaves nothing to chance.
+
+    Raises:
+        ValueError: as in :class:`SET`, or ``regrow`` is unknown.
+        RuntimeError: from ``step()``, when an update is due and no masked parameter has a gradient.
+    """
+
+    _settings = (*_DynamicTopology._settings, "regrow")
+
+    def __init__(
+        self,
+        masks: Mapping[Parameter, Tensor],
+        drop_fraction: float = 0.3,
+        update_every: int = 100,
+        *,
+        stop_at: float,
+        regrow: Literal["original", "corrected"] = "original",
+        seed: int = 0,
+    ) -> None:
+        if regrow not in ("original", "corrected"):
+            raise ValueError(f"regrow is {regrow!r}, it must be 'original' or 'corrected'")
+        super().__init__(masks, drop_fraction, update_every, stop_at, seed)
+        self.regrow = regrow
+
+    def _check_ready(self) -> None:
+        if all(parameter.grad is None for parameter in self.masks):
+            raise RuntimeError(
+                "RigL ranks by gradients and no masked parameter has one: "
+                "call step() after loss.backward() and before opt.zero_grad()"
+            )
+
+    def _can_grow(self, parameter: Parameter) -> bool:
+        return parameter.grad is not None
+
+    def _grow(self, layer: int, parameter: Parameter, mask: Tensor, kept: Tensor, k: int) -> Tensor:
+        assert parameter.grad is not None
+        if self.regrow == "original":
+            return grow_largest(kept, mask, parameter.grad.abs(), k)
+        neurons = self.masks.neurons(parameter) if isinstance(self.masks, Masks) else Neurons()
+        return grow_largest(kept, mask, corrected_magnitude(parameter.grad, mask, neurons), k)

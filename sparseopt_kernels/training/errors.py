@@ -1,0 +1,14 @@
+"""What the command line prints and ends with, in place of a traceback."""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Something the user can put right: the message says what to do, ``exit_code`` is the process's.
+
+    2 is for what stops a run before it starts (options, data, packages), 1 for what stops it later.
+    """
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

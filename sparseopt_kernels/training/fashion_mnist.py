@@ -1,0 +1,145 @@
+"""Where the four files of Fashion-MNIST are found, or how they are fetched, and how they are read.
+
+In this order: the folder the user names; the folder of Debian's package ``dataset-fashion-mnist``; the
+cache; a download into the cache.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import struct
+import sys
+import urllib.request
+import zlib
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .atomic import write_atomically
+from .errors import TrainingError
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+# SHA-256 of the files whose MD5 sums are in the README of the first mirror's repository. The checksum is
+# what makes the second one, which has no https, as good as the first.
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+MIRRORS = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
+_TIMEOUT_SECONDS = 30
+_LARGEST_FILE = 1 << 28  # bytes: several times the largest of the four, unpacked
+
+_WAYS = f"""Fashion-MNIST can be had in three ways:
+  - on Debian or Ubuntu: apt install dataset-fashion-mnist (it is then found in {DEBIAN_FOLDER});
+  - with a network: run the same command again, and it is downloaded and checked;
+  - copy {", ".join(SHA256)} from https://github.com/zalandoresearch/fashion-mnist (data/fashion) into a
+    folder, and name it with --data-dir FOLDER."""
+
+
+def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training images and labels, test images and labels: uint8, ``(N, 28, 28)`` and ``(N,)``.
+
+    Args:
+        data_dir: a folder with the four files, as they are or unpacked (without ``.gz``).
+
+    Raises:
+        TrainingError: a file is missing and cannot be downloaded, or is not what it should be.
+    """
+    folder = _folder(data_dir)
+    images_train, labels_train, images_test, labels_test = (read_idx(_find(folder, name)) for name in SHA256)
+    for images, labels in ((images_train, labels_train), (images_test, labels_test)):
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or len(images) < 2:
+            raise TrainingError(
+                f"the files in {folder} do not fit together: images of shape {tuple(images.shape)} and "
+                f"labels of shape {tuple(labels.shape)}.\n{_WAYS}"
+            )
+    return images_train, labels_train, images_test, labels_test
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sparseopt_kernels" / "fashion-mnist"
+
+
+def _folder(data_dir: Path | None) -> Path:
+    if data_dir is not None:
+        missing = [name for name in SHA256 if _find(data_dir, name) is None]
+        if missing:
+            raise TrainingError(f"--data-dir {data_dir} has no {', no '.join(missing)}.\n{_WAYS}")
+        return data_dir
+    for folder in (DEBIAN_FOLDER, cache_folder()):
+        if all(_find(folder, name) for name in SHA256):
+            return folder
+    for name in SHA256:
+        if _find(cache_folder(), name) is None:
+            _download(name, cache_folder())
+    return cache_folder()
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The file, or its unpacked form."""
+    return next((p for p in (folder / name, folder / name.removesuffix(".gz")) if p.is_file()), None)
+
+
+def _download(name: str, folder: Path) -> None:
+    failures = []
+    for mirror in MIRRORS:
+        print(f"downloading {mirror}{name}", file=sys.stderr)
+        try:
+            with urllib.request.urlopen(mirror + name, timeout=_TIMEOUT_SECONDS) as response:
+                content: bytes = response.read(_LARGEST_FILE)
+        except (OSError, ValueError) as error:  # URLError is an OSError, HTTPException is not
+            failures.append(f"  {mirror}{name}: {error}")
+            continue
+        digest = hashlib.sha256(content).hexdigest()
+        if digest == SHA256[name]:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / name, content)
+            except OSError as error:
+                raise TrainingError(f"cannot keep the download in {folder}: {error}") from error
+            return
+        failures.append(
+            f"  {mirror}{name}: the checksum is wrong (SHA-256 {digest}, it must be {SHA256[name]}); "
+            "nothing was kept"
+        )
+    raise TrainingError("\n".join([f"cannot download {name}:", *failures, _WAYS]))
+
+
+def read_idx(path: Path | None) -> Tensor:
+    """The unsigned bytes of an IDX file, packed with gzip or not, in the shape that its header gives.
+
+    Raises:
+        TrainingError: the file cannot be read, or is not an IDX file of unsigned bytes, or is cut short.
+    """
+    assert path is not None
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TrainingError(f"cannot read {path}: {error}") from error
+    # Two zero bytes, the type (8: unsigned byte), the number of dimensions, then each as big-endian uint32.
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
+        raise TrainingError(f"{path} is not an IDX file of unsigned bytes: its header is {content[:4].hex()!r}")
+    ndim = content[3]
+    shape = struct.unpack(f">{ndim}I", content[4 : 4 + 4 * ndim])
+    values = content[4 + 4 * ndim :]
+    if len(values) != prod(shape):
+        raise TrainingError(
+            f"{path} is damaged: its header promises {prod(shape)} values of shape {shape}, it has {len(values)}"
+        )
+    if not values:
+        raise TrainingError(f"{path} is empty: its header says shape {shape}")
+    return torch.frombuffer(bytearray(values), dtype=torch.uint8).view(shape)

@@ -1,0 +1,93 @@
+"""The networks of the command line and the benchmarks. All have batch normalisation, whose effect on
+sparse layers is what SparseOpt corrects. Nothing here knows of masks.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+MODELS = ("mlp", "convnet", "resnet20")
+
+
+def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The model ``name`` of :data:`MODELS` for images of shape ``(channels, height, width)``."""
+    channels, height, width = image_shape
+    if name == "mlp":
+        return mlp(channels * height * width, num_classes)
+    if name == "convnet":
+        return convnet(channels, num_classes)
+    if name == "resnet20":
+        return resnet20(channels, num_classes)
+    raise ValueError(f"model is {name!r}, it must be one of {', '.join(map(repr, MODELS))}")
+
+
+def mlp(in_features: int, num_classes: int, hidden: tuple[int, ...] = (512, 256, 128)) -> nn.Sequential:
+    """Linear, batch norm and ReLU for each width in ``hidden``, then a linear classifier.
+
+    Takes ``(N, ...)`` with ``in_features`` elements per example.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, width in pairwise((in_features, *hidden)):
+        layers += [nn.Linear(fan_in, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], num_classes))
+
+
+def convnet(
+    in_channels: int, num_classes: int, widths: tuple[int, ...] = (32, 64, 128)
+) -> nn.Sequential:
+    """3x3 convolution, batch norm and ReLU for each width, all but the first with stride 2; then the mean
+    over the image and a linear classifier. Takes ``(N, in_channels, H, W)`` of any size."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, width) in enumerate(pairwise((in_channels, *widths))):
+        layers += [_conv3x3(fan_in, width, stride=1 if i == 0 else 2), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, _GlobalMean(), nn.Linear(widths[-1], num_classes))
+
+
+def resnet20(in_channels: int, num_classes: int) -> nn.Sequential:
+    """The ResNet-20 of He et al. (2016) for small images, with their parameter-free shortcuts (option A).
+
+    19 convolutions, 19 batch norms and a classifier: 59 parameter tensors, 0.27 million parameters.
+    Takes ``(N, in_channels, H, W)`` of any size.
+    """
+    layers: list[nn.Module] = [_conv3x3(in_channels, 16), nn.BatchNorm2d(16), nn.ReLU()]
+    for fan_in, width, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+        layers += [_Block(fan_in, width, stride), _Block(width, width), _Block(width, width)]
+    model = nn.Sequential(*layers, _GlobalMean(), nn.Linear(64, num_classes))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut that subsamples and pads with zero channels."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, channels, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv3x3(channels, channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.new_channels = channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        half = self.new_channels // 2
+        shortcut = F.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half))
+        return F.relu(out + shortcut)
+
+
+class _GlobalMean(nn.Module):
+    # AdaptiveAvgPool2d(1) adds in no fixed order in its backward pass on a GPU; mean() does.
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
