@@ -27,18 +27,41 @@ Correction correction_named(const std::string& name) {
   throw std::invalid_argument("correction is '" + name + "', it must be layer, unnormalized or none");
 }
 
-std::vector<Update> updates_of(const std::vector<const Tensor*>& tensors, const std::vector<uintptr_t>& grads,
+// The tensors of a batch, and which parameter group (rule) each belongs to.
+struct Table {
+  std::vector<const Tensor*> tensors;
+  std::vector<size_t> groups;
+};
+
+// What changes from step to step: the gradients' addresses, one rule per group, and flags per tensor.
+std::vector<Update> updates_of(const Table& table, const std::vector<uintptr_t>& grads,
                                const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
                                const std::vector<bool>& stale) {
-  const size_t count = tensors.size();
-  if (grads.size() != count || rules.size() != count || first_steps.size() != count || stale.size() != count)
-    throw std::invalid_argument("tensors, grads, rules, first_steps and stale must be of one length");
+  const size_t count = table.tensors.size();
+  if (grads.size() != count || first_steps.size() != count || stale.size() != count)
+    throw std::invalid_argument("grads, first_steps and stale must have one element per tensor");
   std::vector<Update> updates;
   updates.reserve(count);
   for (size_t i = 0; i < count; ++i)
-    updates.push_back(
-        {tensors[i], reinterpret_cast<const void*>(grads[i]), rules[i], first_steps[i], stale[i]});
+    updates.push_back({table.tensors[i], reinterpret_cast<const void*>(grads[i]),
+                       rules.at(table.groups[i]), first_steps[i], stale[i]});
   return updates;
+}
+
+// Defines a Python function that calls `function` (step or squared_norm) without the GIL.
+template <class Function>
+void define_over_table(py::module_& module, const char* name, Function function) {
+  module.def(
+      name,
+      [function](const Table& table, const std::vector<uintptr_t>& grads,
+                 const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
+                 const std::vector<bool>& stale, int threads) {
+        const std::vector<Update> updates = updates_of(table, grads, rules, first_steps, stale);
+        py::gil_scoped_release release;
+        return function(updates, threads);
+      },
+      py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("first_steps"), py::arg("stale"),
+      py::arg("threads"));
 }
 
 py::dict build_info() {
@@ -97,30 +120,16 @@ PYBIND11_MODULE(_native, module) {
                     maximize, correction_named(correction), ham_alpha, ham_beta, gamma};
       }));
 
-  module.def(
-      "step",
-      [](const std::vector<const Tensor*>& tensors, const std::vector<uintptr_t>& grads,
-         const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
-         const std::vector<bool>& stale, int threads) {
-        const std::vector<Update> updates = updates_of(tensors, grads, rules, first_steps, stale);
-        py::gil_scoped_release release;
-        step(updates, threads);
-      },
-      py::arg("tensors"), py::arg("grads"), py::arg("rules"), py::arg("first_steps"), py::arg("stale"),
-      py::arg("threads"));
+  py::class_<Table>(module, "Table")
+      .def(py::init([](const std::vector<const Tensor*>& tensors, const std::vector<size_t>& groups) {
+             if (tensors.size() != groups.size())
+               throw std::invalid_argument("tensors and groups must be of one length");
+             return Table{tensors, groups};
+           }),
+           py::arg("tensors"), py::arg("groups"), py::keep_alive<1, 2>());
 
-  module.def(
-      "squared_norm",
-      [](const std::vector<const Tensor*>& tensors, const std::vector<uintptr_t>& grads,
-         const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
-         const std::vector<bool>& stale, int threads) {
-        const std::vector<Update> updates = updates_of(tensors, grads, rules, first_steps, stale);
-        py::gil_scoped_release release;
-        return squared_norm(updates, threads);
-      },
-      py::arg("tensors"), py::arg("grads"), py::arg("rules"), py::arg("first_steps"), py::arg("stale"),
-      py::arg("threads"));
-
+  define_over_table(module, "step", step);
+  define_over_table(module, "squared_norm", squared_norm);
   module.def("available_isas", &available_isas);
   module.def("build_info", &build_info);
 }

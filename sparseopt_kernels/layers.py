@@ -90,7 +90,9 @@ def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[
         if hits:
             continue
         if isinstance(parameter, UninitializedParameter):
-            raise ValueError(f"{name!r} is not initialised yet: run one forward pass before masking the model")
+            raise ValueError(
+                f"{name!r} is not initialised yet: run one forward pass before masking the model"
+            )
         yield MaskableWeight(name, module, "weight", parameter, neurons_of(module))
     for pattern in exclude:
         if pattern not in matched:

@@ -59,6 +59,10 @@ class Masks(Mapping[Parameter, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def tensors(self) -> list[Tensor]:
+        """All masks, in the order of iteration: ``list(self.values())``, sooner."""
+        return [module._buffers[buffer] for _, module, buffer in self._places.values()]  # type: ignore[misc]
+
     # Mapping compares items, and comparing tensors gives tensors.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -77,11 +81,11 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def nnz(self) -> int:
         """The number of active weights in all masks."""
-        return sum(int(mask.sum()) for mask in self.values())
+        return sum(int(mask.count_nonzero()) for mask in self.values())
 
     def sparsity(self) -> float:
         """The fraction of the masked parameters' weights that is inactive, in [0, 1]."""
-        return 1.0 - self.nnz() / sum(mask.numel() for mask in self.values())
+        return 1.0 - self.nnz() / max(1, sum(mask.numel() for mask in self.values()))
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} parameters, {self.nnz()} active weights, sparsity {self.sparsity():.4f})"
@@ -89,7 +93,7 @@ class Masks(Mapping[Parameter, Tensor]):
 
 def fan_in(mask: Tensor, neurons: Neurons) -> Tensor:
     """``fan_in_i``, the number of active weights of each neuron: int64, of shape ``(neurons,)``."""
-    return mask.reshape(neurons.grid(mask.shape)).sum(dim=(1, 3)).flatten()
+    return mask.reshape(neurons.grid(mask.shape)).count_nonzero(dim=(1, 3)).flatten()
 
 
 def correction_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer") -> Tensor:

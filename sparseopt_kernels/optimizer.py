@@ -12,13 +12,12 @@ from typing import Any, get_args, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
-from .kernels.contract import Entry, Rule
-from .layers import Neurons
+from .batching import Batcher
+from .kernels.contract import Batch, Rule
 from .masks import Correction, Masks, check_mask
 
 _OWN_KEYS = ("correction", "ham_alpha", "ham_beta", "max_grad_norm")  # what torch.optim.SGD does not have
@@ -100,7 +99,7 @@ class SparseOpt(Optimizer):
     ) -> None:
         self._backend_name = kernels.chosen_name(backend)
         self._masks = {} if masks is None else masks
-        self._entries: list[list[Entry]] | None = None
+        self._batcher: Batcher | None = None
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -141,7 +140,7 @@ class SparseOpt(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        self._entries = None
+        self._batcher = None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -168,74 +167,23 @@ class SparseOpt(Optimizer):
         if found_inf is not None and found_inf.item() != 0:  # a sum over devices: may exceed 1
             return loss
 
-        owners, entries, rules = self._collect()
-        batches: dict[tuple[torch.device, torch.dtype], list[Entry]] = {}
-        for entry in entries:
-            batches.setdefault((entry.parameter.device, entry.parameter.dtype), []).append(entry)
-        calls = [(kernels.backend_for(self._backend_name, d.type), batch) for (d, _), batch in batches.items()]
-
+        grad_scale = getattr(self, "grad_scale", None)
+        gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+        rules = [_rule(group, gamma) for group in self.param_groups]
+        if self._batcher is None or not self._batcher.is_about(self.param_groups):
+            self._check_masks()
+            self._batcher = Batcher(self.param_groups, self._masks, self._names())
+        calls = [
+            (kernels.backend_for(self._backend_name, batch.entries[0].parameter.device.type), batch)
+            for batch in self._batcher.collect(self.state, rules)
+        ]
         self._limit_norm(rules, calls)
         for backend, batch in calls:
             backend.step(batch)
-        self._commit(owners, entries)
+        self._batcher.commit(self.state)
         return loss
 
-    def _collect(self) -> tuple[list[Tensor], list[Entry], list[Rule]]:
-        """The parameters that have a gradient, their entries, checked and brought up to date, and the
-        rule of each group. Nothing that a failed step would have to take back is written."""
-        if self._entries is None or len(self._masks) != self._mask_count:
-            self._entries = self._new_entries()
-        grad_scale = getattr(self, "grad_scale", None)
-        gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
-        owners: list[Tensor] = []
-        collected: list[Entry] = []
-        rules = []
-        for group, entries in zip(self.param_groups, self._entries, strict=True):
-            rule = _rule(group, gamma)
-            rules.append(rule)
-            has_momentum = rule.momentum != 0
-            for parameter, entry in zip(group["params"], entries, strict=True):
-                grad = parameter.grad
-                if grad is None:
-                    continue
-                entry.rule = rule
-                self._refresh(parameter, grad, entry, has_momentum)
-                owners.append(parameter)
-                collected.append(entry)
-        return owners, collected, rules
-
-    def _refresh(self, parameter: Parameter, grad: Tensor, entry: Entry, has_momentum: bool) -> None:
-        if entry.masked:
-            mask = self._masks[parameter]
-            if mask is not entry.mask or mask._version != entry.mask_version:
-                check_mask(mask, parameter, entry.name)
-                entry.mask, entry.mask_version = mask, mask._version
-                entry.plan = None
-                entry.stale = True
-            if grad.layout is not torch.strided:
-                raise ValueError(
-                    f"{entry.name!r} has a mask and a gradient of layout {grad.layout}, it must be torch.strided"
-                )
-            if parameter._version != entry.parameter_version:
-                entry.stale = True
-        buffer = None
-        if has_momentum:
-            state = self.state.get(parameter)
-            buffer = state.get("momentum_buffer") if state else None
-            entry.first_step = buffer is None
-            if buffer is None:
-                buffer = torch.zeros_like(parameter)
-        if buffer is not entry.momentum_buffer or (
-            buffer is not None and buffer._version != entry.buffer_version
-        ):
-            entry.stale = True
-        entry.parameter = parameter
-        entry.grad = grad
-        entry.momentum_buffer = buffer
-        if parameter.is_complex():
-            _view_as_real(entry)
-
-    def _limit_norm(self, rules: list[Rule], calls: list[tuple[ModuleType, list[Entry]]]) -> None:
+    def _limit_norm(self, rules: list[Rule], calls: list[tuple[ModuleType, Batch]]) -> None:
         """Put the gradient-norm coefficient of Appendix F into the rules of the groups that ask for it."""
         limits = [group["max_grad_norm"] for group in self.param_groups]
         if all(limit is None for limit in limits):
@@ -244,34 +192,6 @@ class SparseOpt(Optimizer):
         for rule, limit in zip(rules, limits, strict=True):
             if limit is not None:
                 rule.gamma /= max(norm * rule.gamma / limit, 1.0)
-
-    def _commit(self, owners: list[Tensor], entries: list[Entry]) -> None:
-        # Kernels write through pointers: autograd must still notice a weight that changed under it.
-        increment_version(owners)
-        for owner, entry in zip(owners, entries, strict=True):
-            buffer = entry.momentum_buffer
-            if entry.first_step:
-                assert buffer is not None
-                entry.first_step = False
-                self.state[owner]["momentum_buffer"] = (
-                    torch.view_as_complex(buffer) if owner.is_complex() else buffer
-                )
-            if entry.masked:
-                entry.stale = False
-                entry.parameter_version = owner._version
-                entry.buffer_version = -1 if buffer is None else buffer._version
-
-    def _new_entries(self) -> list[list[Entry]]:
-        self._check_masks()
-        masks = self._masks
-        names = self._names()
-        self._mask_count = len(masks)
-
-        def new_entry(p: Parameter) -> Entry:
-            neurons = masks.neurons(p) if isinstance(masks, Masks) and p in masks else Neurons()
-            return Entry(p, names[p], neurons, masked=p in masks)
-
-        return [[new_entry(p) for p in group["params"]] for group in self.param_groups]
 
     def _check_masks(self) -> None:
         names = self._names()
@@ -304,7 +224,7 @@ class SparseOpt(Optimizer):
         for i, group in enumerate(self.param_groups):
             for key in _OWN_KEYS:
                 group.setdefault(key, former[i][key] if former else self.defaults[key])
-        self._entries = None
+        self._batcher = None
 
 
 def _rule(group: dict[str, Any], gamma: float) -> Rule:
@@ -320,19 +240,6 @@ def _rule(group: dict[str, Any], gamma: float) -> Rule:
         group["ham_beta"],
         gamma,
     )
-
-
-def _view_as_real(entry: Entry) -> None:
-    """Complex numbers are updated as pairs of real ones: every operation of the rule is real-linear, and
-    a mask with each element doubled has the same ratios of fan-in."""
-    grad = entry.grad.to_dense() if entry.grad.layout is not torch.strided else entry.grad
-    entry.parameter = torch.view_as_real(entry.parameter)
-    entry.grad = torch.view_as_real(grad.resolve_conj())
-    if entry.momentum_buffer is not None:
-        entry.momentum_buffer = torch.view_as_real(entry.momentum_buffer)
-    if entry.mask is not None:
-        entry.mask = entry.mask.unsqueeze(-1).expand(*entry.mask.shape, 2)
-        entry.plan = None
 
 
 def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:

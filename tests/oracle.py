@@ -73,18 +73,29 @@ class Layer:
         self.rows = rows_of(self.shape, transposed_groups)
         self.p = flat(value)
         self.b: np.ndarray | None = None
-        self.p_terms = self.b_terms = np.zeros_like(self.p)
         self.set_mask(mask)
+        self.forget_update()
+
+    def forget_update(self) -> None:
+        """Before a step: unless it is updated, a layer must stay as it is, bit for bit."""
+        self.updated = False
+        self.p_terms = self.b_terms = np.zeros_like(self.p)
 
     def set_mask(self, mask: Tensor | None) -> None:
         self.mask = None if mask is None else np.repeat(flat(mask) != 0, self.width)
+        self._factors: dict[str, np.ndarray] = {}
 
     def factors(self, correction: str) -> np.ndarray:
         """c_i for each element of the parameter."""
+        if correction not in self._factors:
+            self._factors[correction] = self._count(correction)
+        return self._factors[correction]
+
+    def _count(self, correction: str) -> np.ndarray:
         c = np.ones(len(self.p) // self.width)
         if self.mask is not None:
             active = self.mask[:: self.width]
-            fan_in = [int(active[row].sum()) for row in self.rows]
+            fan_in = [int(np.count_nonzero(active[row])) for row in self.rows]
             columns = len(self.rows[0]) if self.rows else 0
             for row, factor in zip(self.rows, row_factors(fan_in, columns, correction), strict=True):
                 c[row] = factor
@@ -123,7 +134,7 @@ class Layer:
             growth = np.exp(np.where(either, np.minimum(np.abs(exponent), 5.0), np.clip(exponent, -5.0, 5.0)))
             terms = terms * growth * (1.0 + np.minimum(np.abs(exponent), 6.0))
             h = h * np.exp(np.clip(exponent, -5.0, 5.0))
-        self.p, self.p_terms = self.masked(h), terms
+        self.p, self.p_terms, self.updated = self.masked(h), terms, True
 
 
 class Oracle:
@@ -137,6 +148,8 @@ class Oracle:
 
     def step(self, grads: dict[str, Tensor], grad_scale: float = 1.0, found_inf: float = 0.0) -> None:
         """Update the layers that have an entry in ``grads``."""
+        for layer in self.layers().values():
+            layer.forget_update()
         if found_inf != 0.0:
             return
         corrected = {

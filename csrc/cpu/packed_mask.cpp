@@ -5,11 +5,6 @@
 namespace sparseopt::cpu {
 namespace {
 
-// Walking the list loses to the plain loop where more than this fraction of the blocks is active
-// (unstructured masks: below a sparsity of about 0.93), and for rows of a few blocks.
-constexpr double kMostActiveBlocks = 0.7;
-constexpr int64_t kFewestBlocks = 8;
-
 uint8_t pack_byte(const uint8_t* mask, int64_t count) {
   unsigned packed = 0;
   for (int64_t i = 0; i < count; ++i) packed |= unsigned(mask[i] != 0) << i;
@@ -36,7 +31,7 @@ PackedMask::PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, in
   pack(mask);
   nnz_ = count_bits(bits_);
   const bool offsets_fit = rows() * columns() <= int64_t(UINT32_MAX);
-  if (segments_ == 1 && length_ >= kFewestBlocks * kLanes && offsets_fit) list_active_blocks();
+  if (segments_ == 1 && offsets_fit) list_active_blocks();
 }
 
 void PackedMask::pack(const uint8_t* mask) {
@@ -53,7 +48,6 @@ void PackedMask::pack(const uint8_t* mask) {
 
 void PackedMask::list_active_blocks() {
   const int64_t blocks_per_row = (length_ + kLanes - 1) / kLanes;
-  const size_t most = static_cast<size_t>(kMostActiveBlocks * double(rows() * blocks_per_row));
   block_start_.reserve(static_cast<size_t>(rows()) + 1);
   block_start_.push_back(0);
   for (int64_t row = 0; row < rows(); ++row) {
@@ -65,12 +59,6 @@ void PackedMask::list_active_blocks() {
       block_bits_.push_back(static_cast<uint16_t>(active));
     }
     block_start_.push_back(static_cast<int64_t>(block_offset_.size()));
-    if (block_offset_.size() > most) {
-      block_start_ = {};
-      block_offset_ = {};
-      block_bits_ = {};
-      return;
-    }
   }
 }
 

@@ -23,6 +23,7 @@ class PackedMask {
 
   // Offset of a row's first weight, and between its segments, in weights.
   int64_t row_offset(int64_t row) const {
+    if (segments_ == 1) return row * length_;
     const int64_t group = row / neurons_per_group_, neuron = row % neurons_per_group_;
     return (group * segments_ * neurons_per_group_ + neuron) * length_;
   }
@@ -34,8 +35,9 @@ class PackedMask {
   int64_t row_bytes() const { return row_bytes_; }
   int64_t segment_bytes() const { return (length_ + 7) / 8; }
 
-  // The list of the blocks that hold an active weight, row after row: only where there are few enough for
-  // walking the list to beat reading everything in order.
+  // The list of the blocks that hold an active weight, row after row. Walking it with prefetch beats
+  // reading everything in order at any density. There is none for rows of several segments, and for
+  // tensors of 2^32 weights and more.
   bool has_active_blocks() const { return !block_start_.empty(); }
   int64_t block_begin(int64_t row) const { return block_start_[row]; }
   int64_t block_end(int64_t row) const { return block_start_[row + 1]; }

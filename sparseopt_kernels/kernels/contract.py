@@ -1,12 +1,12 @@
-"""What the optimizer hands to a backend: the parameters of one step and the rule to update them by.
+"""What the optimizer hands to a backend: the parameters of one step and the rules to update them by.
 
 A backend is a module with three functions over these types:
 
     unavailable(device_type) -> str | None         why it cannot update tensors there (None: it can)
-    squared_norm(entries) -> float                 sum of (c_i g)^2 over the active weights
-    step(entries) -> None                          the update rule, in place
+    squared_norm(batch) -> float                   sum of (c_i g)^2 over the active weights
+    step(batch) -> None                            the update rule, in place
 
-The entries of a call are on one device and of one dtype, and were validated: a backend raises nothing.
+What reaches a backend was validated: it raises nothing.
 """
 
 from __future__ import annotations
@@ -39,21 +39,25 @@ class Rule:
 
 
 class Entry:
-    """One parameter of a step. The optimizer keeps an entry from step to step and refreshes it.
+    """One parameter. The optimizer keeps its entry from step to step and refreshes it.
 
-    ``parameter``, ``grad``, ``momentum_buffer`` (None where momentum is 0) and ``mask`` (None: dense) have
-    one shape; complex parameters come as real ones with a last dimension of 2. On the first step the
-    buffer is new and holds zeros.
+    ``parameter``, ``momentum_buffer`` (None where momentum is 0) and ``mask`` (None: dense) have one
+    shape; complex parameters come as real ones with a last dimension of 2. On the first step the buffer
+    is new and holds zeros.
 
     ``stale`` is True where the parameter or its buffer may hold something other than zero outside the
     mask: on the first step, after the mask changed, after somebody else wrote into one of them. While it
     is False, a backend may leave alone what lies outside the mask.
+
+    ``plan`` is the backend's: what it derived from the mask and the addresses of parameter and buffer. It
+    is None again when one of them has changed.
     """
 
     __slots__ = (
+        "addresses",
         "buffer_version",
         "first_step",
-        "grad",
+        "group",
         "ham",
         "mask",
         "mask_version",
@@ -64,18 +68,16 @@ class Entry:
         "parameter",
         "parameter_version",
         "plan",
-        "rule",
         "stale",
     )
 
-    grad: Tensor
-    momentum_buffer: Tensor | None
     mask: Tensor | None
-    rule: Rule
+    momentum_buffer: Tensor | None
 
-    def __init__(self, parameter: Tensor, name: str, neurons: Neurons, masked: bool) -> None:
+    def __init__(self, parameter: Tensor, name: str, group: int, neurons: Neurons, masked: bool) -> None:
         self.parameter = parameter
         self.name = name
+        self.group = group
         self.neurons = neurons
         self.masked = masked
         self.ham = parameter.ndim >= 2  # biases and normalisation parameters are left out of HAM
@@ -83,5 +85,26 @@ class Entry:
         self.momentum_buffer = None
         self.first_step = False
         self.stale = True
+        self.plan: Any = None
+        self.addresses: list[int] = []
         self.mask_version = self.parameter_version = self.buffer_version = -1
-        self.plan: Any = None  # what a backend derives from this entry and keeps with it
+
+
+class Batch:
+    """The parameters of one step that are on one device and of one dtype.
+
+    ``grads`` are the gradients of ``entries``, strided, in any memory format, possibly of another dtype.
+    ``rules`` are those of all parameter groups: ``rules[entry.group]`` is an entry's. ``positions`` are
+    those of the entries among the optimizer's parameters. ``plan`` is the backend's; a batch is replaced
+    when the plan of one of its entries is None again.
+    """
+
+    __slots__ = ("entries", "grads", "plan", "positions", "rules")
+
+    grads: list[Tensor]
+    rules: list[Rule]
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.positions: list[int] = []
+        self.plan: Any = None

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .contract import Entry, Rule
+from .contract import Batch, Entry, Rule
 
 try:
     from .. import _native
 except ImportError as error:
-    _native = None  # type: ignore[assignment]
-    _IMPORT_ERROR = str(error)
+    _IMPORT_ERROR: str | None = str(error)
+else:
+    _IMPORT_ERROR = None
 
 _DTYPES = {
     torch.float32: "float32",
@@ -34,7 +35,7 @@ def build_info() -> dict[str, Any]:
     """What the native library was built with: ``{"native": False, "reason": ...}`` without it, else its
     ``compiler``, whether it has ``openmp`` and ``cuda``, and ``isas``, the instruction sets of its CPU
     kernels that this processor can run (the first is used)."""
-    if _native is None:
+    if _IMPORT_ERROR is not None:
         return {"native": False, "reason": _IMPORT_ERROR}
     return {"native": True, **_native.build_info(), "isas": available_isas()}
 
@@ -42,13 +43,13 @@ def build_info() -> dict[str, Any]:
 def available_isas() -> tuple[str, ...]:
     """The instruction sets this processor can run, the best first. The environment variable
     ``SPARSEOPT_CPU_ISA`` names another one than the first."""
-    return () if _native is None else tuple(_native.available_isas())
+    return () if _IMPORT_ERROR is not None else tuple(_native.available_isas())
 
 
 def unavailable(device_type: str) -> str | None:
     if device_type != "cpu":
         return f"it updates tensors on the cpu, not on {device_type}"
-    if _native is None:
+    if _IMPORT_ERROR is not None:
         return (
             f"the native library is missing ({_IMPORT_ERROR}): install a C++ compiler, then run "
             "pip install --force-reinstall --no-deps sparseopt_kernels"
@@ -56,54 +57,76 @@ def unavailable(device_type: str) -> str | None:
     return None
 
 
-def step(entries: list[Entry]) -> None:
-    _, elsewhere = _call(_native.step, entries)
-    reference.step(elsewhere)
+def step(batch: Batch) -> None:
+    _call(_native.step, batch)
+    for i in batch.plan.elsewhere:
+        entry = batch.entries[i]
+        reference.update(entry, batch.grads[i], batch.rules[entry.group])
 
 
-def squared_norm(entries: list[Entry]) -> float:
-    norm, elsewhere = _call(_native.squared_norm, entries)
-    return float(norm) + reference.squared_norm(elsewhere)
+def squared_norm(batch: Batch) -> float:
+    norm = float(_call(_native.squared_norm, batch))
+    for i in batch.plan.elsewhere:
+        entry = batch.entries[i]
+        norm += reference.squared_norm_of(entry, batch.grads[i], batch.rules[entry.group])
+    return norm
 
 
-class _Plan(NamedTuple):
-    """The native form of an entry, good for as long as its memory stays where it is."""
+class _EntryPlan(NamedTuple):
+    """The native form of an entry."""
 
-    addresses: tuple[int, int]
     order: tuple[int, ...] | None  # of the dimensions in memory; None: as they are
     tensor: Any  # _native.Tensor; None: not for this backend
 
 
-def _call(function: Callable[..., Any], entries: list[Entry]) -> tuple[Any, list[Entry]]:
-    """Call the library for all entries it can update; return its result and the other entries."""
-    tensors, grads, rules, first_steps, stale = [], [], [], [], []
-    elsewhere = []
-    native_rules: dict[int, Any] = {}
-    for entry in entries:
-        plan = entry.plan
-        buffer = entry.momentum_buffer
-        addresses = (entry.parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr())
-        if plan is None or plan.addresses != addresses:
-            plan = entry.plan = _plan(entry, addresses)
-            entry.stale = True
-        grad = entry.grad
-        if plan.tensor is None or grad.layout is not torch.strided or grad.dtype != entry.parameter.dtype:
-            elsewhere.append(entry)
-            continue
-        if not _in_order(grad, plan.order):
-            grad = torch.empty_like(entry.parameter).copy_(grad)
-        rule = entry.rule
-        native_rule = native_rules.get(id(rule))
-        if native_rule is None:
-            native_rule = native_rules[id(rule)] = _native_rule(rule)
-        tensors.append(plan.tensor)
-        grads.append(grad)  # a copy has to live until the call is over
-        rules.append(native_rule)
-        first_steps.append(entry.first_step)
-        stale.append(entry.stale)
-    addresses_of_grads = [grad.data_ptr() for grad in grads]
-    result = function(tensors, addresses_of_grads, rules, first_steps, stale, torch.get_num_threads())
-    return result, elsewhere
+class _BatchPlan(NamedTuple):
+    """The native form of a batch."""
+
+    table: Any  # _native.Table
+    entries: list[Entry]  # those in the table
+    here: list[int]  # where they are in the batch
+    elsewhere: list[int]  # where those are that the reference backend must update
+    dtype: torch.dtype
+    row_major: bool  # whether all entries are
+
+
+def _call(function: Callable[..., Any], batch: Batch) -> Any:
+    """Call the library for all entries that it can update."""
+    plan: _BatchPlan = batch.plan
+    if plan is None or any(batch.grads[i].dtype is not plan.dtype for i in plan.here):
+        plan = batch.plan = _plan_batch(batch)
+    grads = [batch.grads[i] for i in plan.here]
+    if not (plan.row_major and all(map(Tensor.is_contiguous, grads))):
+        grads = [_laid_out(grad, entry) for grad, entry in zip(grads, plan.entries, strict=True)]
+    return function(
+        plan.table,
+        list(map(Tensor.data_ptr, grads)),
+        [_native_rule(rule) for rule in batch.rules],
+        [entry.first_step for entry in plan.entries],
+        [entry.stale for entry in plan.entries],
+        torch.get_num_threads(),
+    )
+
+
+def _laid_out(grad: Tensor, entry: Entry) -> Tensor:
+    """The gradient, or a copy of it in the parameter's memory format."""
+    if _in_order(grad, entry.plan.order):
+        return grad
+    return torch.empty_like(entry.parameter).copy_(grad)
+
+
+def _plan_batch(batch: Batch) -> _BatchPlan:
+    dtype = batch.entries[0].parameter.dtype
+    here: list[int] = []
+    elsewhere: list[int] = []
+    for i, (entry, grad) in enumerate(zip(batch.entries, batch.grads, strict=True)):
+        if entry.plan is None:
+            entry.plan = _plan_entry(entry)
+        (elsewhere if entry.plan.tensor is None or grad.dtype is not dtype else here).append(i)
+    entries = [batch.entries[i] for i in here]
+    table = _native.Table([entry.plan.tensor for entry in entries], [entry.group for entry in entries])
+    row_major = all(entry.plan.order is None for entry in entries)
+    return _BatchPlan(table, entries, here, elsewhere, dtype, row_major)
 
 
 def _native_rule(rule: Rule) -> Any:
@@ -121,27 +144,28 @@ def _native_rule(rule: Rule) -> Any:
     )
 
 
-def _plan(entry: Entry, addresses: tuple[int, int]) -> _Plan:
+def _plan_entry(entry: Entry) -> _EntryPlan:
     parameter, buffer = entry.parameter, entry.momentum_buffer
     order = None if parameter.is_contiguous() else _memory_order(parameter)
     dtype = _DTYPES.get(parameter.dtype)
     if dtype is None or not _in_order(parameter, order) or not (buffer is None or _in_order(buffer, order)):
-        return _Plan(addresses, None, None)
+        return _EntryPlan(None, None)
     mask = None
     if entry.mask is not None:
         grid = _memory_grid(entry, order)
         if grid is None:
-            return _Plan(addresses, None, None)
+            return _EntryPlan(None, None)
         ordered = entry.mask if order is None else entry.mask.permute(order)
         ordered = ordered.contiguous()
         mask = _native.PackedMask(ordered.data_ptr(), *grid)
-    tensor = _native.Tensor(dtype, *addresses, parameter.numel(), entry.ham, mask)
-    return _Plan(addresses, order, tensor)
+    addresses = (parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr())
+    return _EntryPlan(order, _native.Tensor(dtype, *addresses, parameter.numel(), entry.ham, mask))
 
 
 def _memory_order(tensor: Tensor) -> tuple[int, ...]:
     """The dimensions from the largest stride to the smallest: (0, 2, 3, 1) for channels_last."""
-    return tuple(sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride(dim), dim)))
+    strides = tensor.stride()
+    return tuple(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
 
 
 def _in_order(tensor: Tensor, order: tuple[int, ...] | None) -> bool:

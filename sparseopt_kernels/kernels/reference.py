@@ -9,35 +9,33 @@ import torch
 from torch import Tensor
 
 from ..masks import correction_factors
-from .contract import Entry, Rule
+from .contract import Batch, Entry, Rule
 
 
 def unavailable(device_type: str) -> str | None:
     return None
 
 
-def step(entries: list[Entry]) -> None:
-    for entry in entries:
-        _update(entry, entry.rule)
+def step(batch: Batch) -> None:
+    for entry, grad in zip(batch.entries, batch.grads, strict=True):
+        update(entry, grad, batch.rules[entry.group])
 
 
-def squared_norm(entries: list[Entry]) -> float:
-    return sum(float(corrected_gradient(e, torch.float64).abs().square().sum()) for e in entries)
+def squared_norm(batch: Batch) -> float:
+    return sum(
+        squared_norm_of(entry, grad, batch.rules[entry.group])
+        for entry, grad in zip(batch.entries, batch.grads, strict=True)
+    )
 
 
-def corrected_gradient(entry: Entry, dtype: torch.dtype) -> Tensor:
-    """``c_i * g`` where the mask is True, 0 elsewhere, as a new tensor of ``dtype``."""
-    grad = entry.grad.to_dense() if entry.grad.is_sparse else entry.grad
-    if entry.mask is None:
-        return grad.to(dtype)
-    c = _per_weight(entry, entry.mask).to(dtype)
-    return torch.where(entry.mask, grad.to(dtype) * c, 0.0)
+def squared_norm_of(entry: Entry, grad: Tensor, rule: Rule) -> float:
+    return float(_corrected_gradient(entry, grad, rule, torch.float64).square().sum())
 
 
-def _update(entry: Entry, rule: Rule) -> None:
+def update(entry: Entry, grad: Tensor, rule: Rule) -> None:
     dtype = torch.float64 if entry.parameter.dtype == torch.float64 else torch.float32
     p = entry.parameter.to(dtype)
-    g = corrected_gradient(entry, dtype) * (-rule.gamma if rule.maximize else rule.gamma)
+    g = _corrected_gradient(entry, grad, rule, dtype) * (-rule.gamma if rule.maximize else rule.gamma)
 
     u = d = g.add(p, alpha=rule.weight_decay)
     if entry.momentum_buffer is not None:
@@ -54,14 +52,22 @@ def _update(entry: Entry, rule: Rule) -> None:
     entry.parameter.copy_(_masked(p, entry.mask))
 
 
+def _corrected_gradient(entry: Entry, grad: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
+    """``c_i * g`` where the mask is True, 0 elsewhere, in ``dtype``."""
+    if entry.mask is None:
+        return grad.to(dtype)
+    c = _per_weight(correction_factors(entry.mask, entry.neurons, rule.correction), entry)
+    return torch.where(entry.mask, grad.to(dtype) * c.to(dtype), 0.0)
+
+
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None else torch.where(mask, values, 0.0)
 
 
-def _per_weight(entry: Entry, mask: Tensor) -> Tensor:
+def _per_weight(c: Tensor, entry: Entry) -> Tensor:
     """``c_i`` in a shape that broadcasts against the parameter."""
-    groups, segments, neurons, _ = entry.neurons.grid(mask.shape)
-    c = correction_factors(mask, entry.neurons, entry.rule.correction)
-    leading = mask.shape[: entry.neurons.dim + 1]
+    shape = entry.parameter.shape
+    groups, segments, neurons, _ = entry.neurons.grid(shape)
+    leading = shape[: entry.neurons.dim + 1]
     c = c.view(groups, 1, neurons).expand(groups, segments, neurons).reshape(leading)
-    return c.view(leading + (1,) * (mask.ndim - len(leading)))
+    return c.view(leading + (1,) * (len(shape) - len(leading)))

@@ -75,7 +75,7 @@ class _DynamicTopology:
 
     def _update(self, layer: int, parameter: Parameter, mask: Tensor) -> bool:
         """Drop and grow in one layer, in place."""
-        active = int(mask.sum())
+        active = int(mask.count_nonzero())
         k = int(cosine_fraction(self.drop_fraction, self._step, self.stop_at) * active)
         if k == 0 or active == mask.numel() or not self._can_grow(parameter):
             return False
@@ -106,7 +106,9 @@ class _DynamicTopology:
         now), divided by the number of elements of the masked parameters.
         """
         explored = self._explored_so_far()
-        return sum(int(union.sum()) for union in explored) / max(1, sum(union.numel() for union in explored))
+        return sum(int(union.count_nonzero()) for union in explored) / max(
+            1, sum(union.numel() for union in explored)
+        )
 
     def _explored_so_far(self) -> list[Tensor]:
         # The current mask is there for those who write into their masks themselves.

@@ -31,10 +31,7 @@ def drop_smallest(mask: Tensor, score: Tensor, k: int) -> Tensor:
         score: of the mask's shape and device, |w| for SET and RigL.
         k: how many to drop.
     """
-    kept = mask.clone()
-    active_score = score[mask]
-    kept[mask] = _largest(active_score, active_score.numel() - k)
-    return kept
+    return _largest(score, mask, int(mask.count_nonzero()) - k)
 
 
 def grow_largest(kept: Tensor, mask: Tensor, score: Tensor, k: int) -> Tensor:
@@ -48,10 +45,7 @@ def grow_largest(kept: Tensor, mask: Tensor, score: Tensor, k: int) -> Tensor:
         score: of the mask's shape and device, |gradient| for RigL.
         k: how many to grow.
     """
-    free = ~kept
-    grown = kept.clone()
-    grown[free] = _largest(score[free], k, first=mask[free])
-    return grown
+    return kept | _largest(score, ~kept, k, first=mask)
 
 
 def grow_random(kept: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -62,13 +56,12 @@ def grow_random(kept: Tensor, k: int, generator: torch.Generator) -> Tensor:
         k: how many to grow, at most the number of weights not kept.
         generator: of the CPU. The numbers are drawn there: every device grows the same weights.
     """
-    free = ~kept
-    order = torch.randperm(int(free.sum()), generator=generator)
+    grown = kept.flatten()
+    free = ~grown
+    order = torch.randperm(int(free.count_nonzero()), generator=generator)
     chosen = torch.zeros(order.numel(), dtype=torch.bool)
     chosen[order[:k]] = True
-    grown = kept.clone()
-    grown[free] = chosen.to(kept.device)
-    return grown
+    return grown.masked_scatter(free, chosen.to(kept.device)).view(kept.shape)
 
 
 def corrected_magnitude(gradient: Tensor, mask: Tensor, neurons: Neurons) -> Tensor:
@@ -91,17 +84,23 @@ def corrected_magnitude(gradient: Tensor, mask: Tensor, neurons: Neurons) -> Ten
     return (magnitude.reshape(groups, segments, count, length) * factor).reshape(mask.shape)
 
 
-def _largest(score: Tensor, k: int, first: Tensor | None = None) -> Tensor:
-    """Exactly ``k`` True at the largest entries of a vector; of equal ones, those in ``first`` first."""
+def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = None) -> Tensor:
+    """Exactly ``k`` True at the largest scores among ``candidates``; of equal ones, ``first`` first."""
     if k == 0:
-        return torch.zeros_like(score, dtype=torch.bool)
-    # NaN compares with nothing, and would break the count.
-    score = score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        return torch.zeros_like(candidates)
+    # NaN compares with nothing, and would break the count. Flat: the order of indices is that of rows.
+    score = score.flatten().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    open_places = candidates.flatten()
     # topk alone does not say which of equal entries it takes.
-    threshold = score.topk(k, sorted=False).values.min()
-    chosen = score > threshold
-    tied = (score == threshold).nonzero().flatten()
+    threshold = score[open_places].topk(k, sorted=False).values.min()
+    chosen = (score > threshold).logical_and_(open_places)
+    tied = (score == threshold).logical_and_(open_places)
+    missing = k - int(chosen.count_nonzero())
     if first is not None:
-        tied = torch.cat([tied[first[tied]], tied[~first[tied]]])
-    chosen[tied[: k - int(chosen.sum())]] = True
-    return chosen
+        places = (tied & first.flatten()).nonzero().flatten()[:missing]
+        chosen[places] = True
+        tied[places] = False
+        missing -= places.numel()
+    if missing:
+        chosen[tied.nonzero().flatten()[:missing]] = True
+    return chosen.view(candidates.shape)

@@ -40,7 +40,7 @@ class Dataset:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def load(name: str, data_dir: Path | None = None) -> Dataset:
+def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
     """The data set ``name`` of :data:`DATASETS`, on the CPU.
 
     Args:
@@ -54,7 +54,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     if name == "digits":
         return _digits()
     if name == "fashion-mnist":
-        return _normalised(*fashion_mnist.load(data_dir))
+        return _normalised(*fashion_mnist.load(Path(data_dir) if data_dir else None))
     raise TrainingError(f"--data is {name!r}, it must be one of {', '.join(DATASETS)}")
 
 
@@ -71,7 +71,7 @@ def _digits() -> Dataset:
 def _every_third_of_each_class(labels: Tensor) -> Tensor:
     """A split that is stratified and needs no random numbers: the same on every machine, for ever."""
     chosen = torch.zeros(labels.shape, dtype=torch.bool)
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         chosen[(labels == label).nonzero().flatten()[2::3]] = True
     return chosen
 
@@ -90,7 +90,9 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def batches(images: Tensor, labels: Tensor, batch_size: int, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    images: Tensor, labels: Tensor, batch_size: int, order: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """All examples, in the given order, in batches of at most ``batch_size``.
 
     The batches differ in size by at most one: a short last one would disturb batch normalisation.

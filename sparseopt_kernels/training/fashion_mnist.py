@@ -13,6 +13,7 @@ import struct
 import sys
 import urllib.request
 import zlib
+from http.client import HTTPException
 from math import prod
 from pathlib import Path
 
@@ -55,15 +56,15 @@ def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Raises:
         TrainingError: a file is missing and cannot be downloaded, or is not what it should be.
     """
-    folder = _folder(data_dir)
-    images_train, labels_train, images_test, labels_test = (read_idx(_find(folder, name)) for name in SHA256)
-    for images, labels in ((images_train, labels_train), (images_test, labels_test)):
+    files = _files(data_dir)
+    train_images, train_labels, test_images, test_labels = map(read_idx, files)
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or len(images) < 2:
             raise TrainingError(
-                f"the files in {folder} do not fit together: images of shape {tuple(images.shape)} and "
+                f"the files in {files[0].parent} do not fit together: images of shape {tuple(images.shape)}, "
                 f"labels of shape {tuple(labels.shape)}.\n{_WAYS}"
             )
-    return images_train, labels_train, images_test, labels_test
+    return train_images, train_labels, test_images, test_labels
 
 
 def cache_folder() -> Path:
@@ -72,19 +73,16 @@ def cache_folder() -> Path:
     return Path(base) / "sparseopt_kernels" / "fashion-mnist"
 
 
-def _folder(data_dir: Path | None) -> Path:
-    if data_dir is not None:
+def _files(data_dir: Path | None) -> list[Path]:
+    """The four files, in the order of ``SHA256``; downloaded where they are not there yet."""
+    for folder in [data_dir] if data_dir else [DEBIAN_FOLDER, cache_folder()]:
+        found = [_find(folder, name) for name in SHA256]
+        if all(found):
+            return [path for path in found if path]
+    if data_dir:
         missing = [name for name in SHA256 if _find(data_dir, name) is None]
-        if missing:
-            raise TrainingError(f"--data-dir {data_dir} has no {', no '.join(missing)}.\n{_WAYS}")
-        return data_dir
-    for folder in (DEBIAN_FOLDER, cache_folder()):
-        if all(_find(folder, name) for name in SHA256):
-            return folder
-    for name in SHA256:
-        if _find(cache_folder(), name) is None:
-            _download(name, cache_folder())
-    return cache_folder()
+        raise TrainingError(f"--data-dir {data_dir} does not have {', '.join(missing)}.\n{_WAYS}")
+    return [_find(cache_folder(), name) or _download(name, cache_folder()) for name in SHA256]
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -92,14 +90,14 @@ def _find(folder: Path, name: str) -> Path | None:
     return next((p for p in (folder / name, folder / name.removesuffix(".gz")) if p.is_file()), None)
 
 
-def _download(name: str, folder: Path) -> None:
+def _download(name: str, folder: Path) -> Path:
     failures = []
     for mirror in MIRRORS:
         print(f"downloading {mirror}{name}", file=sys.stderr)
         try:
             with urllib.request.urlopen(mirror + name, timeout=_TIMEOUT_SECONDS) as response:
                 content: bytes = response.read(_LARGEST_FILE)
-        except (OSError, ValueError) as error:  # URLError is an OSError, HTTPException is not
+        except (OSError, HTTPException) as error:
             failures.append(f"  {mirror}{name}: {error}")
             continue
         digest = hashlib.sha256(content).hexdigest()
@@ -109,7 +107,7 @@ def _download(name: str, folder: Path) -> None:
                 write_atomically(folder / name, content)
             except OSError as error:
                 raise TrainingError(f"cannot keep the download in {folder}: {error}") from error
-            return
+            return folder / name
         failures.append(
             f"  {mirror}{name}: the checksum is wrong (SHA-256 {digest}, it must be {SHA256[name]}); "
             "nothing was kept"
@@ -117,13 +115,12 @@ def _download(name: str, folder: Path) -> None:
     raise TrainingError("\n".join([f"cannot download {name}:", *failures, _WAYS]))
 
 
-def read_idx(path: Path | None) -> Tensor:
+def read_idx(path: Path) -> Tensor:
     """The unsigned bytes of an IDX file, packed with gzip or not, in the shape that its header gives.
 
     Raises:
         TrainingError: the file cannot be read, or is not an IDX file of unsigned bytes, or is cut short.
     """
-    assert path is not None
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
@@ -132,13 +129,15 @@ def read_idx(path: Path | None) -> Tensor:
         raise TrainingError(f"cannot read {path}: {error}") from error
     # Two zero bytes, the type (8: unsigned byte), the number of dimensions, then each as big-endian uint32.
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
-        raise TrainingError(f"{path} is not an IDX file of unsigned bytes: its header is {content[:4].hex()!r}")
+        raise TrainingError(
+            f"{path} is not an IDX file of unsigned bytes: its header is {content[:4].hex()!r}"
+        )
     ndim = content[3]
     shape = struct.unpack(f">{ndim}I", content[4 : 4 + 4 * ndim])
     values = content[4 + 4 * ndim :]
     if len(values) != prod(shape):
         raise TrainingError(
-            f"{path} is damaged: its header promises {prod(shape)} values of shape {shape}, it has {len(values)}"
+            f"{path} is damaged: its header promises shape {shape}, but {len(values)} values follow"
         )
     if not values:
         raise TrainingError(f"{path} is empty: its header says shape {shape}")

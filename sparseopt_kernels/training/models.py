@@ -4,6 +4,7 @@ sparse layers is what SparseOpt corrects. Nothing here knows of masks.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -29,21 +30,23 @@ def mlp(in_features: int, num_classes: int, hidden: tuple[int, ...] = (512, 256,
 
     Takes ``(N, ...)`` with ``in_features`` elements per example.
     """
-    layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, width in pairwise((in_features, *hidden)):
-        layers += [nn.Linear(fan_in, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden[-1], num_classes))
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+    for i, (fan_in, width) in enumerate(pairwise((in_features, *hidden)), start=1):
+        layers |= {f"fc{i}": nn.Linear(fan_in, width, bias=False), f"bn{i}": nn.BatchNorm1d(width)}
+        layers[f"relu{i}"] = nn.ReLU()
+    layers["classifier"] = nn.Linear(hidden[-1], num_classes)
+    return nn.Sequential(OrderedDict(layers))
 
 
-def convnet(
-    in_channels: int, num_classes: int, widths: tuple[int, ...] = (32, 64, 128)
-) -> nn.Sequential:
+def convnet(in_channels: int, num_classes: int, widths: tuple[int, ...] = (32, 64, 128)) -> nn.Sequential:
     """3x3 convolution, batch norm and ReLU for each width, all but the first with stride 2; then the mean
     over the image and a linear classifier. Takes ``(N, in_channels, H, W)`` of any size."""
-    layers: list[nn.Module] = []
-    for i, (fan_in, width) in enumerate(pairwise((in_channels, *widths))):
-        layers += [_conv3x3(fan_in, width, stride=1 if i == 0 else 2), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, _GlobalMean(), nn.Linear(widths[-1], num_classes))
+    layers: dict[str, nn.Module] = {}
+    for i, (fan_in, width) in enumerate(pairwise((in_channels, *widths)), start=1):
+        layers[f"conv{i}"] = _conv3x3(fan_in, width, stride=1 if i == 1 else 2)
+        layers |= {f"bn{i}": nn.BatchNorm2d(width), f"relu{i}": nn.ReLU()}
+    layers |= {"mean": _GlobalMean(), "classifier": nn.Linear(widths[-1], num_classes)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def resnet20(in_channels: int, num_classes: int) -> nn.Sequential:
@@ -52,10 +55,16 @@ def resnet20(in_channels: int, num_classes: int) -> nn.Sequential:
     19 convolutions, 19 batch norms and a classifier: 59 parameter tensors, 0.27 million parameters.
     Takes ``(N, in_channels, H, W)`` of any size.
     """
-    layers: list[nn.Module] = [_conv3x3(in_channels, 16), nn.BatchNorm2d(16), nn.ReLU()]
-    for fan_in, width, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
-        layers += [_Block(fan_in, width, stride), _Block(width, width), _Block(width, width)]
-    model = nn.Sequential(*layers, _GlobalMean(), nn.Linear(64, num_classes))
+    layers: dict[str, nn.Module] = {
+        "conv": _conv3x3(in_channels, 16),
+        "bn": nn.BatchNorm2d(16),
+        "relu": nn.ReLU(),
+    }
+    for i, (fan_in, width, stride) in enumerate(((16, 16, 1), (16, 32, 2), (32, 64, 2)), start=1):
+        blocks = _Block(fan_in, width, stride), _Block(width, width), _Block(width, width)
+        layers[f"stage{i}"] = nn.Sequential(*blocks)
+    layers |= {"mean": _GlobalMean(), "classifier": nn.Linear(64, num_classes)}
+    model = nn.Sequential(OrderedDict(layers))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

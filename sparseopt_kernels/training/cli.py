@@ -1,0 +1,212 @@
+"""The command ``train``: its options, its folders, and what it says at the end."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from importlib.util import find_spec
+from itertools import count, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import load_checkpoint
+from .config import OPTIONS, Config, new_config, saved_config
+from .data import load_dataset
+from .errors import TrainingError
+from .experiment import CONFIG, RESULTS, WEIGHTS, Experiment
+from .options import CHECKPOINT_NAME, add_experiment, add_machine, add_training
+from .report import table
+
+if TYPE_CHECKING:
+    # What add_subparsers() returns has no public name.
+    from argparse import _SubParsersAction
+
+_RUNS = Path("runs")
+_PICTURE = "curves.png"
+_EXTRA = ("numpy", "sklearn", "matplotlib", "tqdm")
+
+_EPILOG = """\
+Without options: an MLP on scikit-learn's digits, 95% sparse (ERK), RigL, trained by masked SGD and by
+SparseOpt from five seeds each. The runs of one seed share initial weights, masks and order of examples.
+
+The output folder gets results.csv (a line per optimizer, seed and epoch), curves.png, config.json, and
+the trained weights and masks of each run. Results are never overwritten: the default folder gets a number
+if it exists, and a folder named by --output must not have results in it yet.
+
+Ctrl-C keeps what is finished. With --checkpoint, an experiment that was stopped in any way is continued
+to the same weights, masks and numbers by
+    python -m sparseopt_kernels train --resume FOLDER
+"""
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add ``train`` to what ``ArgumentParser.add_subparsers()`` returned; ``args.run(args)`` runs it."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train sparse networks and compare optimizers",
+        description="Train a sparse network with several optimizers and seeds, and compare them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # An option that is not given is absent, so that --resume can tell it from one that is.
+        argument_default=argparse.SUPPRESS,
+    )
+    add_experiment(parser.add_argument_group("experiment"))
+    add_training(parser.add_argument_group("training"))
+    add_machine(parser.add_argument_group("machine and files"))
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``train`` with parsed arguments, print the results or what is wrong, and return the exit code."""
+    try:
+        _check_packages()
+        return _run(args)
+    except TrainingError as error:
+        print(f"sparseopt train: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .plots import curves_png
+    from .watch import ProgressBar
+
+    experiment = _resumed(args) if hasattr(args, "resume") else _started(args)
+    config, progress = experiment.config, experiment.progress
+    bar = ProgressBar(config, len(progress.finished), quiet=hasattr(args, "quiet"))
+    interrupted = False
+    try:
+        experiment.train(bar)
+    except KeyboardInterrupt:
+        interrupted = True
+    except TrainingError as error:
+        raise TrainingError(f"{error}\n{_how_to_go_on(experiment)}", error.exit_code) from error
+    finally:
+        bar.close()
+
+    if progress.rows:
+        experiment.write(_PICTURE, curves_png(progress, config))
+        print(table(progress.rows, config, len(experiment.dataset.test_labels)))
+    print(_files(experiment.output))
+    if interrupted:
+        print(f"stopped after {len(progress.rows)} epochs, which are kept. {_how_to_go_on(experiment)}")
+        return 130
+    ends = [row for row in progress.rows if row.epoch == config.epochs or row.status == "diverged"]
+    return 1 if all(row.status == "diverged" for row in ends) else 0
+
+
+def _started(args: argparse.Namespace) -> Experiment:
+    """A new experiment in a folder of its own."""
+    config = new_config(_given(args))
+    dataset = load_dataset(config.data, config.data_dir)
+    checkpoint: Path | None = getattr(args, "checkpoint", None)
+    if checkpoint is not None and checkpoint.exists():
+        raise TrainingError(
+            f"--checkpoint {checkpoint} exists: continue it with --resume {checkpoint}, or name another"
+        )
+    try:
+        output = _claim(args.output) if hasattr(args, "output") else _claim_default(config)
+        if hasattr(args, "checkpoint"):
+            checkpoint = checkpoint or output / CHECKPOINT_NAME
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make the output folder: {error}") from error
+    return Experiment(config, dataset, output, checkpoint)
+
+
+def _resumed(args: argparse.Namespace) -> Experiment:
+    """The experiment of a checkpoint, in its folder."""
+    file = _file_to_resume(args)
+    if getattr(args, "checkpoint", None) not in (None, file):
+        raise TrainingError(
+            f"--checkpoint {args.checkpoint} and --resume {file} are different files: name one"
+        )
+    saved = load_checkpoint(file)
+    config = saved_config(saved.config, _given(args), file)
+    former_output = file.parent / saved.output
+    output: Path = getattr(args, "output", former_output)
+    dataset = load_dataset(config.data, config.data_dir)
+    try:
+        if output.resolve() != former_output.resolve():
+            _claim(output)
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make the output folder: {error}") from error
+    return Experiment(config, dataset, output, file, saved.progress)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the experiment that are on the command line."""
+    values = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _file_to_resume(args: argparse.Namespace) -> Path:
+    path: Path | None = args.resume or getattr(args, "checkpoint", None) or getattr(args, "output", None)
+    if path is None:
+        name = new_config(_given(args)).name
+        started = [folder for folder in _default_folders(name) if (folder / CHECKPOINT_NAME).exists()]
+        if not started:
+            raise TrainingError(f"there is no checkpoint in {_RUNS / name}: name the folder, --resume FOLDER")
+        path = started[-1]
+    return path if path.is_file() else path / CHECKPOINT_NAME
+
+
+def _claim(folder: Path) -> Path:
+    """Make a folder that the user named, unless it has the results of another experiment."""
+    for name in (RESULTS, CHECKPOINT_NAME):
+        if (folder / name).exists():
+            raise TrainingError(
+                f"--output {folder} has the results of another experiment ({name}): name another folder, or "
+                "continue that one with --resume"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _claim_default(config: Config) -> Path:
+    _RUNS.mkdir(exist_ok=True)
+    existing = _default_folders(config.name)
+    for number in count(len(existing) + 1):
+        folder = _RUNS / (config.name if number == 1 else f"{config.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:  # by another process, just now
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def _default_folders(name: str) -> list[Path]:
+    """``runs/NAME``, ``runs/NAME-2``, and so on as far as there are any."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return list(takewhile(Path.exists, (_RUNS / name for name in names)))
+
+
+def _files(output: Path) -> str:
+    found = {
+        "picture": output / _PICTURE,
+        "numbers": output / RESULTS,
+        "options": output / CONFIG,
+        "weights": output / WEIGHTS,
+    }
+    return "\n".join(f"{name}: {path}" for name, path in found.items() if path.exists())
+
+
+def _how_to_go_on(experiment: Experiment) -> str:
+    if experiment.checkpoint is None:
+        return "To be able to continue after a stop, start with --checkpoint."
+    path = experiment.checkpoint
+    if path == experiment.output / CHECKPOINT_NAME:
+        path = experiment.output
+    return f"Continue with: python -m sparseopt_kernels train --resume {shlex.quote(str(path))}"
+
+
+def _check_packages() -> None:
+    missing = [name for name in _EXTRA if find_spec(name) is None]
+    if missing:
+        raise TrainingError(
+            f"train needs packages that are not installed ({', '.join(missing)}): "
+            "pip install 'sparseopt_kernels[train]'"
+        )

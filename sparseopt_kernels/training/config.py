@@ -1,0 +1,145 @@
+"""What a training experiment is: every option that its numbers depend on, with the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import kernels
+from ..topology.densities import Distribution
+from .errors import TrainingError
+
+METHODS = ("static", "set", "rigl")
+OPTIMIZERS = ("sgd", "sparseopt")
+
+# What suits 1,200 small images does not suit 60,000: on them a second thread costs more than it saves.
+DEFAULTS_BY_DATA: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 40, "batch_size": 64, "warmup_epochs": 2, "update_every": 25, "threads": 1},
+    "fashion-mnist": {"epochs": 15, "batch_size": 128, "warmup_epochs": 1, "update_every": 100},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment: every optimizer of ``optimizer`` with every seed of ``seeds``.
+
+    The fields are the options of ``train``, under their names.
+    """
+
+    epochs: int
+    batch_size: int
+    warmup_epochs: int
+    update_every: int
+    threads: int
+    device: str
+    data: str = "digits"
+    data_dir: str | None = None
+    model: str = "mlp"
+    method: str = "rigl"
+    sparsity: float = 0.95
+    distribution: Distribution = "erk"
+    optimizer: tuple[str, ...] = OPTIMIZERS
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    drop_fraction: float = 0.3
+    ham_alpha: float = 0.0
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    backend: str = "auto"
+
+    @property
+    def name(self) -> str:
+        """The default name of the output folder."""
+        return f"{self.data}-{self.model}-{self.method}-{self.sparsity:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings and lists only, for JSON and for checkpoints."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+OPTIONS = tuple(field.name for field in fields(Config))
+
+
+def new_config(given: Mapping[str, Any]) -> Config:
+    """The experiment of the options that were given, all others being the defaults.
+
+    Raises:
+        TrainingError: options that do not go together, or that cannot work on this machine.
+    """
+    values: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        **DEFAULTS_BY_DATA[given.get("data", Config.data)],
+        **given,
+    }
+    if "warmup_epochs" not in given:
+        values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] - 1)
+    config = Config(**values)
+    check(config)
+    return config
+
+
+def saved_config(saved: Mapping[str, Any], given: Mapping[str, Any], source: Path) -> Config:
+    """The experiment of a checkpoint.
+
+    Raises:
+        TrainingError: an option was given that differs from what the experiment was started with.
+    """
+    for name, value in given.items():
+        value = list(value) if isinstance(value, tuple) else value
+        # Where the data lie may change between two machines; what they are does not.
+        if name != "data_dir" and value != saved[name]:
+            raise TrainingError(
+                f"{option(name)} is {_shown(value)}, but the experiment in {source} was started with "
+                f"{_shown(saved[name])}: leave the option out to continue it, or start another with --output"
+            )
+    values: dict[str, Any] = {**saved, **given}
+    for name in ("optimizer", "seeds"):
+        values[name] = tuple(values[name])
+    config = Config(**values)
+    check(config)
+    return config
+
+
+def option(name: str) -> str:
+    """The command-line option that sets a field of :class:`Config`."""
+    return "--" + name.replace("_", "-")
+
+
+def check(config: Config) -> None:
+    """Raise ``TrainingError`` for what one option alone cannot tell."""
+    if config.warmup_epochs >= config.epochs:
+        raise TrainingError(
+            f"--warmup-epochs is {config.warmup_epochs}, it must be less than --epochs ({config.epochs})"
+        )
+    if config.data_dir and config.data == "digits":
+        raise TrainingError("--data-dir is for --data fashion-mnist; digits comes with scikit-learn")
+    for name in ("optimizer", "seeds"):
+        values = getattr(config, name)
+        if len(set(values)) < len(values):
+            raise TrainingError(f"{option(name)} names something twice: {_shown(values)}")
+    _check_device(config)
+
+
+def _check_device(config: Config) -> None:
+    try:
+        device = torch.device(config.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"--device {config.device} cannot be used ({reason}): use --device cpu, or install a PyTorch "
+            "build for the device"
+        ) from error
+    try:
+        kernels.backend_for(kernels.chosen_name(config.backend), device.type)
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"--backend {config.backend}: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,163 @@
+"""The options of ``train``, with what each accepts. What they mean together is checked in ``config``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from .. import kernels
+from ..topology.densities import Distribution
+from .config import DEFAULTS_BY_DATA, METHODS, OPTIMIZERS, Config
+from .data import DATASETS
+from .models import MODELS
+
+CHECKPOINT_NAME = "checkpoint.pt"
+
+_T = TypeVar("_T", int, float)
+
+
+def add_experiment(group: argparse._ArgumentGroup) -> None:
+    """What is trained: data, network, masks, optimizers, seeds."""
+    group.add_argument("--data", choices=DATASETS, help=f"data set (default: {Config.data})")
+    group.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder with the four files of fashion-mnist (default: that of Debian's package "
+        "dataset-fashion-mnist, else they are downloaded)",
+    )
+    group.add_argument("--model", choices=MODELS, help=f"network (default: {Config.model})")
+    group.add_argument(
+        "--method",
+        choices=METHODS,
+        help=f"how the masks change: not at all, SET or RigL (default: {Config.method})",
+    )
+    group.add_argument(
+        "--sparsity",
+        type=_number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+        help=f"fraction of the weights that is switched off (default: {Config.sparsity})",
+    )
+    group.add_argument(
+        "--distribution",
+        choices=get_args(Distribution),
+        help=f"how the layers share the sparsity (default: {Config.distribution})",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        nargs="+",
+        help="one or several: sgd is masked SGD, SparseOpt without its correction (default: both)",
+    )
+    group.add_argument(
+        "--seeds",
+        type=_number(int, lambda v: 0 <= v < 2**63, "an integer of at least 0"),
+        nargs="+",
+        metavar="SEED",
+        help=f"one or several (default: {' '.join(map(str, Config.seeds))})",
+    )
+
+
+def add_training(group: argparse._ArgumentGroup) -> None:
+    """How it is trained."""
+    positive = _number(float, lambda v: 0 < v < math.inf, "a positive number")
+    not_negative = _number(float, lambda v: 0 <= v < math.inf, "a number of at least 0")
+    at_least_1 = _number(int, lambda v: v >= 1, "an integer of at least 1")
+    group.add_argument("--epochs", type=at_least_1, help=_by_data("epochs"))
+    group.add_argument(
+        "--batch-size",
+        # Batch normalisation has no variance to divide by in a batch of one.
+        type=_number(int, lambda v: v >= 2, "an integer of at least 2"),
+        help=_by_data("batch_size"),
+    )
+    group.add_argument("--lr", type=positive, help=f"peak of warm-up and cosine decay (default: {Config.lr})")
+    group.add_argument(
+        "--warmup-epochs",
+        type=_number(int, lambda v: v >= 0, "an integer of at least 0"),
+        help=_by_data("warmup_epochs"),
+    )
+    group.add_argument(
+        "--momentum",
+        type=_number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+        help=f"(default: {Config.momentum})",
+    )
+    group.add_argument("--weight-decay", type=not_negative, help=f"(default: {Config.weight_decay})")
+    group.add_argument(
+        "--drop-fraction",
+        type=_number(float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+        help=f"of the active weights, at the first update of SET or RigL (default: {Config.drop_fraction})",
+    )
+    group.add_argument(
+        "--update-every",
+        type=at_least_1,
+        metavar="STEPS",
+        help=f"between updates of SET or RigL {_by_data('update_every')}",
+    )
+    group.add_argument(
+        "--ham-alpha",
+        type=not_negative,
+        metavar="ALPHA",
+        help="strength of Hyperbolic Aware Minimization, with every optimizer (default: 0, off)",
+    )
+
+
+def add_machine(group: argparse._ArgumentGroup) -> None:
+    """Where it runs and what it writes."""
+    group.add_argument(
+        "--backend",
+        choices=("auto", *kernels.BACKENDS),
+        help=f"of the optimizers (default: {Config.backend})",
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    group.add_argument(
+        "--threads",
+        type=_number(int, lambda v: 1 <= v <= 4096, "an integer of at least 1"),
+        help="of PyTorch on the CPU (default: 1 for digits, else PyTorch's)",
+    )
+    group.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the results (default: runs/DATA-MODEL-METHOD-SPARSITY)",
+    )
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        nargs="?",
+        const=None,
+        metavar="FILE",
+        help=f"save everything after each epoch (default FILE: {CHECKPOINT_NAME} in the output folder)",
+    )
+    group.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=None,
+        metavar="PATH",
+        help="continue from this checkpoint file, or from the one in this output folder (default PATH: that "
+        "of --checkpoint or --output, else the newest default folder). Options that are not given are those "
+        "of the start",
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress bar, the table only")
+
+
+def _number(parse: Callable[[str], _T], accepts: Callable[[_T], bool], expected: str) -> Callable[[str], _T]:
+    """A ``type=`` for argparse whose error says what was expected."""
+
+    def convert(text: str) -> _T:
+        try:
+            value = parse(text)
+        except ValueError:
+            value = None
+        if value is None or not accepts(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return value
+
+    return convert
+
+
+def _by_data(name: str) -> str:
+    """The defaults of an option that depend on the data set, for its help."""
+    values = "; ".join(f"{defaults[name]} for {data}" for data, defaults in DEFAULTS_BY_DATA.items())
+    return f"(default: {values})"

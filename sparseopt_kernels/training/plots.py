@@ -1,0 +1,184 @@
+"""The picture of an experiment: learning curves, and the fan-in of the neurons of each layer."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checkpoint import FinishedRun, Progress
+from .config import Config
+from .run import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = {"sgd": "#d55e00", "sparseopt": "#0072b2"}  # distinct to the colour-blind too (Okabe and Ito)
+_LABELS = {"sgd": "SGD (masked)", "sparseopt": "SparseOpt"}
+_GREY = "#999999"
+_COLUMNS = 4
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+}
+
+
+def curves_png(progress: Progress, config: Config) -> bytes:
+    """The picture as a PNG file; ``progress`` has at least one row.
+
+    Above, test accuracy and training loss per epoch: the mean over seeds, and a band of one standard
+    deviation. Below, one histogram of fan-in for each masked layer, over the neurons of all finished
+    runs, before and after training.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layers = list(progress.finished[0].fan_in) if progress.finished else []
+    rows_below = math.ceil(len(layers) / _COLUMNS)
+    heights = [3.6, 0.35 + 1.75 * rows_below] if layers else [3.6]
+    # A figure of its own, without pyplot: no global state, no display.
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 0.4 + sum(heights)), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(_title(config), fontsize=12, fontweight="bold")
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.04, squeeze=False)
+        _draw_curves(parts[0, 0], progress.rows, config)
+        if layers:
+            _draw_fan_in(parts[1, 0], progress.finished, config, layers, rows_below)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
+    return content.getvalue()
+
+
+def _title(config: Config) -> str:
+    method = {"static": "static masks", "set": "SET", "rigl": "RigL"}[config.method]
+    masks = f"{100 * config.sparsity:g}% sparse ({config.distribution.upper()})"
+    return f"{config.data}, {config.model}, {masks}, {method}"
+
+
+def _draw_curves(figure: Figure, rows: Sequence[Row], config: Config) -> None:
+    accuracy_axes, loss_axes = figure.subplots(1, 2)
+    lowest = []
+    for name in config.optimizer:
+        own = [row for row in rows if row.optimizer == name and row.status == "ok"]
+        if not own:
+            continue
+        accuracy = _by_epoch([(row.epoch, 100 * row.test_accuracy) for row in own])
+        lowest.append(float(np.min((accuracy[1] - accuracy[2])[len(accuracy[0]) // 5 :])))
+        _draw_band(accuracy_axes, accuracy, name)
+        _draw_band(
+            loss_axes,
+            _by_epoch([(row.epoch, math.log10(max(row.train_loss, 1e-12))) for row in own]),
+            name,
+            log=True,
+        )
+    if lowest:
+        # The first epochs would squeeze all that follows into a line.
+        bottom = max(0.0, math.floor(min(lowest)) - 1)
+        accuracy_axes.set_ylim(bottom, 100 + 0.02 * (100 - bottom))
+    seeds = len(config.seeds)
+    over = f" (mean ± std over {seeds} seeds)" if seeds > 1 else ""
+    accuracy_axes.set_title(f"Test accuracy in %{over}", loc="left")
+    loss_axes.set_title("Training loss", loc="left")
+    loss_axes.set_yscale("log")
+    for axes in (accuracy_axes, loss_axes):
+        axes.set_xlabel("epoch")
+        axes.set_xlim(1, max(2, config.epochs))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    accuracy_axes.legend(loc="lower right")
+
+
+def _by_epoch(values: Sequence[tuple[int, float]]) -> tuple[NDArray[np.float64], ...]:
+    """Epochs, and the mean and the standard deviation of the values of each."""
+    epochs = sorted({epoch for epoch, _ in values})
+    grouped = [[value for e, value in values if e == epoch] for epoch in epochs]
+    means = [np.mean(group) for group in grouped]
+    spreads = [np.std(group, ddof=1) if len(group) > 1 else 0.0 for group in grouped]
+    return np.array(epochs, dtype=float), np.array(means), np.array(spreads)
+
+
+def _draw_band(axes: Axes, curve: tuple[NDArray[np.float64], ...], name: str, *, log: bool = False) -> None:
+    """A line and its band; with ``log``, the values are logarithms to the base of ten."""
+    epochs, means, spreads = curve
+    middle, low, high = means, means - spreads, means + spreads
+    if log:
+        middle, low, high = (np.power(10.0, v) for v in (middle, low, high))
+    axes.fill_between(epochs, low, high, color=_COLOURS[name], alpha=0.18, linewidth=0)
+    marker = "o" if len(epochs) == 1 else None  # one epoch makes no line
+    axes.plot(epochs, middle, color=_COLOURS[name], label=_LABELS[name], linewidth=1.8, marker=marker)
+
+
+def _draw_fan_in(
+    figure: Figure, finished: Sequence[FinishedRun], config: Config, layers: Sequence[str], rows: int
+) -> None:
+    figure.suptitle("Fan-in of the neurons, layer by layer", fontsize=10, x=0.01, ha="left")
+    columns = min(_COLUMNS, len(layers))
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, layer in zip(grid, layers, strict=False):
+        _draw_layer(axes, finished, config, layer)
+    for axes in grid[len(layers) :]:
+        axes.set_axis_off()
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncols=len(labels), frameon=False)
+    figure.supylabel("neurons per run", fontsize=9)
+    figure.supxlabel("fan-in (active weights of a neuron)", fontsize=9)
+
+
+def _draw_layer(axes: Axes, finished: Sequence[FinishedRun], config: Config, layer: str) -> None:
+    ends = [np.array(run.fan_in[layer]) for run in finished]
+    starts = [np.array(run.initial_fan_in[layer]) for run in finished]
+    all_fan_in = np.concatenate(ends + starts)
+    bins = _bins(all_fan_in)
+    _draw_histogram(axes, starts, bins, color=_GREY, label="before training", filled=True)
+    for name in config.optimizer:
+        own = [np.array(run.fan_in[layer]) for run in finished if run.optimizer == name]
+        if own:
+            _draw_histogram(axes, own, bins, color=_COLOURS[name], label=f"after, {_LABELS[name]}")
+    axes.set_title(f"{layer.removesuffix('.weight')} (largest {all_fan_in.max()})", fontsize=8, pad=3)
+    axes.tick_params(labelsize=7.5)
+    axes.locator_params(nbins=4, integer=True)
+    axes.grid(visible=False, axis="x")
+
+
+def _draw_histogram(
+    axes: Axes,
+    fan_ins: Sequence[NDArray[np.int64]],
+    bins: NDArray[np.float64],
+    *,
+    color: str,
+    label: str,
+    filled: bool = False,
+) -> None:
+    counts, _ = np.histogram(np.minimum(np.concatenate(fan_ins), bins[-1] - 0.5), bins)
+    axes.stairs(
+        counts / len(fan_ins),
+        bins,
+        color=color,
+        label=label,
+        fill=filled,
+        alpha=0.45 if filled else 1.0,
+        linewidth=1.4,
+    )
+
+
+def _bins(fan_in: NDArray[np.int64]) -> NDArray[np.float64]:
+    """About 20 bins of whole numbers, so that no bin has more of them than its neighbour. The last one
+    takes the upper percent too: a few neurons may have many times the fan-in of all others."""
+    low, high = int(fan_in.min()), int(np.quantile(fan_in, 0.99))
+    if high - low < 4:  # all alike, as in a dense layer: a bar, not a wall
+        low, high = low - 2, high + 2
+    width = max(1, math.ceil((high - low + 1) / 20))
+    return np.arange(low, high + width + 1, width, dtype=np.float64) - 0.5

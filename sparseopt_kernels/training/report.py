@@ -1,0 +1,135 @@
+"""Results as text: the CSV file, the table at the end, and what can be concluded from it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, fields
+from statistics import mean, median, stdev
+
+from .config import Config
+from .run import Row
+
+# The 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, it is near enough to 2.
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+_FEWEST_SEEDS = 3  # two may agree by chance
+
+
+def results_csv(rows: Sequence[Row]) -> str:
+    """One line per optimizer, seed and epoch, under a header; numbers in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Row))
+    writer.writerows(astuple(row) for row in rows)
+    return text.getvalue()
+
+
+def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
+    """The results of the runs that came to their end, one line per optimizer, and a conclusion.
+
+    Accuracies are those after the last epoch: nothing is chosen by looking at the test set.
+    """
+    final = {(row.optimizer, row.seed): row for row in rows if row.epoch == config.epochs and _is_ok(row)}
+    diverged = [row for row in rows if not _is_ok(row)]
+    runs = len(config.seeds) * len(config.optimizer)
+    ended = [name for name in config.optimizer if any(optimizer == name for optimizer, _ in final)]
+    lines = []
+    if final:
+        level = _level(final)
+        header = ("optimizer", "runs", "test accuracy", "train loss", f"epochs to {level:.0%}", "s/epoch")
+        lines += _aligned([header, *(_line(name, rows, final, level) for name in ended)])
+        if len(config.seeds) > 1:
+            lines.append("(test accuracy after the last epoch: mean ± standard deviation over seeds)")
+    lines += [
+        f"{row.optimizer} seed {row.seed} diverged in epoch {row.epoch} (its loss is not finite): "
+        "try a smaller --lr"
+        for row in diverged
+    ]
+    if len(final) + len(diverged) < runs:
+        lines.append(
+            f"{runs - len(final) - len(diverged)} of {runs} runs did not end and are not in the table"
+        )
+    if "sgd" in ended:
+        lines += [comparison(name, "sgd", final, test_examples) for name in ended if name != "sgd"]
+    return "\n".join(lines)
+
+
+def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test_examples: int) -> str:
+    """A sentence on the difference in test accuracy, from the seeds that both have.
+
+    The difference of two runs of one seed is what is averaged: they share initial weights, masks and
+    order of examples. It counts as more than noise when 0 is outside its 95% confidence interval.
+    """
+    seeds = [seed for optimizer, seed in final if optimizer == name and (baseline, seed) in final]
+    differences = [
+        100 * (final[name, seed].test_accuracy - final[baseline, seed].test_accuracy) for seed in seeds
+    ]
+    if not differences:
+        return f"{name} and {baseline} have no seed in common: no comparison"
+    difference = f"{name} - {baseline}: {mean(differences):+.2f} points"
+    if len(differences) < _FEWEST_SEEDS:
+        return f"{difference}, noise unknown: name at least {_FEWEST_SEEDS} --seeds to judge it"
+    half_width = t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    # Accuracies are multiples of one example: equal differences are no sign of a small spread.
+    half_width = max(half_width, 100 / test_examples)
+    verdict = "within" if abs(mean(differences)) <= half_width else "more than"
+    return (
+        f"{difference} ± {half_width:.2f} (95% confidence, {len(differences)} paired seeds): "
+        f"{verdict} the noise of the seeds"
+    )
+
+
+def t_quantile(degrees_of_freedom: int) -> float:
+    """The 97.5% quantile of Student's t distribution."""
+    return _T[degrees_of_freedom - 1] if degrees_of_freedom <= len(_T) else 2.0
+
+
+def _line(name: str, rows: Sequence[Row], final: dict[tuple[str, int], Row], level: float) -> tuple[str, ...]:
+    last = [row for (optimizer, _), row in final.items() if optimizer == name]
+    own = [row for row in rows if row.optimizer == name and _is_ok(row)]
+    reached = [
+        min((row.epoch for row in own if row.seed == end.seed and row.test_accuracy >= level), default=None)
+        for end in last
+    ]
+    epochs = [epoch for epoch in reached if epoch is not None]
+    accuracies = [100 * row.test_accuracy for row in last]
+    spread = f" ± {stdev(accuracies):.2f}" if len(last) > 1 else ""
+    return (
+        name,
+        str(len(last)),
+        f"{mean(accuracies):.2f}{spread} %",
+        f"{mean(row.train_loss for row in last):.4f}",
+        f"{mean(epochs):.1f}" if len(epochs) == len(last) else f"{len(epochs)} of {len(last)} runs",
+        f"{median(row.seconds for row in own):.3g}",
+    )
+
+
+def _level(final: dict[tuple[str, int], Row]) -> float:
+    """An accuracy that every optimizer reaches: one to two points below the worst one's mean."""
+    by_optimizer: dict[str, list[float]] = {}
+    for (optimizer, _), row in final.items():
+        by_optimizer.setdefault(optimizer, []).append(row.test_accuracy)
+    return max(0.0, (math.floor(100 * min(map(mean, by_optimizer.values()))) - 1) / 100)
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return [padded[0], "-" * len(padded[0]), *padded[1:]]
+
+
+def _is_ok(row: Row) -> bool:
+    return row.status == "ok"
