@@ -43,8 +43,8 @@ std::vector<Update> updates_of(const Table& table, const std::vector<uintptr_t>&
   std::vector<Update> updates;
   updates.reserve(count);
   for (size_t i = 0; i < count; ++i)
-    updates.push_back({table.tensors[i], reinterpret_cast<const void*>(grads[i]),
-                       rules.at(table.groups[i]), first_steps[i], stale[i]});
+    updates.push_back({table.tensors[i], reinterpret_cast<const void*>(grads[i]), rules.at(table.groups[i]),
+                       first_steps[i], stale[i]});
   return updates;
 }
 
@@ -106,8 +106,12 @@ PYBIND11_MODULE(_native, module) {
   py::class_<Tensor>(module, "Tensor")
       .def(py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer,
                        int64_t numel, bool ham, const PackedMask* mask) {
-             return Tensor{dtype_named(dtype), reinterpret_cast<void*>(parameter),
-                           reinterpret_cast<void*>(momentum_buffer), numel, ham, mask};
+             return Tensor{dtype_named(dtype),
+                           reinterpret_cast<void*>(parameter),
+                           reinterpret_cast<void*>(momentum_buffer),
+                           numel,
+                           ham,
+                           mask};
            }),
            py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"), py::arg("numel"),
            py::arg("ham"), py::arg("mask").none(true), py::keep_alive<1, 7>());
@@ -116,8 +120,9 @@ PYBIND11_MODULE(_native, module) {
       .def(py::init([](double lr, double momentum, double dampening, double weight_decay, bool nesterov,
                        bool maximize, const std::string& correction, double ham_alpha, double ham_beta,
                        double gamma) {
-        return Rule{lr,       momentum, dampening, weight_decay, nesterov,
-                    maximize, correction_named(correction), ham_alpha, ham_beta, gamma};
+        return Rule{
+            lr,        momentum, dampening, weight_decay, nesterov, maximize, correction_named(correction),
+            ham_alpha, ham_beta, gamma};
       }));
 
   py::class_<Table>(module, "Table")

@@ -61,8 +61,7 @@ SPARSEOPT_INLINE void store(Half& to, float value) {
   // Adding 0.5 leaves a subnormal half in the low mantissa bits, rounded by the addition itself.
   const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
   const uint32_t normal = (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t half =
-      magnitude >= 0x47800000u ? special : (magnitude < 0x38800000u ? subnormal : normal);
+  const uint32_t half = magnitude >= 0x47800000u ? special : (magnitude < 0x38800000u ? subnormal : normal);
   to.bits = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
 }
 

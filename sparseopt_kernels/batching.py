@@ -40,7 +40,8 @@ class Batcher:
         names: Mapping[Tensor, str],
     ) -> None:
         self._masks = masks
-        self._mask_count = len(masks)
+        self._masked_parameters = list(masks)
+        self._group_sizes = [len(group["params"]) for group in groups]
         self._parameters: list[Parameter] = []
         self._entries: list[Entry] = []
         for i, group in enumerate(groups):
@@ -65,9 +66,13 @@ class Batcher:
         self._born: list[tuple[Parameter, Entry]] = []
 
     def is_about(self, groups: list[dict[str, Any]]) -> bool:
-        """Whether the parameters, and the number of masks, are still those of the constructor."""
+        """Whether the groups' parameters, and which of them have a mask, are those of the constructor."""
         parameters = [p for group in groups for p in group["params"]]
-        return _same(parameters, self._parameters) and len(self._masks) == self._mask_count
+        return (
+            _same(parameters, self._parameters)
+            and [len(group["params"]) for group in groups] == self._group_sizes
+            and _same(list(self._masks), self._masked_parameters)
+        )
 
     def collect(self, state: State, rules: list[Rule]) -> list[Batch]:
         """The batches of this step, checked. Nothing that a failed step would have to take back is

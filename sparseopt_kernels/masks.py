@@ -97,18 +97,23 @@ def fan_in(mask: Tensor, neurons: Neurons) -> Tensor:
 
 
 def correction_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer") -> Tensor:
-    """``c_i``, what the gradient of each neuron is multiplied by: float64, of shape ``(neurons,)``.
+    """``c_i``, what the gradient of each neuron is multiplied by: float64, broadcasts against the mask.
 
     ``"layer"`` is Eq. 12, ``sqrt((1 - s_i) / (1 - s_avg)) = sqrt(fan_in_i / mean fan_in)``: exactly 1
     where all neurons have the same fan-in. ``"unnormalized"`` is ``sqrt(1 - s_i)``, the preconditioner D
     of section 4.1 alone. ``"none"`` is 1. An empty neuron of a mask that is not empty gets 0.
     """
     counts = fan_in(mask, neurons).double()
-    if correction == "none" or counts.numel() == 0:
-        return torch.ones_like(counts)
-    full = mask.numel() / counts.numel()
-    divisor = full if correction == "unnormalized" else counts.mean()
-    return (counts / divisor).nan_to_num(0.0).sqrt()
+    if correction == "none":
+        factors = torch.ones_like(counts)
+    else:
+        full = mask.numel() / max(1, counts.numel())
+        divisor = counts.mean() if correction == "layer" else full
+        factors = (counts / divisor).nan_to_num(0.0).sqrt()
+    groups, segments, per_group, _ = neurons.grid(mask.shape)
+    leading = mask.shape[: neurons.dim + 1]
+    factors = factors.view(groups, 1, per_group).expand(groups, segments, per_group).reshape(leading)
+    return factors.view(leading + (1,) * (mask.ndim - len(leading)))
 
 
 def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
@@ -121,6 +126,8 @@ def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
         )
     if mask.dtype != torch.bool:
         raise ValueError(f"mask for {name!r} has dtype {mask.dtype}, it must be torch.bool")
+    if mask.layout is not torch.strided:
+        raise ValueError(f"mask for {name!r} has layout {mask.layout}, it must be torch.strided")
     if mask.device != parameter.device:
         raise ValueError(f"mask for {name!r} is on {mask.device}, the parameter is on {parameter.device}")
 

@@ -20,8 +20,6 @@ from .batching import Batcher
 from .kernels.contract import Batch, Rule
 from .masks import Correction, Masks, check_mask
 
-_OWN_KEYS = ("correction", "ham_alpha", "ham_beta", "max_grad_norm")  # what torch.optim.SGD does not have
-
 
 class SparseOpt(Optimizer):
     r"""SGD for masked weights that corrects the gradient skew of batch normalisation (Eq. 12).
@@ -98,6 +96,10 @@ class SparseOpt(Optimizer):
         fused: bool | None = None,
     ) -> None:
         self._backend_name = kernels.chosen_name(backend)
+        if not isinstance(masks, Mapping | None):
+            raise TypeError(
+                f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
+            )
         self._masks = {} if masks is None else masks
         self._batcher: Batcher | None = None
         defaults = {
@@ -218,12 +220,13 @@ class SparseOpt(Optimizer):
         return {**super().__getstate__(), "_masks": self._masks, "_backend_name": self._backend_name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # From load_state_dict, groups may be those of torch.optim.SGD: what it has no word for stays.
+        # From load_state_dict, groups may be those of torch.optim.SGD, of any age: what it has no word for
+        # stays as it is.
         former = self.__dict__.get("param_groups")
         super().__setstate__(state)
         for i, group in enumerate(self.param_groups):
-            for key in _OWN_KEYS:
-                group.setdefault(key, former[i][key] if former else self.defaults[key])
+            for key, default in self.defaults.items():
+                group.setdefault(key, former[i][key] if former else default)
         self._batcher = None
 
 
@@ -245,6 +248,8 @@ def _rule(group: dict[str, Any], gamma: float) -> Rule:
 def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:
     if isinstance(masks, Masks):
         return next(repr(name) for name, p in masks.named().items() if p is parameter)
+    if not isinstance(parameter, Tensor):
+        return f"{parameter!r}"
     return f"a parameter of shape {tuple(parameter.shape)}"
 
 

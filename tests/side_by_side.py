@@ -79,7 +79,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a.layout is not torch.strided:
         a, b = a.to_dense(), b.to_dense()
-    a, b = a.detach().contiguous().reshape(-1), b.detach().contiguous().reshape(-1)
+    a, b = (t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1) for t in (a, b))
     return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 

@@ -147,18 +147,6 @@ class TestModel:
         shapes = {"0.weight": (16, 3, 3, 3), "2.weight": (16, 8, 3, 3), "3.weight": (40, 8)}
         assert layer_densities(self.model(), 0.8) == layer_densities(shapes, 0.8)
 
-    def test_excluded_layers_are_neither_in_the_result_nor_in_the_budget(self):
-        shapes = {"0.weight": (16, 3, 3, 3), "3.weight": (40, 8)}
-        expected = layer_densities(shapes, 0.8)
-        assert layer_densities(self.model(), 0.8, exclude=["2"]) == expected
-        assert layer_densities(self.model(), 0.8, exclude=["2.*"]) == expected
-
-    @pytest.mark.parametrize("pattern", ["fc", "fc.weight", "f*"])
-    def test_shapes_are_excluded_by_the_same_names(self, pattern):
-        shapes = {"conv.weight": (16, 3, 3, 3), "head": (7, 7)}
-        expected = layer_densities(shapes, 0.8)
-        assert layer_densities({**shapes, "fc.weight": (10, 16)}, 0.8, exclude=[pattern]) == expected
-
 
 class TestBadInput:
     @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan, math.inf])
@@ -179,10 +167,3 @@ class TestBadInput:
     def test_shape(self, shape):
         with pytest.raises(ValueError, match=r"shape of 'a' is .*, it must be \(out, in, \*kernel\)"):
             layer_densities({"a": shape}, 0.5)
-
-    @pytest.mark.parametrize("target", [SMALL, nn.Linear(3, 4)])
-    def test_exclude(self, target):
-        with pytest.raises(ValueError, match="exclude has 'nope', which matches"):
-            layer_densities(target, 0.5, exclude=["nope"])
-        with pytest.raises(TypeError, match=r"exclude must be a sequence of names, not one string"):
-            layer_densities(target, 0.5, exclude="a")

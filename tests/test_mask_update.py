@@ -6,11 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from sparseopt_kernels.layers import Neurons
 from sparseopt_kernels.topology.mask_update import (
-    corrected_magnitude,
     cosine_fraction,
     drop_smallest,
     grow_largest,
@@ -128,37 +125,6 @@ def test_random_growth_is_uniform_over_all_that_is_not_kept():
     assert counts[:2].tolist() == [2000, 2000]
     # 1000 expected for each; the standard deviation is 22.
     assert (counts[2:] - 1000).abs().max() < 5 * 22
-
-
-def test_corrected_magnitude_by_hand():
-    mask = torch.stack([bits("1111"), bits("1000"), bits("0000"), bits("1110")])
-    gradient = torch.tensor([[1.0], [-1.0], [5.0], [-2.0]]).expand(4, 4)
-    corrected = corrected_magnitude(gradient, mask, Neurons())
-    factors = torch.tensor([[2.0], [0.5], [0.0], [1.5]]).sqrt()
-    assert torch.equal(corrected, factors * torch.tensor([[1.0], [1], [5], [2]]).expand(4, 4))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_corrected_magnitude_is_exact_for_equal_fan_in(dtype):
-    gradient = torch.randn(7, 9).to(dtype)
-    mask = bits("110100100").expand(7, 9)
-    corrected = corrected_magnitude(gradient, mask, Neurons())
-    assert corrected.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert torch.equal(corrected, gradient.abs().to(corrected.dtype))
-
-
-def test_corrected_magnitude_of_a_transposed_convolution():
-    torch.manual_seed(0)
-    layer = nn.ConvTranspose2d(6, 4, 3, groups=2)
-    mask = torch.rand_like(layer.weight) < 0.3
-    gradient = torch.randn_like(layer.weight)
-    corrected = corrected_magnitude(gradient, mask, Neurons(dim=1, groups=2))
-    mean = int(mask.sum()) / 4
-    for group in range(2):
-        for j in range(4 // 2):
-            rows = slice(3 * group, 3 * group + 3)
-            factor = math.sqrt(int(mask[rows, j].sum()) / mean)
-            torch.testing.assert_close(corrected[rows, j], gradient[rows, j].abs() * factor)
 
 
 def test_the_fraction_follows_the_cosine():

@@ -106,6 +106,7 @@ def test_closure_runs_once_with_gradients_and_its_loss_is_returned(backend: Back
     assert optimizer.step() is None
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
 def test_step_runs_without_gradients(backend: Backend) -> None:
     """A gradient that itself requires grad (create_graph) makes no graph of the step."""
     p = Parameter(torch.ones(3))
@@ -146,7 +147,11 @@ def test_step_pre_hook_may_change_a_mask(backend: Backend) -> None:
     model = Network()
     optimizer = SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=Masks(model), backend=backend.name)
     run(model, optimizer, range(2))
-    optimizer.register_step_pre_hook(lambda *_: model[0].weight_mask[1].fill_(False))
+
+    def prune(*_: Any) -> None:
+        model[0].weight_mask[1] = False
+
+    optimizer.register_step_pre_hook(prune)
     run(model, optimizer, range(2, 3))
     assert not model[0].weight[1].any()
     assert not optimizer.state[model[0].weight]["momentum_buffer"][1].any()
@@ -319,6 +324,19 @@ def test_a_parameter_replaced_in_its_group(backend: Backend) -> None:
     fresh.grad = torch.ones_like(fresh)
     SparseOpt([fresh], lr=0.1, masks={fresh: new_mask}, backend=backend.name).step()
     assert same_bits(new, fresh)
+
+
+def test_a_parameter_moved_to_another_group(backend: Backend) -> None:
+    """Its hyperparameters are those of the group that it is in now."""
+    a, b = Parameter(torch.zeros(3)), Parameter(torch.zeros(3))
+    optimizer = SparseOpt([{"params": [a, b]}, {"params": [], "lr": 2.0}], lr=1.0, backend=backend.name)
+    for p in (a, b):
+        p.grad = -torch.ones(3)
+    optimizer.step()
+    optimizer.param_groups[1]["params"].append(optimizer.param_groups[0]["params"].pop())
+    optimizer.step()
+    assert a.tolist() == [2.0, 2.0, 2.0]
+    assert b.tolist() == [3.0, 3.0, 3.0]
 
 
 # ---- gradients --------------------------------------------------------------------------------------

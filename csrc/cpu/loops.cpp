@@ -40,12 +40,9 @@ Prepared<T> prepare(const Update& update) {
   const Rule& rule = *update.rule;
   const PackedMask* mask = update.tensor->mask;
   Prepared<T> prepared;
-  prepared.coefficients = {T(rule.lr),
-                           T(rule.momentum),
-                           T(update.first_step ? 1.0 : 1.0 - rule.dampening),
-                           T(rule.weight_decay),
-                           T(rule.ham_alpha),
-                           T(rule.ham_beta)};
+  prepared.coefficients = {
+      T(rule.lr),           T(rule.momentum),  T(update.first_step ? 1.0 : 1.0 - rule.dampening),
+      T(rule.weight_decay), T(rule.ham_alpha), T(rule.ham_beta)};
   prepared.signed_gamma = T(rule.maximize ? -rule.gamma : rule.gamma);
   // An empty mask has no weight to correct, and no mean fan-in to divide by.
   prepared.corrected = mask != nullptr && mask->nnz() > 0 && rule.correction != Correction::kNone;

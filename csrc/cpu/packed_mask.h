@@ -13,7 +13,8 @@ constexpr int kLanes = 16;  // weights per block: 16 mask bits, and one 64-byte 
 class PackedMask {
  public:
   // `mask` points to one byte per weight, 0 or 1, in the order of the weight's memory.
-  PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, int64_t neurons_per_group, int64_t length);
+  PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, int64_t neurons_per_group,
+             int64_t length);
 
   int64_t rows() const { return groups_ * neurons_per_group_; }
   int64_t columns() const { return segments_ * length_; }

@@ -48,8 +48,8 @@ std::vector<Chunk> cut(const std::vector<Update>& updates) {
   for (const Update& update : updates) {
     const PackedMask* mask = update.tensor->mask;
     const int64_t end = mask ? mask->rows() : update.tensor->numel;
-    const int64_t size = mask ? std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, mask->columns()))
-                              : kChunkElements;
+    const int64_t size =
+        mask ? std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, mask->columns())) : kChunkElements;
     for (int64_t begin = 0; begin < end; begin += size)
       chunks.push_back({&update, begin, std::min(begin + size, end)});
   }

@@ -56,18 +56,9 @@ def _corrected_gradient(entry: Entry, grad: Tensor, rule: Rule, dtype: torch.dty
     """``c_i * g`` where the mask is True, 0 elsewhere, in ``dtype``."""
     if entry.mask is None:
         return grad.to(dtype)
-    c = _per_weight(correction_factors(entry.mask, entry.neurons, rule.correction), entry)
+    c = correction_factors(entry.mask, entry.neurons, rule.correction)
     return torch.where(entry.mask, grad.to(dtype) * c.to(dtype), 0.0)
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None else torch.where(mask, values, 0.0)
-
-
-def _per_weight(c: Tensor, entry: Entry) -> Tensor:
-    """``c_i`` in a shape that broadcasts against the parameter."""
-    shape = entry.parameter.shape
-    groups, segments, neurons, _ = entry.neurons.grid(shape)
-    leading = shape[: entry.neurons.dim + 1]
-    c = c.view(groups, 1, neurons).expand(groups, segments, neurons).reshape(leading)
-    return c.view(leading + (1,) * (len(shape) - len(leading)))

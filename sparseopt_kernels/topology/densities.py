@@ -6,7 +6,6 @@ Densities only; the masks are drawn in ``masks.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from math import prod
 from typing import Literal, get_args
 
@@ -21,8 +20,6 @@ def layer_densities(
     model_or_shapes: nn.Module | Mapping[str, Sequence[int]],
     sparsity: float,
     distribution: Distribution = "erk",
-    *,
-    exclude: Sequence[str] = (),
 ) -> dict[str, float]:
     """The fraction of active weights of each layer, such that the network has the sparsity asked for.
 
@@ -43,28 +40,23 @@ def layer_densities(
             ``(out, in, *kernel)``.
         sparsity: fraction of all these weights that is inactive, in [0, 1).
         distribution: ``"uniform"``, ``"er"`` or ``"erk"``.
-        exclude: layers to leave out, by name or shell-style pattern (``"fc"``, ``"layer1.*"``). They
-            count neither in the request nor in the result.
 
     Returns:
         The density of each layer, in [0, 1], by weight name, in the order given. A weight without
         elements has the density ``1 - sparsity``.
 
     Raises:
-        TypeError: ``exclude`` is a single string.
         ValueError: ``sparsity`` is outside [0, 1) or NaN, ``distribution`` is unknown, a shape has fewer
-            than two dimensions or a negative one, a pattern of ``exclude`` matches nothing, or there is
-            nothing to mask.
+            than two dimensions or a negative one, or there is nothing to mask.
     """
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity is {sparsity}, it must be in [0, 1)")
     if distribution not in get_args(Distribution):
         raise ValueError(f"distribution is {distribution!r}, it must be one of {get_args(Distribution)}")
     if isinstance(model_or_shapes, nn.Module):
-        weights = maskable_weights(model_or_shapes, exclude)
-        shapes = {weight.name: tuple(weight.parameter.shape) for weight in weights}
+        shapes = {w.name: tuple(w.parameter.shape) for w in maskable_weights(model_or_shapes)}
     else:
-        shapes = _without_excluded(model_or_shapes, exclude)
+        shapes = {name: tuple(shape) for name, shape in model_or_shapes.items()}
     if not shapes:
         raise ValueError("model_or_shapes has nothing to mask, it must have at least one maskable weight")
     for name, shape in shapes.items():
@@ -103,22 +95,3 @@ def _fill(shares: dict[str, int], numels: dict[str, int], density: float) -> dic
             budget -= numels[name]
             del sparse[name]
     return {name: eps * sparse[name] / numels[name] if name in sparse else 1.0 for name in shares}
-
-
-def _without_excluded(
-    shapes: Mapping[str, Sequence[int]], exclude: Sequence[str]
-) -> dict[str, tuple[int, ...]]:
-    """The shapes that no pattern matches, neither the weight's name nor its layer's."""
-    if isinstance(exclude, str):
-        raise TypeError(f"exclude must be a sequence of names, not one string: use exclude=({exclude!r},)")
-    excluded = set()
-    for pattern in exclude:
-        hits = {
-            name
-            for name in shapes
-            if fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
-        }
-        if not hits:
-            raise ValueError(f"exclude has {pattern!r}, which matches none of the shapes")
-        excluded |= hits
-    return {name: tuple(shape) for name, shape in shapes.items() if name not in excluded}

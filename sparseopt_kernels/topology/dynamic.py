@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from ..layers import Neurons
-from ..masks import Masks, check_mask
-from .mask_update import corrected_magnitude, cosine_fraction, drop_smallest, grow_largest, grow_random
+from ..masks import Masks, check_mask, correction_factors
+from .mask_update import cosine_fraction, drop_smallest, grow_largest, grow_random
 from .seeding import generator
 
 
@@ -259,7 +259,9 @@ class RigL(_DynamicTopology):
 
     def _grow(self, layer: int, parameter: Parameter, mask: Tensor, kept: Tensor, k: int) -> Tensor:
         assert parameter.grad is not None
-        if self.regrow == "original":
-            return grow_largest(kept, mask, parameter.grad.abs(), k)
-        neurons = self.masks.neurons(parameter) if isinstance(self.masks, Masks) else Neurons()
-        return grow_largest(kept, mask, corrected_magnitude(parameter.grad, mask, neurons), k)
+        magnitude = parameter.grad.abs()
+        if self.regrow == "corrected":
+            neurons = self.masks.neurons(parameter) if isinstance(self.masks, Masks) else Neurons()
+            dtype = torch.promote_types(magnitude.dtype, torch.float32)
+            magnitude = magnitude.to(dtype) * correction_factors(mask, neurons).to(dtype)
+        return grow_largest(kept, mask, magnitude, k)

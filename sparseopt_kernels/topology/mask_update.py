@@ -12,9 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from ..layers import Neurons
-from ..masks import fan_in
-
 
 def cosine_fraction(drop_fraction: float, step: int, stop_at: float) -> float:
     """``drop_fraction / 2 * (1 + cos(pi * step / stop_at))``, for ``0 <= step <= stop_at`` (RigL, Eq. 1)."""
@@ -62,26 +59,6 @@ def grow_random(kept: Tensor, k: int, generator: torch.Generator) -> Tensor:
     chosen = torch.zeros(order.numel(), dtype=torch.bool)
     chosen[order[:k]] = True
     return grown.masked_scatter(free, chosen.to(kept.device)).view(kept.shape)
-
-
-def corrected_magnitude(gradient: Tensor, mask: Tensor, neurons: Neurons) -> Tensor:
-    """``c_i * |gradient|``, ``c_i = sqrt(fan_in_i / mean fan-in)`` (Eq. 12 of the paper).
-
-    Args:
-        gradient: of the mask's shape.
-        mask: with at least one active weight. A neuron with none has ``c_i = 0``.
-        neurons: which dimension counts the neurons.
-
-    Returns:
-        Of the mask's shape, float64 for a float64 gradient and float32 for any other.
-    """
-    groups, segments, count, length = neurons.grid(mask.shape)
-    magnitude = gradient.abs()
-    magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
-    per_neuron = fan_in(mask, neurons)
-    mean = int(per_neuron.sum()) / per_neuron.numel()
-    factor = (per_neuron.to(magnitude.dtype) / mean).sqrt().view(groups, 1, count, 1)
-    return (magnitude.reshape(groups, segments, count, length) * factor).reshape(mask.shape)
 
 
 def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = None) -> Tensor:

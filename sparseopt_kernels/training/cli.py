@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
     except TrainingError as error:
         print(f"sparseopt train: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # before the first step, or a second time
+        print("sparseopt train: stopped", file=sys.stderr)
+        return 130
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ MIRRORS = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
+_CLASSES = 10
 _TIMEOUT_SECONDS = 30
 _LARGEST_FILE = 1 << 28  # bytes: several times the largest of the four, unpacked
 
@@ -63,6 +64,11 @@ def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             raise TrainingError(
                 f"the files in {files[0].parent} do not fit together: images of shape {tuple(images.shape)}, "
                 f"labels of shape {tuple(labels.shape)}.\n{_WAYS}"
+            )
+        if int(labels.max()) >= _CLASSES:
+            raise TrainingError(
+                f"the files in {files[0].parent} have a label {labels.max()}, it must be below {_CLASSES}.\n"
+                f"{_WAYS}"
             )
     return train_images, train_labels, test_images, test_labels
 

@@ -89,6 +89,7 @@ def _draw_curves(figure: Figure, rows: Sequence[Row], config: Config) -> None:
         # The first epochs would squeeze all that follows into a line.
         bottom = max(0.0, math.floor(min(lowest)) - 1)
         accuracy_axes.set_ylim(bottom, 100 + 0.02 * (100 - bottom))
+        accuracy_axes.legend(loc="lower right")
     seeds = len(config.seeds)
     over = f" (mean ± std over {seeds} seeds)" if seeds > 1 else ""
     accuracy_axes.set_title(f"Test accuracy in %{over}", loc="left")
@@ -98,7 +99,6 @@ def _draw_curves(figure: Figure, rows: Sequence[Row], config: Config) -> None:
         axes.set_xlabel("epoch")
         axes.set_xlim(1, max(2, config.epochs))
         axes.xaxis.get_major_locator().set_params(integer=True)
-    accuracy_axes.legend(loc="lower right")
 
 
 def _by_epoch(values: Sequence[tuple[int, float]]) -> tuple[NDArray[np.float64], ...]:

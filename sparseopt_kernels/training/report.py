@@ -79,7 +79,7 @@ def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test
     half_width = t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
     # Accuracies are multiples of one example: equal differences are no sign of a small spread.
     half_width = max(half_width, 100 / test_examples)
-    verdict = "within" if abs(mean(differences)) <= half_width else "more than"
+    verdict = "more than" if abs(mean(differences)) > half_width * (1 + 1e-9) else "within"
     return (
         f"{difference} ± {half_width:.2f} (95% confidence, {len(differences)} paired seeds): "
         f"{verdict} the noise of the seeds"

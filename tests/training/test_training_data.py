@@ -7,6 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+
 from sparseopt_kernels.training import fashion_mnist
 from sparseopt_kernels.training.data import batches, load_dataset, steps_per_epoch
 from sparseopt_kernels.training.errors import TrainingError
@@ -98,7 +99,7 @@ def test_found_nowhere_names_the_three_ways(nowhere):
 
 def test_data_dir_without_a_file_names_it_and_the_three_ways(nowhere, files):
     del files["t10k-labels-idx1-ubyte.gz"]
-    with pytest.raises(TrainingError, match="does not have t10k-labels-idx1-ubyte.gz") as error:
+    with pytest.raises(TrainingError, match=r"does not have t10k-labels-idx1-ubyte\.gz") as error:
         load_dataset("fashion-mnist", str(fill(nowhere / "mine", files)))
     assert all(way in str(error.value) for way in THREE_WAYS)
 

@@ -34,5 +34,5 @@ def test_shortcut_subsamples_and_pads_with_zeros():
 
 
 def test_unknown_model_is_named():
-    with pytest.raises(ValueError, match="'vgg'.*'mlp'"):
+    with pytest.raises(ValueError, match=r"'vgg'.*'mlp'"):
         build_model("vgg", (1, 8, 8), 10)

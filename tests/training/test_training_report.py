@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from sparseopt_kernels.training.config import new_config
 from sparseopt_kernels.training.report import comparison, results_csv, t_quantile, table
 from sparseopt_kernels.training.run import Row

@@ -1,0 +1,52 @@
+# The front door: `make demo` and `make test` need Python 3.10 or newer and nothing else.
+# PYTHON=python3.12 picks an interpreter, TORCH=torch==2.9.1 another torch than requirements.txt.
+PYTHON ?= python3
+TORCH ?= $(shell grep '^torch==' requirements.txt)
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+NATIVE_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp) CMakeLists.txt setup.py pyproject.toml
+CXX_SOURCES := $(filter csrc/%,$(NATIVE_SOURCES))
+
+.PHONY: demo test lint bench clean help FORCE
+help:
+	@echo "make demo   train a 95% sparse network on real data with SGD and with SparseOpt"
+	@echo "make test   run all tests"
+	@echo "make bench  measure the speed of a step against PyTorch's own optimizers"
+	@echo "make lint   check style and types"
+	@echo "make clean  remove .venv and everything that was built"
+
+demo: $(VENV)/.package
+	$(RUN) -m sparseopt_kernels train
+
+test: $(VENV)/.package
+	$(RUN) -m pytest
+
+bench: $(VENV)/.package
+	$(RUN) -m pytest benchmarks
+
+lint: $(VENV)/.dependencies
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info sparseopt_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# What is installed is installed again when what it was made from has changed.
+$(VENV)/requirements.txt: FORCE
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "sparseopt_kernels needs Python 3.10 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@sed 's|^torch==.*|$(TORCH)|' requirements.txt > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(VENV)/.dependencies: $(VENV)/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.dependencies $(NATIVE_SOURCES)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -1,0 +1,112 @@
+"""The command ``doctor``: what is installed, which backends run here, and whether they are right."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from . import kernels
+from ._version import __version__
+from .kernels.native import build_info
+from .optimizer import SparseOpt
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_OPTIONAL = ("triton", "numpy", "scikit-learn", "matplotlib", "tqdm")
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "doctor",
+        help="show versions, devices and backends, and check their results",
+        description="Show versions, devices and backends, and compare each backend with the reference. "
+        "Exits with 1 if a backend gives wrong results.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_: argparse.Namespace) -> int:
+    """Print the report; 0 if every backend that runs here is right, else 1."""
+    print(f"sparseopt_kernels {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}")
+    print("optional packages: " + ", ".join(f"{name} {_version(name)}" for name in _OPTIONAL))
+    print(f"machine: {platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} PyTorch threads")
+    print("devices: " + ", ".join(_devices()))
+    info = build_info()
+    print("native library: " + ", ".join(f"{key}={_plain(value)}" for key, value in info.items()))
+    print("backends:")
+    all_right = True
+    for name, backend in kernels.BACKENDS.items():
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            reason = backend.unavailable(device)
+            if reason is not None:
+                print(f"  {name:10} {device:5} not available: {reason}")
+                continue
+            try:
+                difference = _largest_difference(name, device)
+            except RuntimeError as error:
+                all_right = False
+                print(f"  {name:10} {device:5} FAILED: {error}")
+                continue
+            right = difference <= _TOLERANCE
+            all_right &= right
+            verdict = "available, results match" if right else "WRONG RESULTS: largest difference"
+            print(f"  {name:10} {device:5} {verdict} ({difference:.1e} from the float64 reference)")
+    print("  triton, cuda     not available: not part of this version; CUDA tensors go to the reference backend")
+    if not all_right:
+        print("A backend gives wrong results. Please report this output, and use backend='reference'.")
+    return 0 if all_right else 1
+
+
+# Ten float32 steps on weights of size 1 lose a few units in the last place (6e-8) each.
+_TOLERANCE = 1e-5
+
+
+def _largest_difference(backend: str, device: str) -> float:
+    """How far ten steps end from those of the reference in float64."""
+    got = _ten_steps(backend, device, torch.float32)
+    want = _ten_steps("reference", "cpu", torch.float64)
+    return max(float((g.double().cpu() - w).abs().max()) for g, w in zip(got, want, strict=True))
+
+
+def _ten_steps(backend: str, device: str, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    parameters = [Parameter(random(24, 3, 3, 3)), Parameter(random(33, 1031)), Parameter(random(33))]
+    masks = {p: random(*p.shape) > 1.0 for p in parameters[:2]}
+    optimizer = SparseOpt(
+        parameters, lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True, masks=masks, backend=backend
+    )
+    for step in range(10):
+        for parameter in parameters:
+            parameter.grad = random(*parameter.shape)
+        if step == 5:
+            for mask in masks.values():
+                mask.copy_(random(*mask.shape) > 1.5)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> list[str]:
+    return ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
+
+
+def _plain(value: object) -> str:
+    return "/".join(value) if isinstance(value, tuple) else str(value)
