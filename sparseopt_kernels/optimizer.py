@@ -137,6 +137,9 @@ class SparseOpt(Optimizer):
         group = self.param_groups[-1]
         try:
             _check_group(group)
+            for p in group["params"]:
+                if hasattr(p, "device_mesh"):  # the fan-in of a neuron would span several ranks
+                    raise ValueError(f"a parameter of shape {tuple(p.shape)} is a DTensor: not supported")
             for device_type in {p.device.type for p in group["params"]}:
                 kernels.backend_for(self._backend_name, device_type)
         except Exception:

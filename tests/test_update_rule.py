@@ -71,7 +71,6 @@ REST = list(
         [{}, {"weight_decay": 0.05}],
         [{}, {"maximize": True}],
         [{}, {"max_grad_norm": 0.5}, {"max_grad_norm": 1e6}],
-        [None, 8.0],
     )
 )
 
@@ -82,22 +81,23 @@ REST = list(
 def test_every_combination_of_hyperparameters(
     backend: Backend, momentum: str, ham: str, correction: str
 ) -> None:
-    """The full product. Each loop runs weight decay x maximize x norm limit x grad_scale, 20 steps each.
-
-    The instruction sets are one source, compiled for each: the slower ones take every fourth of the rest.
+    """The full product. Each test runs weight decay x maximize x norm limit, 20 steps each, every other
+    one with grad_scale. The instruction sets are one source, compiled for each: the slower ones take every
+    fourth of the product.
     """
     specs = [Spec((5, 19), "empty-rows"), Spec((4, 3), None)]
     rest = list(enumerate(REST))
     if backend.isa in NATIVE_ISAS[1:]:
         rest = rest[NATIVE_ISAS.index(backend.isa) :: 4]
-    for seed, (decay, maximize, limit, grad_scale) in rest:
+    for seed, (decay, maximize, limit) in rest:
+        scaled = (seed + len(momentum) + len(ham) + len(correction)) % 2
         rule = Hyper(
             lr=0.1, correction=correction, **MOMENTA[momentum], **HAMS[ham], **decay, **maximize, **limit
         )
-        SideBySide(backend, specs, [rule], seed=seed).run(20, grad_scale)
+        SideBySide(backend, specs, [rule], seed=seed).run(20, 8.0 if scaled else None)
 
 
-COLUMNS = [1, 2, 7, 8, 15, 16, 17, 27, 31, 33, 64, 100, 129, 1000, 4097, 5000]
+COLUMNS = [1, 7, 8, 15, 16, 17, 27, 31, 64, 129, 1000, 4097, 5000]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -327,10 +327,10 @@ def test_anything(
 def test_large_layers(backend: Backend) -> None:
     """Large enough that threads share the work; 20 steps, so that a race has a chance."""
     specs = [
-        Spec((67, 4097), "sparse90", torch.float32),
-        Spec((67, 4097), "half", torch.float32),
-        Spec((3001, 27), "sparse99", torch.float32),
-        Spec((100_003,), None, torch.float32),
+        Spec((19, 4097), "sparse90", torch.float32),
+        Spec((19, 4097), "half", torch.float32),
+        Spec((1501, 27), "sparse99", torch.float32),
+        Spec((70_003,), None, torch.float32),
     ]
     SideBySide(backend, specs, [Hyper(lr=0.1, momentum=0.9, weight_decay=1e-3)], seed=10, threads=2).run(20)
 
@@ -410,10 +410,12 @@ def test_plain_path_has_the_bits_of_a_plain_pytorch() -> None:
     reason = why_not(Backend("cpu", "plain"))
     if reason is not None:
         pytest.skip(reason)
-    tests = str(Path(__file__).parent)
+    tests = [
+        str(Path(__file__).parent / name) for name in ("test_update_rule.py", "test_optimizer_contract.py")
+    ]
     select = ["-m", "same_bits_as_sgd", "-k", "[cpu-plain"]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", tests, *select, "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", *tests, *select, "-q", "-p", "no:cacheprovider"],
         env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},
         capture_output=True,
         text=True,
@@ -423,13 +425,12 @@ def test_plain_path_has_the_bits_of_a_plain_pytorch() -> None:
 
 
 @pytest.mark.parametrize("correction", ["layer", "none"])
-@pytest.mark.parametrize("fan_in", [1, 3, 7, 49, 333])
-@pytest.mark.parametrize("rows", [1, 3, 7, 10, 49])
-def test_equal_fan_in_gives_factors_of_exactly_one(rows: int, fan_in: int, correction: str) -> None:
-    mask = torch.zeros(rows, 1000, dtype=torch.bool)
-    for i in range(rows):
-        mask[i, torch.randperm(1000)[:fan_in]] = True
-    assert torch.equal(correction_factors(mask, Neurons(), correction), torch.ones(rows, dtype=torch.float64))
+def test_equal_fan_in_gives_factors_of_exactly_one(correction: str) -> None:
+    for rows, fan_in in itertools.product([1, 3, 7, 10, 49], [1, 3, 7, 49, 333]):
+        mask = torch.zeros(rows, 1000, dtype=torch.bool)
+        for i in range(rows):
+            mask[i, torch.randperm(1000)[:fan_in]] = True
+        assert (correction_factors(mask, Neurons(), correction) == 1.0).all(), f"{rows} rows, {fan_in=}"
 
 
 # ---- known answers ----------------------------------------------------------------------------------
@@ -680,11 +681,11 @@ def test_thread_count_changes_no_bit(
         generator = torch.Generator().manual_seed(4)
         params, masks = [], {}
         for shape, pattern in [
-            ((257, 1031), "half"),
-            ((257, 1031), "sparse99"),
-            ((1, 200_003), "sparse90"),
-            ((100_001, 1), "half"),
-            ((150_001,), None),
+            ((71, 1031), "half"),
+            ((71, 1031), "sparse99"),
+            ((1, 70_003), "sparse90"),
+            ((40_001, 1), "half"),
+            ((70_001,), None),
             ((13, 17), "half"),
         ]:
             p = Parameter(torch.randn(shape, generator=generator).to(dtype))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
+from functools import cache
 from types import ModuleType
 
 from . import native, reference
 
 BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": native}
-_AUTO = {"cpu": ("cpu", "reference")}
+_AUTO = {"cpu": ("cpu",)}  # what "auto" tries first, by device
 
 
 def chosen_name(backend: str) -> str:
@@ -33,5 +35,14 @@ def backend_for(name: str, device_type: str) -> ModuleType:
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run: {reason}")
         return BACKENDS[name]
-    candidates = _AUTO.get(device_type, ("reference",))
-    return next(BACKENDS[c] for c in candidates if BACKENDS[c].unavailable(device_type) is None)
+    for candidate in _AUTO.get(device_type, ()):
+        reason = BACKENDS[candidate].unavailable(device_type)
+        if reason is None:
+            return BACKENDS[candidate]
+        _say_once(f"SparseOpt uses its slow reference backend, because backend {candidate!r}: {reason}")
+    return reference
+
+
+@cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=5)

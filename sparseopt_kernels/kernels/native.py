@@ -16,12 +16,13 @@ from torch import Tensor
 from . import reference
 from .contract import Batch, Entry, Rule
 
+_MISSING: str | None = None
 try:
-    from .. import _native
+    import sparseopt_kernels._native as _native
+except ModuleNotFoundError:
+    _MISSING = "the native library was not built"
 except ImportError as error:
-    _IMPORT_ERROR: str | None = str(error)
-else:
-    _IMPORT_ERROR = None
+    _MISSING = f"the native library cannot be loaded ({error})"
 
 _DTYPES = {
     torch.float32: "float32",
@@ -35,25 +36,22 @@ def build_info() -> dict[str, Any]:
     """What the native library was built with: ``{"native": False, "reason": ...}`` without it, else its
     ``compiler``, whether it has ``openmp`` and ``cuda``, and ``isas``, the instruction sets of its CPU
     kernels that this processor can run (the first is used)."""
-    if _IMPORT_ERROR is not None:
-        return {"native": False, "reason": _IMPORT_ERROR}
+    if _MISSING:
+        return {"native": False, "reason": _MISSING}
     return {"native": True, **_native.build_info(), "isas": available_isas()}
 
 
 def available_isas() -> tuple[str, ...]:
     """The instruction sets this processor can run, the best first. The environment variable
     ``SPARSEOPT_CPU_ISA`` names another one than the first."""
-    return () if _IMPORT_ERROR is not None else tuple(_native.available_isas())
+    return () if _MISSING else tuple(_native.available_isas())
 
 
 def unavailable(device_type: str) -> str | None:
     if device_type != "cpu":
         return f"it updates tensors on the cpu, not on {device_type}"
-    if _IMPORT_ERROR is not None:
-        return (
-            f"the native library is missing ({_IMPORT_ERROR}): install a C++ compiler, then run "
-            "pip install --force-reinstall --no-deps sparseopt_kernels"
-        )
+    if _MISSING:
+        return f"{_MISSING}: install a C++ compiler, then install sparseopt_kernels again"
     return None
 
 
