@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
+from typing import Any
 
 import contestants
 import pytest
@@ -18,13 +19,14 @@ from contestants import Contestant, Network
 
 from sparseopt_kernels.training.models import resnet20
 
-LARGE = [(4096, 2048)] * 4
-RESNET20 = [tuple(p.shape) for p in resnet20(3, 10).parameters()]
+Shape = tuple[int, ...]
+LARGE: list[Shape] = [(4096, 2048)] * 4
+RESNET20: list[Shape] = [tuple(p.shape) for p in resnet20(3, 10).parameters()]
 SPARSITIES = (0.0, 0.5, 0.9, 0.95, 0.97, 0.99)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_threads():
+def two_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -32,23 +34,23 @@ def two_threads():
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def bench_large_layers(benchmark, sparsity):
+def bench_large_layers(benchmark: Any, sparsity: float) -> None:
     rivals = [contestants.sgd_fused, contestants.eager_chain, contestants.compiled_chain]
     compare(benchmark, "4 layers of 4096x2048", LARGE, sparsity, rivals, rounds=25, warmup=2)
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def bench_resnet20(benchmark, sparsity):
+def bench_resnet20(benchmark: Any, sparsity: float) -> None:
     rivals = [contestants.sgd_fused, contestants.eager_chain]
     compare(benchmark, "ResNet-20", RESNET20, sparsity, rivals, rounds=300, warmup=30)
 
 
 def compare(
-    benchmark,
+    benchmark: Any,
     name: str,
-    shapes: list[tuple[int, ...]],
+    shapes: list[Shape],
     sparsity: float,
-    rivals: list[Callable[[Network], Contestant]],
+    rivals: Sequence[Callable[[Network], Contestant]],
     rounds: int,
     warmup: int,
 ) -> None:
@@ -103,4 +105,4 @@ def check_agreement(ours: Contestant, others: list[Contestant], reference: Conte
             contestant.step()
     for contestant in same:
         for p, q in zip(contestant.network.parameters, reference.network.parameters, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=lambda m, c=contestant: f"{c.name}: {m}")
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)

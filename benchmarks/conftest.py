@@ -8,20 +8,25 @@ import platform
 from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 
 from sparseopt_kernels import __version__, build_info
 
+_COLUMNS = (
+    *("date", "version", "torch", "machine", "threads", "isa", "network", "weights", "sparsity"),
+    *("floor_bytes", "copy_gb_per_s", "contestant", "p20_ms", "p50_ms", "p80_ms", "rounds"),
+)
 RESULTS = Path(__file__).parent / "results" / "cpu_step.csv"
 
 
-def pytest_configure(config):
+def pytest_configure(config: Any) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     benches = [b for b in config._benchmarksession.benchmarks if "milliseconds" in b.extra_info]
     if not benches:
         return
@@ -43,16 +48,13 @@ def pytest_terminal_summary(terminalreporter, config):
     write(f"appended to {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
 
 
-def _append(benches) -> None:
+def _append(benches: list[Any]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     new = not RESULTS.exists()
     with RESULTS.open("a", newline="") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(
-                "date version torch machine threads isa network weights sparsity floor_bytes copy_gb_per_s "
-                "contestant p20_ms p50_ms p80_ms rounds".split()
-            )
+            writer.writerow(_COLUMNS)
         for bench in benches:
             info = bench.extra_info
             for name, taken in info["milliseconds"].items():

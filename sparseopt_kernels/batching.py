@@ -50,6 +50,7 @@ class Batcher:
                 self._parameters.append(p)
                 self._entries.append(Entry(p, names[p], i, neurons, masked=p in masks))
         self._complex = [i for i, p in enumerate(self._parameters) if p.is_complex()]
+        self._single = [i for i, p in enumerate(self._parameters) if p.numel() == 1]
         # What the batches were made from. They are good for as long as all of it stays the same.
         self._batches: list[Batch] = []
         self._has_grad: list[bool] | None = None
@@ -89,6 +90,11 @@ class Batcher:
         if not self._unchanged(grads, state, rules):
             self._has_grad = None  # stays None if there is an error on the way
             self._rebuild(grads, state, rules)
+        for i in self._single:
+            # A lazily negated gradient (of an imaginary part) looks like any other only if it is one number:
+            # of more, it is never contiguous.
+            grad = grads[i]
+            grads[i] = None if grad is None else grad.resolve_neg()
         for i in self._complex:
             grad = grads[i]
             grads[i] = None if grad is None else torch.view_as_real(grad.resolve_conj())
@@ -144,6 +150,8 @@ class Batcher:
         batches: defaultdict[tuple[torch.device, torch.dtype], Batch] = defaultdict(Batch)
         for i, (p, entry, grad) in enumerate(zip(self._parameters, self._entries, grads, strict=True)):
             if grad is None:
+                if entry.masked:
+                    check_mask(self._masks[p], p, entry.name)
                 continue
             buffer = None
             if rules[entry.group].momentum != 0:

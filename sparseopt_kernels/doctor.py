@@ -59,7 +59,7 @@ def run(_: argparse.Namespace) -> int:
             all_right &= right
             verdict = "available, results match" if right else "WRONG RESULTS: largest difference"
             print(f"  {name:10} {device:5} {verdict} ({difference:.1e} from the float64 reference)")
-    print("  triton, cuda     not available: not part of this version; CUDA tensors go to the reference backend")
+    print("  triton, cuda     not available: not part of this version (CUDA tensors: reference)")
     if not all_right:
         print("A backend gives wrong results. Please report this output, and use backend='reference'.")
     return 0 if all_right else 1

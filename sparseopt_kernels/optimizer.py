@@ -20,6 +20,8 @@ from .batching import Batcher
 from .kernels.contract import Batch, Rule
 from .masks import Correction, Masks, check_mask
 
+_CORRECTIONS = get_args(Correction)
+
 
 class SparseOpt(Optimizer):
     r"""SGD for masked weights that corrects the gradient skew of batch normalisation (Eq. 12).
@@ -234,6 +236,7 @@ class SparseOpt(Optimizer):
 
 
 def _rule(group: dict[str, Any], gamma: float) -> Rule:
+    _check_correction(group["correction"])
     return Rule(
         float(group["lr"]),
         group["momentum"],
@@ -273,9 +276,13 @@ def _check_group(group: dict[str, Any]) -> None:
     limit = group["max_grad_norm"]
     if limit is not None and not limit > 0:
         raise ValueError(f"max_grad_norm is {limit}, it must be > 0, or None for no limit")
-    if group["correction"] not in get_args(Correction):
-        raise ValueError(f"correction is {group['correction']!r}, it must be one of {get_args(Correction)}")
+    _check_correction(group["correction"])
     if group["differentiable"]:
         raise RuntimeError("differentiable=True is not supported: the step is not differentiable")
     if group["foreach"] and group["fused"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def _check_correction(correction: str) -> None:
+    if correction not in _CORRECTIONS:
+        raise ValueError(f"correction is {correction!r}, it must be one of {_CORRECTIONS}")

@@ -221,15 +221,22 @@ def test_backend_that_cannot_run_says_why(where: str, monkeypatch: pytest.Monkey
         SparseOpt(weights(1), backend="cpu" if where == "backend" else "auto")
 
 
-def test_auto_falls_back_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_falls_back_to_the_reference_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     monkeypatch.delenv("SPARSEOPT_BACKEND", raising=False)
-    monkeypatch.setattr(kernels.BACKENDS["cpu"], "unavailable", lambda device: "the reason")
+    monkeypatch.setattr(kernels.BACKENDS["cpu"], "unavailable", lambda device: "a reason of this test alone")
     assert kernels.backend_for("auto", "cpu") is kernels.BACKENDS["reference"]
     (p,) = weights(1)
     p.grad = torch.ones_like(p)
     before = p.detach().clone()
-    SparseOpt([p], lr=0.5).step()
-    assert torch.equal(p, before - 0.5)
+    optimizer = SparseOpt([p], lr=0.5)
+    optimizer.step()
+    optimizer.step()
+    assert torch.equal(p, before - 1.0)
+    (warning,) = recwarn.list
+    assert warning.category is RuntimeWarning
+    assert re.search(words("reference", "'cpu'", "a reason of this test alone"), str(warning.message))
 
 
 def test_the_variable_overrides_auto_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +314,7 @@ def test_a_failed_step_changes_nothing(backend: Backend, failure: str, started: 
     masks[params[0]].logical_not_()  # a change of a mask that the failed step must not swallow
     masks[params[0]].logical_not_()
     if failure == "sparse-gradient":
-        last.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 9), (4, 9))
+        last.grad = torch.ones(4, 9).to_sparse()
         message = words("param_groups[1]['params'][1]", "mask", "torch.sparse_coo", "torch.strided")
     elif failure == "mask-of-a-stranger":
         stranger = Parameter(torch.ones(4, 9))
@@ -346,6 +353,40 @@ def test_momentum_switched_off_after_a_failed_first_step(backend: Backend) -> No
     optimizer.param_groups[0]["momentum"] = 0.0
     b.grad = torch.ones(4, 9)
     optimizer.step()
+    assert not optimizer.state
+
+
+def test_a_bad_mask_of_a_parameter_without_gradient(backend: Backend) -> None:
+    """It waits for its first gradient, but its mask is looked at when it changes."""
+    a, b = weights(2)
+    masks = {a: mask_like(a), b: mask_like(b)}
+    optimizer = SparseOpt([("a", a), ("b", b)], lr=0.1, masks=masks, backend=backend.name)
+    a.grad = torch.ones_like(a)
+    optimizer.step()
+    before = a.detach().clone()
+    for bad, (make, message) in BAD_MASKS.items():
+        masks[b] = make(b)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=words("mask for", "'b'", *message)):
+                optimizer.step()
+            assert same_bits(a, before), bad
+    masks[b] = mask_like(b, 1)
+    optimizer.step()
+    assert not same_bits(a, before)
+
+
+def test_a_correction_that_is_unknown_when_a_step_comes(backend: Backend) -> None:
+    """Groups are dicts that anybody may write into."""
+    a, b = weights(2)
+    for p in (a, b):
+        p.grad = torch.ones_like(p)
+    optimizer = SparseOpt([a, b], lr=0.1, momentum=0.9, masks={b: mask_like(b)}, backend=backend.name)
+    before = copy.deepcopy([a, b])
+    optimizer.param_groups[0]["correction"] = "neuron"
+    with pytest.raises(ValueError, match=words("correction", "'neuron'", "'layer'")):
+        optimizer.step()
+    for p, q in zip((a, b), before, strict=True):
+        assert same_bits(p, q)
     assert not optimizer.state
 
 

@@ -248,6 +248,16 @@ def test_conjugated_and_negated_gradients(backend: Backend) -> None:
         watched.step(grad)
 
 
+def test_negated_gradient_of_a_single_number(backend: Backend) -> None:
+    """One number is contiguous whatever its stride: its neg bit is all that tells."""
+    imaginary = Parameter(torch.ones(1, 1))
+    z = torch.complex(torch.zeros(1, 1), imaginary).conj()
+    torch.view_as_real(z.resolve_conj()).sum().backward()
+    assert imaginary.grad.item() == -1.0
+    SparseOpt([imaginary], lr=1.0, backend=backend.name).step()
+    assert imaginary.item() == 2.0
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
 def test_sparse_gradient_of_a_dense_parameter(backend: Backend, dtype: torch.dtype, momentum: float) -> None:
