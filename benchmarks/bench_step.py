@@ -35,7 +35,12 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def bench_large_layers(benchmark: Any, sparsity: float) -> None:
-    rivals = [contestants.sgd_fused, contestants.eager_chain, contestants.compiled_chain]
+    rivals = [
+        contestants.sgd_fused,
+        contestants.eager_chain,
+        contestants.compiled_chain,
+        contestants.compiled_function,
+    ]
     compare(benchmark, "4 layers of 4096x2048", LARGE, sparsity, rivals, rounds=25, warmup=2)
 
 

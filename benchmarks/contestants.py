@@ -87,27 +87,19 @@ def sgd_fused(network: Network) -> Contestant:
 
 
 def eager_chain(network: Network) -> Contestant:
-    """What one writes without this package: scale and mask the gradients, step, mask the weights.
-
-    The factors are computed once, as one would between two changes of the masks.
-    """
-    optimizer = _sgd(network, foreach=True)
-    factors = _factors(network)
-
-    @torch.no_grad()
-    def step() -> None:
-        for p, mask in network.masks.items():
-            assert p.grad is not None
-            p.grad.mul_(factors[p]).mul_(mask)
-        optimizer.step()
-        for p, mask in network.masks.items():
-            p.mul_(mask)
-
-    return Contestant("eager chain", network, step, lambda: _restore_gradients(network))
+    """What one writes without this package: scale and mask the gradients, step, mask the weights."""
+    return Contestant("eager chain", network, _chain(network), lambda: _restore_gradients(network))
 
 
 def compiled_chain(network: Network) -> Contestant:
-    """The same chain as one function under ``torch.compile``."""
+    """The same chain, optimizer included, under ``torch.compile``."""
+    step = torch.compile(_chain(network))
+    return Contestant("torch.compile of the chain", network, step, lambda: _restore_gradients(network))
+
+
+def compiled_function(network: Network) -> Contestant:
+    """The chain written anew as one function of tensors, for ``torch.compile`` to fuse as best it can:
+    no optimizer object, gradients not written, weights and momentum masked where they are computed."""
     factors = _factors(network)
     buffers = [torch.zeros_like(p) for p in network.parameters]
     masks = [network.masks.get(p) for p in network.parameters]
@@ -127,7 +119,24 @@ def compiled_chain(network: Network) -> Contestant:
     def step() -> None:
         update([p.grad for p in network.parameters])  # type: ignore[misc]
 
-    return Contestant("torch.compile", network, step)
+    return Contestant("torch.compile of one function", network, step)
+
+
+def _chain(network: Network) -> Callable[[], None]:
+    """The factors c_i are computed once, as one would between two changes of the masks."""
+    optimizer = _sgd(network, foreach=True)
+    factors = _factors(network)
+
+    @torch.no_grad()
+    def step() -> None:
+        for p, mask in network.masks.items():
+            assert p.grad is not None
+            p.grad.mul_(factors[p]).mul_(mask)
+        optimizer.step()
+        for p, mask in network.masks.items():
+            p.mul_(mask)
+
+    return step
 
 
 def _sgd(network: Network, **implementation: bool) -> torch.optim.SGD:
