@@ -18,12 +18,25 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve() / f"cmake-{sys.implementation.cache_tag}"
+        if os.environ.get("SPARSEOPT_CUDA") == "1":
+            raise RuntimeError("SPARSEOPT_CUDA is 1, but this version has no CUDA kernels")
         # cmake and ninja come as wheels: their programs are beside the interpreter's, not always on PATH.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         environment = {**os.environ, "PATH": path}
         subprocess.run(
             [
-                *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+                # Fresh: pip's build environment, where a former configuration found ninja, is gone.
+                *(
+                    "cmake",
+                    "--fresh",
+                    "-S",
+                    str(ROOT),
+                    "-B",
+                    str(build),
+                    "-G",
+                    "Ninja",
+                    "-DCMAKE_BUILD_TYPE=Release",
+                ),
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             ],
@@ -32,8 +45,8 @@ class CMakeBuild(build_ext):
         )
         subprocess.run(["cmake", "--build", str(build)], check=True, env=environment)
         built = list(build.glob(f"_native*{target.suffix}"))
-        if not built:  # CMake found no compiler and said so
-            self.warn("no C++ compiler found: installing without the native CPU backend")
+        if not built:  # CMake lacked something and said what
+            self.warn("no C++ compiler, or no Python headers: installing without the native CPU backend")
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(built[0]), str(target))

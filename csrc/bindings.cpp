@@ -97,7 +97,6 @@ PYBIND11_MODULE(_native, module) {
            py::arg("mask"), py::arg("groups"), py::arg("segments"), py::arg("neurons_per_group"),
            py::arg("length"))
       .def_property_readonly("nnz", &PackedMask::nnz)
-      .def_property_readonly("has_active_blocks", &PackedMask::has_active_blocks)
       .def("row_bits", [](const PackedMask& mask, int64_t row) {
         if (row < 0 || row >= mask.rows()) throw py::index_error("row is out of range");
         return py::bytes(reinterpret_cast<const char*>(mask.row_bits(row)), size_t(mask.row_bytes()));

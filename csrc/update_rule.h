@@ -7,8 +7,6 @@
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define SPARSEOPT_INLINE static __host__ __device__ __forceinline__
-#elif defined(_MSC_VER)
-#define SPARSEOPT_INLINE static __forceinline
 #else
 // Internal linkage and always inlined: this header is compiled for several instruction sets, and the
 // linker must not pick one set's copy of a function for all.
@@ -54,7 +52,8 @@ SPARSEOPT_INLINE T correction_factor(int64_t fan_in, T divisor) {
 // momentum b.
 template <Momentum kMomentum, bool kHam, class T>
 SPARSEOPT_INLINE void update_weight(T& p, T g, T& b, const Coefficients<T>& k) {
-  const T d = multiply_add(k.weight_decay, p, g);
+  // Without weight decay an infinite weight stays one: 0 * inf would make it NaN.
+  const T d = k.weight_decay == T(0) ? g : multiply_add(k.weight_decay, p, g);
   T u = d;
   if (kMomentum != Momentum::kNone) {
     b = multiply_add(k.fresh, d, k.momentum * b);

@@ -50,7 +50,6 @@ class Batcher:
                 self._parameters.append(p)
                 self._entries.append(Entry(p, names[p], i, neurons, masked=p in masks))
         self._complex = [i for i, p in enumerate(self._parameters) if p.is_complex()]
-        self._single = [i for i, p in enumerate(self._parameters) if p.numel() == 1]
         # What the batches were made from. They are good for as long as all of it stays the same.
         self._batches: list[Batch] = []
         self._has_grad: list[bool] | None = None
@@ -58,13 +57,16 @@ class Batcher:
         self._all_states: list[dict[str, Any]] = []
         self._states: list[dict[str, Any]] = []
         self._buffers: list[Tensor] = []
-        self._addresses: list[int] = []
+        self._memory: tuple[list[Any], ...] = ()
+        self._gradient_sizes: list[int] = []
         self._mask_tensors: list[Tensor] = []
         self._mask_versions: list[int] = []
         # The parameters in the batches, the masked ones of them, and those whose buffer is new.
         self._updated: list[Parameter] = []
         self._masked: list[tuple[Parameter, Entry]] = []
         self._born: list[tuple[Parameter, Entry]] = []
+        # Those without a gradient whose mask changed.
+        self._idle: list[tuple[Parameter, Entry]] = []
 
     def is_about(self, groups: list[dict[str, Any]]) -> bool:
         """Whether the groups' parameters, and which of them have a mask, are those of the constructor."""
@@ -80,21 +82,16 @@ class Batcher:
         written.
 
         Raises:
-            ValueError: a mask was replaced by one that does not fit, or the gradient of a masked
-                parameter is sparse.
+            ValueError: a mask was replaced by one that does not fit, the gradient of a masked parameter
+                is sparse, or a gradient or a momentum buffer has not the parameter's shape.
         """
         grads = [p.grad for p in self._parameters]
         for i, grad in enumerate(grads):
-            if grad is not None and grad.layout is not torch.strided:
-                grads[i] = self._dense(grad, self._entries[i])
+            if grad is not None and (grad.layout is not torch.strided or grad.is_neg()):
+                grads[i] = self._plain(grad, self._entries[i])
         if not self._unchanged(grads, state, rules):
             self._has_grad = None  # stays None if there is an error on the way
             self._rebuild(grads, state, rules)
-        for i in self._single:
-            # A lazily negated gradient (of an imaginary part) looks like any other only if it is one number:
-            # of more, it is never contiguous.
-            grad = grads[i]
-            grads[i] = None if grad is None else grad.resolve_neg()
         for i in self._complex:
             grad = grads[i]
             grads[i] = None if grad is None else torch.view_as_real(grad.resolve_conj())
@@ -117,10 +114,22 @@ class Batcher:
             assert entry.momentum_buffer is not None
             buffer = entry.momentum_buffer
             state[p]["momentum_buffer"] = torch.view_as_complex(buffer) if p.is_complex() else buffer
+            self._has_grad = None  # the new buffer is to be watched, too
         self._born = []
+        for p, entry in self._idle:
+            self._apply_mask(p, state.get(p, {}).get("momentum_buffer"), entry)
+        self._idle = []
+
+    def release(self) -> None:
+        """Let go of the gradients: ``zero_grad()`` must free their memory."""
+        for batch in self._batches:
+            batch.grads = []
 
     @staticmethod
-    def _dense(grad: Tensor, entry: Entry) -> Tensor:
+    def _plain(grad: Tensor, entry: Entry) -> Tensor:
+        """The gradient as memory that can be read: not sparse, not lazily negated."""
+        if grad.layout is torch.strided:
+            return grad.resolve_neg()
         if entry.masked:
             raise ValueError(
                 f"{entry.name!r} has a mask and a gradient of layout {grad.layout}, it must be torch.strided"
@@ -135,8 +144,9 @@ class Batcher:
             and [rule.momentum != 0 for rule in rules] == self._has_momentum
             and _same(list(state.values()), self._all_states)
             and _same([s.get("momentum_buffer") for s in self._states], self._buffers)
-            and _addresses(self._updated, self._buffers) == self._addresses
             and _same(masks, self._mask_tensors)
+            and _places(self._updated, self._buffers, masks) == self._memory
+            and _gradient_sizes(grads) == self._gradient_sizes
             and [mask._version for mask in masks] == self._mask_versions
         ):
             return False
@@ -146,23 +156,35 @@ class Batcher:
         return True
 
     def _rebuild(self, grads: list[Tensor | None], state: State, rules: list[Rule]) -> None:
-        self._updated, self._states, self._buffers, self._masked, self._born = [], [], [], [], []
+        self._updated, self._states, self._buffers = [], [], []
+        self._masked, self._born, self._idle = [], [], []
         batches: defaultdict[tuple[torch.device, torch.dtype], Batch] = defaultdict(Batch)
         for i, (p, entry, grad) in enumerate(zip(self._parameters, self._entries, grads, strict=True)):
             if grad is None:
                 if entry.masked:
-                    check_mask(self._masks[p], p, entry.name)
+                    changed = self._mask_changed(p, entry)
+                    # A plan that is None tells of a change that an error kept from being applied. What never
+                    # had a gradient is left alone, as SGD would.
+                    if (changed or entry.plan is None) and entry.parameter_version != -1:
+                        self._idle.append((p, entry))
                 continue
+            if grad.shape != p.shape:
+                raise ValueError(
+                    f"the gradient of {entry.name!r} has shape {tuple(grad.shape)}, "
+                    f"the parameter has {tuple(p.shape)}"
+                )
             buffer = None
             if rules[entry.group].momentum != 0:
                 own = state.get(p)
                 buffer = own.get("momentum_buffer") if own else None
                 entry.first_step = buffer is None
                 if buffer is None:
-                    buffer = torch.zeros_like(p)
+                    with torch.inference_mode(False):  # an inference tensor has no version to watch
+                        buffer = torch.zeros_like(p, requires_grad=False)
                     self._born.append((p, entry))
                 else:
                     assert own is not None
+                    _check_buffer(buffer, p, entry.name)
                     self._states.append(own)
                     self._buffers.append(buffer)
             if entry.masked:
@@ -177,24 +199,43 @@ class Batcher:
         self._has_grad = [grad is not None for grad in grads]
         self._has_momentum = [rule.momentum != 0 for rule in rules]
         self._all_states = list(state.values())
-        self._addresses = _addresses(self._updated, self._buffers)
         self._mask_tensors = _tensors(self._masks)
+        self._memory = _places(self._updated, self._buffers, self._mask_tensors)
+        self._gradient_sizes = _gradient_sizes(grads)
         self._mask_versions = [mask._version for mask in self._mask_tensors]
 
-    def _refresh_mask(self, p: Parameter, buffer: Tensor | None, entry: Entry) -> None:
+    def _mask_changed(self, p: Parameter, entry: Entry) -> bool:
+        """Whether the mask is another than at the last step; if so, the entry's is brought up to date."""
         mask = self._masks[p]
-        if mask is not entry.mask or mask._version != entry.mask_version:
+        if mask is not entry.mask:
             check_mask(mask, p, entry.name)
-            entry.mask, entry.mask_version = mask, mask._version
-            entry.plan = None
+        place = (mask.data_ptr(), mask._version)
+        if mask is entry.mask and place == entry.mask_place:
+            return False
+        check_mask(mask, p, entry.name)
+        entry.mask, entry.mask_place = mask, place
+        entry.plan = None
+        return True
+
+    def _refresh_mask(self, p: Parameter, buffer: Tensor | None, entry: Entry) -> None:
+        self._mask_changed(p, entry)
         if buffer is not entry.momentum_buffer or _written(p, buffer, entry):
             entry.stale = True
 
     @staticmethod
+    def _apply_mask(p: Parameter, buffer: Tensor | None, entry: Entry) -> None:
+        """What backends do to a parameter that has a gradient, for one that has none."""
+        assert entry.mask is not None
+        for tensor in (p, buffer):
+            if tensor is not None:
+                tensor.masked_fill_(~entry.mask, 0)
+        entry.stale = True  # the versions have moved on
+
+    @staticmethod
     def _refresh_memory(p: Parameter, buffer: Tensor | None, entry: Entry) -> None:
-        addresses = _addresses([p], [] if buffer is None else [buffer])
-        if addresses != entry.addresses:
-            entry.addresses = addresses
+        memory = _places([p], [] if buffer is None else [buffer], [])
+        if memory != entry.memory:
+            entry.memory = memory
             entry.plan = None
         if entry.plan is None:
             entry.stale = True
@@ -214,8 +255,31 @@ def _same(these: list[Any], those: list[Any]) -> bool:
     return len(these) == len(those) and all(map(is_, these, those))
 
 
-def _addresses(parameters: list[Parameter], buffers: list[Tensor]) -> list[int]:
-    return [*map(Tensor.data_ptr, parameters), *map(Tensor.data_ptr, buffers)]
+def _places(parameters: list[Parameter], buffers: list[Tensor], masks: list[Tensor]) -> tuple[list[Any], ...]:
+    """Where the memory of tensors is, and how parameters lie in it: ``.data`` may be anything tomorrow."""
+    return (
+        [*map(Tensor.data_ptr, parameters), *map(Tensor.data_ptr, buffers), *map(Tensor.data_ptr, masks)],
+        [*map(Tensor.numel, parameters), *map(Tensor.numel, buffers)],
+        [*map(Tensor.stride, parameters)],
+        [p.dtype for p in parameters],
+    )
+
+
+def _gradient_sizes(grads: list[Tensor | None]) -> list[int]:
+    return [0 if grad is None else grad.numel() for grad in grads]
+
+
+def _check_buffer(buffer: Tensor, p: Parameter, name: str) -> None:
+    """Raise ``ValueError`` unless a momentum buffer, which may come from any checkpoint, fits."""
+    if buffer.shape != p.shape:
+        raise ValueError(
+            f"the momentum_buffer of {name!r} has shape {tuple(buffer.shape)}, the parameter has "
+            f"{tuple(p.shape)}: the optimizer's state is that of another network"
+        )
+    if buffer.device != p.device:
+        raise ValueError(
+            f"the momentum_buffer of {name!r} is on {buffer.device}, the parameter on {p.device}"
+        )
 
 
 def _tensors(masks: Mapping[Parameter, Tensor]) -> list[Tensor]:

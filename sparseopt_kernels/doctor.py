@@ -61,7 +61,7 @@ def run(_: argparse.Namespace) -> int:
             print(f"  {name:10} {device:5} {verdict} ({difference:.1e} from the float64 reference)")
     print("  triton, cuda     not available: not part of this version (CUDA tensors: reference)")
     if not all_right:
-        print("A backend gives wrong results. Please report this output, and use backend='reference'.")
+        print("A backend fails its self-check. Please report this output, and use backend='reference'.")
     return 0 if all_right else 1
 
 

@@ -5,6 +5,7 @@ Nothing here knows of masks, densities or optimizers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -60,7 +61,8 @@ def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[
     """The weights of all ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` layers, in model order.
 
     A weight shared by several layers is yielded once, under its first name. Biases and normalisation
-    parameters are never among them.
+    parameters are never among them. A layer whose weight is computed (parametrized, pruned) is left out,
+    with a warning.
 
     Args:
         model: any module.
@@ -81,7 +83,14 @@ def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[
             continue
         # A parametrized layer (weight_norm, ...) computes its weight: there is no parameter to mask.
         parameter = module._parameters.get("weight")
-        if parameter is None or id(parameter) in seen:
+        if parameter is None:
+            warnings.warn(
+                f"layer {module_name!r} is left out: its weight is not a parameter "
+                "(parametrized, or pruned by torch.nn.utils.prune)",
+                stacklevel=3,
+            )
+            continue
+        if id(parameter) in seen:
             continue
         seen.add(id(parameter))
         name = f"{module_name}.weight" if module_name else "weight"

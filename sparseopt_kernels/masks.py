@@ -48,10 +48,7 @@ class Masks(Mapping[Parameter, Tensor]):
             raise ValueError("the model has no mask: call sparsify(model, sparsity=...) first")
 
     def __getitem__(self, parameter: Parameter) -> Tensor:
-        _, module, buffer = self._places[parameter]
-        mask = module._buffers[buffer]
-        assert mask is not None
-        return mask
+        return _buffer(*self._places[parameter])
 
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self._places)
@@ -61,7 +58,7 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def tensors(self) -> list[Tensor]:
         """All masks, in the order of iteration: ``list(self.values())``, sooner."""
-        return [module._buffers[buffer] for _, module, buffer in self._places.values()]  # type: ignore[misc]
+        return [_buffer(*place) for place in self._places.values()]
 
     # Mapping compares items, and comparing tensors gives tensors.
     __eq__ = object.__eq__
@@ -89,6 +86,13 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} parameters, {self.nnz()} active weights, sparsity {self.sparsity():.4f})"
+
+
+def _buffer(name: str, module: nn.Module, buffer: str) -> Tensor:
+    mask = module._buffers.get(buffer)
+    if mask is None:
+        raise ValueError(f"the mask of {name!r} is gone from the model: make Masks(model) anew")
+    return mask
 
 
 def fan_in(mask: Tensor, neurons: Neurons) -> Tensor:
@@ -128,6 +132,8 @@ def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
         raise ValueError(f"mask for {name!r} has dtype {mask.dtype}, it must be torch.bool")
     if mask.layout is not torch.strided:
         raise ValueError(f"mask for {name!r} has layout {mask.layout}, it must be torch.strided")
+    if mask.is_inference():
+        raise ValueError(f"mask for {name!r} was made under torch.inference_mode: changes to it go unseen")
     if mask.device != parameter.device:
         raise ValueError(f"mask for {name!r} is on {mask.device}, the parameter is on {parameter.device}")
 
@@ -160,9 +166,14 @@ def sparsify(
             matches nothing, the model has nothing to mask, or it is masked already.
     """
     weights = list(maskable_weights(model, exclude))
+    if not weights:
+        raise ValueError("model has nothing to mask: no Linear, Conv or ConvTranspose weight is left")
     for name, module, attribute, _, _ in weights:
-        if f"{attribute}_mask" in module._buffers:
-            raise ValueError(f"{name!r} has a mask already: use Masks(model) for the masks of a masked model")
+        if hasattr(module, f"{attribute}_mask"):
+            raise ValueError(
+                f"{name!r} has a mask already ({attribute}_mask): "
+                "use Masks(model) for the masks of a masked model"
+            )
     densities = layer_densities({w.name: tuple(w.parameter.shape) for w in weights}, sparsity, distribution)
     for layer, (name, module, attribute, parameter, _) in enumerate(weights):
         active = round(densities[name] * parameter.numel())

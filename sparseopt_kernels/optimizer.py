@@ -37,11 +37,13 @@ class SparseOpt(Optimizer):
     Everything happens in one pass over memory. ``p.grad`` is never written. Parameters without a mask
     are updated exactly as ``torch.optim.SGD`` would. ``state_dict`` is that of ``torch.optim.SGD``: the
     only key per parameter is ``momentum_buffer``, and checkpoints load in both directions.
+    Half precisions are computed in float32 and rounded once, where SGD rounds after every operation.
 
     A mask may be changed at any time, in place or by putting another tensor into the mapping: the
-    next step sees it, and zeroes weights and momentum outside the new mask. Writes through ``.data`` or
-    raw pointers are invisible to PyTorch's version counter: after one that may have set weights outside
-    the mask, write once more in the open (``with torch.no_grad(): p.mul_(masks[p])``).
+    next step sees it, and zeroes weights and momentum outside the new mask (of a parameter that never had
+    a gradient, not before its first one). Writes through ``.data``, NumPy or raw pointers are invisible
+    to PyTorch's version counter: after one, write once more in the open, ``p.mul_(masks[p])`` under
+    ``torch.no_grad()`` for a weight, ``mask.copy_(mask)`` for a mask.
 
     Args:
         params: parameters, named parameters, or parameter groups; every keyword below except ``masks``
@@ -132,9 +134,12 @@ class SparseOpt(Optimizer):
         """
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), (Tensor, set)):
             param_group["params"] = list(param_group["params"])
-            given = [p[1] if isinstance(p, tuple) else p for p in param_group["params"]]
-            if len({id(p) for p in given}) < len(given):
-                raise ValueError("a parameter appears twice in a parameter group")
+            seen = {id(p): name for p, name in self._names().items()}
+            for i, given in enumerate(param_group["params"]):
+                name, p = given if isinstance(given, tuple) else (f"params[{i}] of the new group", given)
+                if id(p) in seen:
+                    raise ValueError(f"{name} is in the optimizer already, as {seen[id(p)]}")
+                seen[id(p)] = name
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -163,8 +168,9 @@ class SparseOpt(Optimizer):
             closure: reevaluates the model and returns the loss.
 
         Raises:
-            ValueError: a mask was replaced by one that does not fit its parameter, or a masked
-                parameter has a sparse gradient. Nothing has been changed then.
+            ValueError: a mask was replaced by one that does not fit its parameter, a masked parameter has
+                a sparse gradient, or the momentum of a checkpoint has another shape than its parameter.
+                Nothing has been changed then.
         """
         loss = None
         if closure is not None:
@@ -180,14 +186,17 @@ class SparseOpt(Optimizer):
         if self._batcher is None or not self._batcher.is_about(self.param_groups):
             self._check_masks()
             self._batcher = Batcher(self.param_groups, self._masks, self._names())
-        calls = [
-            (kernels.backend_for(self._backend_name, batch.entries[0].parameter.device.type), batch)
-            for batch in self._batcher.collect(self.state, rules)
-        ]
-        self._limit_norm(rules, calls)
-        for backend, batch in calls:
-            backend.step(batch)
-        self._batcher.commit(self.state)
+        try:
+            calls = [
+                (kernels.backend_for(self._backend_name, batch.entries[0].parameter.device.type), batch)
+                for batch in self._batcher.collect(self.state, rules)
+            ]
+            self._limit_norm(rules, calls)
+            for backend, batch in calls:
+                backend.step(batch)
+            self._batcher.commit(self.state)
+        finally:
+            self._batcher.release()
         return loss
 
     def _limit_norm(self, rules: list[Rule], calls: list[tuple[ModuleType, Batch]]) -> None:
@@ -261,26 +270,33 @@ def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:
 
 def _check_group(group: dict[str, Any]) -> None:
     """Raise ``ValueError``, naming the hyperparameter, unless all of them are valid."""
+    for name in ("masks", "backend"):
+        if name in group:
+            raise ValueError(f"a parameter group has {name!r}: that is one for the whole optimizer")
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr is a tensor of {lr.numel()} elements, it must have one")
     for name in ("lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta"):
-        value = float(group[name])
-        if not (math.isfinite(value) and value >= 0.0):
-            raise ValueError(f"{name} is {value}, it must be a finite number >= 0")
+        value = group[name]
+        if not (_is_number(value) and math.isfinite(value) and value >= 0.0):
+            raise ValueError(f"{name} is {value!r}, it must be a finite number >= 0")
     if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
         raise ValueError(
             f"nesterov=True with momentum={group['momentum']} and dampening={group['dampening']}: "
             "it requires momentum > 0 and dampening = 0"
         )
     limit = group["max_grad_norm"]
-    if limit is not None and not limit > 0:
-        raise ValueError(f"max_grad_norm is {limit}, it must be > 0, or None for no limit")
+    if limit is not None and not (_is_number(limit) and limit > 0):
+        raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
     _check_correction(group["correction"])
     if group["differentiable"]:
         raise RuntimeError("differentiable=True is not supported: the step is not differentiable")
     if group["foreach"] and group["fused"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, Tensor)) or hasattr(value, "__float__")
 
 
 def _check_correction(correction: str) -> None:

@@ -73,6 +73,7 @@ class Layer:
         self.rows = rows_of(self.shape, transposed_groups)
         self.p = flat(value)
         self.b: np.ndarray | None = None
+        self._trained = False
         self.set_mask(mask)
         self.forget_update()
 
@@ -83,6 +84,7 @@ class Layer:
 
     def set_mask(self, mask: Tensor | None) -> None:
         self.mask = None if mask is None else np.repeat(flat(mask) != 0, self.width)
+        self._mask_is_new = True
         self._factors: dict[str, np.ndarray] = {}
 
     def factors(self, correction: str) -> np.ndarray:
@@ -103,6 +105,14 @@ class Layer:
 
     def masked(self, values: np.ndarray) -> np.ndarray:
         return values if self.mask is None else np.where(self.mask, values, 0.0)
+
+    def apply_new_mask(self) -> None:
+        """What a change of mask does at the next step, whether or not there is a gradient then; but a
+        layer that never had one is left alone."""
+        if self._mask_is_new and self.mask is not None and self._trained:
+            self.p = self.masked(self.p)
+            self.b = None if self.b is None else self.masked(self.b)
+        self._mask_is_new = False
 
     def corrected(self, grad: Tensor, correction: str) -> np.ndarray:
         """c_i * g on the active weights, 0 elsewhere."""
@@ -134,7 +144,8 @@ class Layer:
             growth = np.exp(np.where(either, np.minimum(np.abs(exponent), 5.0), np.clip(exponent, -5.0, 5.0)))
             terms = terms * growth * (1.0 + np.minimum(np.abs(exponent), 6.0))
             h = h * np.exp(np.clip(exponent, -5.0, 5.0))
-        self.p, self.p_terms, self.updated = self.masked(h), terms, True
+        self.p, self.p_terms = self.masked(h), terms
+        self.updated = self._trained = True
 
 
 class Oracle:
@@ -152,6 +163,8 @@ class Oracle:
             layer.forget_update()
         if found_inf != 0.0:
             return
+        for layer in self.layers().values():
+            layer.apply_new_mask()
         corrected = {
             name: layer.corrected(grads[name], rule.correction) / grad_scale
             for rule, layers in self.groups

@@ -97,7 +97,8 @@ def assert_close(
     allowed = allowed + tolerance.storage * (np.abs(want) + allowed) + subnormal
     bad = ~(np.abs(values - want) <= allowed)  # catches NaN
     if bad.any():
-        at = int(np.argmax(np.where(bad, np.nan_to_num(np.abs(values - want) / allowed, nan=np.inf), 0.0)))
+        excess = np.abs(values - want) - allowed
+        at = int(np.argmax(np.where(bad, np.nan_to_num(excess, nan=np.inf), -np.inf)))
         raise AssertionError(
             f"{label}: {int(bad.sum())} of {len(bad)} elements differ from the oracle; the worst, at flat "
             f"index {at} of shape {tuple(got.shape)}, is {values[at]!r}, it must be {want[at]!r} "

@@ -104,10 +104,13 @@ def test_fused_or_foreach_are_accepted(backend: Backend, flags: dict[str, bool])
 
 def test_a_parameter_in_two_groups() -> None:
     a, b, _ = weights()
-    with pytest.raises(ValueError, match="more than one parameter group"):
+    already = (
+        r"params\[0\] of the new group is in the optimizer already, as param_groups\[0\]\['params'\]\[1\]"
+    )
+    with pytest.raises(ValueError, match=already):
         SparseOpt([{"params": [a, b]}, {"params": [b]}])
     optimizer = SparseOpt([a])
-    with pytest.raises(ValueError, match="more than one parameter group"):
+    with pytest.raises(ValueError, match="is in the optimizer already"):
         optimizer.add_param_group({"params": [a]})
     assert len(optimizer.param_groups) == 1
 
@@ -115,7 +118,10 @@ def test_a_parameter_in_two_groups() -> None:
 @pytest.mark.parametrize("named", [False, True], ids=["tensors", "named"])
 def test_a_parameter_twice_in_a_group(named: bool) -> None:
     (a,) = weights(1)
-    with pytest.raises(ValueError, match="twice"):
+    first, second = (
+        ("a", "b") if named else (r"params\[0\] of the new group", r"params\[1\] of the new group")
+    )
+    with pytest.raises(ValueError, match=f"{second} is in the optimizer already, as {first}"):
         SparseOpt([("a", a), ("b", a)] if named else [a, a])
 
 
@@ -423,3 +429,16 @@ def test_a_model_with_nothing_to_mask() -> None:
         sparsify(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()), 0.5)
     with pytest.raises(ValueError, match=words("no mask", "sparsify")):
         Masks(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta"])
+@pytest.mark.parametrize("value", ["0.1", None])
+def test_a_hyperparameter_that_is_no_number(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is {value!r}, it must be a finite number >= 0"):
+        SparseOpt(weights(1), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["masks", "backend"])
+def test_a_group_with_what_is_one_for_all(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a parameter group has '{name}'"):
+        SparseOpt([{"params": weights(1), name: None}])

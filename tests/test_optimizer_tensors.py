@@ -453,7 +453,7 @@ def test_a_mask_shared_by_two_parameters(backend: Backend) -> None:
 
 
 def test_mask_of_a_parameter_that_gets_its_gradient_later(backend: Backend) -> None:
-    """Its mask changes while it waits: its first step sees the mask of that step."""
+    """What never had a gradient is left alone, as SGD would; its first step sees the mask of that step."""
     layers = [masked_layer(0), masked_layer(1)]
     masks = {layer.weight: layer.weight_mask for layer in layers}
     optimizer = SparseOpt(list(masks), lr=0.1, momentum=0.9, masks=masks, backend=backend.name)
@@ -462,9 +462,28 @@ def test_mask_of_a_parameter_that_gets_its_gradient_later(backend: Backend) -> N
         if step % 2:
             layers[1].weight_mask.copy_(random_mask((23, 517), step, "sparse99"))
         optimizer.step()
+        assert layers[1].weight.all()
     give_gradient(layers[1], 9)
     optimizer.step()
     assert_masked(layers[1], optimizer)
+
+
+def test_masks_that_change_while_a_momentum_waits_without_gradient(backend: Backend) -> None:
+    """Pruned and grown again between two gradients: the weight and its momentum start at 0."""
+    layer, optimizer = settled(backend)
+    former = layer.weight_mask.clone()
+    layer.weight.grad = None
+    layer.weight_mask[:12] = False
+    optimizer.step()
+    layer.weight_mask.copy_(former)
+    optimizer.step()
+    assert not layer.weight[:12].any()
+    assert not optimizer.state[layer.weight]["momentum_buffer"][:12].any()
+    assert layer.weight[12:].any()
+    give_gradient(layer, 10)
+    layer.weight.grad[:12] = 0.0
+    optimizer.step()
+    assert not layer.weight[:12].any()
 
 
 def test_momentum_switched_off_and_on_again(backend: Backend) -> None:

@@ -67,7 +67,7 @@ SPARSEOPT_INLINE unsigned block_bits(const uint8_t* bits, int64_t element) {
   return at[0] | unsigned(at[1]) << 8;
 }
 
-// kCount consecutive weights, of which those with a bit in `active` are updated and the others zeroed.
+// `count` consecutive weights, of which those with a bit in `active` are updated and the others zeroed.
 template <Momentum kMomentum, bool kHam, bool kMasked, class Stored, class T>
 SPARSEOPT_INLINE void update_lanes(Pointers<Stored> at, int count, unsigned active, T scale,
                                    const Coefficients<T>& k) {

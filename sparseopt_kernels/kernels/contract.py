@@ -54,14 +54,14 @@ class Entry:
     """
 
     __slots__ = (
-        "addresses",
         "buffer_version",
         "first_step",
         "group",
         "ham",
         "mask",
-        "mask_version",
+        "mask_place",
         "masked",
+        "memory",
         "momentum_buffer",
         "name",
         "neurons",
@@ -86,8 +86,10 @@ class Entry:
         self.first_step = False
         self.stale = True
         self.plan: Any = None
-        self.addresses: list[int] = []
-        self.mask_version = self.parameter_version = self.buffer_version = -1
+        # What the optimizer sees changes by.
+        self.memory: tuple[list[Any], ...] = ()
+        self.mask_place = (0, -1)
+        self.parameter_version = self.buffer_version = -1
 
 
 class Batch:

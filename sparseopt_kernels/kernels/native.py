@@ -35,7 +35,7 @@ _DTYPES = {
 def build_info() -> dict[str, Any]:
     """What the native library was built with: ``{"native": False, "reason": ...}`` without it, else its
     ``compiler``, whether it has ``openmp`` and ``cuda``, and ``isas``, the instruction sets of its CPU
-    kernels that this processor can run (the first is used)."""
+    kernels that this processor can run."""
     if _MISSING:
         return {"native": False, "reason": _MISSING}
     return {"native": True, **_native.build_info(), "isas": available_isas()}
@@ -146,7 +146,9 @@ def _plan_entry(entry: Entry) -> _EntryPlan:
     parameter, buffer = entry.parameter, entry.momentum_buffer
     order = None if parameter.is_contiguous() else _memory_order(parameter)
     dtype = _DTYPES.get(parameter.dtype)
-    if dtype is None or not _in_order(parameter, order) or not (buffer is None or _in_order(buffer, order)):
+    if dtype is None or not _in_order(parameter, order):
+        return _EntryPlan(None, None)
+    if buffer is not None and (buffer.dtype != parameter.dtype or not _in_order(buffer, order)):
         return _EntryPlan(None, None)
     mask = None
     if entry.mask is not None:

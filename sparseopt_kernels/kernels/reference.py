@@ -37,7 +37,8 @@ def update(entry: Entry, grad: Tensor, rule: Rule) -> None:
     p = entry.parameter.to(dtype)
     g = _corrected_gradient(entry, grad, rule, dtype) * (-rule.gamma if rule.maximize else rule.gamma)
 
-    u = d = g.add(p, alpha=rule.weight_decay)
+    # As torch.optim.SGD: without weight decay, a weight of -inf is not multiplied by 0.
+    u = d = g.add(p, alpha=rule.weight_decay) if rule.weight_decay != 0 else g
     if entry.momentum_buffer is not None:
         if entry.first_step:
             b = d

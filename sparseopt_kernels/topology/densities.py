@@ -58,7 +58,7 @@ def layer_densities(
     else:
         shapes = {name: tuple(shape) for name, shape in model_or_shapes.items()}
     if not shapes:
-        raise ValueError("model_or_shapes has nothing to mask, it must have at least one maskable weight")
+        raise ValueError("nothing to mask: there is no Linear, Conv or ConvTranspose weight")
     for name, shape in shapes.items():
         if len(shape) < 2 or min(shape) < 0:
             raise ValueError(f"shape of {name!r} is {shape}, it must be (out, in, *kernel)")

@@ -61,11 +61,13 @@ class _DynamicTopology:
             True when a mask changed. False when no update was due, when it was postponed, or when
             every dropped weight grew again.
         """
+        due = self._due or (self._step + 1) % self.update_every == 0
+        if due and self._step + 1 < self.stop_at:
+            self._check_ready()
         self._step += 1
-        self._due |= self._step % self.update_every == 0
-        if not self._due or self._step >= self.stop_at:
+        self._due = due
+        if not due or self._step >= self.stop_at:
             return False
-        self._check_ready()
         gradients = [parameter.grad for parameter in self.masks if parameter.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             return False
@@ -137,6 +139,9 @@ class _DynamicTopology:
         expected = {*self._settings, "step", "due", "explored"}
         if set(state_dict) != expected:
             raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")
+        dtypes = {union.dtype for union in state_dict["explored"]}
+        if dtypes != {torch.bool}:
+            raise ValueError(f"state_dict['explored'] has tensors of {dtypes}, they must be torch.bool")
         shapes = [tuple(union.shape) for union in state_dict["explored"]]
         own_shapes = [tuple(union.shape) for union in self._explored]
         if shapes != own_shapes:

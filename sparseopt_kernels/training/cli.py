@@ -211,5 +211,5 @@ def _check_packages() -> None:
     if missing:
         raise TrainingError(
             f"train needs packages that are not installed ({', '.join(missing)}): "
-            "pip install 'sparseopt_kernels[train]'"
+            "in a checkout of sparseopt_kernels, run pip install '.[train]'"
         )

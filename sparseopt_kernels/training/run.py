@@ -175,6 +175,7 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the run that made ``state`` was; it must have had the same configuration."""
+        assert (state["optimizer_name"], state["seed"]) == (self.optimizer_name, self.seed)
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,200 @@
+"""What changes between two steps behind the optimizer's back: it is seen, or refused before it does harm."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from conftest import Backend
+from torch import nn
+from torch.nn.parameter import Parameter
+
+from sparseopt_kernels.optimizer import SparseOpt
+
+
+def stepped(p: Parameter, backend: Backend, **options) -> SparseOpt:
+    """An optimizer of ``p`` that has taken one step with a gradient of zeros."""
+    optimizer = SparseOpt([p], lr=1.0, backend=backend.name, **options)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    return optimizer
+
+
+class TestMomentumOfACheckpoint:
+    def test_of_another_network(self, backend: Backend) -> None:
+        small = Parameter(torch.zeros(10, 4))
+        small.grad = torch.ones(10, 4)
+        sgd = torch.optim.SGD([small], lr=1.0, momentum=0.9)
+        sgd.step()
+        first, p = Parameter(torch.zeros(3)), Parameter(torch.zeros(1000, 40))
+        optimizer = SparseOpt([first, p], lr=1.0, momentum=0.9, backend=backend.name)
+        state = sgd.state_dict()
+        state["state"] = {1: state["state"][0]}
+        state["param_groups"][0]["params"] = [0, 1]
+        optimizer.load_state_dict(state)
+        first.grad, p.grad = torch.ones(3), torch.ones(1000, 40)
+        message = r"momentum_buffer of .* has shape \(10, 4\), the parameter has \(1000, 40\)"
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+        assert not first.any()
+        assert not p.any()
+
+    def test_of_another_dtype(self, backend: Backend) -> None:
+        p, q = (Parameter(torch.zeros(8)) for _ in range(2))
+        optimizer = SparseOpt([p], lr=1.0, momentum=0.5, backend=backend.name)
+        sgd = torch.optim.SGD([q], lr=1.0, momentum=0.5)
+        for tensor, opt in ((p, optimizer), (q, sgd)):
+            opt.state[tensor]["momentum_buffer"] = torch.ones(8, dtype=torch.float64)
+            tensor.grad = torch.ones(8)
+            opt.step()
+        assert torch.equal(p, q)
+
+
+class TestParameterData:
+    def test_narrowed_in_place(self, backend: Backend) -> None:
+        """Structured pruning: the same address, fewer elements."""
+        p = Parameter(torch.ones(64))
+        optimizer = stepped(p, backend)
+        p.grad = None
+        full = p.data
+        p.data = full[:8]
+        p.grad = torch.ones(8)
+        optimizer.step()
+        assert not p.any()
+        assert torch.equal(full[8:], torch.ones(56))
+
+    def test_grown_under_its_gradient(self, backend: Backend) -> None:
+        p = Parameter(torch.zeros(4))
+        optimizer = stepped(p, backend)
+        p.data = torch.zeros(64)
+        with pytest.raises(ValueError, match=r"gradient of .* has shape \(4,\), the parameter has \(64,\)"):
+            optimizer.step()
+        assert not p.any()
+
+    def test_gradient_shrunk_in_place(self, backend: Backend) -> None:
+        p = Parameter(torch.zeros(64))
+        optimizer = stepped(p, backend)
+        p.grad.data = torch.ones(8)
+        with pytest.raises(ValueError, match=r"has shape \(8,\), the parameter has \(64,\)"):
+            optimizer.step()
+
+    def test_transposed_in_place(self, backend: Backend) -> None:
+        p = Parameter(torch.zeros(4, 4))
+        optimizer = stepped(p, backend)
+        p.data = p.data.t()
+        p.grad = torch.zeros(4, 4)
+        p.grad[0, 1] = 1.0
+        optimizer.step()
+        assert p.nonzero().tolist() == [[0, 1]]
+
+    def test_of_another_dtype_at_the_same_address(self, backend: Backend) -> None:
+        p = Parameter(torch.zeros(4, dtype=torch.bfloat16))
+        optimizer = stepped(p, backend)
+        p.grad = None
+        p.data = p.data.view(torch.float16)
+        p.grad = torch.full((4,), 2.0, dtype=torch.float16)
+        optimizer.step()
+        assert torch.equal(p, torch.full((4,), -2.0, dtype=torch.float16))
+
+
+class TestState:
+    @pytest.mark.parametrize("looked_at", [False, True])
+    def test_a_buffer_is_watched_from_its_birth(self, backend: Backend, looked_at: bool) -> None:
+        p = Parameter(torch.zeros(3))
+        optimizer = SparseOpt([p], lr=1.0, momentum=0.9, backend=backend.name)
+        if looked_at:
+            optimizer.state[p]  # a defaultdict: now there is an empty one
+        p.grad = torch.ones(3)
+        optimizer.step()
+        optimizer.state[p]["momentum_buffer"] = torch.full((3,), 100.0)
+        optimizer.step()
+        assert torch.allclose(p, torch.full((3,), -92.0))
+        optimizer.state[p].clear()
+        optimizer.step()
+        assert torch.allclose(p, torch.full((3,), -93.0))
+
+    def test_gradients_are_let_go(self, backend: Backend) -> None:
+        p = Parameter(torch.zeros(3))
+        optimizer = SparseOpt([p], backend=backend.name)
+        p.grad = torch.ones(3)
+        gradient = weakref.ref(p.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        gc.collect()
+        assert gradient() is None
+
+
+class TestMaskChanges:
+    def test_of_a_parameter_without_a_gradient(self, backend: Backend) -> None:
+        p = Parameter(torch.ones(2, 4))
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        optimizer = stepped(p, backend, momentum=0.9, masks={p: mask})
+        optimizer.state[p]["momentum_buffer"].fill_(1.0)
+        p.grad = None
+        mask[0] = False
+        optimizer.step()
+        assert p.tolist() == [[0.0] * 4, [1.0] * 4]
+        assert optimizer.state[p]["momentum_buffer"].tolist() == [[0.0] * 4, [1.0] * 4]
+
+    def test_through_data(self, backend: Backend) -> None:
+        p = Parameter(torch.ones(2, 4))
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        optimizer = stepped(p, backend, masks={p: mask})
+        mask.data = torch.zeros(2, 4, dtype=torch.bool)
+        optimizer.step()
+        assert not p.any()
+
+    def test_through_numpy_and_a_write_in_the_open(self, backend: Backend) -> None:
+        p = Parameter(torch.ones(2, 4))
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        optimizer = stepped(p, backend, masks={p: mask})
+        mask.numpy()[0] = False
+        mask.copy_(mask)
+        optimizer.step()
+        assert p.tolist() == [[0.0] * 4, [1.0] * 4]
+
+    def test_the_buffer_is_gone(self, backend: Backend) -> None:
+        from sparseopt_kernels.masks import sparsify
+
+        model = nn.Sequential(nn.Linear(4, 4))
+        optimizer = SparseOpt(model.parameters(), masks=sparsify(model, 0.5), backend=backend.name)
+        model[0].weight_mask = None
+        with pytest.raises(ValueError, match=r"the mask of '0\.weight' is gone from the model"):
+            optimizer.step()
+
+
+class TestInferenceMode:
+    def test_a_step(self, backend: Backend) -> None:
+        p = Parameter(torch.ones(2, 4))
+        optimizer = SparseOpt(
+            [p], lr=1.0, momentum=0.9, masks={p: torch.ones(2, 4, dtype=torch.bool)}, backend=backend.name
+        )
+        p.grad = torch.ones(2, 4)
+        with torch.inference_mode():
+            optimizer.step()
+        assert not p.any()
+        assert optimizer.state[p]["momentum_buffer"].tolist() == [[1.0] * 4] * 2
+
+    def test_a_mask(self) -> None:
+        p = Parameter(torch.ones(2, 4))
+        with torch.inference_mode():
+            mask = torch.ones(2, 4, dtype=torch.bool)
+        with pytest.raises(ValueError, match=r"mask for .* was made under torch\.inference_mode"):
+            SparseOpt([p], masks={p: mask})
+
+
+def test_infinite_weights_stay_infinite(backend: Backend) -> None:
+    """An additive attention bias of -inf, say: no weight decay, no 0 * inf."""
+    p = Parameter(torch.tensor([-torch.inf, 1.0]))
+    optimizer = stepped(p, backend, momentum=0.9)
+    optimizer.step()
+    assert p.tolist() == [-torch.inf, 1.0]
+
+
+def test_a_lazily_negated_gradient(backend: Backend) -> None:
+    p = Parameter(torch.zeros(4))
+    p.grad = torch._neg_view(torch.ones(4))
+    SparseOpt([p], lr=1.0, backend=backend.name).step()
+    assert p.tolist() == [1.0] * 4

@@ -1,0 +1,59 @@
+"""The command ``doctor``: it says what runs, and notices what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparseopt_kernels import kernels
+from sparseopt_kernels.__main__ import main
+from sparseopt_kernels.kernels import native, reference
+
+
+def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "PyTorch" in out
+    assert "reference  cpu   available, results match" in out
+    assert "triton, cuda     not available" in out
+
+
+def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(batch) -> None:
+        reference.step(batch)
+        batch.entries[0].parameter.view(-1)[0] += 1e-3
+
+    class Wrong:
+        unavailable = staticmethod(lambda device_type: None)
+        squared_norm = staticmethod(reference.squared_norm)
+
+    Wrong.step = staticmethod(step)
+    monkeypatch.setitem(kernels.BACKENDS, "cpu", Wrong)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG RESULTS" in out
+    assert "use backend='reference'" in out
+
+
+def test_a_backend_that_cannot_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_MISSING", "the native library was not built")
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "cpu   not available: the native library was not built: install a C++ compiler" in out
+
+
+@pytest.mark.skipif(native.unavailable("cpu") is not None, reason="the native library was not built")
+def test_a_backend_that_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEOPT_CPU_ISA", "sse9")
+    assert main(["doctor"]) == 1
+    assert "FAILED: SPARSEOPT_CPU_ISA is 'sse9'" in capsys.readouterr().out
+
+
+def test_without_the_library_the_reference_runs_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_MISSING", "the native library was not built")
+    kernels._say_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="slow reference backend, because backend 'cpu'") as warned:
+        assert [kernels.backend_for("auto", "cpu") for _ in range(3)] == [reference] * 3
+    assert len(warned) == 1
+    kernels._say_once.cache_clear()
