@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, MutableMapping
 from operator import is_
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Batcher:
     ) -> None:
         self._masks = masks
         self._masked_parameters = list(masks)
-        self._group_sizes = [len(group["params"]) for group in groups]
+        self._group_parameters = [list(group["params"]) for group in groups]
         self._parameters: list[Parameter] = []
         self._entries: list[Entry] = []
         for i, group in enumerate(groups):
@@ -52,13 +52,12 @@ class Batcher:
         self._complex = [i for i, p in enumerate(self._parameters) if p.is_complex()]
         # What the batches were made from. They are good for as long as all of it stays the same.
         self._batches: list[Batch] = []
-        self._has_grad: list[bool] | None = None
+        self._grad_sizes: list[int] | None = None
         self._has_momentum: list[bool] = []
         self._all_states: list[dict[str, Any]] = []
         self._states: list[dict[str, Any]] = []
         self._buffers: list[Tensor] = []
         self._memory: tuple[list[Any], ...] = ()
-        self._gradient_sizes: list[int] = []
         self._mask_tensors: list[Tensor] = []
         self._mask_versions: list[int] = []
         # The parameters in the batches, the masked ones of them, and those whose buffer is new.
@@ -70,11 +69,13 @@ class Batcher:
 
     def is_about(self, groups: list[dict[str, Any]]) -> bool:
         """Whether the groups' parameters, and which of them have a mask, are those of the constructor."""
-        parameters = [p for group in groups for p in group["params"]]
         return (
-            _same(parameters, self._parameters)
-            and [len(group["params"]) for group in groups] == self._group_sizes
-            and _same(list(self._masks), self._masked_parameters)
+            len(groups) == len(self._group_parameters)
+            and all(
+                _same(g["params"], known) for g, known in zip(groups, self._group_parameters, strict=True)
+            )
+            # Which parameters a Masks is about never changes.
+            and (isinstance(self._masks, Masks) or _same(list(self._masks), self._masked_parameters))
         )
 
     def collect(self, state: State, rules: list[Rule]) -> list[Batch]:
@@ -86,18 +87,22 @@ class Batcher:
                 is sparse, or a gradient or a momentum buffer has not the parameter's shape.
         """
         grads = [p.grad for p in self._parameters]
-        for i, grad in enumerate(grads):
-            if grad is not None and (grad.layout is not torch.strided or grad.is_neg()):
-                grads[i] = self._plain(grad, self._entries[i])
+        present = [grad for grad in grads if grad is not None]
+        # Sparse ones are not contiguous.
+        if any(map(Tensor.is_neg, present)) or not all(map(Tensor.is_contiguous, present)):
+            grads = [
+                None if grad is None else self._plain(grad, entry)
+                for grad, entry in zip(grads, self._entries, strict=True)
+            ]
         if not self._unchanged(grads, state, rules):
-            self._has_grad = None  # stays None if there is an error on the way
+            self._grad_sizes = None  # stays None if there is an error on the way
             self._rebuild(grads, state, rules)
         for i in self._complex:
             grad = grads[i]
             grads[i] = None if grad is None else torch.view_as_real(grad.resolve_conj())
         for batch in self._batches:
             batch.rules = rules
-            batch.grads = [cast(Tensor, grads[i]) for i in batch.positions]
+            batch.grads = [grads[i] for i in batch.positions]  # type: ignore[misc]
         return self._batches
 
     def commit(self, state: State) -> None:
@@ -114,7 +119,7 @@ class Batcher:
             assert entry.momentum_buffer is not None
             buffer = entry.momentum_buffer
             state[p]["momentum_buffer"] = torch.view_as_complex(buffer) if p.is_complex() else buffer
-            self._has_grad = None  # the new buffer is to be watched, too
+            self._grad_sizes = None  # the new buffer is to be watched, too
         self._born = []
         for p, entry in self._idle:
             self._apply_mask(p, state.get(p, {}).get("momentum_buffer"), entry)
@@ -140,13 +145,12 @@ class Batcher:
         masks = _tensors(self._masks)
         if not (
             not self._complex
-            and [grad is not None for grad in grads] == self._has_grad
+            and _sizes(grads) == self._grad_sizes
             and [rule.momentum != 0 for rule in rules] == self._has_momentum
             and _same(list(state.values()), self._all_states)
             and _same([s.get("momentum_buffer") for s in self._states], self._buffers)
             and _same(masks, self._mask_tensors)
             and _places(self._updated, self._buffers, masks) == self._memory
-            and _gradient_sizes(grads) == self._gradient_sizes
             and [mask._version for mask in masks] == self._mask_versions
         ):
             return False
@@ -196,12 +200,11 @@ class Batcher:
             batch.entries.append(entry)
             batch.positions.append(i)
         self._batches = list(batches.values())
-        self._has_grad = [grad is not None for grad in grads]
+        self._grad_sizes = _sizes(grads)
         self._has_momentum = [rule.momentum != 0 for rule in rules]
         self._all_states = list(state.values())
         self._mask_tensors = _tensors(self._masks)
         self._memory = _places(self._updated, self._buffers, self._mask_tensors)
-        self._gradient_sizes = _gradient_sizes(grads)
         self._mask_versions = [mask._version for mask in self._mask_tensors]
 
     def _mask_changed(self, p: Parameter, entry: Entry) -> bool:
@@ -233,7 +236,7 @@ class Batcher:
 
     @staticmethod
     def _refresh_memory(p: Parameter, buffer: Tensor | None, entry: Entry) -> None:
-        memory = _places([p], [] if buffer is None else [buffer], [])
+        memory = (p.data_ptr(), p.shape, p.stride(), p.dtype, None if buffer is None else buffer.data_ptr())
         if memory != entry.memory:
             entry.memory = memory
             entry.plan = None
@@ -256,17 +259,16 @@ def _same(these: list[Any], those: list[Any]) -> bool:
 
 
 def _places(parameters: list[Parameter], buffers: list[Tensor], masks: list[Tensor]) -> tuple[list[Any], ...]:
-    """Where the memory of tensors is, and how parameters lie in it: ``.data`` may be anything tomorrow."""
+    """Where the memory of tensors is, and whether parameters lie in it in order: ``.data`` may be
+    anything tomorrow. (That a parameter has another size or dtype is seen by its gradient.)"""
     return (
         [*map(Tensor.data_ptr, parameters), *map(Tensor.data_ptr, buffers), *map(Tensor.data_ptr, masks)],
-        [*map(Tensor.numel, parameters), *map(Tensor.numel, buffers)],
-        [*map(Tensor.stride, parameters)],
-        [p.dtype for p in parameters],
+        [*map(Tensor.is_contiguous, parameters)],
     )
 
 
-def _gradient_sizes(grads: list[Tensor | None]) -> list[int]:
-    return [0 if grad is None else grad.numel() for grad in grads]
+def _sizes(grads: list[Tensor | None]) -> list[int]:
+    return [-1 if grad is None else grad.numel() for grad in grads]
 
 
 def _check_buffer(buffer: Tensor, p: Parameter, name: str) -> None:

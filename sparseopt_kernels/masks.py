@@ -6,7 +6,7 @@ What a kernel derives from a mask (packed bits, lists of active blocks) is the k
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,10 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def tensors(self) -> list[Tensor]:
         """All masks, in the order of iteration: ``list(self.values())``, sooner."""
-        return [_buffer(*place) for place in self._places.values()]
+        tensors = [module._buffers.get(buffer) for _, module, buffer in self._places.values()]
+        if any(tensor is None for tensor in tensors):
+            return list(self.values())  # raises
+        return cast("list[Tensor]", tensors)
 
     # Mapping compares items, and comparing tensors gives tensors.
     __eq__ = object.__eq__

@@ -362,6 +362,37 @@ def test_momentum_switched_off_after_a_failed_first_step(backend: Backend) -> No
     assert not optimizer.state
 
 
+def test_a_gradient_of_another_shape(backend: Backend) -> None:
+    """PyTorch checks it when it is assigned; a parameter that then gets other data is not checked."""
+    a, b = weights(2)
+    a.grad, b.grad = torch.ones(4, 9), torch.ones(4, 9)
+    b.data = torch.zeros(2, 3)
+    before = copy.deepcopy([a, b])
+    optimizer = SparseOpt([("a", a), ("b", b)], lr=0.1, momentum=0.9, backend=backend.name)
+    with pytest.raises(ValueError, match=words("gradient of 'b'", "(4, 9)", "(2, 3)")):
+        optimizer.step()
+    for p, q in zip((a, b), before, strict=True):
+        assert same_bits(p, q)
+    assert not optimizer.state
+
+
+def test_a_checkpoint_of_another_network(backend: Backend) -> None:
+    """As many parameters, other shapes: load_state_dict lets it pass, the step does not."""
+    a, b = weights(2)
+    others = [Parameter(torch.ones(4, 9)), Parameter(torch.ones(9, 4))]
+    for p in (a, b, *others):
+        p.grad = torch.ones_like(p)
+    other = SparseOpt(others, lr=0.1, momentum=0.9, backend=backend.name)
+    other.step()
+    optimizer = SparseOpt([("a", a), ("b", b)], lr=0.1, momentum=0.9, backend=backend.name)
+    optimizer.load_state_dict(other.state_dict())
+    before = copy.deepcopy([a, b])
+    with pytest.raises(ValueError, match=words("momentum_buffer of 'b'", "(9, 4)", "(4, 9)")):
+        optimizer.step()
+    for p, q in zip((a, b), before, strict=True):
+        assert same_bits(p, q)
+
+
 def test_a_bad_mask_of_a_parameter_without_gradient(backend: Backend) -> None:
     """It waits for its first gradient, but its mask is looked at when it changes."""
     a, b = weights(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +168,19 @@ def test_memory_that_moves_between_steps(backend: Backend, change: str) -> None:
     for step in range(3, 6):
         watched.step(randn(shape, parameter.dtype, step))
     assert same_bits(former, before), "the memory that the parameter has left was written"
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_memory_read_in_another_order_between_steps(backend: Backend, masked: bool) -> None:
+    """The same address and the same shape, other strides."""
+    parameter = Parameter(randn((33, 33)))
+    watched = Watched(backend, parameter, random_mask((33, 33)) if masked else None)
+    for step in range(6):
+        watched.step(randn((33, 33), seed=step))
+        if step == 2:
+            parameter.grad = None
+            parameter.data = parameter.data.t()
+            watched.resume()
 
 
 @pytest.mark.parametrize("pattern", [None, "half", "sparse99", "tail", "full"], ids=str)
@@ -351,6 +365,8 @@ def _overwrite(layer: nn.Linear, optimizer: SparseOpt, how: str) -> None:
         mask.logical_and_(other.weight_mask).logical_or_(random_mask((23, 517), 8, "sparse99"))
     elif how == "mask-through-a-view":
         mask.view(-1)[: 23 * 200].logical_not_()
+    elif how == "mask-data-replaced":
+        mask.data = other.weight_mask
     elif how == "mask-replaced":
         layer.weight_mask = other.weight_mask
     elif how == "mask-load_state_dict":
@@ -374,6 +390,7 @@ def _overwrite(layer: nn.Linear, optimizer: SparseOpt, how: str) -> None:
         "mask-one-bit",
         "mask-logical",
         "mask-through-a-view",
+        "mask-data-replaced",
         "mask-replaced",
         "mask-load_state_dict",
         "mask-registered-anew",
@@ -547,6 +564,24 @@ def test_autograd_notices_the_update(backend: Backend) -> None:
         loss.backward()
 
 
+def test_steps_in_inference_mode(backend: Backend) -> None:
+    """A step there, the first one too, leaves parameters and buffers that steps elsewhere go on from."""
+    results = []
+    for inference in (False, True):
+        layer = masked_layer()
+        optimizer = SparseOpt(
+            layer.parameters(), lr=0.1, momentum=0.9, masks=Masks(layer), backend=backend.name
+        )
+        for step in range(4):
+            give_gradient(layer, step)
+            with torch.inference_mode(inference and step != 2):
+                optimizer.step()
+        results.append((layer.weight, optimizer.state[layer.weight]["momentum_buffer"]))
+    for a, b in zip(*results, strict=True):
+        assert not b.is_inference()
+        assert same_bits(a, b)
+
+
 def test_only_updated_parameters_change_version(backend: Backend) -> None:
     a, b, c = (Parameter(torch.ones(3, 4)) for _ in range(3))
     a.grad, c.grad = torch.ones(3, 4), torch.ones(3, 4)
@@ -586,6 +621,22 @@ def test_a_weight_shared_by_two_layers(backend: Backend) -> None:
 
 
 # ---- memory -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_zero_grad_frees_the_gradients(backend: Backend, masked: bool) -> None:
+    """Nothing that is kept from step to step holds a gradient."""
+    p = Parameter(torch.ones(4, 9))
+    masks = {p: random_mask((4, 9))} if masked else {}
+    optimizer = optimizer_of(backend, [p], masks)
+    for _ in range(3):
+        p.grad = torch.ones(4, 9)
+        grad = weakref.ref(p.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        gc.collect()
+        assert grad() is None
+
 
 LARGE = (4, 1_000_000)  # 16 MB in float32
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NATIVE_ISAS, Backend, why_not
+from conftest import ISA_VARIABLE, NATIVE_ISAS, Backend, why_not
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Hyper, flat
@@ -419,6 +419,24 @@ def test_plain_path_has_the_bits_of_a_plain_pytorch() -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "skipped" not in result.stdout
+
+
+def test_the_instruction_set_that_is_asked_for_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows in the last bits: the plain path does not fuse multiply-adds, the others do."""
+    for isa in ("avx2", "plain"):
+        reason = why_not(Backend("cpu", isa))
+        if reason is not None:
+            pytest.skip(reason)
+    results = {}
+    for isa in ("avx2", "plain", "avx2"):
+        monkeypatch.setenv(ISA_VARIABLE, isa)
+        generator = torch.Generator().manual_seed(0)
+        p = Parameter(torch.randn(64, 64, generator=generator, dtype=torch.float64))
+        p.grad = torch.randn(64, 64, generator=generator, dtype=torch.float64)
+        SparseOpt([p], lr=0.1, weight_decay=0.1, backend="cpu").step()
+        assert isa not in results or same_bits(results[isa], p)
+        results[isa] = p.detach()
+    assert not same_bits(results["avx2"], results["plain"])
 
 
 @pytest.mark.parametrize("correction", ["layer", "none"])

@@ -87,7 +87,7 @@ class Entry:
         self.stale = True
         self.plan: Any = None
         # What the optimizer sees changes by.
-        self.memory: tuple[list[Any], ...] = ()
+        self.memory: tuple[Any, ...] = ()
         self.mask_place = (0, -1)
         self.parameter_version = self.buffer_version = -1
 

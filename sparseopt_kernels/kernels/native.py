@@ -73,6 +73,7 @@ def squared_norm(batch: Batch) -> float:
 class _EntryPlan(NamedTuple):
     """The native form of an entry."""
 
+    dtype: torch.dtype
     order: tuple[int, ...] | None  # of the dimensions in memory; None: as they are
     tensor: Any  # _native.Tensor; None: not for this backend
 
@@ -84,16 +85,16 @@ class _BatchPlan(NamedTuple):
     entries: list[Entry]  # those in the table
     here: list[int]  # where they are in the batch
     elsewhere: list[int]  # where those are that the reference backend must update
-    dtype: torch.dtype
+    dtypes: list[torch.dtype]  # of all gradients
     row_major: bool  # whether all entries are
 
 
 def _call(function: Callable[..., Any], batch: Batch) -> Any:
     """Call the library for all entries that it can update."""
     plan: _BatchPlan = batch.plan
-    if plan is None or any(batch.grads[i].dtype is not plan.dtype for i in plan.here):
+    if plan is None or [grad.dtype for grad in batch.grads] != plan.dtypes:
         plan = batch.plan = _plan_batch(batch)
-    grads = [batch.grads[i] for i in plan.here]
+    grads = [batch.grads[i] for i in plan.here] if plan.elsewhere else batch.grads
     if not (plan.row_major and all(map(Tensor.is_contiguous, grads))):
         grads = [_laid_out(grad, entry) for grad, entry in zip(grads, plan.entries, strict=True)]
     return function(
@@ -118,13 +119,13 @@ def _plan_batch(batch: Batch) -> _BatchPlan:
     here: list[int] = []
     elsewhere: list[int] = []
     for i, (entry, grad) in enumerate(zip(batch.entries, batch.grads, strict=True)):
-        if entry.plan is None:
+        if entry.plan is None or entry.plan.dtype is not dtype:
             entry.plan = _plan_entry(entry)
         (elsewhere if entry.plan.tensor is None or grad.dtype is not dtype else here).append(i)
     entries = [batch.entries[i] for i in here]
     table = _native.Table([entry.plan.tensor for entry in entries], [entry.group for entry in entries])
     row_major = all(entry.plan.order is None for entry in entries)
-    return _BatchPlan(table, entries, here, elsewhere, dtype, row_major)
+    return _BatchPlan(table, entries, here, elsewhere, [g.dtype for g in batch.grads], row_major)
 
 
 def _native_rule(rule: Rule) -> Any:
@@ -147,19 +148,21 @@ def _plan_entry(entry: Entry) -> _EntryPlan:
     order = None if parameter.is_contiguous() else _memory_order(parameter)
     dtype = _DTYPES.get(parameter.dtype)
     if dtype is None or not _in_order(parameter, order):
-        return _EntryPlan(None, None)
+        return _EntryPlan(parameter.dtype, None, None)
     if buffer is not None and (buffer.dtype != parameter.dtype or not _in_order(buffer, order)):
-        return _EntryPlan(None, None)
+        return _EntryPlan(parameter.dtype, None, None)
     mask = None
     if entry.mask is not None:
         grid = _memory_grid(entry, order)
         if grid is None:
-            return _EntryPlan(None, None)
+            return _EntryPlan(parameter.dtype, None, None)
         ordered = entry.mask if order is None else entry.mask.permute(order)
         ordered = ordered.contiguous()
         mask = _native.PackedMask(ordered.data_ptr(), *grid)
     addresses = (parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr())
-    return _EntryPlan(order, _native.Tensor(dtype, *addresses, parameter.numel(), entry.ham, mask))
+    return _EntryPlan(
+        parameter.dtype, order, _native.Tensor(dtype, *addresses, parameter.numel(), entry.ham, mask)
+    )
 
 
 def _memory_order(tensor: Tensor) -> tuple[int, ...]:
