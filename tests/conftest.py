@@ -44,7 +44,7 @@ _EPS64 = torch.finfo(torch.float64).eps
 
 # c_i, gamma, c_i * gamma, * g; lambda * p, +; mu * b, (1 - tau) * d, +; mu * b, + (Nesterov); eta * u, -:
 # thirteen roundings of half a unit each. HAM has three more in its exponent and an exp that is good to two
-# units: the oracle scales its terms by the exponent, so the same number serves. Measured: about 3.
+# units: the oracle scales its terms by the exponent, so the same number serves.
 _ROUNDINGS = 8.0
 
 TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {

@@ -225,7 +225,7 @@ def test_a_missing_package_is_named_with_the_extra(monkeypatch, capsys):
     assert train() == 2
     error = capsys.readouterr().err
     assert "(tqdm)" in error
-    assert "pip install 'sparseopt_kernels[train]'" in error
+    assert "run pip install '.[train]'" in error
 
 
 def test_resume_with_another_option_names_it(tmp_path, capsys):
