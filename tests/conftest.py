@@ -1,99 +1,18 @@
-"""Fixtures of all tests: the backends, how exact each must be, and memory that is never clean by luck."""
+"""Fixtures of all tests: the backends, and memory that is never clean by luck."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
-
-from sparseopt_kernels import kernels
-
-NATIVE_ISAS = ("avx512", "avx2", "plain")
-ISA_VARIABLE = "SPARSEOPT_CPU_ISA"
+from backends import ISA_VARIABLE, NATIVE_ISAS, Backend, why_not
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "same_bits_as_sgd: results of PyTorch's own kernels are the oracle, to the last bit"
     )
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a result may be from the float64 oracle after one step.
-
-    ``roundings``: units of the last place of the *arithmetic* type (float32 or float64), relative to the
-    sum of the absolute values of the terms that were added, so that cancellation is no excuse and no trap.
-    ``storage``: half a unit of the last place of the type that p and b are stored in, relative to the
-    result; 0 where the two types are the same, for the last rounding is among the ``roundings``.
-    """
-
-    arithmetic_eps: float
-    roundings: float
-    storage: float
-
-
-# Half a unit of the last place, and a hundredth of it for a value that lies between two numbers.
-_HALF_BFLOAT16 = 0.505 * torch.finfo(torch.bfloat16).eps
-_HALF_FLOAT16 = 0.505 * torch.finfo(torch.float16).eps
-_EPS32 = torch.finfo(torch.float32).eps
-_EPS64 = torch.finfo(torch.float64).eps
-
-# c_i, gamma, c_i * gamma, * g; lambda * p, +; mu * b, (1 - tau) * d, +; mu * b, + (Nesterov); eta * u, -:
-# thirteen roundings of half a unit each. HAM has three more in its exponent and an exp that is good to two
-# units: the oracle scales its terms by the exponent, so the same number serves.
-_ROUNDINGS = 8.0
-
-TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
-    # Plain PyTorch, one operation after another.
-    ("reference", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),
-    ("reference", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
-    # float32 arithmetic, then one rounding: a backend that rounds b before it is used in u fails.
-    ("reference", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, _HALF_BFLOAT16),
-    ("reference", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
-    # The native paths do the same operations; fused multiply-adds only take roundings away.
-    ("cpu", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),
-    ("cpu", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
-    ("cpu", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, _HALF_BFLOAT16),
-    ("cpu", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
-}
-
-
-def norm_error(gradients: Iterable[Tensor]) -> float:
-    """How far the gradient norm may be off, relatively, and with it gamma and every corrected gradient.
-
-    A sum of n squares in float64, in any order: the root of n units (rounding errors that do not conspire).
-    The corrected gradients that are squared may have been rounded to the arithmetic type of their own
-    parameter: one unit of float32 as soon as there is one that is not float64.
-    """
-    gradients = list(gradients)
-    narrow = any(grad.dtype not in (torch.float64, torch.complex128) for grad in gradients)
-    return _EPS64 * sum(grad.numel() for grad in gradients) ** 0.5 + (_EPS32 if narrow else 0.0)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A backend that can run here: what to pass to ``SparseOpt(backend=)``, and the path inside it."""
-
-    name: str
-    isa: str | None = None
-
-    def tolerance(self, dtype: torch.dtype) -> Tolerance:
-        return TOLERANCES[self.name, dtype]
-
-
-def why_not(backend: Backend) -> str | None:
-    """The reason why a backend, or its instruction set, cannot run on this machine."""
-    reason = kernels.BACKENDS[backend.name].unavailable("cpu")
-    if reason is None and backend.isa is not None:
-        from sparseopt_kernels.kernels import native
-
-        if backend.isa not in native.available_isas():
-            return f"this CPU has no {backend.isa}"
-    return None
 
 
 @pytest.fixture(params=["reference", *(f"cpu-{isa}" for isa in NATIVE_ISAS)])

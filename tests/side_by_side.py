@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from conftest import Backend, Tolerance, norm_error
+from backends import Backend, Tolerance, norm_error
 from oracle import Hyper, Layer, Oracle, flat
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import Backend
+from backends import Backend
 from torch import nn
 from torch.nn.parameter import Parameter
 

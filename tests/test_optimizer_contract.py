@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Backend
+from backends import Backend
 from side_by_side import pattern_mask, same_bits
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Backend, norm_error
+from backends import Backend, norm_error
 from oracle import Hyper, Layer, Oracle
 from side_by_side import assert_close, pattern_mask, same_bits
 from torch import Tensor, nn

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ISA_VARIABLE, NATIVE_ISAS, Backend, why_not
+from backends import ISA_VARIABLE, NATIVE_ISAS, Backend, why_not
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Hyper, flat
