@@ -41,6 +41,15 @@ def run(_: argparse.Namespace) -> int:
     print("devices: " + ", ".join(_devices()))
     info = build_info()
     print("native library: " + ", ".join(f"{key}={_plain(value)}" for key, value in info.items()))
+    for variable in ("SPARSEOPT_BACKEND", "SPARSEOPT_CPU_ISA"):
+        if os.environ.get(variable):
+            print(f"environment: {variable}={os.environ[variable]}")
+    try:
+        auto = kernels.backend_for(kernels.chosen_name("auto"), "cpu")
+    except (RuntimeError, ValueError) as error:
+        print(f"CPU tensors cannot be updated: {error}")
+        return 1
+    print("CPU tensors go to: " + next(name for name, b in kernels.BACKENDS.items() if b is auto))
     print("backends:")
     all_right = True
     for name, backend in kernels.BACKENDS.items():
@@ -61,7 +70,10 @@ def run(_: argparse.Namespace) -> int:
             print(f"  {name:10} {device:5} {verdict} ({difference:.1e} from the float64 reference)")
     print("  triton, cuda     not available: not part of this version (CUDA tensors: reference)")
     if not all_right:
-        print("A backend fails its self-check. Please report this output, and use backend='reference'.")
+        print(
+            "A backend fails its self-check. If that is no wrong setting of yours, please report this "
+            "output, and use backend='reference' meanwhile."
+        )
     return 0 if all_right else 1
 
 

@@ -45,7 +45,10 @@ class Masks(Mapping[Parameter, Tensor]):
                 check_mask(mask, parameter, name)
                 self._places[parameter] = (name, module, f"{attribute}_mask")
         if not self._places:
-            raise ValueError("the model has no mask: call sparsify(model, sparsity=...) first")
+            raise ValueError(
+                "the model has no mask: call sparsify(model, sparsity=...) first, "
+                "or register a boolean buffer weight_mask beside a weight"
+            )
 
     def __getitem__(self, parameter: Parameter) -> Tensor:
         return _buffer(*self._places[parameter])

@@ -34,11 +34,24 @@ def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     assert "use backend='reference'" in out
 
 
+def test_a_wrong_choice_of_backend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEOPT_BACKEND", "foo")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "environment: SPARSEOPT_BACKEND=foo" in out
+    assert "SPARSEOPT_BACKEND is 'foo', it must be one of" in out
+
+
 def test_a_backend_that_cannot_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "_MISSING", "the native library was not built")
-    assert main(["doctor"]) == 0
+    kernels._say_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="slow reference backend"):
+        assert main(["doctor"]) == 0
+    kernels._say_once.cache_clear()
     out = capsys.readouterr().out
     assert "cpu   not available: the native library was not built: install a C++ compiler" in out
 

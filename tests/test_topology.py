@@ -509,3 +509,11 @@ for module in ("topology.dynamic", "topology.mask_update", "topology.densities",
         del sys.modules[name]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("method", [SET, RigL])
+def test_masks_that_will_never_change_are_warned_of(method):
+    layer = nn.Linear(4, 4)
+    masks = {layer.weight: torch.eye(4, dtype=torch.bool)}
+    with pytest.warns(UserWarning, match="the masks will never change"):
+        method(masks, update_every=100, stop_at=60.75)

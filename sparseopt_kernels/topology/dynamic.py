@@ -5,6 +5,7 @@ Which weights are chosen is in ``mask_update.py``. Nothing here knows the optimi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -39,6 +40,11 @@ class _DynamicTopology:
             raise ValueError(f"update_every is {update_every}, it must be an integer of at least 1 (steps)")
         if not stop_at > 0.0:
             raise ValueError(f"stop_at is {stop_at}, it must be positive (steps)")
+        if stop_at <= update_every:
+            warnings.warn(
+                f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change",
+                stacklevel=3,
+            )
         names = {p: n for n, p in masks.named().items()} if isinstance(masks, Masks) else {}
         for layer, (parameter, mask) in enumerate(masks.items()):
             check_mask(mask, parameter, names.get(parameter, f"parameter {layer}"))
