@@ -23,23 +23,15 @@ class CMakeBuild(build_ext):
         # cmake and ninja come as wheels: their programs are beside the interpreter's, not always on PATH.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         environment = {**os.environ, "PATH": path}
+        # Fresh: pip's build environment, where a former configuration found ninja, is gone.
+        configure = ["cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
+        settings = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
         subprocess.run(
-            [
-                # Fresh: pip's build environment, where a former configuration found ninja, is gone.
-                *(
-                    "cmake",
-                    "--fresh",
-                    "-S",
-                    str(ROOT),
-                    "-B",
-                    str(build),
-                    "-G",
-                    "Ninja",
-                    "-DCMAKE_BUILD_TYPE=Release",
-                ),
-                f"-DPython_EXECUTABLE={sys.executable}",
-                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            ],
+            configure + [f"-D{name}={value}" for name, value in settings.items()],
             check=True,
             env=environment,
         )

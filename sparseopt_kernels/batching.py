@@ -210,13 +210,10 @@ class Batcher:
     def _mask_changed(self, p: Parameter, entry: Entry) -> bool:
         """Whether the mask is another than at the last step; if so, the entry's is brought up to date."""
         mask = self._masks[p]
-        if mask is not entry.mask:
-            check_mask(mask, p, entry.name)
-        place = (mask.data_ptr(), mask._version)
-        if mask is entry.mask and place == entry.mask_place:
+        if mask is entry.mask and (mask.data_ptr(), mask._version) == entry.mask_place:
             return False
         check_mask(mask, p, entry.name)
-        entry.mask, entry.mask_place = mask, place
+        entry.mask, entry.mask_place = mask, (mask.data_ptr(), mask._version)
         entry.plan = None
         return True
 
