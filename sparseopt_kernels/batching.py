@@ -7,7 +7,6 @@ No arithmetic here, and nothing of backends.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, MutableMapping
 from operator import is_
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
-from .kernels.contract import Batch, Entry, Rule
+from .device_flags import DeviceFlags
+from .kernels.contract import Batch, Entry
 from .layers import Neurons
 from .masks import Masks, check_mask
 
@@ -64,6 +64,7 @@ class Batcher:
         self._updated: list[Parameter] = []
         self._masked: list[tuple[Parameter, Entry]] = []
         self._born: list[tuple[Parameter, Entry]] = []
+        self._flags: dict[torch.device, DeviceFlags] = {}
         # Those without a gradient whose mask changed.
         self._idle: list[tuple[Parameter, Entry]] = []
 
@@ -78,7 +79,7 @@ class Batcher:
             and (isinstance(self._masks, Masks) or _same(list(self._masks), self._masked_parameters))
         )
 
-    def collect(self, state: State, rules: list[Rule]) -> list[Batch]:
+    def collect(self, state: State, has_momentum: list[bool]) -> list[Batch]:
         """The batches of this step, checked. Nothing that a failed step would have to take back is
         written.
 
@@ -94,19 +95,33 @@ class Batcher:
                 None if grad is None else self._plain(grad, entry)
                 for grad, entry in zip(grads, self._entries, strict=True)
             ]
-        if not self._unchanged(grads, state, rules):
+        if not self._unchanged(grads, state, has_momentum):
             self._grad_sizes = None  # stays None if there is an error on the way
-            self._rebuild(grads, state, rules)
+            self._rebuild(grads, state, has_momentum)
         for i in self._complex:
             grad = grads[i]
             grads[i] = None if grad is None else torch.view_as_real(grad.resolve_conj())
         for batch in self._batches:
-            batch.rules = rules
             batch.grads = [grads[i] for i in batch.positions]  # type: ignore[misc]
         return self._batches
 
-    def commit(self, state: State) -> None:
-        """Record what the step wrote."""
+    def raise_flags(self, batches: list[Batch]) -> None:
+        """Tell ``first_step`` and ``stale`` of the entries to backends that read them on the device.
+
+        Raises:
+            RuntimeError: the first step, or the first after a change of masks, is captured in a CUDA graph.
+        """
+        for device, here in _by_device(batches).items():
+            flags = self._flags.setdefault(device, DeviceFlags(device, len(self._parameters)))
+            flags.raise_for(here)
+            for batch in here:
+                batch.flags = flags.flags
+
+    def commit(self, state: State, device_batches: list[Batch]) -> None:
+        """Record what the step wrote: all of it, except what a device, of the batches that
+        ``raise_flags`` had, may have skipped."""
+        for device, here in _by_device(device_batches).items():
+            self._flags[device].lower(here[0].found_inf)
         # Kernels write through pointers: autograd must still notice a weight that changed under it.
         increment_version(self._updated)
         for p, entry in self._masked:
@@ -125,6 +140,10 @@ class Batcher:
             self._apply_mask(p, state.get(p, {}).get("momentum_buffer"), entry)
         self._idle = []
 
+    def forget(self) -> None:
+        """The step is not made after all: the next one is to look at everything again."""
+        self._grad_sizes = None
+
     def release(self) -> None:
         """Let go of the gradients: ``zero_grad()`` must free their memory."""
         for batch in self._batches:
@@ -141,12 +160,12 @@ class Batcher:
             )
         return grad.to_dense()
 
-    def _unchanged(self, grads: list[Tensor | None], state: State, rules: list[Rule]) -> bool:
+    def _unchanged(self, grads: list[Tensor | None], state: State, has_momentum: list[bool]) -> bool:
         masks = _tensors(self._masks)
         if not (
             not self._complex
             and _sizes(grads) == self._grad_sizes
-            and [rule.momentum != 0 for rule in rules] == self._has_momentum
+            and has_momentum == self._has_momentum
             and _same(list(state.values()), self._all_states)
             and _same([s.get("momentum_buffer") for s in self._states], self._buffers)
             and _same(masks, self._mask_tensors)
@@ -159,10 +178,10 @@ class Batcher:
                 entry.stale = True
         return True
 
-    def _rebuild(self, grads: list[Tensor | None], state: State, rules: list[Rule]) -> None:
+    def _rebuild(self, grads: list[Tensor | None], state: State, has_momentum: list[bool]) -> None:
         self._updated, self._states, self._buffers = [], [], []
         self._masked, self._born, self._idle = [], [], []
-        batches: defaultdict[tuple[torch.device, torch.dtype], Batch] = defaultdict(Batch)
+        batches: dict[tuple[torch.device, torch.dtype], Batch] = {}
         for i, (p, entry, grad) in enumerate(zip(self._parameters, self._entries, grads, strict=True)):
             if grad is None:
                 if entry.masked:
@@ -178,7 +197,7 @@ class Batcher:
                     f"the parameter has {tuple(p.shape)}"
                 )
             buffer = None
-            if rules[entry.group].momentum != 0:
+            if has_momentum[entry.group]:
                 own = state.get(p)
                 buffer = own.get("momentum_buffer") if own else None
                 entry.first_step = buffer is None
@@ -196,12 +215,13 @@ class Batcher:
                 self._masked.append((p, entry))
             self._refresh_memory(p, buffer, entry)
             self._updated.append(p)
-            batch = batches[p.device, entry.parameter.dtype]
+            place = (p.device, entry.parameter.dtype)
+            batch = batches.setdefault(place, Batch(*place))
             batch.entries.append(entry)
             batch.positions.append(i)
         self._batches = list(batches.values())
         self._grad_sizes = _sizes(grads)
-        self._has_momentum = [rule.momentum != 0 for rule in rules]
+        self._has_momentum = has_momentum
         self._all_states = list(state.values())
         self._mask_tensors = _tensors(self._masks)
         self._memory = _places(self._updated, self._buffers, self._mask_tensors)
@@ -248,6 +268,13 @@ class Batcher:
             if entry.mask is not None:
                 entry.mask = entry.mask.unsqueeze(-1).expand(*p.shape, 2)
                 entry.plan = None
+
+
+def _by_device(batches: list[Batch]) -> dict[torch.device, list[Batch]]:
+    devices: dict[torch.device, list[Batch]] = {}
+    for batch in batches:
+        devices.setdefault(batch.device, []).append(batch)
+    return devices
 
 
 def _same(these: list[Any], those: list[Any]) -> bool:

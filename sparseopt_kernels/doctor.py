@@ -45,7 +45,7 @@ def run(_: argparse.Namespace) -> int:
         if os.environ.get(variable):
             print(f"environment: {variable}={os.environ[variable]}")
     try:
-        auto = kernels.backend_for(kernels.chosen_name("auto"), "cpu")
+        auto = kernels.backend_for(kernels.chosen_name("auto"), torch.device("cpu"))
     except (RuntimeError, ValueError) as error:
         print(f"CPU tensors cannot be updated: {error}")
         return 1
@@ -54,7 +54,7 @@ def run(_: argparse.Namespace) -> int:
     all_right = True
     for name, backend in kernels.BACKENDS.items():
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            reason = backend.unavailable(device)
+            reason = backend.unavailable(torch.device(device))
             if reason is not None:
                 print(f"  {name:10} {device:5} not available: {reason}")
                 continue

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, get_args, overload
 
 import torch
@@ -17,8 +16,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
 from .batching import Batcher
-from .kernels.contract import Batch, Rule
 from .masks import Correction, Masks, check_mask
+from .scalars import limit_norm, set_scalars
 
 _CORRECTIONS = get_args(Correction)
 
@@ -147,8 +146,8 @@ class SparseOpt(Optimizer):
             for p in group["params"]:
                 if hasattr(p, "device_mesh"):  # the fan-in of a neuron would span several ranks
                     raise ValueError(f"a parameter of shape {tuple(p.shape)} is a DTensor: not supported")
-            for device_type in {p.device.type for p in group["params"]}:
-                kernels.backend_for(self._backend_name, device_type)
+            for device in {p.device for p in group["params"]}:
+                kernels.backend_for(self._backend_name, device)
         except Exception:
             self.param_groups.pop()
             raise
@@ -176,38 +175,38 @@ class SparseOpt(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item() != 0:  # a sum over devices: may exceed 1
-            return loss
-
-        grad_scale = getattr(self, "grad_scale", None)
-        gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
-        rules = [_rule(group, gamma) for group in self.param_groups]
         if self._batcher is None or not self._batcher.is_about(self.param_groups):
             self._check_masks()
             self._batcher = Batcher(self.param_groups, self._masks, self._names())
         try:
-            calls = [
-                (kernels.backend_for(self._backend_name, batch.entries[0].parameter.device.type), batch)
-                for batch in self._batcher.collect(self.state, rules)
-            ]
-            self._limit_norm(rules, calls)
-            for backend, batch in calls:
-                backend.step(batch)
-            self._batcher.commit(self.state)
+            self._update(self._batcher)
         finally:
             self._batcher.release()
         return loss
 
-    def _limit_norm(self, rules: list[Rule], calls: list[tuple[ModuleType, Batch]]) -> None:
-        """Put the gradient-norm coefficient of Appendix F into the rules of the groups that ask for it."""
+    def _update(self, batcher: Batcher) -> None:
+        for group in self.param_groups:
+            _check_correction(group["correction"])
+        batches = batcher.collect(self.state, [group["momentum"] != 0 for group in self.param_groups])
+        calls = [(kernels.backend_for(self._backend_name, batch.device), batch) for batch in batches]
+        device_batches = [batch for backend, batch in calls if not backend.host_scalars(batch.device)]
+        on_host = len(device_batches) < len(batches)  # numbers, if one of the backends wants them
+        found_inf = getattr(self, "found_inf", None)
+        if on_host and found_inf is not None:
+            if found_inf.item() != 0:  # a sum over devices: may exceed 1
+                batcher.forget()
+                return
+            found_inf = None
+        grad_scale = getattr(self, "grad_scale", None)
+        for batch in batches:
+            set_scalars(batch, self.param_groups, grad_scale, found_inf, on_host)
+        batcher.raise_flags(device_batches)
         limits = [group["max_grad_norm"] for group in self.param_groups]
-        if all(limit is None for limit in limits):
-            return
-        norm = math.sqrt(sum(backend.squared_norm(batch) for backend, batch in calls))
-        for rule, limit in zip(rules, limits, strict=True):
-            if limit is not None:
-                rule.gamma /= max(norm * rule.gamma / limit, 1.0)
+        if batches and any(limit is not None for limit in limits):
+            limit_norm(calls, limits, on_host)
+        for backend, batch in calls:
+            backend.step(batch)
+        batcher.commit(self.state, device_batches)
 
     def _check_masks(self) -> None:
         names = self._names()
@@ -242,22 +241,6 @@ class SparseOpt(Optimizer):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
         self._batcher = None
-
-
-def _rule(group: dict[str, Any], gamma: float) -> Rule:
-    _check_correction(group["correction"])
-    return Rule(
-        float(group["lr"]),
-        group["momentum"],
-        group["dampening"],
-        float(group["weight_decay"]),
-        group["nesterov"],
-        group["maximize"],
-        group["correction"],
-        group["ham_alpha"],
-        group["ham_beta"],
-        gamma,
-    )
 
 
 def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:

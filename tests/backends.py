@@ -74,14 +74,20 @@ class Backend:
     name: str
     isa: str | None = None
 
+    @property
+    def on_device(self) -> bool:
+        """Whether what AMP says stays in a tensor. The host does not know then whether a step was skipped,
+        and a momentum buffer may be there, of zeros, before the first step that was not."""
+        return self.name in ("triton", "cuda") or self.isa == "device"
+
     def tolerance(self, dtype: torch.dtype) -> Tolerance:
         return TOLERANCES[self.name, dtype]
 
 
 def why_not(backend: Backend) -> str | None:
     """The reason why a backend, or its instruction set, cannot run on this machine."""
-    reason = kernels.BACKENDS[backend.name].unavailable("cpu")
-    if reason is None and backend.isa is not None:
+    reason = kernels.BACKENDS[backend.name].unavailable(torch.device("cpu"))
+    if reason is None and backend.name == "cpu":
         from sparseopt_kernels.kernels import native
 
         if backend.isa not in native.available_isas():

@@ -8,6 +8,8 @@ import pytest
 import torch
 from backends import ISA_VARIABLE, NATIVE_ISAS, Backend, why_not
 
+from sparseopt_kernels.kernels import reference
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
@@ -15,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.fixture(params=["reference", *(f"cpu-{isa}" for isa in NATIVE_ISAS)])
+@pytest.fixture(params=["reference", "reference-device", *(f"cpu-{isa}" for isa in NATIVE_ISAS)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Each backend and each of its instruction sets; skipped, with the reason, where it cannot run.
 
@@ -30,8 +32,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     fused = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
     if chosen.isa == "plain" and fused and request.node.get_closest_marker("same_bits_as_sgd"):
         pytest.skip("PyTorch fuses multiply-adds on this CPU: compared in a process where it does not")
-    if chosen.isa is not None:
+    if chosen.isa in NATIVE_ISAS:
         monkeypatch.setenv(ISA_VARIABLE, chosen.isa)
+    if chosen == Backend("reference", "device"):  # as on an accelerator: scalars stay in tensors
+        monkeypatch.setattr(reference, "host_scalars", lambda device: False)
     monkeypatch.delenv("SPARSEOPT_BACKEND", raising=False)
     return chosen
 

@@ -228,6 +228,9 @@ class SideBySide:
             label = f"step {self.steps}, {name}"
             assert_close(f"{label}, parameter", parameter, layer.p, layer.p_terms, tolerance, error)
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if self.backend.on_device and layer.b is None and buffer is not None:
+                assert not buffer.any(), f"{label}: momentum before the first step"
+                buffer = None
             assert (buffer is None) == (layer.b is None), f"{label}: {buffer=}, oracle has {layer.b=}"
             masked_now = layer.mask is not None and layer.updated
             if masked_now:

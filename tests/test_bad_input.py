@@ -232,7 +232,7 @@ def test_auto_falls_back_to_the_reference_and_says_so_once(
 ) -> None:
     monkeypatch.delenv("SPARSEOPT_BACKEND", raising=False)
     monkeypatch.setattr(kernels.BACKENDS["cpu"], "unavailable", lambda device: "a reason of this test alone")
-    assert kernels.backend_for("auto", "cpu") is kernels.BACKENDS["reference"]
+    assert kernels.backend_for("auto", torch.device("cpu")) is kernels.BACKENDS["reference"]
     (p,) = weights(1)
     p.grad = torch.ones_like(p)
     before = p.detach().clone()
@@ -255,7 +255,7 @@ def test_backend_for_another_device() -> None:
     with pytest.raises(RuntimeError, match=words("'cpu'", "cannot run", "meta")):
         SparseOpt([a], backend="cpu")
     (b,) = weights(1)
-    if kernels.BACKENDS["cpu"].unavailable("cpu") is None:
+    if kernels.BACKENDS["cpu"].unavailable(torch.device("cpu")) is None:
         optimizer = SparseOpt([b], backend="cpu")
         with pytest.raises(RuntimeError, match=words("'cpu'", "cannot run", "meta")):
             optimizer.add_param_group({"params": [a]})
@@ -264,7 +264,7 @@ def test_backend_for_another_device() -> None:
 
 def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is written."""
-    if kernels.BACKENDS["cpu"].unavailable("cpu") is not None:
+    if kernels.BACKENDS["cpu"].unavailable(torch.device("cpu")) is not None:
         pytest.skip("there is no native library")
     monkeypatch.setenv("SPARSEOPT_CPU_ISA", "avx9000")
     (p,) = weights(1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sparseopt_kernels import kernels
 from sparseopt_kernels.__main__ import main
 from sparseopt_kernels.kernels import native, reference
+
+CPU = torch.device("cpu")
 
 
 def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,7 +26,8 @@ def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         batch.entries[0].parameter.view(-1)[0] += 1e-3
 
     class Wrong:
-        unavailable = staticmethod(lambda device_type: None)
+        unavailable = staticmethod(lambda device: None)
+        host_scalars = staticmethod(reference.host_scalars)
         squared_norm = staticmethod(reference.squared_norm)
 
     Wrong.step = staticmethod(step)
@@ -56,7 +60,7 @@ def test_a_backend_that_cannot_run(
     assert "cpu   not available: the native library was not built: install a C++ compiler" in out
 
 
-@pytest.mark.skipif(native.unavailable("cpu") is not None, reason="the native library was not built")
+@pytest.mark.skipif(native.unavailable(CPU) is not None, reason="the native library was not built")
 def test_a_backend_that_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEOPT_CPU_ISA", "sse9")
     assert main(["doctor"]) == 1
@@ -67,6 +71,6 @@ def test_without_the_library_the_reference_runs_and_says_so_once(monkeypatch: py
     monkeypatch.setattr(native, "_MISSING", "the native library was not built")
     kernels._say_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="slow reference backend, because backend 'cpu'") as warned:
-        assert [kernels.backend_for("auto", "cpu") for _ in range(3)] == [reference] * 3
+        assert [kernels.backend_for("auto", CPU) for _ in range(3)] == [reference] * 3
     assert len(warned) == 1
     kernels._say_once.cache_clear()

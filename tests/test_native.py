@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from sparseopt_kernels.kernels import native
 
-pytestmark = pytest.mark.skipif(
-    native.unavailable("cpu") is not None, reason=f"backend 'cpu': {native.unavailable('cpu')}"
-)
+REASON = native.unavailable(torch.device("cpu"))
+pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
 
 
 @settings(max_examples=60, deadline=None)

@@ -776,7 +776,7 @@ def test_grad_scaler_equals_no_scaler(backend: Backend, mapping: str, unscale: b
             scaler.scale(torch.ones(()))
             if overflow:
                 model[2].weight.grad[0, 0] = torch.inf
-            state = copy.deepcopy((list(model.parameters()), optimizer.state_dict()["state"]))
+            state = copy.deepcopy(list(model.parameters())), started(optimizer)
             if unscale:
                 scaler.unscale_(optimizer)
             scaler.step(optimizer)
@@ -786,7 +786,7 @@ def test_grad_scaler_equals_no_scaler(backend: Backend, mapping: str, unscale: b
             if overflow:
                 for p, q in zip(model.parameters(), state[0], strict=True):
                     assert same_bits(p, q)
-                assert optimizer.state_dict()["state"].keys() == state[1].keys()
+                assert started(optimizer) == state[1]
     assert_same(*models)
 
 
@@ -809,6 +809,13 @@ def test_unscale_and_clip(backend: Backend, mapping: str) -> None:
     assert_same(*models)
 
 
+def started(optimizer: SparseOpt) -> set[int]:
+    """The parameters that made their first step: where the verdict of AMP stays on the device, a momentum
+    buffer of zeros may be there before it."""
+    state = optimizer.state_dict()["state"]
+    return {i for i, own in state.items() if own["momentum_buffer"].any()}
+
+
 @pytest.mark.parametrize("found_inf", [1.0, 2.0, 0.5])
 def test_found_inf_leaves_everything_as_it_was(backend: Backend, found_inf: float) -> None:
     """It is a sum over devices, so any value but 0 counts: no weight, no state, no first step, no mask."""
@@ -820,7 +827,7 @@ def test_found_inf_leaves_everything_as_it_was(backend: Backend, found_inf: floa
     assert optimizer.step() is None
     assert optimizer.step(lambda: 3.5) == 3.5
     assert_same(model, before)
-    assert not optimizer.state
+    assert not started(optimizer)
     del optimizer.found_inf, optimizer.grad_scale
 
     run(model, optimizer, range(2))

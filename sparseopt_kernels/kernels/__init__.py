@@ -7,10 +7,12 @@ import warnings
 from functools import cache
 from types import ModuleType
 
-from . import native, reference
+import torch
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": native}
-_AUTO = {"cpu": ("cpu",)}  # what "auto" tries first, by device
+from . import native, reference, triton
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": native, "triton": triton}
+_AUTO = {"cpu": ("cpu",), "cuda": ("triton",), "xpu": ("triton",)}  # what "auto" tries first, by device
 
 
 def chosen_name(backend: str) -> str:
@@ -24,19 +26,19 @@ def chosen_name(backend: str) -> str:
     return name
 
 
-def backend_for(name: str, device_type: str) -> ModuleType:
-    """The backend that updates tensors on ``device_type`` ("cpu", "cuda", ...).
+def backend_for(name: str, device: torch.device) -> ModuleType:
+    """The backend that updates tensors on ``device``.
 
     Raises:
         RuntimeError: ``name`` is not ``"auto"`` and that backend cannot run there; it says why.
     """
     if name != "auto":
-        reason = BACKENDS[name].unavailable(device_type)
+        reason = BACKENDS[name].unavailable(device)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run: {reason}")
         return BACKENDS[name]
-    for candidate in _AUTO.get(device_type, ()):
-        reason = BACKENDS[candidate].unavailable(device_type)
+    for candidate in _AUTO.get(device.type, ()):
+        reason = BACKENDS[candidate].unavailable(device)
         if reason is None:
             return BACKENDS[candidate]
         _say_once(f"SparseOpt uses its slow reference backend, because backend {candidate!r}: {reason}")

@@ -1,12 +1,17 @@
 """What the optimizer hands to a backend: the parameters of one step and the rules to update them by.
 
-A backend is a module with three functions over these types:
+A backend is a module with these functions over these types:
 
-    unavailable(device_type) -> str | None         why it cannot update tensors there (None: it can)
-    squared_norm(batch) -> float                   sum of (c_i g)^2 over the active weights
+    unavailable(device) -> str | None              why it cannot update tensors there (None: it can)
+    host_scalars(device) -> bool                   whether it wants all scalars as numbers (below)
+    squared_norm(batch) -> Tensor                  sum of (c_i g)^2 over the active weights: 0-d, float64
     step(batch) -> None                            the update rule, in place
 
-What reaches a backend was validated: it raises nothing.
+Where the CPU would have to wait for an accelerator to know a number, the number stays there: what AMP and
+tensor learning rates say comes as tensors on the batch's device, and a kernel reads it. A backend with
+``host_scalars`` gets plain numbers instead, and is not called for a step that AMP skips.
+
+What reaches a backend was validated: it raises nothing but errors of the device.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..layers import Neurons
@@ -22,9 +28,12 @@ from ..masks import Correction
 
 @dataclass(slots=True)
 class Rule:
-    """The hyperparameters of one parameter group at one step, as numbers."""
+    """The hyperparameters of one parameter group at one step.
 
-    lr: float
+    A tensor among them is 0-d, on the batch's device and of the type of its arithmetic.
+    """
+
+    lr: float | Tensor
     momentum: float
     dampening: float
     weight_decay: float
@@ -33,9 +42,9 @@ class Rule:
     correction: Correction
     ham_alpha: float
     ham_beta: float
-    gamma: float
-    """What the gradient is multiplied by besides c_i: 1/grad_scale (AMP) times the gradient-norm
-    coefficient (Appendix F)."""
+    gamma: float | Tensor
+    """What the gradient is multiplied by besides c_i: the gradient-norm coefficient (Appendix F), and
+    1/grad_scale (AMP) where that is no tensor of the batch."""
 
 
 class Entry:
@@ -99,14 +108,36 @@ class Batch:
     ``rules`` are those of all parameter groups: ``rules[entry.group]`` is an entry's. ``positions`` are
     those of the entries among the optimizer's parameters. ``plan`` is the backend's; a batch is replaced
     when the plan of one of its entries is None again.
+
+    The rest is None for a backend with ``host_scalars``. For others, ``grad_scale`` and ``found_inf`` are
+    GradScaler's, 0-d float32 on the device, or None without one: gradients are divided by the former, and
+    nothing at all is written where the latter is not 0. ``flags`` is float32 of shape (number of the
+    optimizer's parameters, 2) on the device: ``flags[position]`` is (``first_step``, ``stale``), true where
+    not 0. The host may not know them: see ``device_flags``.
     """
 
-    __slots__ = ("entries", "grads", "plan", "positions", "rules")
+    __slots__ = (
+        "device",
+        "dtype",
+        "entries",
+        "flags",
+        "found_inf",
+        "grad_scale",
+        "grads",
+        "plan",
+        "positions",
+        "rules",
+    )
 
     grads: list[Tensor]
     rules: list[Rule]
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
         self.entries: list[Entry] = []
         self.positions: list[int] = []
         self.plan: Any = None
+        self.grad_scale: Tensor | None = None
+        self.found_inf: Tensor | None = None
+        self.flags: Tensor | None = None

@@ -7,7 +7,6 @@ out as the loops expect. Tensors that are not are handed to the reference backen
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .contract import Batch, Entry, Rule
+from .memory import Order, is_walkable, laid_out, memory_grid, memory_order, ordered_mask
 
 _MISSING: str | None = None
 try:
@@ -47,34 +47,36 @@ def available_isas() -> tuple[str, ...]:
     return () if _MISSING else tuple(_native.available_isas())
 
 
-def unavailable(device_type: str) -> str | None:
-    if device_type != "cpu":
-        return f"it updates tensors on the cpu, not on {device_type}"
+def unavailable(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"it updates tensors on the cpu, not on {device.type}"
     if _MISSING:
         return f"{_MISSING}: install a C++ compiler, then install sparseopt_kernels again"
     return None
 
 
+def host_scalars(device: torch.device) -> bool:
+    return True
+
+
 def step(batch: Batch) -> None:
     _call(_native.step, batch)
     for i in batch.plan.elsewhere:
-        entry = batch.entries[i]
-        reference.update(entry, batch.grads[i], batch.rules[entry.group])
+        reference.update(batch, i)
 
 
-def squared_norm(batch: Batch) -> float:
-    norm = float(_call(_native.squared_norm, batch))
+def squared_norm(batch: Batch) -> Tensor:
+    total = torch.tensor(_call(_native.squared_norm, batch), dtype=torch.float64)
     for i in batch.plan.elsewhere:
-        entry = batch.entries[i]
-        norm += reference.squared_norm_of(entry, batch.grads[i], batch.rules[entry.group])
-    return norm
+        total += reference.squared_norm_of(batch, i)
+    return total
 
 
 class _EntryPlan(NamedTuple):
     """The native form of an entry."""
 
     dtype: torch.dtype
-    order: tuple[int, ...] | None  # of the dimensions in memory; None: as they are
+    order: Order
     tensor: Any  # _native.Tensor; None: not for this backend
 
 
@@ -96,7 +98,7 @@ def _call(function: Callable[..., Any], batch: Batch) -> Any:
         plan = batch.plan = _plan_batch(batch)
     grads = [batch.grads[i] for i in plan.here] if plan.elsewhere else batch.grads
     if not (plan.row_major and all(map(Tensor.is_contiguous, grads))):
-        grads = [_laid_out(grad, entry) for grad, entry in zip(grads, plan.entries, strict=True)]
+        grads = [laid_out(grad, e, e.plan.order) for grad, e in zip(grads, plan.entries, strict=True)]
     return function(
         plan.table,
         list(map(Tensor.data_ptr, grads)),
@@ -105,13 +107,6 @@ def _call(function: Callable[..., Any], batch: Batch) -> Any:
         [entry.stale for entry in plan.entries],
         torch.get_num_threads(),
     )
-
-
-def _laid_out(grad: Tensor, entry: Entry) -> Tensor:
-    """The gradient, or a copy of it in the parameter's memory format."""
-    if _in_order(grad, entry.plan.order):
-        return grad
-    return torch.empty_like(entry.parameter).copy_(grad)
 
 
 def _plan_batch(batch: Batch) -> _BatchPlan:
@@ -129,6 +124,8 @@ def _plan_batch(batch: Batch) -> _BatchPlan:
 
 
 def _native_rule(rule: Rule) -> Any:
+    assert isinstance(rule.lr, float)
+    assert isinstance(rule.gamma, float)
     return _native.Rule(
         rule.lr,
         rule.momentum,
@@ -145,45 +142,18 @@ def _native_rule(rule: Rule) -> Any:
 
 def _plan_entry(entry: Entry) -> _EntryPlan:
     parameter, buffer = entry.parameter, entry.momentum_buffer
-    order = None if parameter.is_contiguous() else _memory_order(parameter)
+    order = memory_order(parameter)
     dtype = _DTYPES.get(parameter.dtype)
-    if dtype is None or not _in_order(parameter, order):
-        return _EntryPlan(parameter.dtype, None, None)
-    if buffer is not None and (buffer.dtype != parameter.dtype or not _in_order(buffer, order)):
+    if dtype is None or not is_walkable(entry, order):
         return _EntryPlan(parameter.dtype, None, None)
     mask = None
     if entry.mask is not None:
-        grid = _memory_grid(entry, order)
+        grid = memory_grid(entry, order)
         if grid is None:
             return _EntryPlan(parameter.dtype, None, None)
-        ordered = entry.mask if order is None else entry.mask.permute(order)
-        ordered = ordered.contiguous()
+        ordered = ordered_mask(entry, order)
         mask = _native.PackedMask(ordered.data_ptr(), *grid)
     addresses = (parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr())
     return _EntryPlan(
         parameter.dtype, order, _native.Tensor(dtype, *addresses, parameter.numel(), entry.ham, mask)
     )
-
-
-def _memory_order(tensor: Tensor) -> tuple[int, ...]:
-    """The dimensions from the largest stride to the smallest: (0, 2, 3, 1) for channels_last."""
-    strides = tensor.stride()
-    return tuple(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
-
-
-def _in_order(tensor: Tensor, order: tuple[int, ...] | None) -> bool:
-    """Whether the memory of ``tensor`` is its dimensions in ``order``, without gaps."""
-    return tensor.is_contiguous() if order is None else tensor.permute(order).is_contiguous()
-
-
-def _memory_grid(entry: Entry, order: tuple[int, ...] | None) -> tuple[int, int, int, int] | None:
-    """``Neurons.grid`` of the tensor as it lies in memory; None where groups are not whole runs there."""
-    shape, neurons = entry.parameter.shape, entry.neurons
-    if order is None:
-        return neurons.grid(shape)
-    if neurons.groups > 1 and order[0] != 0:
-        return None
-    position = order.index(neurons.dim)
-    before = prod(shape[dim] for dim in order[:position])
-    after = prod(shape[dim] for dim in order[position + 1 :])
-    return neurons.groups, before // neurons.groups, shape[neurons.dim], after

@@ -136,7 +136,7 @@ def _check_device(config: Config) -> None:
             "build for the device"
         ) from error
     try:
-        kernels.backend_for(kernels.chosen_name(config.backend), device.type)
+        kernels.backend_for(kernels.chosen_name(config.backend), device)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"--backend {config.backend}: {error}") from error
 

@@ -127,7 +127,7 @@ class Experiment:
     def _description(self) -> dict[str, Any]:
         """Options and surroundings: what somebody needs to repeat the experiment."""
         device = torch.device(self.config.device)
-        backend = kernels.backend_for(kernels.chosen_name(self.config.backend), device.type)
+        backend = kernels.backend_for(kernels.chosen_name(self.config.backend), device)
         is_cuda = device.type == "cuda"
         return {
             "options": self.config.to_dict(),

@@ -1,0 +1,82 @@
+"""Which parameters make their first step, and which are stale, told in a device's own memory.
+
+A step that AMP skips because of an overflow changes nothing, not even that. Whether it was skipped is
+known to the device; the host would have to wait for it. So the flags are raised by the host, and lowered
+by the device itself after a step that was not skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .kernels.contract import Batch, Entry
+from .kernels.upload import capturing, upload
+
+
+class DeviceFlags:
+    """The flags of all parameters of an optimizer that are on one device: ``Batch.flags``.
+
+    Args:
+        device: where.
+        count: how many parameters the optimizer has.
+    """
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self._device = device
+        self.flags = torch.zeros(count, 2, device=device)
+        self._maybe_up: set[int] = set()  # positions
+        self._present: list[int] = []
+        self._absent: tuple[list[int], Tensor] | None = None
+
+    def raise_for(self, batches: Sequence[Batch]) -> None:
+        """Before a step: raise what its entries say.
+
+        Raises:
+            RuntimeError: there is something to raise while a CUDA graph is captured: every replay would
+                be a first step.
+        """
+        entries = [entry for batch in batches for entry in batch.entries]
+        self._present = [i for batch in batches for i in batch.positions]
+        if not any(entry.first_step or _is_stale(entry) for entry in entries):
+            return
+        if capturing():
+            raise RuntimeError(
+                "a step is captured in a CUDA graph that is the first one, or the first after a mask or a "
+                "weight was written: make one step outside the graph first"
+            )
+        raised = torch.zeros(self.flags.shape)
+        for entry, position in zip(entries, self._present, strict=True):
+            if _is_stale(entry) or entry.first_step:
+                raised[position] = torch.tensor([entry.first_step, _is_stale(entry)])
+                self._maybe_up.add(position)
+        torch.maximum(self.flags, upload(raised, self._device), out=self.flags)
+
+    def lower(self, found_inf: Tensor | None) -> None:
+        """After a step: lower the flags of what it updated, unless it was skipped."""
+        if not self._maybe_up:
+            return
+        # A flag is 0 or 1: it stays where this is not 0.
+        keep = found_inf
+        if len(self._present) < len(self.flags):
+            keep = self._absentees() if found_inf is None else self._absentees() + found_inf
+        if keep is None:
+            self.flags.zero_()
+        else:
+            torch.minimum(self.flags, keep, out=self.flags)
+        if found_inf is None:
+            self._maybe_up.difference_update(self._present)
+
+    def _absentees(self) -> Tensor:
+        """1 for parameters that are not in this step, 0 for those that are."""
+        if self._absent is None or self._absent[0] != self._present:
+            there = set(self._present)
+            absent = torch.tensor([[float(i not in there)] for i in range(len(self.flags))])
+            self._absent = (self._present, upload(absent, self._device))
+        return self._absent[1]
+
+
+def _is_stale(entry: Entry) -> bool:
+    return entry.stale and entry.mask is not None  # without a mask, there is nothing outside it

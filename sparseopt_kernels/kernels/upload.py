@@ -1,0 +1,28 @@
+"""The one way numbers get from the host to a device, and what keeps CUDA graphs right that contain it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# What a graph copies from, or reads, must live as long as the graph, and PyTorch does not tell when it dies.
+_read_by_graphs: list[object] = []
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """``values``, which are on the host, on ``device``: one copy, without waiting for it."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    keep_for_graph(values)
+    return torch.empty_like(values, device=device).copy_(values, non_blocking=True)
+
+
+def capturing() -> bool:
+    """Whether what is launched now becomes part of a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def keep_for_graph(memory: object) -> None:
+    """Keep what a graph that is being captured reads."""
+    if capturing():
+        _read_by_graphs.append(memory)

@@ -1,0 +1,486 @@
+"""The CUDA sources, run on the CPU: that the stand-in is one, and the library alone, call by call."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cuda_on_cpu.build import Substitution, build, build_probes, compiler, load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+GUARD = 8  # weights behind each tensor that nobody may write
+INVALID_VALUE = 1  # cudaErrorInvalidValue
+
+
+@pytest.fixture(scope="session")
+def cache(request: pytest.FixtureRequest) -> Path:
+    assert request.config.cache is not None
+    return request.config.cache.mkdir("cuda_on_cpu")
+
+
+@pytest.fixture(scope="session")
+def library(cache: Path) -> Path:
+    return build(cache)
+
+
+@pytest.fixture(scope="session")
+def cuda(library: Path) -> ModuleType:
+    return load(library)
+
+
+@pytest.fixture(scope="session")
+def control(library: Path) -> ctypes.CDLL:
+    """What the stand-in exports beside the module: ``cuda_on_cpu_fail_next`` and ``cuda_on_cpu_launches``."""
+    control = ctypes.CDLL(str(library))
+    control.cuda_on_cpu_launches.restype = ctypes.c_int64
+    return control
+
+
+@pytest.fixture(scope="session")
+def probe(cache: Path) -> Callable[[str, int, int, int], tuple[str, list[int]]]:
+    """Runs a kernel of probes.cu: what came of it, and the ``size`` integers it wrote."""
+    run = ctypes.CDLL(str(build_probes(cache))).run_probe
+    run.restype = ctypes.c_char_p
+
+    def run_probe(name: str, blocks: int, threads: int, size: int) -> tuple[str, list[int]]:
+        out = np.zeros(size + 4, dtype=np.int32)
+        start = -out.ctypes.data // 4 % 4  # of 16 aligned bytes
+        pointer = ctypes.c_void_p(out[start:].ctypes.data)
+        return run(name.encode(), blocks, threads, pointer).decode(), out[start : start + size].tolist()
+
+    return run_probe
+
+
+# The stand-in
+
+
+def test_a_barrier_is_one(probe) -> None:
+    expected = [*reversed(range(256))] * 3
+    assert probe("reverse_through_shared_memory", 3, 256, 768) == ("cudaSuccess", expected)
+    result, numbers = probe("without_a_barrier", 1, 256, 256)
+    assert result == "cudaSuccess"
+    assert 0 in numbers  # read before it was written
+
+
+def test_shuffles_and_ballots_are_those_of_a_warp(probe) -> None:
+    assert probe("warp_sum", 1, 64, 64) == ("cudaSuccess", [496] * 32 + [496 + 32 * 32] * 32)
+    broadcast = [lane // 8 * 8 + 1 for lane in range(32)]
+    down = [lane + 3 if lane % 8 < 5 else lane for lane in range(32)]
+    assert probe("shuffle_within_width", 1, 32, 64) == ("cudaSuccess", broadcast + down)
+    assert probe("ballot_of_odd_lanes", 1, 32, 32) == ("cudaSuccess", [0xAAAAAAAA - 2**32] * 32)
+    assert probe("count_with_atomics", 2, 256, 1) == ("cudaSuccess", [2 * 255 * 128])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("barrier_of_half_a_block", "deadlock: thread 0 of block 0 waits at __syncthreads .* 32 of 64 have"),
+        ("two_barriers", "deadlock: thread 0 of block 0 waits at __syncthreads"),
+        ("shuffle_of_half_a_warp", "deadlock: thread 0 of block 0 waits at __shfl_xor_sync"),
+        (
+            "two_intrinsics",
+            "thread 1 of block 0 is at __shfl_xor_sync .*, thread 0 of block 0 is at __ballot_sync",
+        ),
+        ("vector_at_an_odd_address", "is not aligned in .*probes.cu"),
+    ],
+)
+def test_what_a_gpu_leaves_undefined_is_refused(probe, name: str, message: str) -> None:
+    result, _ = probe(name, 1, 64, 512)
+    assert re.match("cuda_on_cpu: .*" + message, result), result
+    # Fibres that were left in the middle of a kernel do not spoil the next one.
+    assert probe("warp_sum", 1, 32, 32) == ("cudaSuccess", [496] * 32)
+
+
+def test_a_launch_of_nothing_is_refused(probe) -> None:
+    assert probe("warp_sum", 0, 32, 32)[0] == "cudaErrorInvalidConfiguration"
+    assert probe("warp_sum", 1, 2000, 2000)[0] == "cudaErrorInvalidConfiguration"
+
+
+# The library
+
+
+@dataclass
+class Weight:
+    """A parameter, its gradient and so on, as the library sees it, and what a step must make of it."""
+
+    dtype: str = "float32"
+    rows: int = 30
+    columns: int = 100
+    density: float | None = 0.2
+    momentum: bool = True
+    position: int = 0
+    offset: int = 0  # of the memory from an aligned address, in weights
+    seed: int = 0
+    ham: bool = False
+    guards: list[Tensor] = field(default_factory=list)
+    p: Tensor = field(init=False)
+    g: Tensor = field(init=False)
+    b: Tensor = field(init=False)
+    mask: Tensor = field(init=False)
+    bits: np.ndarray = field(init=False)
+    mean_fan_in: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        shape = (self.rows, self.columns)
+        keep = np.ones(shape, bool) if self.density is None else rng.random(shape) < self.density
+        self.mask = torch.from_numpy(keep)
+        self.bits = np.packbits(keep, axis=1, bitorder="little")
+        self.p, self.g, self.b = (self._draw(rng) for _ in range(3))
+        self.p *= self.mask
+        self.b *= self.mask
+        self.g[~self.mask] = float("nan")  # must not matter
+        wide = torch.float64 if self.dtype == "float64" else torch.float32
+        self.mean_fan_in = torch.tensor(keep.sum() / max(self.rows, 1), dtype=wide)
+
+    def _draw(self, rng: np.random.Generator) -> Tensor:
+        numel = self.rows * self.columns
+        memory = torch.full((self.offset + numel + GUARD,), 77.0, dtype=DTYPES[self.dtype])
+        self.guards.append(memory[self.offset + numel :])
+        view = memory[self.offset : self.offset + numel].view(self.rows, self.columns)
+        return view.copy_(torch.from_numpy(rng.standard_normal(view.shape)))
+
+    def tensor(self, cuda: ModuleType) -> Any:
+        dense = self.density is None
+        return cuda.Tensor(
+            self.dtype,
+            self.p.data_ptr(),
+            self.b.data_ptr() if self.momentum else 0,
+            1 if dense else self.rows,
+            self.rows * self.columns if dense else self.columns,
+            0 if dense else self.bits.ctypes.data,
+            0 if dense else self.mean_fan_in.data_ptr(),
+            self.ham,
+            self.position,
+        )
+
+    def scale(self, correction: str) -> Tensor:
+        """c_i, a column."""
+        fan_in = self.mask.double().sum(1, keepdim=True)
+        if self.density is None or correction == "none":
+            return torch.ones_like(fan_in)
+        divisor = fan_in.mean() if correction == "layer" else torch.tensor(float(self.columns))
+        return torch.sqrt(fan_in / divisor).nan_to_num(0.0)
+
+    def expected(self, hyper: Hyper, first_step: bool = False, gamma: float = 1.0) -> tuple[Tensor, Tensor]:
+        p, b = self.p.double(), self.b.double()
+        g = self.scale(hyper.correction) * gamma * torch.where(self.mask, self.g.double(), 0.0)
+        g = -g if hyper.maximize else g
+        d = g + hyper.weight_decay * p
+        u = d
+        if self.momentum:
+            b = d if first_step else hyper.momentum * b + (1 - hyper.dampening) * d
+            u = d + hyper.momentum * b if hyper.nesterov else b
+        p = p - hyper.lr * u
+        if self.ham:
+            exponent = -hyper.lr * (hyper.ham_alpha * p.sign() * g + hyper.ham_beta)
+            p = p * exponent.clamp(-5, 5).exp()
+        return p * self.mask, b * self.mask
+
+
+@dataclass(frozen=True)
+class Hyper:
+    lr: float = 0.1
+    momentum: float = 0.9
+    dampening: float = 0.25
+    weight_decay: float = 0.01
+    nesterov: bool = False
+    maximize: bool = False
+    correction: str = "layer"
+    ham_alpha: float = 0.0
+    ham_beta: float = 0.0
+
+    def rule(
+        self, cuda: ModuleType, *, lr_address: int = 0, gamma: float = 1.0, gamma_address: int = 0
+    ) -> Any:
+        return cuda.Rule(
+            self.lr,
+            lr_address,
+            self.momentum,
+            self.dampening,
+            self.weight_decay,
+            self.nesterov,
+            self.maximize,
+            self.correction,
+            self.ham_alpha,
+            self.ham_beta,
+            gamma,
+            gamma_address,
+        )
+
+
+def step(
+    cuda: ModuleType,
+    weights: Sequence[Weight],
+    rules: Sequence[Any],
+    *,
+    groups: Sequence[int] | None = None,
+    first: bool = False,
+    stale: bool = False,
+    grad_scale: int = 0,
+    found_inf: int = 0,
+    flags: Tensor | None = None,
+) -> int:
+    table = cuda.Table([weight.tensor(cuda) for weight in weights], groups or [0] * len(weights))
+    flag_memory = (0, 0) if flags is None else (flags.data_ptr(), flags.shape[1])
+    return cuda.step(
+        table,
+        [weight.g.data_ptr() for weight in weights],
+        list(rules),
+        [first] * len(weights),
+        [stale] * len(weights),
+        grad_scale,
+        found_inf,
+        *flag_memory,
+        0,
+    )
+
+
+def assert_near(weight: Weight, expected: tuple[Tensor, Tensor]) -> None:
+    assert all((guard == 77).all() for guard in weight.guards), "written behind the tensor"
+    eps = max(torch.finfo(weight.p.dtype).eps, 2e-7 if weight.dtype != "float64" else 0.0)
+    tolerance = (10 if weight.ham else 2) * eps  # HAM multiplies by exp(5) at most
+    torch.testing.assert_close(weight.p.double(), expected[0], rtol=tolerance, atol=4 * tolerance)
+    if weight.momentum:
+        torch.testing.assert_close(weight.b.double(), expected[1], rtol=tolerance, atol=4 * tolerance)
+
+
+def check_steps(cuda: ModuleType, weights: Sequence[Weight]) -> None:
+    for weight in weights:
+        expected = weight.expected(Hyper())
+        step(cuda, [weight], [Hyper().rule(cuda)])
+        assert_near(weight, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("columns", [1, 7, 8, 27, 100, 256, 257, 2048, 2049, 4104])
+def test_rows_of_any_length(cuda: ModuleType, columns: int, offset: int, dtype: str) -> None:
+    check_steps(cuda, [Weight(dtype, 21 if columns < 2000 else 3, columns, offset=offset)])
+
+
+@pytest.mark.parametrize("density", [None, 0.0, 0.02, 1.0], ids=["dense", "empty", "sparse", "full"])
+@pytest.mark.parametrize("correction", ["layer", "unnormalized", "none"])
+@pytest.mark.parametrize(
+    "hyper",
+    [
+        {},
+        {"nesterov": True, "dampening": 0.0},
+        {"weight_decay": 0.0, "maximize": True},
+        {"ham_alpha": 80.0, "ham_beta": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "plain"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_hyperparameters(cuda: ModuleType, density, correction, hyper, momentum, first) -> None:
+    hyper = Hyper(correction=correction, **hyper)
+    weight = Weight(density=density, momentum=momentum, ham=hyper.ham_alpha != 0)
+    if first:
+        weight.b.zero_()
+    expected = weight.expected(hyper, first)
+    step(cuda, [weight], [hyper.rule(cuda)], first=first)
+    assert_near(weight, expected)
+
+
+def test_gradients_and_weights_that_are_masked_do_not_matter(cuda: ModuleType) -> None:
+    weight, other = Weight(), Weight()
+    for rubbish in (weight.p, weight.b):
+        rubbish[~weight.mask] = -float("inf")
+    untouched = np.repeat(weight.bits == 0, 8, axis=1)[:, : weight.columns]
+    step(cuda, [weight], [Hyper().rule(cuda)])
+    step(cuda, [other], [Hyper().rule(cuda)])
+    outside = ~weight.mask.numpy()
+    assert untouched.any()
+    assert (outside & ~untouched).any()
+    for changed, expected in ((weight.p, other.p), (weight.b, other.b)):
+        assert torch.equal(changed[weight.mask], expected[weight.mask])
+        assert (changed.numpy()[outside & ~untouched] == 0).all()
+        assert np.isneginf(changed.numpy()[untouched]).all()
+    step(cuda, [weight], [Hyper().rule(cuda)], stale=True)
+    assert (weight.p.numpy()[outside] == 0).all()
+    assert (weight.b.numpy()[outside] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scalars_are_read_on_the_device(cuda: ModuleType, dtype: str) -> None:
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    lr, gamma = torch.tensor(0.5, dtype=wide), torch.tensor(2.0, dtype=wide)
+    scale, found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    weight = Weight(dtype)
+    expected = weight.expected(Hyper(lr=0.5), gamma=2.0 / 8.0)
+    rule = Hyper().rule(cuda, lr_address=lr.data_ptr(), gamma_address=gamma.data_ptr())
+    step(cuda, [weight], [rule], grad_scale=scale.data_ptr(), found_inf=found_inf.data_ptr())
+    assert_near(weight, expected)
+
+
+def test_found_inf_leaves_everything_as_it_is(cuda: ModuleType) -> None:
+    weight, found_inf = Weight(), torch.tensor(2.0)
+    before = weight.p.clone(), weight.b.clone()
+    step(cuda, [weight], [Hyper().rule(cuda)], stale=True, found_inf=found_inf.data_ptr())
+    assert torch.equal(weight.p, before[0])
+    assert torch.equal(weight.b, before[1])
+
+
+def test_flags_on_the_device_count_instead_of_those_of_the_call(cuda: ModuleType) -> None:
+    weights = [Weight(position=2, seed=1), Weight(position=0, seed=2)]
+    flags = torch.zeros(2, 3)
+    flags[0, 2] = flags[1, 0] = 1.0
+    expected = weights[0].expected(Hyper(), first_step=True)
+    weights[0].b.zero_()
+    weights[1].p[~weights[1].mask] = 3.0
+    step(cuda, weights, [Hyper().rule(cuda)], first=False, stale=False, flags=flags)
+    assert_near(weights[0], expected)
+    assert (weights[1].p[~weights[1].mask] == 0).all()
+
+
+def test_a_table_that_is_too_large_makes_several_launches(cuda: ModuleType, control: ctypes.CDLL) -> None:
+    capacity = cuda.LAUNCH_CAPACITY
+    for count, launches in [(0, 0), (1, 1), (capacity, 1), (capacity + 1, 2)]:
+        weights = [Weight(rows=3, columns=20, density=None if i % 3 else 0.5, seed=i) for i in range(count)]
+        expected = [weight.expected(Hyper()) for weight in weights]
+        before = control.cuda_on_cpu_launches()
+        assert step(cuda, weights, [Hyper().rule(cuda)]) == launches
+        assert control.cuda_on_cpu_launches() - before == launches
+        for weight, result in zip(weights, expected, strict=True):
+            assert_near(weight, result)
+
+
+def test_each_tensor_has_the_rule_of_its_group(cuda: ModuleType) -> None:
+    hypers = [Hyper(lr=0.1 * (i + 1)) for i in range(5)]
+    groups = [i % 5 for i in range(15)]
+    weights = [Weight(rows=3, columns=20, seed=i) for i in range(15)]
+    expected = [weight.expected(hypers[group]) for weight, group in zip(weights, groups, strict=True)]
+    rules = [hyper.rule(cuda) for hyper in hypers]
+    assert step(cuda, weights, rules, groups=groups) == 2  # four rules in the first, one in the second
+    for weight, result in zip(weights, expected, strict=True):
+        assert_near(weight, result)
+
+
+def test_tensors_without_elements_make_no_launch(cuda: ModuleType) -> None:
+    weights = [Weight(rows=0), Weight(columns=0), Weight(rows=0, density=None)]
+    assert step(cuda, weights, [Hyper().rule(cuda)]) == 0
+    assert step(cuda, [*weights, Weight()], [Hyper().rule(cuda)]) == 1
+
+
+def test_more_work_than_blocks(cache: Path) -> None:
+    """With two blocks for a tensor, each takes several shares, as it does of a tensor of 2^30 weights."""
+    cuda = load(build(cache, [Substitution("cuda/shares.h", "kMaxBlocks = 1 << 16", "kMaxBlocks = 2")]))
+    check_steps(cuda, [Weight(columns=2100, rows=7), Weight(rows=40), Weight(rows=99, density=None)])
+    check_pack(cuda, torch.from_numpy(np.random.default_rng(0).random((70, 70)) < 0.5))
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        Substitution(
+            "cuda/rows.h", "left < kLanes ? static_cast<int>(left)", "left < 1 ? static_cast<int>(left)"
+        ),
+        Substitution("cuda/rows.h", "i = begin; i < bytes;", "i = begin; i < bytes - 1;"),
+        Substitution("cuda/octet.h", "% sizeof(uint4) == 0", "% sizeof(float) == 0"),
+        Substitution("cuda/rows.h", "__syncthreads();\n  value = 0;", "value = 0;"),
+    ],
+    ids=["weights beyond the row", "a byte less", "unaligned vectors", "no barrier"],
+)
+def test_a_mistake_is_found(cache: Path, mutation: Substitution) -> None:
+    cuda = load(build(cache, [mutation]))
+    with pytest.raises((AssertionError, RuntimeError), match=r"not close|written behind|cuda_on_cpu: "):
+        check_steps(cuda, [Weight(columns=27), Weight(columns=2101, rows=3)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("correction", ["layer", "none"])
+def test_squared_norm(cuda: ModuleType, dtype: str, correction: str) -> None:
+    weights = [Weight(dtype, 30, 100), Weight(dtype, 3, 4100), Weight(dtype, 9, 999, None), Weight(dtype, 0)]
+    hyper = Hyper(correction=correction)
+    table = cuda.Table([weight.tensor(cuda) for weight in weights], [0] * len(weights))
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    sums = torch.empty(cuda.partial_sum_count(table), dtype=wide)
+    cuda.squared_norm(table, [w.g.data_ptr() for w in weights], [hyper.rule(cuda)], sums.data_ptr(), 0)
+    terms = [(w.scale(correction) * torch.where(w.mask, w.g.double(), 0.0)).square().sum() for w in weights]
+    tolerance = 1e-14 if dtype == "float64" else 1e-7  # c_i, rounded to float32
+    assert sums.double().sum().item() == pytest.approx(float(sum(terms)), rel=tolerance)
+
+
+def test_a_gradient_norm_is_infinite_or_nan_if_a_gradient_is(cuda: ModuleType) -> None:
+    for value in (float("inf"), float("nan"), 1e30):
+        weight = Weight(density=None)
+        weight.g[3, 5] = value
+        table = cuda.Table([weight.tensor(cuda)], [0])
+        sums = torch.empty(cuda.partial_sum_count(table))
+        cuda.squared_norm(table, [weight.g.data_ptr()], [Hyper().rule(cuda)], sums.data_ptr(), 0)
+        total = sums.double().sum().item()
+        assert np.isnan(total) if np.isnan(value) else total == float("inf")
+
+
+def check_pack(cuda: ModuleType, mask: Tensor) -> None:
+    rows, columns = mask.shape
+    bits = np.full((rows, (columns + 7) // 8), 0xAA, dtype=np.uint8)
+    nnz = np.array([77], dtype=np.int64)
+    cuda.pack(mask.data_ptr(), rows, columns, bits.ctypes.data, nnz.ctypes.data, 0)
+    np.testing.assert_array_equal(bits, np.packbits(mask.numpy(), axis=1, bitorder="little"))
+    assert nnz[0] == mask.sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(0, 40),
+    columns=st.integers(0, 300),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_packed_bits_are_those_of_numpy(cuda: ModuleType, rows, columns, density, seed) -> None:
+    check_pack(cuda, torch.from_numpy(np.random.default_rng(seed).random((rows, columns)) < density))
+
+
+def test_an_error_is_raised_by_its_name(cuda: ModuleType, control: ctypes.CDLL) -> None:
+    weight = Weight()
+    before = weight.p.clone()
+    control.cuda_on_cpu_fail_next(INVALID_VALUE)
+    with pytest.raises(
+        RuntimeError, match=r"^cudaErrorInvalidValue: invalid argument \(launching the step\)$"
+    ):
+        step(cuda, [weight], [Hyper().rule(cuda)])
+    assert torch.equal(weight.p, before)
+    with pytest.raises(RuntimeError, match=r"^cudaErrorInvalidValue: .* \(zeroing the count of a mask\)$"):
+        cuda.pack(0, 1, 1, 0, 0, 0)
+    step(cuda, [weight], [Hyper().rule(cuda)])
+    assert not torch.equal(weight.p, before)
+
+
+def test_wrong_arguments_are_refused(cuda: ModuleType) -> None:
+    with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
+        cuda.Tensor("int8", 0, 0, 1, 0, 0, 0, False, 0)
+    with pytest.raises(ValueError, match="rows is 2, it must be 1 where there are no bits"):
+        cuda.Tensor("float32", 0, 0, 2, 0, 0, 0, False, 0)
+    with pytest.raises(ValueError, match="mean_fan_in is 0, it must be an address"):
+        cuda.Tensor("float32", 0, 0, 2, 0, 64, 0, False, 0)
+    with pytest.raises(ValueError, match="correction is 'erk', it must be"):
+        Hyper(correction="erk").rule(cuda)
+    mixed = [Weight("float32"), Weight("float16")]
+    with pytest.raises(ValueError, match="must be of one dtype"):
+        cuda.Table([weight.tensor(cuda) for weight in mixed], [0, 0])
+    with pytest.raises(ValueError, match=r"position is 67108864, it must be below 2\^26"):
+        cuda.Table([Weight(position=1 << 26).tensor(cuda)], [0])
+    with pytest.raises(ValueError, match="rules must have one element per group"):
+        step(cuda, [Weight()], [])
+    with pytest.raises(ValueError, match="flag_count is 2, it must be above every position"):
+        step(cuda, [Weight(position=2)], [Hyper().rule(cuda)], flags=torch.zeros(2, 2))
