@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,12 +13,32 @@ from sparseopt_kernels.kernels import reference
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "interpreted: runs under TRITON_INTERPRET=1, too")
     config.addinivalue_line(
         "markers", "same_bits_as_sgd: results of PyTorch's own kernels are the oracle, to the last bit"
     )
 
 
-@pytest.fixture(params=["reference", "reference-device", *(f"cpu-{isa}" for isa in NATIVE_ISAS)])
+# Triton decides at import whether it compiles or interprets: its tests are a run of their own.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    import interpreter
+
+    interpreter.speed_up()
+    PATHS = ["triton"]
+else:
+    PATHS = ["reference", "reference-device", *(f"cpu-{isa}" for isa in NATIVE_ISAS)]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under TRITON_INTERPRET=1, keep what is about backends, and what asks for it."""
+    if INTERPRETED:
+        kept = [i for i in items if "backend" in i.fixturenames or i.get_closest_marker("interpreted")]
+        config.hook.pytest_deselected(items=list(set(items) - set(kept)))
+        items[:] = kept
+
+
+@pytest.fixture(params=PATHS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Each backend and each of its instruction sets; skipped, with the reason, where it cannot run.
 
