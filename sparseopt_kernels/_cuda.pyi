@@ -50,17 +50,13 @@ def step(
     table: Table,
     grads: list[int],
     rules: list[Rule],
-    first_steps: list[bool],
-    stale: list[bool],
+    flags: int,
     grad_scale: int,
     found_inf: int,
-    flags: int,
-    flag_count: int,
     stream: int,
 ) -> int:
-    """Queue a step; return the number of launches. ``grad_scale`` and ``found_inf`` are addresses of float32
-    numbers or 0. ``flags``, if not 0, is that of float32[2, flag_count], which replaces ``first_steps`` and
-    ``stale``: one column for each position."""
+    """Queue a step; return the number of launches. ``flags`` is the address of ``Batch.flags``,
+    ``grad_scale`` and ``found_inf`` are those of float32 numbers, or 0."""
 
 def squared_norm(table: Table, grads: list[int], rules: list[Rule], partial_sums: int, stream: int) -> None:
     """Write ``partial_sum_count(table)`` numbers of the arithmetic type, whose sum, taken in float64, is

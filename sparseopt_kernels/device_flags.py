@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .kernels.contract import Batch, Entry
-from .kernels.upload import capturing, upload
+from .kernels.device import capturing, upload
 
 
 class DeviceFlags:

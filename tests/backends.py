@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import ModuleType
 
+import pytest
 import torch
+from cuda_on_cpu.build import compiler
 from torch import Tensor
 
 from sparseopt_kernels import kernels
@@ -58,6 +61,10 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("triton", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
     # It leaves them to the reference.
     ("triton", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),
+    ("cuda", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),
+    ("cuda", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
+    ("cuda", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, _HALF_BFLOAT16),
+    ("cuda", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
 }
 
 
@@ -92,6 +99,8 @@ class Backend:
 
 def why_not(backend: Backend) -> str | None:
     """The reason why a backend, or its instruction set, cannot run on this machine."""
+    if backend == Backend("cuda", "emulated"):
+        return None if compiler() else "there is no C++ compiler"
     reason = kernels.BACKENDS[backend.name].unavailable(torch.device("cpu"))
     if reason is None and backend.name == "cpu":
         from sparseopt_kernels.kernels import native
@@ -99,3 +108,12 @@ def why_not(backend: Backend) -> str | None:
         if backend.isa not in native.available_isas():
             return f"this CPU has no {backend.isa}"
     return None
+
+
+def emulate(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the backend "cuda" run what was compiled for the CPU, on CPU tensors."""
+    cuda = kernels.BACKENDS["cuda"]
+    monkeypatch.setattr(cuda, "_MISSING", None)
+    monkeypatch.setattr(cuda, "_cuda", library, raising=False)
+    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+    monkeypatch.setattr(cuda, "_stream", lambda device: 0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from backends import ISA_VARIABLE, NATIVE_ISAS, Backend, why_not
+from backends import ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
+from cuda_on_cpu.build import build, load
 
 from sparseopt_kernels.kernels import reference
 
@@ -27,7 +30,8 @@ if INTERPRETED:
     interpreter.speed_up()
     PATHS = ["triton"]
 else:
-    PATHS = ["reference", "reference-device", *(f"cpu-{isa}" for isa in NATIVE_ISAS)]
+    # "device": as on an accelerator, scalars stay in tensors. "emulated": the CUDA sources, on the CPU.
+    PATHS = ["reference", "reference-device", *(f"cpu-{isa}" for isa in NATIVE_ISAS), "cuda-emulated"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,6 +40,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [i for i in items if "backend" in i.fixturenames or i.get_closest_marker("interpreted")]
         config.hook.pytest_deselected(items=list(set(items) - set(kept)))
         items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def cuda_cache(request: pytest.FixtureRequest) -> Path:
+    """Where what is made of the CUDA sources is kept from run to run."""
+    assert request.config.cache is not None
+    return request.config.cache.mkdir("cuda_on_cpu")
+
+
+@pytest.fixture(scope="session")
+def cuda_library(cuda_cache: Path) -> Path:
+    """The module ``_cuda``, compiled for the CPU."""
+    return build(cuda_cache)
+
+
+@pytest.fixture(scope="session")
+def cuda(cuda_library: Path) -> ModuleType:
+    return load(cuda_library)
 
 
 @pytest.fixture(params=PATHS)
@@ -55,8 +77,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("PyTorch fuses multiply-adds on this CPU: compared in a process where it does not")
     if chosen.isa in NATIVE_ISAS:
         monkeypatch.setenv(ISA_VARIABLE, chosen.isa)
-    if chosen == Backend("reference", "device"):  # as on an accelerator: scalars stay in tensors
+    if request.param == "reference-device":
         monkeypatch.setattr(reference, "host_scalars", lambda device: False)
+    if request.param == "cuda-emulated":
+        emulate(request.getfixturevalue("cuda"), monkeypatch)
     monkeypatch.delenv("SPARSEOPT_BACKEND", raising=False)
     return chosen
 

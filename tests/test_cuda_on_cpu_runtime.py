@@ -23,33 +23,17 @@ INVALID_VALUE = 1  # cudaErrorInvalidValue
 
 
 @pytest.fixture(scope="session")
-def cache(request: pytest.FixtureRequest) -> Path:
-    assert request.config.cache is not None
-    return request.config.cache.mkdir("cuda_on_cpu")
-
-
-@pytest.fixture(scope="session")
-def library(cache: Path) -> Path:
-    return build(cache)
-
-
-@pytest.fixture(scope="session")
-def cuda(library: Path) -> ModuleType:
-    return load(library)
-
-
-@pytest.fixture(scope="session")
-def control(library: Path) -> ctypes.CDLL:
+def control(cuda_library: Path) -> ctypes.CDLL:
     """What the stand-in exports beside the module: ``cuda_on_cpu_fail_next`` and ``cuda_on_cpu_launches``."""
-    control = ctypes.CDLL(str(library))
+    control = ctypes.CDLL(str(cuda_library))
     control.cuda_on_cpu_launches.restype = ctypes.c_int64
     return control
 
 
 @pytest.fixture(scope="session")
-def probe(cache: Path) -> Callable[[str, int, int, int], tuple[str, list[int]]]:
+def probe(cuda_cache: Path) -> Callable[[str, int, int, int], tuple[str, list[int]]]:
     """Runs a kernel of probes.cu: what came of it, and the ``size`` integers it wrote."""
-    run = ctypes.CDLL(str(build_probes(cache))).run_probe
+    run = ctypes.CDLL(str(build_probes(cuda_cache))).run_probe
     run.restype = ctypes.c_char_p
 
     def run_probe(name: str, blocks: int, threads: int, size: int) -> tuple[str, list[int]]:
@@ -186,14 +170,14 @@ def test_found_inf_leaves_everything_as_it_is(cuda: ModuleType) -> None:
     assert torch.equal(weight.b, before[1])
 
 
-def test_flags_on_the_device_count_instead_of_those_of_the_call(cuda: ModuleType) -> None:
+def test_flags_are_found_by_position(cuda: ModuleType) -> None:
     weights = [Weight(position=2, seed=1), Weight(position=0, seed=2)]
-    flags = torch.zeros(2, 3)
-    flags[0, 2] = flags[1, 0] = 1.0
+    flags = torch.zeros(3, 2)
+    flags[2, 0] = flags[0, 1] = 1.0
     expected = weights[0].expected(Hyper(), first_step=True)
     weights[0].b.zero_()
     weights[1].p[~weights[1].mask] = 3.0
-    step(cuda, weights, [Hyper().rule(cuda)], first=False, stale=False, flags=flags)
+    step(cuda, weights, [Hyper().rule(cuda)], flags=flags)
     assert_near(weights[0], expected)
     assert (weights[1].p[~weights[1].mask] == 0).all()
 
@@ -227,9 +211,9 @@ def test_tensors_without_elements_make_no_launch(cuda: ModuleType) -> None:
     assert step(cuda, [*weights, Weight()], [Hyper().rule(cuda)]) == 1
 
 
-def test_more_work_than_blocks(cache: Path) -> None:
+def test_more_work_than_blocks(cuda_cache: Path) -> None:
     """With two blocks for a tensor, each takes several shares, as it does of a tensor of 2^30 weights."""
-    cuda = load(build(cache, [Substitution("cuda/shares.h", "kMaxBlocks = 1 << 16", "kMaxBlocks = 2")]))
+    cuda = load(build(cuda_cache, [Substitution("cuda/shares.h", "kMaxBlocks = 1 << 16", "kMaxBlocks = 2")]))
     check_steps(cuda, [Weight(columns=2100, rows=7), Weight(rows=40), Weight(rows=99, density=None)])
     check_pack(cuda, torch.from_numpy(np.random.default_rng(0).random((70, 70)) < 0.5))
 
@@ -246,8 +230,8 @@ def test_more_work_than_blocks(cache: Path) -> None:
     ],
     ids=["weights beyond the row", "a byte less", "unaligned vectors", "no barrier"],
 )
-def test_a_mistake_is_found(cache: Path, mutation: Substitution) -> None:
-    cuda = load(build(cache, [mutation]))
+def test_a_mistake_is_found(cuda_cache: Path, mutation: Substitution) -> None:
+    cuda = load(build(cuda_cache, [mutation]))
     with pytest.raises((AssertionError, RuntimeError), match=r"not close|written behind|cuda_on_cpu: "):
         check_steps(cuda, [Weight(columns=27), Weight(columns=2101, rows=3)])
 
@@ -324,9 +308,7 @@ def test_wrong_arguments_are_refused(cuda: ModuleType) -> None:
     mixed = [Weight("float32"), Weight("float16")]
     with pytest.raises(ValueError, match="must be of one dtype"):
         cuda.Table([weight.tensor(cuda) for weight in mixed], [0, 0])
-    with pytest.raises(ValueError, match=r"position is 67108864, it must be below 2\^26"):
-        cuda.Table([Weight(position=1 << 26).tensor(cuda)], [0])
+    with pytest.raises(ValueError, match=r"position is 268435456, it must be below 2\^28"):
+        cuda.Table([Weight(position=1 << 28).tensor(cuda)], [0])
     with pytest.raises(ValueError, match="rules must have one element per group"):
         step(cuda, [Weight()], [])
-    with pytest.raises(ValueError, match="flag_count is 2, it must be above every position"):
-        step(cuda, [Weight(position=2)], [Hyper().rule(cuda)], flags=torch.zeros(2, 2))

@@ -9,7 +9,7 @@ namespace sparseopt::cuda {
 
 constexpr int kCapacity = 58;     // tensors in one launch
 constexpr int kRuleCapacity = 4;  // parameter groups in one launch
-constexpr int kPositionBits = 26;
+constexpr int kPositionBits = 28;
 
 struct TensorArgument {
   void* parameter;
@@ -22,8 +22,6 @@ struct TensorArgument {
   uint32_t position : kPositionBits;
   uint32_t rule : 2;
   uint32_t ham : 1;
-  uint32_t first_step : 1;
-  uint32_t stale : 1;
 };
 
 template <class T>
@@ -43,7 +41,6 @@ struct Argument {
   const float* grad_scale;
   const float* found_inf;
   const float* flags;
-  int64_t flag_count;
   T* partial_sums;
   int count;
 };
@@ -60,7 +57,6 @@ Argument<T> argument_of(const Table& table, const Launch& launch, const Step& st
   argument.grad_scale = reinterpret_cast<const float*>(step.grad_scale);
   argument.found_inf = reinterpret_cast<const float*>(step.found_inf);
   argument.flags = reinterpret_cast<const float*>(step.flags);
-  argument.flag_count = step.flag_count;
   argument.count = static_cast<int>(launch.tensors.size());
   for (size_t i = 0; i < launch.groups.size(); ++i) {
     const Rule& rule = *step.rules.at(launch.groups[i]);
@@ -89,8 +85,6 @@ Argument<T> argument_of(const Table& table, const Launch& launch, const Step& st
     to.position = tensor.position;
     to.rule = launch.rule[i];
     to.ham = tensor.ham;
-    to.first_step = !step.first_steps.empty() && step.first_steps[index];
-    to.stale = !step.stale.empty() && step.stale[index];
   }
   return argument;
 }

@@ -55,23 +55,11 @@ Step step_of(const Table& table, std::vector<uintptr_t> grads, std::vector<const
 }
 
 int run_step(const Table& table, std::vector<uintptr_t> grads, std::vector<const Rule*> rules,
-             std::vector<bool> first_steps, std::vector<bool> stale, uintptr_t grad_scale,
-             uintptr_t found_inf, uintptr_t flags, int64_t flag_count, uintptr_t stream) {
+             uintptr_t flags, uintptr_t grad_scale, uintptr_t found_inf, uintptr_t stream) {
   Step step = step_of(table, std::move(grads), std::move(rules));
-  const size_t count = table.tensors().size();
-  if (first_steps.size() != count || stale.size() != count)
-    throw std::invalid_argument("first_steps and stale must have one element per tensor");
-  if (flags != 0)
-    for (const Tensor& tensor : table.tensors())
-      if (tensor.position >= flag_count)
-        throw std::invalid_argument("flag_count is " + std::to_string(flag_count) +
-                                    ", it must be above every position");
-  step.first_steps = std::move(first_steps);
-  step.stale = std::move(stale);
+  step.flags = flags;
   step.grad_scale = grad_scale;
   step.found_inf = found_inf;
-  step.flags = flags;
-  step.flag_count = flag_count;
   py::gil_scoped_release release;
   return sparseopt::cuda::step(table, step, stream);
 }
@@ -112,9 +100,8 @@ PYBIND11_MODULE(_cuda, module) {
   py::class_<Table>(module, "Table", py::module_local())
       .def(py::init<std::vector<Tensor>, std::vector<size_t>>(), py::arg("tensors"), py::arg("groups"));
 
-  module.def("step", &run_step, py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("first_steps"),
-             py::arg("stale"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("flags"),
-             py::arg("flag_count"), py::arg("stream"));
+  module.def("step", &run_step, py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("flags"),
+             py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"));
   module.def("squared_norm", &run_squared_norm, py::arg("table"), py::arg("grads"), py::arg("rules"),
              py::arg("partial_sums"), py::arg("stream"));
   module.def("partial_sum_count", &Table::partial_sum_count, py::arg("table"));

@@ -88,11 +88,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   const Share share = share_of(argument, blockIdx.x);
   const TensorArgument& tensor = argument.tensors[share.tensor];
   const RuleArgument<T>& rule = argument.rules[tensor.rule];
-  bool first_step = tensor.first_step, stale = tensor.stale;
-  if (argument.flags != nullptr) {
-    first_step = argument.flags[tensor.position] != 0.0f;
-    stale = argument.flags[argument.flag_count + tensor.position] != 0.0f;
-  }
+  const bool first_step = argument.flags[2 * tensor.position] != 0.0f;
+  const bool stale = argument.flags[2 * tensor.position + 1] != 0.0f;
   T gamma = rule.gamma_address != nullptr ? *rule.gamma_address : rule.gamma;
   if (argument.grad_scale != nullptr) gamma /= static_cast<T>(*argument.grad_scale);
 

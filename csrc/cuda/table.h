@@ -59,14 +59,12 @@ class Table {
   std::vector<Launch> launches_;
 };
 
-// What changes from step to step. `first_steps` and `stale` have one element per tensor; where `flags` is
-// not 0, they are read there instead: float32[2, flag_count], first steps first, by position.
+// What changes from step to step. `flags` is the address of pairs of float32, one per position: whether it
+// is the tensor's first step, and whether there may be something other than zero outside its mask.
 struct Step {
   std::vector<uintptr_t> grads;
   std::vector<const Rule*> rules;
-  std::vector<bool> first_steps, stale;
   uintptr_t grad_scale = 0, found_inf = 0, flags = 0;
-  int64_t flag_count = 0;
 };
 
 // Both return when the work is queued on the stream (a cudaStream_t). `step` returns how many launches

@@ -9,10 +9,11 @@ from types import ModuleType
 
 import torch
 
-from . import native, reference, triton
+from . import cuda, native, reference, triton
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": native, "triton": triton}
-_AUTO = {"cpu": ("cpu",), "cuda": ("triton",), "xpu": ("triton",)}  # what "auto" tries first, by device
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": native, "triton": triton, "cuda": cuda}
+# What "auto" tries first, by device.
+_AUTO = {"cpu": ("cpu",), "cuda": ("triton", "cuda"), "xpu": ("triton",)}
 
 
 def chosen_name(backend: str) -> str:

@@ -1,13 +1,16 @@
-"""How tensors lie in memory: what a kernel that walks it in order needs to know. Nothing of any backend."""
+"""How tensors lie in memory: what kernels that walk it in order need to know. Nothing of any one backend."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .contract import Entry
+from .contract import Batch, Entry
+from .reference import arithmetic_dtype
 
 Order = tuple[int, ...] | None  # of the dimensions in memory; None: as they are
 
@@ -33,11 +36,6 @@ def is_walkable(entry: Entry, order: Order) -> bool:
     )
 
 
-def laid_out(grad: Tensor, entry: Entry, order: Order) -> Tensor:
-    """The gradient, or a copy of it in the parameter's memory format."""
-    return grad if in_order(grad, order) else torch.empty_like(entry.parameter).copy_(grad)
-
-
 def memory_grid(entry: Entry, order: Order) -> tuple[int, int, int, int] | None:
     """``Neurons.grid`` of the tensor as it lies in memory; None where groups are not whole runs there."""
     shape, neurons = entry.parameter.shape, entry.neurons
@@ -51,7 +49,76 @@ def memory_grid(entry: Entry, order: Order) -> tuple[int, int, int, int] | None:
     return neurons.groups, before // neurons.groups, shape[neurons.dim], after
 
 
-def ordered_mask(entry: Entry, order: Order) -> Tensor:
-    """The mask, contiguous, in the order of the parameter's memory."""
-    assert entry.mask is not None
-    return (entry.mask if order is None else entry.mask.permute(order)).contiguous()
+class Walk:
+    """Which entries of a batch a backend's kernels walk: those whose plan says ``here`` and whose gradient
+    is of their dtype. Their gradients are to lie in memory as they do.
+
+    Attributes:
+        entries: those that are walked.
+        elsewhere: where the others are in the batch: the reference backend must update them.
+        positions: what ``Batch.positions`` says of ``entries``.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._grad_dtypes = [grad.dtype for grad in batch.grads]
+        here = [
+            entry.plan.here and dtype is batch.dtype
+            for entry, dtype in zip(batch.entries, self._grad_dtypes, strict=True)
+        ]
+        self._here = [i for i, is_here in enumerate(here) if is_here]
+        self.elsewhere = [i for i, is_here in enumerate(here) if not is_here]
+        self.entries = [batch.entries[i] for i in self._here]
+        self.positions = [batch.positions[i] for i in self._here]
+        self._row_major = all(entry.plan.order is None for entry in self.entries)
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether gradients are of the same dtypes as when this was made."""
+        return [grad.dtype for grad in batch.grads] == self._grad_dtypes
+
+    def grads(self, batch: Batch) -> list[Tensor]:
+        """The gradients of ``entries``, or copies of them in the memory format of their parameters."""
+        grads = [batch.grads[i] for i in self._here] if self.elsewhere else batch.grads
+        if self._row_major and all(map(Tensor.is_contiguous, grads)):
+            return grads
+        return [
+            grad if in_order(grad, entry.plan.order) else torch.empty_like(entry.parameter).copy_(grad)
+            for grad, entry in zip(grads, self.entries, strict=True)
+        ]
+
+
+class Rows(NamedTuple):
+    """A parameter as GPU kernels walk it: rows that are whole runs of memory, and the mask in bits."""
+
+    dtype: torch.dtype
+    order: Order
+    here: bool  # whether it can be walked so
+    rows: int = 1
+    columns: int = 0  # all elements, without a mask
+    bits: Tensor | None = None  # uint8 (rows, columns / 8, rounded up)
+    mean_fan_in: Tensor | None = None  # 0-d, of the arithmetic type
+
+
+Packer = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def rows_of(entry: Entry, pack: Packer) -> Rows:
+    """The rows of an entry. Nothing waits for the device.
+
+    Args:
+        entry: a parameter, with a mask or without.
+        pack: makes of a boolean matrix its bits and the number of them that are set (0-d int64).
+    """
+    dtype, order = entry.parameter.dtype, memory_order(entry.parameter)
+    if not is_walkable(entry, order):
+        return Rows(dtype, order, here=False)
+    if entry.mask is None or entry.parameter.numel() == 0:
+        return Rows(dtype, order, True, 1, entry.parameter.numel())
+    grid = memory_grid(entry, order)
+    if grid is None or grid[1] != 1:  # a neuron in several pieces: a transposed convolution
+        return Rows(dtype, order, here=False)
+    groups, _, neurons, columns = grid
+    rows = groups * neurons
+    mask = entry.mask if order is None else entry.mask.permute(order)
+    bits, nnz = pack(mask.contiguous().view(rows, columns))
+    mean_fan_in = (nnz.double() / rows).to(arithmetic_dtype(dtype))
+    return Rows(dtype, order, True, rows, columns, bits, mean_fan_in)

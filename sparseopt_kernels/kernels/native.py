@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .contract import Batch, Entry, Rule
-from .memory import Order, is_walkable, laid_out, memory_grid, memory_order, ordered_mask
+from .memory import Order, Walk, is_walkable, memory_grid, memory_order
 
 _MISSING: str | None = None
 try:
@@ -60,14 +60,14 @@ def host_scalars(device: torch.device) -> bool:
 
 
 def step(batch: Batch) -> None:
-    _call(_native.step, batch)
-    for i in batch.plan.elsewhere:
+    for i in _call(_native.step, batch)[1]:
         reference.update(batch, i)
 
 
 def squared_norm(batch: Batch) -> Tensor:
-    total = torch.tensor(_call(_native.squared_norm, batch), dtype=torch.float64)
-    for i in batch.plan.elsewhere:
+    norm, elsewhere = _call(_native.squared_norm, batch)
+    total = torch.tensor(norm, dtype=torch.float64)
+    for i in elsewhere:
         total += reference.squared_norm_of(batch, i)
     return total
 
@@ -77,50 +77,44 @@ class _EntryPlan(NamedTuple):
 
     dtype: torch.dtype
     order: Order
-    tensor: Any  # _native.Tensor; None: not for this backend
+    tensor: Any  # _native.Tensor, or None
+
+    @property
+    def here(self) -> bool:
+        return self.tensor is not None
 
 
 class _BatchPlan(NamedTuple):
     """The native form of a batch."""
 
+    walk: Walk
     table: Any  # _native.Table
-    entries: list[Entry]  # those in the table
-    here: list[int]  # where they are in the batch
-    elsewhere: list[int]  # where those are that the reference backend must update
-    dtypes: list[torch.dtype]  # of all gradients
-    row_major: bool  # whether all entries are
 
 
-def _call(function: Callable[..., Any], batch: Batch) -> Any:
-    """Call the library for all entries that it can update."""
+def _call(function: Callable[..., Any], batch: Batch) -> tuple[Any, list[int]]:
+    """What the library returns for all entries that it can update, and where the others are."""
     plan: _BatchPlan = batch.plan
-    if plan is None or [grad.dtype for grad in batch.grads] != plan.dtypes:
+    if plan is None or not plan.walk.fits(batch):
         plan = batch.plan = _plan_batch(batch)
-    grads = [batch.grads[i] for i in plan.here] if plan.elsewhere else batch.grads
-    if not (plan.row_major and all(map(Tensor.is_contiguous, grads))):
-        grads = [laid_out(grad, e, e.plan.order) for grad, e in zip(grads, plan.entries, strict=True)]
-    return function(
+    entries, grads = plan.walk.entries, plan.walk.grads(batch)
+    result = function(
         plan.table,
         list(map(Tensor.data_ptr, grads)),
         [_native_rule(rule) for rule in batch.rules],
-        [entry.first_step for entry in plan.entries],
-        [entry.stale for entry in plan.entries],
+        [entry.first_step for entry in entries],
+        [entry.stale for entry in entries],
         torch.get_num_threads(),
     )
+    return result, plan.walk.elsewhere
 
 
 def _plan_batch(batch: Batch) -> _BatchPlan:
-    dtype = batch.entries[0].parameter.dtype
-    here: list[int] = []
-    elsewhere: list[int] = []
-    for i, (entry, grad) in enumerate(zip(batch.entries, batch.grads, strict=True)):
-        if entry.plan is None or entry.plan.dtype is not dtype:
+    for entry in batch.entries:
+        if entry.plan is None or entry.plan.dtype is not batch.dtype:
             entry.plan = _plan_entry(entry)
-        (elsewhere if entry.plan.tensor is None or grad.dtype is not dtype else here).append(i)
-    entries = [batch.entries[i] for i in here]
-    table = _native.Table([entry.plan.tensor for entry in entries], [entry.group for entry in entries])
-    row_major = all(entry.plan.order is None for entry in entries)
-    return _BatchPlan(table, entries, here, elsewhere, [g.dtype for g in batch.grads], row_major)
+    walk = Walk(batch)
+    entries = walk.entries
+    return _BatchPlan(walk, _native.Table([e.plan.tensor for e in entries], [e.group for e in entries]))
 
 
 def _native_rule(rule: Rule) -> Any:
@@ -151,7 +145,7 @@ def _plan_entry(entry: Entry) -> _EntryPlan:
         grid = memory_grid(entry, order)
         if grid is None:
             return _EntryPlan(parameter.dtype, None, None)
-        ordered = ordered_mask(entry, order)
+        ordered = (entry.mask if order is None else entry.mask.permute(order)).contiguous()
         mask = _native.PackedMask(ordered.data_ptr(), *grid)
     addresses = (parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr())
     return _EntryPlan(

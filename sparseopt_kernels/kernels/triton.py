@@ -7,7 +7,6 @@ tensors, over all parameters of a dtype. The kernels find their tensors in a tab
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .contract import Batch, Rule
+from .device import made_current
 from .triton_plan import BatchPlan
 
 OLDEST_TRITON = (3, 3)
@@ -58,7 +58,7 @@ def host_scalars(device: torch.device) -> bool:
 
 def step(batch: Batch) -> None:
     plan, grads, addresses = _prepare(batch)
-    with _on(batch.device):
+    with made_current(batch.device):
         for launch in plan.launches:
             rules = batch.rules[launch.groups]
             kernel = triton_step.masked_step if launch.masked else triton_step.dense_step
@@ -70,14 +70,14 @@ def step(batch: Batch) -> None:
                 **launch.tile, **_OPTIONS,
             )  # fmt: skip
     del grads  # copies of them must live until here
-    for i in plan.elsewhere:
+    for i in plan.walk.elsewhere:
         reference.update(batch, i)
 
 
 def squared_norm(batch: Batch) -> Tensor:
     plan, grads, addresses = _prepare(batch)
     total = torch.zeros((), dtype=torch.float64, device=batch.device)
-    with _on(batch.device):
+    with made_current(batch.device):
         for launch in plan.launches:
             sums = torch.empty(len(launch.owner), 2, device=batch.device)
             arguments: list[Any] = [plan.table, addresses, launch.owner]
@@ -90,14 +90,9 @@ def squared_norm(batch: Batch) -> Tensor:
             )
             total += sums.sum(dtype=torch.float64)
     del grads  # as above
-    for i in plan.elsewhere:
+    for i in plan.walk.elsewhere:
         total += reference.squared_norm_of(batch, i)
     return total
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
 
 
 def _rule(rule: Rule) -> tuple[float | Tensor, ...]:
@@ -121,7 +116,7 @@ def _prepare(batch: Batch) -> tuple[BatchPlan, list[Tensor], Tensor]:
     plan: BatchPlan | None = batch.plan
     if plan is None or not plan.fits(batch):
         plan = batch.plan = BatchPlan(batch)
-    grads = plan.laid_out(batch.grads)
+    grads = plan.walk.grads(batch)
     addresses = list(map(Tensor.data_ptr, grads))
     if not plan.takes(addresses):
         plan = batch.plan = BatchPlan(batch)

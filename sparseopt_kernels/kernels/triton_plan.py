@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .contract import Batch, Entry
-from .memory import Order, is_walkable, laid_out, memory_grid, memory_order, ordered_mask
-from .upload import capturing, keep_for_graph, upload
+from .device import capturing, keep_for_graph, upload
+from .memory import Rows, Walk, rows_of
 
 TABLE_WIDTH = 10
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,18 +23,6 @@ _SHORT = {"ROWS": 4, "BYTES": _SHORT_ROW}
 _LONG = {"ROWS": 1, "BYTES": 128}
 _DENSE = {"SIZE": 1024}
 _GROUPS_PER_LAUNCH = 8  # their rules are arguments of the kernel, of which there are only so many
-
-
-class EntryPlan(NamedTuple):
-    """What the kernels read of an entry."""
-
-    dtype: torch.dtype
-    order: Order
-    here: bool  # whether the kernels can walk it; the reference backend updates the others
-    rows: int = 1
-    columns: int = 0  # all elements, without a mask
-    bits: Tensor | None = None  # the mask, packed
-    mean_fan_in: Tensor | None = None  # 0-d float32
 
 
 class Launch(NamedTuple):
@@ -55,40 +43,26 @@ class BatchPlan:
         table: int64 (tensors, 10): addresses of parameter, momentum buffer, packed mask and mean fan-in;
             rows, columns; the first program; position in ``Batch.flags``; group in the launch; whether HAM.
         launches: which programs read it.
-        elsewhere: where the entries are in the batch that the reference backend must update.
+        walk: which entries of the batch they are about.
     """
 
     def __init__(self, batch: Batch) -> None:
         for entry in batch.entries:
             if entry.plan is None or entry.plan.dtype is not batch.dtype:
-                entry.plan = _plan_entry(entry)
-        self._grad_dtypes = [grad.dtype for grad in batch.grads]
-        here = [
-            e.plan.here and g.dtype is batch.dtype for e, g in zip(batch.entries, batch.grads, strict=True)
-        ]
-        self.elsewhere = [i for i, is_here in enumerate(here) if not is_here]
-        self._here = [i for i, is_here in enumerate(here) if is_here and batch.entries[i].parameter.numel()]
-        self._entries = [batch.entries[i] for i in self._here]
-        self._positions = [batch.positions[i] for i in self._here]
-        self._row_major = all(entry.plan.order is None for entry in self._entries)
-        self._grads_aligned = [grad.data_ptr() % 16 == 0 for grad in self.laid_out(batch.grads)]
+                entry.plan = (
+                    rows_of(entry, pack) if batch.dtype in DTYPES else Rows(batch.dtype, None, here=False)
+                )
+        self.walk = Walk(batch)
+        self._grads_aligned = [grad.data_ptr() % 16 == 0 for grad in self.walk.grads(batch)]
         self._addresses: list[int] | None = None
         self._addresses_on_device: Tensor
         self._captured = capturing()
         self.table, self.launches = self._lay_out_table(batch.device)
 
     def fits(self, batch: Batch) -> bool:
-        """Whether the plan is good for the gradients of the batch. A plan made while a CUDA graph is captured
-        is written when the graph runs, and good for nothing else."""
-        return [g.dtype for g in batch.grads] == self._grad_dtypes and self._captured <= capturing()
-
-    def laid_out(self, grads: list[Tensor]) -> list[Tensor]:
-        """The gradients of the table's tensors, or copies of them in the parameters' memory format."""
-        if len(self._here) < len(grads):
-            grads = [grads[i] for i in self._here]
-        if self._row_major and all(map(Tensor.is_contiguous, grads)):
-            return grads
-        return [laid_out(g, e, e.plan.order) for g, e in zip(grads, self._entries, strict=True)]
+        """Whether the plan is good for the gradients of the batch. A plan made while a CUDA graph was
+        captured is written when the graph runs, and good for nothing else."""
+        return self.walk.fits(batch) and self._captured <= capturing()
 
     def takes(self, addresses: list[int]) -> bool:
         """Whether gradients at these addresses are aligned as those that the launches were made for."""
@@ -102,21 +76,21 @@ class BatchPlan:
                 return table
             self._addresses, self._addresses_on_device = addresses, table
         if capturing():  # what the graph reads must not be freed when gradients move
-            keep_for_graph((self, self._addresses_on_device, [entry.plan for entry in self._entries]))
+            keep_for_graph((self, self._addresses_on_device, [entry.plan for entry in self.walk.entries]))
         return self._addresses_on_device
 
     def _lay_out_table(self, device: torch.device) -> tuple[Tensor, list[Launch]]:
         members: dict[tuple[Any, ...], list[int]] = {}
-        for t, entry in enumerate(self._entries):
+        for t, entry in enumerate(self.walk.entries):
             members.setdefault(self._variant(t, entry), []).append(t)
-        rows: list[list[int]] = [[]] * len(self._entries)
+        rows: list[list[int]] = [[]] * len(self.walk.entries)
         launches = []
         for (masked, short, aligned, momentum, first_group), tensors in members.items():
             tile = (_SHORT if short else _LONG) if masked else _DENSE
             programs: list[int] = []
             for t in tensors:
-                entry = self._entries[t]
-                plan: EntryPlan = entry.plan
+                entry = self.walk.entries[t]
+                plan: Rows = entry.plan
                 rows[t] = [
                     entry.parameter.data_ptr(),
                     0 if entry.momentum_buffer is None else entry.momentum_buffer.data_ptr(),
@@ -125,12 +99,14 @@ class BatchPlan:
                     plan.rows,
                     plan.columns,
                     sum(programs),
-                    self._positions[t],
+                    self.walk.positions[t],
                     entry.group - first_group,
                     int(entry.ham),
                 ]
                 programs.append(-(-plan.rows // tile["ROWS"]) if masked else -(-plan.columns // tile["SIZE"]))
             owner = torch.tensor(tensors, dtype=torch.int32).repeat_interleave(torch.tensor(programs))
+            if sum(programs) == 0:  # all of them are empty
+                continue
             groups = slice(first_group, first_group + _GROUPS_PER_LAUNCH)
             launches.append(Launch(masked, tile, aligned, momentum, groups, upload(owner, device)))
         table = torch.tensor(rows, dtype=torch.int64).view(len(rows), TABLE_WIDTH)
@@ -138,7 +114,7 @@ class BatchPlan:
 
     def _variant(self, t: int, entry: Entry) -> tuple[Any, ...]:
         """What decides which launch the tensor ``t`` of the table goes into."""
-        plan: EntryPlan = entry.plan
+        plan: Rows = entry.plan
         buffer = entry.momentum_buffer
         addresses = [entry.parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr()]
         aligned = self._grads_aligned[t] and all(address % 16 == 0 for address in addresses)
@@ -150,25 +126,10 @@ class BatchPlan:
         return masked, short, aligned, buffer is not None, first_group
 
 
-def _plan_entry(entry: Entry) -> EntryPlan:
-    dtype, order = entry.parameter.dtype, memory_order(entry.parameter)
-    if dtype not in DTYPES or not is_walkable(entry, order):
-        return EntryPlan(dtype, order, here=False)
-    if entry.mask is None:
-        return EntryPlan(dtype, order, True, 1, entry.parameter.numel())
-    grid = memory_grid(entry, order)
-    if grid is None or grid[1] != 1:  # a neuron in several pieces: a transposed convolution
-        return EntryPlan(dtype, order, here=False)
-    groups, _, neurons, columns = grid
-    rows = groups * neurons
-    mask = ordered_mask(entry, order).view(rows, columns)
-    mean_fan_in = (mask.sum().double() / rows).float()
-    return EntryPlan(dtype, order, True, rows, columns, packed_bits(mask), mean_fan_in)
-
-
-def packed_bits(mask: Tensor) -> Tensor:
-    """A boolean matrix as bits: uint8 of shape ``(rows, columns / 8, rounded up)``, lowest bit first, each
-    row padded with zeros to whole bytes. On the mask's device, without waiting for it."""
-    padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -mask.shape[1] % 8))
+def pack(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A boolean matrix as bits, and how many of them are set: uint8 of shape ``(rows, columns / 8, rounded
+    up)``, lowest bit first, each row padded with zeros to whole bytes; 0-d int64."""
+    rows, columns = mask.shape
+    padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -columns % 8))
     lanes = torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return (padded.view(mask.shape[0], -1, 8) << lanes).sum(dim=2, dtype=torch.uint8)
+    return (padded.view(rows, -1, 8) << lanes).sum(dim=2, dtype=torch.uint8), mask.sum()

@@ -143,16 +143,16 @@ def step(
     flags: Tensor | None = None,
 ) -> int:
     table = cuda.Table([weight.tensor(cuda) for weight in weights], groups or [0] * len(weights))
-    flag_memory = (0, 0) if flags is None else (flags.data_ptr(), flags.shape[1])
+    if flags is None:
+        positions = 1 + max((weight.position for weight in weights), default=0)
+        flags = torch.tensor([[first, stale]]).float().repeat(positions, 1)
     return cuda.step(
         table,
         [weight.g.data_ptr() for weight in weights],
         list(rules),
-        [first] * len(weights),
-        [stale] * len(weights),
+        flags.data_ptr(),
         grad_scale,
         found_inf,
-        *flag_memory,
         0,
     )
 

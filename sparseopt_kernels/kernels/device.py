@@ -1,6 +1,9 @@
-"""The one way numbers get from the host to a device, and what keeps CUDA graphs right that contain it."""
+"""What backends on a device need of PyTorch: copies to it that do not wait, and CUDA graphs kept right."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,3 +29,8 @@ def keep_for_graph(memory: object) -> None:
     """Keep what a graph that is being captured reads."""
     if capturing():
         _read_by_graphs.append(memory)
+
+
+def made_current(device: torch.device) -> AbstractContextManager[Any]:
+    """Kernels are launched on the current device."""
+    return nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)

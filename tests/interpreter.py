@@ -1,0 +1,52 @@
+"""Triton's interpreter, made fast enough for thousands of steps. Imported only where TRITON_INTERPRET is set.
+
+The interpreter calls device functions of ours as it calls kernels: it patches all of ``triton.language``
+first, which takes longer than most of them. Within one launch once is enough.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+from sparseopt_kernels.kernels import triton_plan
+
+# A program costs milliseconds here, whatever it does: few programs of many rows, instead of many of few.
+# test_triton.py has the true tiles.
+TEST_TILES = {
+    "_SHORT": {"ROWS": 32, "BYTES": 64},
+    "_LONG": {"ROWS": 8, "BYTES": 128},
+    "_DENSE": {"SIZE": 1024},
+}
+
+_patch_lang = interpreter._patch_lang
+_within: list[frozenset[int]] = []
+_for_good: set[frozenset[int]] = set()  # what a device function has patched stays patched
+
+
+class _Launch:
+    def __init__(self, scope: Any) -> None:
+        self._scope = scope
+
+    def restore(self) -> None:
+        _within.pop()
+        self._scope.restore()
+
+
+def _patch_once(fn: Any) -> Any:
+    modules = frozenset(id(m) for m in fn.__globals__.values() if m is tl or m is tl.core)
+    if not _within:
+        _within.append(modules)
+        return _Launch(_patch_lang(fn))
+    if modules not in (_within[0], *_for_good):
+        _for_good.add(modules)
+        _patch_lang(fn)
+    return None
+
+
+def speed_up() -> None:
+    interpreter._patch_lang = _patch_once
+    for name, tile in TEST_TILES.items():
+        setattr(triton_plan, name, tile)
