@@ -1,0 +1,327 @@
+"""The memory that one step of the Triton backend touches: ``python benchmarks/traffic.py``. Nothing is timed.
+
+The kernels run in Triton's interpreter, where their loads and stores are noted. What counts is each sector
+of 32 bytes that a launch reads, once, and each that it writes, once more, as if caches were perfect; and
+the same of aligned pairs of sectors, 64 bytes, which is what some memories deliver. Tensors begin at
+multiples of 64 bytes here, as they do on a GPU. All layers are metered whole: nothing is sampled or scaled.
+
+Exits with 1 where a layer whose rows have 512 columns or more is not within 1.05 of the floor.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+from torch import Tensor, nn
+from tqdm import tqdm
+from triton.runtime import interpreter
+
+import sparseopt_kernels as sk
+from sparseopt_kernels.kernels import reference, triton_plan
+from sparseopt_kernels.kernels import triton as backend
+from sparseopt_kernels.kernels.contract import Batch
+from sparseopt_kernels.training.models import resnet20
+
+SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.97, 0.99)
+BOUND, BOUND_COLUMNS = 1.05, 512
+RESULTS = Path(__file__).parent / "results" / "traffic.csv"
+_DENSE_SGD = 20  # bytes per weight: p and b read and written, g read
+# A program takes milliseconds here, whatever it does: few programs of many rows. That changes nothing about
+# which sectors of the tensors a launch touches, only the length of ``owner``; see ``_layers``.
+_SHORT, _LONG = {"ROWS": 128, "BYTES": 64}, {"ROWS": 128, "BYTES": 128}
+
+Numbers = npt.NDArray[np.uint64]
+
+
+class Layer(NamedTuple):
+    """What one parameter costs in a step. The last three are bytes."""
+
+    name: str
+    columns: int  # of a row; 0: a dense tensor
+    weights: int
+    floor: int
+    sectors: float
+    pairs: float
+
+
+class Touched(NamedTuple):
+    """What a launch reads and writes: the distinct numbers, sorted, of pieces of memory of ``unit`` bytes."""
+
+    read: Numbers
+    written: Numbers
+    unit: int = 32  # a sector
+
+    def in_pairs(self) -> Touched:
+        return Touched(_distinct(self.read // 2), _distinct(self.written // 2), 2 * self.unit)
+
+    def bytes_in_all(self) -> int:
+        return self.unit * (len(self.read) + len(self.written))
+
+    def bytes_within(self, address: int, size: int) -> int:
+        """Those in ``size`` bytes of memory."""
+        ends = np.array([address // self.unit, (address + size - 1) // self.unit + 1], dtype=np.uint64)
+        return self.unit * sum(int(np.diff(np.searchsorted(n, ends))[0]) for n in (self.read, self.written))
+
+
+def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Layer]:
+    """The traffic of one step in the steady state, by parameter: the first step touches everything."""
+    names: dict[Tensor, str] = {}
+    for name, p in model.named_parameters():
+        names[p], p.grad = name, torch.ones_like(p)
+    optimizer = sk.SparseOpt(names, lr=0.1, momentum=0.9, weight_decay=5e-4, masks=masks, backend="triton")
+    step = backend.step
+    layers: list[Layer] = []
+
+    def first_step(batch: Batch) -> None:
+        triton_plan.BatchPlan(batch)  # a parameter without a plan would be stale again
+        reference.step(batch)
+
+    def metered_step(batch: Batch) -> None:
+        batch.plan = None  # make it anew, of other tiles
+        with patch.multiple(triton_plan, _SHORT=_SHORT, _LONG=_LONG), _intercepted() as launches:
+            step(batch)
+        layers.extend(_layers(batch, launches, names))
+
+    for stand_in in (first_step, metered_step):
+        with patch.object(backend, "step", stand_in):
+            optimizer.step()
+    return layers
+
+
+@contextmanager
+def _intercepted() -> Iterator[list[Touched]]:
+    """The launches made within: all loads and stores of the interpreter end in these two functions."""
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    load, store, launch = builder.create_masked_load, builder.create_masked_store, executor.__call__
+    launches: list[Touched] = []
+    read: list[Numbers] = []
+    written: list[Numbers] = []
+
+    def noted_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        read.append(_touched(pointers.data, mask.data))
+        return load(self, pointers, mask, *rest)
+
+    def noted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        written.append(_touched(pointers.data, mask.data))
+        return store(self, pointers, value, mask, *rest)
+
+    def noted_launch(self: Any, *arguments: Any, **keywords: Any) -> None:
+        read.clear()
+        written.clear()
+        launch(self, *arguments, **keywords)
+        launches.append(Touched(_distinct(np.concatenate(read)), _distinct(np.concatenate(written))))
+
+    with (
+        patch.multiple(builder, create_masked_load=noted_load, create_masked_store=noted_store),
+        patch.object(executor, "__call__", noted_launch),
+    ):
+        yield launches
+
+
+def _touched(addresses: Numbers, mask: npt.NDArray[np.bool_]) -> Numbers:
+    """The sectors of one access. An element never straddles two: it lies at a multiple of its size."""
+    return _distinct(_no_repeats(addresses[mask.astype(bool)] // 32))
+
+
+def _distinct(numbers: Numbers) -> Numbers:
+    """Sorted: np.unique is many times slower, as it hashes."""
+    return _no_repeats(np.sort(numbers))
+
+
+def _no_repeats(numbers: Numbers) -> Numbers:
+    new = np.ones(len(numbers), dtype=bool)
+    new[1:] = numbers[1:] != numbers[:-1]
+    return numbers[new]
+
+
+def _layers(batch: Batch, launches: list[Touched], names: Mapping[Tensor, str]) -> list[Layer]:
+    """The launches' traffic by parameter. Each pays for its own memory and for the owners of its programs;
+    what is left, tables and flags, they share alike."""
+    table = batch.plan.table.tolist()
+    assert len(table) == len(batch.entries), "the reference backend has updated a parameter"
+    of_true_tiles = triton_plan.BatchPlan(batch).launches
+    layers = []
+    for touched, plan, true in zip(launches, batch.plan.launches, of_true_tiles, strict=True):
+        programs = torch.bincount(true.owner)
+        tensors = plan.owner.unique().tolist()
+        costs = []
+        for seen in (touched, touched.in_pairs()):
+            own = {t: _own_bytes(batch, t, table[t][2], seen) for t in tensors}
+            owner = seen.bytes_within(plan.owner.data_ptr(), plan.owner.nbytes)
+            shared = (seen.bytes_in_all() - sum(own.values()) - owner) / len(tensors)
+            true_owner = -(-true.owner.nbytes // seen.unit) * seen.unit / len(true.owner)
+            costs.append({t: own[t] + shared + true_owner * int(programs[t]) for t in tensors})
+        for t in tensors:
+            p, mask = batch.entries[t].parameter, batch.entries[t].mask
+            columns = 0 if mask is None else mask[0].numel()
+            layers.append(Layer(names[p], columns, p.numel(), floor(p, mask), costs[0][t], costs[1][t]))
+    return layers
+
+
+def _own_bytes(batch: Batch, t: int, bits: int, touched: Touched) -> int:
+    """The traffic in the memory of parameter, momentum, gradient and packed mask."""
+    entry = batch.entries[t]
+    assert entry.momentum_buffer is not None
+    tensors = (entry.parameter, entry.momentum_buffer, batch.grads[t])
+    memory = [(tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
+    if entry.mask is not None:
+        memory.append((bits, len(entry.mask) * -(-entry.mask[0].numel() // 8)))
+    return sum(touched.bytes_within(*place) for place in memory)
+
+
+def floor(parameter: Tensor, mask: Tensor | None) -> int:
+    """The bytes that no implementation can do without: 20 for each weight in a live sector, which is one
+    with an active weight, and the mask's bits. Where columns are a multiple of 8, a sector is live where
+    its byte of the packed mask is not 0. All of a dense tensor is live, and no mask read."""
+    if mask is None:
+        return _DENSE_SGD * parameter.numel()
+    flat = nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8))
+    return 8 * _DENSE_SGD * int(flat.view(-1, 8).any(dim=1).sum()) + -(-mask.numel() // 8)
+
+
+def resnet50() -> nn.Module:
+    """The parameters of ResNet-50 (He et al. 2016) for ImageNet, in order; it computes nothing."""
+    layers: list[nn.Module] = []
+
+    def convolution(columns: int, rows: int, size: int) -> None:
+        layers.append(nn.Conv2d(columns, rows, size, bias=False))
+        layers.append(nn.BatchNorm2d(rows))
+
+    convolution(3, 64, 7)
+    channels = 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            convolution(channels, width, 1)
+            convolution(width, width, 3)
+            convolution(width, 4 * width, 1)
+            if block == 0:
+                convolution(channels, 4 * width, 1)
+            channels = 4 * width
+    return nn.Sequential(*layers, nn.Linear(channels, 1000))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "ResNet-20": lambda: resnet20(3, 10),
+    "ResNet-50": resnet50,
+    "4096x4096": lambda: nn.Linear(4096, 4096, bias=False),
+}
+
+
+def main(
+    networks: Mapping[str, Callable[[], nn.Module]] = NETWORKS,
+    sparsities: Sequence[float] = SPARSITIES,
+    results: Path = RESULTS,
+) -> int:
+    """Meter, print and write the table; the exit status."""
+    torch.set_num_threads(1)
+    measured: dict[str, dict[float, list[Layer]]] = {name: {} for name in networks}
+    runs = [(name, sparsity) for name in networks for sparsity in sparsities]
+    with tqdm(runs, unit="step") as progress:
+        for name, sparsity in progress:
+            progress.set_description(f"{name}, sparsity {sparsity}")
+            model = networks[name]()
+            measured[name][sparsity] = measure(model, sk.sparsify(model, sparsity, "erk"))
+    print("Distinct memory touched in one step of SparseOpt: float32, momentum, weight decay, ERK masks")
+    for name, by_sparsity in measured.items():
+        _print_network(name, by_sparsity)
+    _write(results, measured)
+    print(f"\nwritten to {results}")
+    return _verdict(measured)
+
+
+def _print_network(name: str, by_sparsity: Mapping[float, list[Layer]]) -> None:
+    layers = next(iter(by_sparsity.values()))
+    print(f"\n{name}, {sum(layer.weights for layer in layers)} weights, bytes per weight:")
+    print(f"{'sparsity':>8}{'sectors':>10}{'pairs':>10}{'floor':>10}{'/ floor':>10}{'/ dense SGD':>13}")
+    for sparsity, layers in by_sparsity.items():
+        total = _total(layers)
+        sectors, pairs, least = (cost / total.weights for cost in (total.sectors, total.pairs, total.floor))
+        print(
+            f"{sparsity:8}{sectors:10.3f}{pairs:10.3f}{least:10.3f}"
+            f"{_ratio(total):10.3f}{sectors / _DENSE_SGD:13.3f}"
+        )
+    print("sectors / floor of the worst layer, by columns of a row and sparsity:")
+    print(f"{'columns':>8}" + "".join(f"{sparsity:8}" for sparsity in by_sparsity))
+    for columns in sorted({layer.columns for layer in layers}):
+        ratios = [max(map(_ratio, _of_columns(found, columns))) for found in by_sparsity.values()]
+        required = f"  at most {BOUND}" if columns >= BOUND_COLUMNS else ""
+        print(f"{columns or 'dense':>8}" + "".join(f"{ratio:8.3f}" for ratio in ratios) + required)
+
+
+def _verdict(measured: Mapping[str, Mapping[float, list[Layer]]]) -> int:
+    """1 where the bound does not hold, after saying so."""
+    broken = 0
+    for name, by_sparsity in measured.items():
+        for sparsity, layers in by_sparsity.items():
+            for layer in layers:
+                # No launch touches less, unless some of its accesses went unseen.
+                assert _ratio(layer) >= 1, f"{layer} has less than the floor"
+                if layer.columns >= BOUND_COLUMNS and _ratio(layer) > BOUND:
+                    broken = 1
+                    print(
+                        f"{name}, sparsity {sparsity}: {layer.name}, of {layer.columns} columns, touches "
+                        f"{_ratio(layer):.3f} times the floor, it must be at most {BOUND}",
+                        file=sys.stderr,
+                    )
+    return broken
+
+
+def _write(path: Path, measured: Mapping[str, Mapping[float, list[Layer]]]) -> None:
+    """A row for each network and sparsity, and one for each length of its rows."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            [
+                *("version", "triton", "network", "sparsity", "columns", "weights", "sectors_bytes"),
+                *("pairs_bytes", "floor_bytes", "of_floor", "of_floor_worst_layer", "of_dense_sgd"),
+            ]
+        )
+        for name, by_sparsity in measured.items():
+            for sparsity, layers in by_sparsity.items():
+                classes: dict[object, list[Layer]] = {"all": layers}
+                for columns in sorted({layer.columns for layer in layers}):
+                    classes[columns or "dense"] = _of_columns(layers, columns)
+                for label, members in classes.items():
+                    sum_ = _total(members)
+                    costs = (f"{cost:.0f}" for cost in (sum_.sectors, sum_.pairs, sum_.floor))
+                    ratios = (
+                        _ratio(sum_),
+                        max(map(_ratio, members)),
+                        sum_.sectors / sum_.weights / _DENSE_SGD,
+                    )
+                    writer.writerow(
+                        [
+                            *(sk.__version__, triton.__version__, name, sparsity, label, sum_.weights),
+                            *(*costs, *(f"{ratio:.4f}" for ratio in ratios)),
+                        ]
+                    )
+
+
+def _of_columns(layers: Sequence[Layer], columns: int) -> list[Layer]:
+    return [layer for layer in layers if layer.columns == columns]
+
+
+def _total(layers: Sequence[Layer]) -> Layer:
+    _, _, weights, least, sectors, pairs = zip(*layers, strict=True)
+    return Layer("all", 0, sum(weights), sum(least), sum(sectors), sum(pairs))
+
+
+def _ratio(layer: Layer) -> float:
+    return layer.sectors / layer.floor
+
+
+if __name__ == "__main__":
+    sys.exit(main())
