@@ -1,35 +1,47 @@
 # The front door: `make demo` and `make test` need Python 3.10 or newer and nothing else.
-# PYTHON=python3.12 picks an interpreter, TORCH=torch==2.9.1 another torch than requirements.txt.
+# PYTHON=python3.12 picks an interpreter; TORCH=torch==2.11.0 TRITON=triton==3.6.0 other versions of these
+# than requirements.txt.
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' requirements.txt)
+TRITON ?= $(shell grep '^triton==' requirements.txt)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-NATIVE_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp) CMakeLists.txt setup.py pyproject.toml
-CXX_SOURCES := $(filter csrc/%,$(NATIVE_SOURCES))
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test lint bench clean help FORCE
+.PHONY: demo test lint bench traffic gpu-report clean help FORCE
 help:
-	@echo "make demo   train a 95% sparse network on real data with SGD and with SparseOpt"
-	@echo "make test   run all tests"
-	@echo "make bench  measure the speed of a step against PyTorch's own optimizers"
-	@echo "make lint   check style and types"
-	@echo "make clean  remove .venv and everything that was built"
+	@echo "make demo        train a 95% sparse network on real data with SGD and with SparseOpt"
+	@echo "make test        run all tests"
+	@echo "make bench       measure the speed of a step against PyTorch's own optimizers"
+	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
+	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
+	@echo "make lint        check style and types"
+	@echo "make clean       remove .venv and everything that was built"
 
 demo: $(VENV)/.package
 	$(RUN) -m sparseopt_kernels train
 
+# Triton decides when it is imported whether it compiles or interprets: two runs.
 test: $(VENV)/.package
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
+	TRITON_INTERPRET=1 $(RUN) -m pytest -n auto
 
 bench: $(VENV)/.package
 	$(RUN) -m pytest benchmarks
+
+traffic: $(VENV)/.package
+	$(RUN) benchmarks/traffic.py
+
+gpu-report: $(VENV)/.package
+	$(RUN) benchmarks/gpu_report.py
 
 lint: $(VENV)/.dependencies
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 
 clean:
 	rm -rf $(VENV) build *.egg-info sparseopt_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -39,7 +51,7 @@ $(VENV)/requirements.txt: FORCE
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "sparseopt_kernels needs Python 3.10 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@sed 's|^torch==.*|$(TORCH)|' requirements.txt > $@.new
+	@sed 's|^torch==.*|$(TORCH)|; s|^triton==.*|$(TRITON)|' requirements.txt > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 $(VENV)/.dependencies: $(VENV)/requirements.txt

@@ -112,7 +112,9 @@ class Batcher:
             RuntimeError: the first step, or the first after a change of masks, is captured in a CUDA graph.
         """
         for device, here in _by_device(batches).items():
-            flags = self._flags.setdefault(device, DeviceFlags(device, len(self._parameters)))
+            flags = self._flags.get(device)
+            if flags is None:
+                flags = self._flags[device] = DeviceFlags(device, len(self._parameters))
             flags.raise_for(here)
             for batch in here:
                 batch.flags = flags.flags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from sparseopt_kernels import kernels
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton decides when it is imported whether it compiles or interprets: its tests are a run of their own."""
 NATIVE_ISAS = ("avx512", "avx2", "plain")
 ISA_VARIABLE = "SPARSEOPT_CPU_ISA"
 
@@ -86,12 +89,18 @@ class Backend:
 
     name: str
     isa: str | None = None
+    device: str = "cpu"
 
     @property
     def on_device(self) -> bool:
         """Whether what AMP says stays in a tensor. The host does not know then whether a step was skipped,
         and a momentum buffer may be there, of zeros, before the first step that was not."""
         return self.name in ("triton", "cuda") or self.isa == "device"
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether a step takes a tenth of a second: Triton's interpreter."""
+        return INTERPRETED
 
     def tolerance(self, dtype: torch.dtype) -> Tolerance:
         return TOLERANCES[self.name, dtype]

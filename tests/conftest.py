@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from backends import ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
+from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
 from cuda_on_cpu.build import build, load
 
 from sparseopt_kernels.kernels import reference
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "interpreted: runs under TRITON_INTERPRET=1, too")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
+    config.addinivalue_line("markers", "interpreted: runs under TRITON_INTERPRET=1, and only there")
     config.addinivalue_line(
         "markers", "same_bits_as_sgd: results of PyTorch's own kernels are the oracle, to the last bit"
     )
 
 
-# Triton decides at import whether it compiles or interprets: its tests are a run of their own.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
     import interpreter
 
-    interpreter.speed_up()
+    interpreter.prepare()
     PATHS = ["triton"]
 else:
     # "device": as on an accelerator, scalars stay in tensors. "emulated": the CUDA sources, on the CPU.
@@ -36,10 +34,14 @@ else:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under TRITON_INTERPRET=1, keep what is about backends, and what asks for it."""
-    if INTERPRETED:
-        kept = [i for i in items if "backend" in i.fixturenames or i.get_closest_marker("interpreted")]
-        config.hook.pytest_deselected(items=list(set(items) - set(kept)))
-        items[:] = kept
+    kept = [
+        item
+        for item in items
+        if bool(item.get_closest_marker("interpreted")) == INTERPRETED
+        or (INTERPRETED and "backend" in item.fixturenames)
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import triton.language as tl
+from torch import Tensor
 from triton.runtime import interpreter
 
+from sparseopt_kernels.kernels import triton as triton_backend
 from sparseopt_kernels.kernels import triton_plan
+from sparseopt_kernels.kernels.contract import Rule
 
 # A program costs milliseconds here, whatever it does: few programs of many rows, instead of many of few.
 # test_triton.py has the true tiles.
 TEST_TILES = {
-    "_SHORT": {"ROWS": 32, "BYTES": 64},
+    "_SHORT": {"ROWS": 128, "BYTES": 64},
+    "_SHORT_UNALIGNED": {"ROWS": 128, "BYTES": 64},
     "_LONG": {"ROWS": 8, "BYTES": 128},
-    "_DENSE": {"SIZE": 1024},
 }
 
 _patch_lang = interpreter._patch_lang
@@ -46,7 +50,19 @@ def _patch_once(fn: Any) -> Any:
     return None
 
 
-def speed_up() -> None:
+TRUE_TILES = {name: getattr(triton_plan, name) for name in TEST_TILES}
+
+
+_rule = triton_backend._rule
+
+
+def _float32_rule(rule: Rule) -> tuple[float | Tensor, ...]:
+    """Numbers reach a GPU as float32. The interpreter takes what float32 cannot hold for a float64."""
+    return tuple(x if isinstance(x, Tensor) else float(np.float32(x)) for x in _rule(rule))
+
+
+def prepare() -> None:
+    triton_backend._rule = _float32_rule
     interpreter._patch_lang = _patch_once
     for name, tile in TEST_TILES.items():
         setattr(triton_plan, name, tile)

@@ -37,7 +37,7 @@ def flat(tensor: Tensor) -> np.ndarray:
         values = values.to_dense()
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj())
-    return values.to(torch.float64).contiguous().reshape(-1).numpy().copy()
+    return values.to("cpu", torch.float64).contiguous().reshape(-1).numpy().copy()
 
 
 def rows_of(shape: tuple[int, ...], transposed_groups: int | None) -> list[np.ndarray]:

@@ -125,6 +125,7 @@ class SideBySide:
         threads: int = 1,
     ) -> None:
         self.backend = backend
+        self.device = backend.device
         self.specs = {f"layer{i}": spec for i, spec in enumerate(specs)}
         self.generator = torch.Generator().manual_seed(seed)
         self.model = nn.Module()
@@ -134,7 +135,7 @@ class SideBySide:
         self.threads = threads
         for name, spec in self.specs.items():
             module = _module_for(spec)
-            module.weight = self.params[name] = Parameter(self.random(spec.shape, spec.dtype))
+            module.weight = self.params[name] = Parameter(self.random(spec.shape, spec.dtype).to(self.device))
             self.model.add_module(name, module)
             if spec.pattern is not None:
                 self._dict[module.weight] = self.new_mask(name)
@@ -170,7 +171,7 @@ class SideBySide:
     def new_mask(self, name: str, pattern: str | None = None) -> Tensor:
         spec = self.specs[name]
         assert spec.pattern is not None
-        return pattern_mask(pattern or spec.pattern, spec.shape, self.generator)
+        return pattern_mask(pattern or spec.pattern, spec.shape, self.generator).to(self.device)
 
     def mask(self, name: str) -> Tensor | None:
         return self.masks.get(self.params[name])
@@ -202,11 +203,11 @@ class SideBySide:
         """Step both, and compare every parameter, momentum buffer and gradient."""
         grads = self.random_grads(grad_scale or 1.0) if grads is None else grads
         for name, parameter in self.params.items():
-            parameter.grad = grads[name].clone() if name in grads else None
+            parameter.grad = grads[name].to(self.device, copy=True) if name in grads else None
         if grad_scale is not None:
-            self.optimizer.grad_scale = torch.tensor(grad_scale)
+            self.optimizer.grad_scale = torch.tensor(grad_scale, device=self.device)
         if found_inf is not None:
-            self.optimizer.found_inf = torch.tensor(found_inf)
+            self.optimizer.found_inf = torch.tensor(found_inf, device=self.device)
         torch.set_num_threads(self.threads)
         self.optimizer.step()
         torch.set_num_threads(1)
@@ -215,7 +216,7 @@ class SideBySide:
         self.oracle.step(dict(grads), grad_scale or 1.0, found_inf or 0.0)
         self.steps += 1
         for name, grad in grads.items():
-            assert same_bits(self.params[name].grad, grad), f"step {self.steps}: {name}.grad was written"
+            assert same_bits(self.params[name].grad.cpu(), grad), f"step {self.steps}: {name}.grad written"
         for rule, layers in self.oracle.groups:
             self._compare(layers, 0.0 if rule.max_grad_norm is None else norm_error(grads.values()))
 
@@ -242,23 +243,26 @@ class SideBySide:
                     assert not flat(buffer)[~layer.mask].any(), f"{label}: momentum outside the mask"
                 layer.b = flat(buffer)
 
-    def run(self, steps: int = 20, grad_scale: float | None = None) -> None:
-        """Steps with masks that are written in place and replaced on the way."""
+    def run(self, grad_scale: float | None = None) -> None:
+        """Steps with masks that are written in place and replaced on the way: 20, or 8 where each takes
+        long."""
         masked = [n for n, s in self.specs.items() if s.pattern is not None]
-        for t in range(steps):
-            if t % 5 == 2:
+        steps_between = 0 if self.backend.is_slow else 2
+        self.step(grad_scale=grad_scale)
+        for change in ("write", "replace", "write", "empty", "full", "write"):
+            for _ in range(steps_between):
+                self.step(grad_scale=grad_scale)
+            if change == "write":
                 for name in masked:
                     self.write_mask(name, self.new_mask(name))
-            if t % 5 == 4:
+            elif change == "replace":
                 for name in masked[:1]:
                     self.replace_mask(name, self.new_mask(name))
-            if t == 11:
+            else:
                 for name in masked[-1:]:
-                    self.write_mask(name, self.new_mask(name, "empty"))
-            if t == 15:
-                for name in masked[-1:]:
-                    self.write_mask(name, self.new_mask(name, "full"))
+                    self.write_mask(name, self.new_mask(name, change))
             self.step(grad_scale=grad_scale)
+        self.step(grad_scale=grad_scale)
 
 
 def _module_for(spec: Spec) -> nn.Module:

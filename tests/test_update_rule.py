@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backends import ISA_VARIABLE, NATIVE_ISAS, Backend, why_not
+from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, why_not
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Hyper, flat
@@ -81,20 +81,22 @@ REST = list(
 def test_every_combination_of_hyperparameters(
     backend: Backend, momentum: str, ham: str, correction: str
 ) -> None:
-    """The full product. Each test runs weight decay x maximize x norm limit, 20 steps each, every other
-    one with grad_scale. The instruction sets are one source, compiled for each: the slower ones take every
-    fourth of the product.
+    """The full product. Each test runs weight decay x maximize x norm limit, every other one with
+    grad_scale. The instruction sets are one source, compiled for each: the slower ones take every fourth
+    of the product, and so does what is slow.
     """
     specs = [Spec((5, 19), "empty-rows"), Spec((4, 3), None)]
     rest = list(enumerate(REST))
     if backend.isa in NATIVE_ISAS[1:]:
         rest = rest[NATIVE_ISAS.index(backend.isa) :: 4]
+    if backend.is_slow:
+        rest = rest[(len(momentum) + len(ham) + len(correction)) % 4 :: 4]
     for seed, (decay, maximize, limit) in rest:
         scaled = (seed + len(momentum) + len(ham) + len(correction)) % 2
         rule = Hyper(
             lr=0.1, correction=correction, **MOMENTA[momentum], **HAMS[ham], **decay, **maximize, **limit
         )
-        SideBySide(backend, specs, [rule], seed=seed).run(20, 8.0 if scaled else None)
+        SideBySide(backend, specs, [rule], seed=seed).run(8.0 if scaled else None)
 
 
 COLUMNS = [1, 7, 8, 15, 16, 17, 27, 31, 64, 129, 1000, 4097, 5000]
@@ -105,7 +107,7 @@ COLUMNS = [1, 7, 8, 15, 16, 17, 27, 31, 64, 129, 1000, 4097, 5000]
 def test_columns(backend: Backend, dtype: torch.dtype, rule: Hyper) -> None:
     """Every number of columns around the sizes of bytes, vectors and cache lines, in one optimizer."""
     specs = [Spec((3, columns), pattern, dtype) for columns in COLUMNS for pattern in ("half", "sparse90")]
-    SideBySide(backend, specs, [rule], seed=1).run(20)
+    SideBySide(backend, specs, [rule], seed=1).run()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -118,7 +120,7 @@ def test_sparsity_patterns(backend: Backend, pattern: str, dtype: torch.dtype) -
         Spec((2, 3, 3, 3), pattern, dtype),
     ]
     rules = [Hyper(lr=0.05, momentum=0.9, weight_decay=0.01, max_grad_norm=5.0)]
-    SideBySide(backend, specs, rules, seed=2).run(20)
+    SideBySide(backend, specs, rules, seed=2).run()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -152,15 +154,17 @@ SHAPES = {
 @pytest.mark.parametrize("pattern", [None, "half", "full", "empty"], ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_shapes(backend: Backend, shape: tuple[int, ...], pattern: str | None) -> None:
+    if backend.is_slow:  # a program for every 128 rows
+        shape = tuple(259 if size == 4097 else size for size in shape)
     specs = [Spec(shape, pattern, dtype.values[0]) for dtype in DTYPES]
-    SideBySide(backend, specs, [replace(EVERYTHING, max_grad_norm=None)], seed=4).run(20)
+    SideBySide(backend, specs, [replace(EVERYTHING, max_grad_norm=None)], seed=4).run()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_norm_of_one_parameter_alone(backend: Backend, shape: tuple[int, ...]) -> None:
     """The norm of an empty tensor, and of one whose mask is empty, is 0: no division by it."""
     for pattern in (None, "half", "empty"):
-        SideBySide(backend, [Spec(shape, pattern)], [EVERYTHING], seed=4).run(20)
+        SideBySide(backend, [Spec(shape, pattern)], [EVERYTHING], seed=4).run()
 
 
 @pytest.mark.parametrize("correction", ["layer", "unnormalized", "none"])
@@ -174,13 +178,13 @@ def test_conv_transpose(backend: Backend, kernel: tuple[int, ...], groups: int, 
         Spec((4, 6), "half", torch.float32),
     ]
     rule = Hyper(lr=0.1, momentum=0.9, correction=correction, weight_decay=0.01, max_grad_norm=2.0)
-    SideBySide(backend, specs, [rule], seed=5).run(20)
+    SideBySide(backend, specs, [rule], seed=5).run()
 
 
 def test_conv_transpose_in_a_plain_dict_counts_dimension_0(backend: Backend) -> None:
     """A plain mapping knows no module: documented to take dimension 0."""
     run = SideBySide(backend, [Spec((6, 5, 3, 3), "half")], [Hyper(lr=0.1, momentum=0.9)], seed=5)
-    run.run(20)
+    run.run()
 
 
 @pytest.mark.parametrize("through_model", [False, True], ids=["dict", "Masks"])
@@ -198,7 +202,7 @@ def test_all_dtypes_and_groups_in_one_optimizer(backend: Backend, through_model:
         Hyper(lr=0.01, momentum=0.9, dampening=0.5, ham_beta=0.2, max_grad_norm=0.1),
         Hyper(lr=0.0),
     ]
-    SideBySide(backend, specs, rules, seed=6, through_model=through_model).run(20, grad_scale=4.0)
+    SideBySide(backend, specs, rules, seed=6, through_model=through_model).run(grad_scale=4.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -298,7 +302,7 @@ def rules(draw: st.DrawFn) -> Hyper:
 
 
 @settings(
-    max_examples=60,
+    max_examples=12 if INTERPRETED else 60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -319,7 +323,7 @@ def test_anything(
     seed: int,
 ) -> None:
     run = SideBySide(backend, specs, rules[: len(specs)], seed=seed, threads=threads)
-    run.run(20, grad_scale)
+    run.run(grad_scale)
 
 
 def test_large_layers(backend: Backend) -> None:
@@ -330,7 +334,7 @@ def test_large_layers(backend: Backend) -> None:
         Spec((1501, 27), "sparse99", torch.float32),
         Spec((70_003,), None, torch.float32),
     ]
-    SideBySide(backend, specs, [Hyper(lr=0.1, momentum=0.9, weight_decay=1e-3)], seed=10, threads=2).run(20)
+    SideBySide(backend, specs, [Hyper(lr=0.1, momentum=0.9, weight_decay=1e-3)], seed=10, threads=2).run()
 
 
 # ---- against torch.optim.SGD, bit for bit -----------------------------------------------------------
@@ -526,6 +530,8 @@ def test_every_number_is_rounded_as_pytorch_does(
 
     From p = 0 the result is ``-lr * g``, rounded to float32 and then to the parameter's type.
     """
+    if backend.name == "triton" and dtype is torch.bfloat16 and backend.device == "cpu":
+        pytest.skip("Triton's interpreter cuts bfloat16 off where a GPU rounds")
     grad = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype).view(64, 1024)
     mask = torch.ones(64, 1024, dtype=torch.bool)
     if pattern is not None:
@@ -681,6 +687,8 @@ def test_thread_count_changes_no_bit(
     backend: Backend, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """p, b and the gradient norm are the same bits for 1, 2, 3 and 8 threads."""
+    if backend.is_slow:
+        pytest.skip("threads are the native backend's")
     module = kernels.BACKENDS[backend.name]
     norms: list[float] = []
     squared_norm = module.squared_norm
@@ -734,7 +742,7 @@ def test_a_step_repeated_from_the_same_state_gives_the_same_bits(backend: Backen
 
     def once() -> list[Tensor]:
         run = SideBySide(backend, [Spec((33, 129), "sparse90", torch.float32)], [EVERYTHING], seed=11)
-        run.run(20)
+        run.run()
         (p,) = run.params.values()
         return [p.detach(), run.optimizer.state[p]["momentum_buffer"]]
 

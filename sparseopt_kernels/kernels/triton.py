@@ -100,7 +100,7 @@ def _rule(rule: Rule) -> tuple[float | Tensor, ...]:
     return (
         rule.lr if isinstance(rule.lr, Tensor) else float(rule.lr),
         float(rule.momentum),
-        float(rule.dampening),
+        1.0 - float(rule.dampening),  # not on the device: the float32 nearest to it would lose digits
         float(rule.weight_decay),
         float(rule.nesterov),
         float(rule.ham_alpha),

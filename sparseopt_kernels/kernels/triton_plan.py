@@ -17,11 +17,14 @@ from .memory import Rows, Walk, rows_of
 TABLE_WIDTH = 10
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# The weights of a tile are shared by the 128 threads of a program, eight or sixteen each.
+# The weights of a tile are shared by the 128 threads of a program. As many as leave registers for several
+# programs at a time (tests/test_compiled_triton.py): fewer where each is an access of its own.
 _SHORT_ROW = 64  # mask bytes, that is 512 columns
 _SHORT = {"ROWS": 4, "BYTES": _SHORT_ROW}
+_SHORT_UNALIGNED = {"ROWS": 2, "BYTES": _SHORT_ROW}
 _LONG = {"ROWS": 1, "BYTES": 128}
-_DENSE = {"SIZE": 1024}
+_DENSE = {"SIZE": 2048}
+_DENSE_UNALIGNED = {"SIZE": 1024}
 _GROUPS_PER_LAUNCH = 8  # their rules are arguments of the kernel, of which there are only so many
 
 
@@ -30,7 +33,7 @@ class Launch(NamedTuple):
 
     masked: bool
     tile: dict[str, int]
-    aligned: bool  # all rows of all tensors begin at multiples of 16 bytes
+    aligned: bool  # all rows of all tensors are whole numbers of 16 bytes, at multiples of them
     momentum: bool
     groups: slice  # of the optimizer's parameter groups
     owner: Tensor  # int32 (programs,): whose row of the table each program reads
@@ -86,7 +89,11 @@ class BatchPlan:
         rows: list[list[int]] = [[]] * len(self.walk.entries)
         launches = []
         for (masked, short, aligned, momentum, first_group), tensors in members.items():
-            tile = (_SHORT if short else _LONG) if masked else _DENSE
+            tile = _LONG
+            if short:
+                tile = _SHORT if aligned else _SHORT_UNALIGNED
+            elif not masked:
+                tile = _DENSE if aligned else _DENSE_UNALIGNED
             programs: list[int] = []
             for t in tensors:
                 entry = self.walk.entries[t]
@@ -119,8 +126,7 @@ class BatchPlan:
         addresses = [entry.parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr()]
         aligned = self._grads_aligned[t] and all(address % 16 == 0 for address in addresses)
         masked = plan.bits is not None
-        if masked:
-            aligned = aligned and plan.columns * plan.dtype.itemsize % 16 == 0
+        aligned = aligned and plan.columns * plan.dtype.itemsize % 16 == 0
         short = masked and plan.columns <= 8 * _SHORT_ROW
         first_group = entry.group // _GROUPS_PER_LAUNCH * _GROUPS_PER_LAUNCH
         return masked, short, aligned, buffer is not None, first_group

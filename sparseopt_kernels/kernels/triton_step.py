@@ -67,7 +67,7 @@ def dense_step(
             return
     t = tl.load(owner + tl.program_id(0))
     p, b, g = _memory(table, grads, t, TYPE, ALIGNED)
-    _, _, _, numel, first_program, position, group, ham = _shape(table, t, TYPE, False)
+    _, _, _, numel, first_program, position, group, ham = _shape(table, t, TYPE, ALIGNED)
     e = (tl.program_id(0) - first_program) * SIZE + tl.arange(0, SIZE)
     rule = _rule(rules, group, grad_scale)
     first_step = tl.load(flags + 2 * position) != 0
@@ -80,7 +80,7 @@ def _update(
     TYPE: tl.constexpr, MOMENTUM: tl.constexpr, HAM: tl.constexpr,
 ):  # fmt: skip
     """The update rule where ``live``; zero where not ``active``. Operations are those of update_rule.h."""
-    lr, momentum, dampening, weight_decay, nesterov, alpha, beta, _, _ = rule
+    lr, momentum, fresh, weight_decay, nesterov, alpha, beta, _, _ = rule
     p = tl.load(p_at, mask=live, other=0.0).to(tl.float32)
     g = tl.load(g_at, mask=live, other=0.0).to(tl.float32) * scale
     # Without weight decay an infinite weight stays one: 0 * inf would make it NaN.
@@ -88,7 +88,7 @@ def _update(
     u = d
     if MOMENTUM:
         b = tl.load(b_at, mask=live, other=0.0).to(tl.float32)
-        b = tl.fma(d, tl.where(first_step, 1.0, 1.0 - dampening), b * momentum)
+        b = tl.fma(d, tl.where(first_step, 1.0, fresh), b * momentum)
         u = tl.where(nesterov != 0, tl.fma(b, momentum, d), b)
         tl.store(b_at, tl.where(active, b, 0.0).to(TYPE), mask=live)
     p = tl.fma(u, -lr, p)
@@ -130,7 +130,8 @@ def masked_squares(
         square = tl.sum(g * g)
         added = total + square
         part = added - total
-        error += (total - (added - part)) + (square - part)
+        lost = (total - (added - part)) + (square - part)
+        error += tl.where(added < float("inf"), lost, 0.0)  # infinity minus itself would be NaN
         total = added
         byte = _mask_bytes(bits, tile - 1, row_bytes, inside, BYTES)
     tl.store(sums + 2 * tl.program_id(0), total)
@@ -144,7 +145,7 @@ def dense_squares(
     """Each program's sum of ``g^2``; 0 for its error, which is not known."""
     t = tl.load(owner + tl.program_id(0))
     _, _, g_at = _memory(table, grads, t, TYPE, ALIGNED)
-    _, _, _, numel, first_program, _, _, _ = _shape(table, t, TYPE, False)
+    _, _, _, numel, first_program, _, _, _ = _shape(table, t, TYPE, ALIGNED)
     e = (tl.program_id(0) - first_program) * SIZE + tl.arange(0, SIZE)
     g = tl.load(g_at + e, mask=e < numel, other=0.0).to(tl.float32)
     tl.store(sums + 2 * tl.program_id(0), tl.sum(g * g))
@@ -169,7 +170,7 @@ def _shape(table, t, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     bits = tl.load(row + 2).to(tl.pointer_type(tl.uint8))
     mean_fan_in = tl.load(row + 3).to(tl.pointer_type(tl.float32))
     columns = tl.load(row + 5)
-    if ALIGNED:  # rows begin at multiples of 16 bytes
+    if ALIGNED:  # rows, and a dense tensor, are whole numbers of 16 bytes
         columns = tl.multiple_of(columns, 128 // TYPE.primitive_bitwidth)
     return (bits, mean_fan_in, tl.load(row + 4), columns,
             tl.load(row + 6), tl.load(row + 7), tl.load(row + 8), tl.load(row + 9))  # fmt: skip
@@ -198,16 +199,16 @@ def _columns(tile, byte, BYTES: tl.constexpr):
 
 @triton.jit
 def _rule(rules, group, grad_scale):
-    """The rule of a group: (lr, momentum, dampening, weight_decay, nesterov, ham_alpha, ham_beta,
-    correction, gamma). Gamma has the sign of ``maximize`` and AMP's scale in it."""
+    """The rule of a group: (lr, momentum, 1 - dampening, weight_decay, nesterov, ham_alpha,
+    ham_beta, correction, gamma). Gamma has the sign of ``maximize`` and AMP's scale in it."""
     lr, gamma = _number(rules[0][0]), _number(rules[0][9]) * rules[0][8]
-    momentum, dampening, weight_decay, nesterov = rules[0][1], rules[0][2], rules[0][3], rules[0][4]
+    momentum, fresh, weight_decay, nesterov = rules[0][1], rules[0][2], rules[0][3], rules[0][4]
     alpha, beta, correction = rules[0][5], rules[0][6], rules[0][7]
     for k in tl.static_range(1, len(rules)):
         is_it = group == k
         lr = tl.where(is_it, _number(rules[k][0]), lr)
         momentum = tl.where(is_it, rules[k][1], momentum)
-        dampening = tl.where(is_it, rules[k][2], dampening)
+        fresh = tl.where(is_it, rules[k][2], fresh)
         weight_decay = tl.where(is_it, rules[k][3], weight_decay)
         nesterov = tl.where(is_it, rules[k][4], nesterov)
         alpha = tl.where(is_it, rules[k][5], alpha)
@@ -216,7 +217,7 @@ def _rule(rules, group, grad_scale):
         gamma = tl.where(is_it, _number(rules[k][9]) * rules[k][8], gamma)
     if grad_scale is not None:
         gamma = tl.div_rn(gamma, tl.load(grad_scale))
-    return lr, momentum, dampening, weight_decay, nesterov, alpha, beta, correction, gamma
+    return lr, momentum, fresh, weight_decay, nesterov, alpha, beta, correction, gamma
 
 
 @triton.jit

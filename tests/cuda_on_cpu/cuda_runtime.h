@@ -119,6 +119,14 @@ T __shfl_down_sync(unsigned mask, T value, int lanes, int width = warpSize, int 
   return cuda_on_cpu::shuffle({"__shfl_down_sync", line}, mask, value, cuda_on_cpu::lane() + lanes, width);
 }
 
+template <class T>
+inline T __ldcs(const T* from) {
+  return *from;
+}
+template <class T>
+inline void __stcs(T* to, T value) {
+  *to = value;
+}
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
 

@@ -1,0 +1,56 @@
+"""Reads the machine code of NVIDIA's GPUs (SASS, in a cubin): what would run, on a machine that has none."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+_FUNCTION = re.compile(r"^\s+Function : (\S+)$", re.M)
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)", re.M)
+_USAGE = re.compile(r"^ Function (\S+?):\n(.*)$", re.M)
+# Arithmetic and conversions; MUFU.RCP64H and its like begin a division or a root.
+_FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|SET|MNMX|MMA)\b|.*\bF64\b|.*64H\b")
+
+
+def cuobjdump() -> str | None:
+    """The disassembler, from the CUDA toolkit or Triton's wheel. None: there is none."""
+    triton = importlib.util.find_spec("triton")
+    wheel = Path(triton.origin).parent / "backends/nvidia/bin" if triton and triton.origin else Path()
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(wheel))
+
+
+def usage(cubin: Path) -> dict[str, dict[str, int]]:
+    """What each function of a cubin takes: REG(isters), STACK, LOCAL, SHARED and others."""
+    listing = _run("--dump-resource-usage", cubin)
+    return {
+        function: {kind: int(number) for kind, number in re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", line)}
+        for function, line in _USAGE.findall(listing)
+    }
+
+
+def opcodes(cubin: Path) -> dict[str, list[str]]:
+    """The instructions of each function of a cubin, in order, without operands: LDG.E.128."""
+    pieces = _FUNCTION.split(_run("-sass", cubin))[1:]
+    return dict(zip(pieces[::2], map(_INSTRUCTION.findall, pieces[1::2]), strict=True))
+
+
+def accesses(code: Iterable[str], opcode: str) -> Counter[int]:
+    """How many loads (LDG) or stores (STG) of global memory there are, by bits per thread."""
+    sizes = (re.search(r"\.[US]?(8|16|64|128|256)\b", o) for o in code if o.split(".")[0] == opcode)
+    return Counter(int(size[1]) if size else 32 for size in sizes)
+
+
+def float64(code: Iterable[str]) -> set[str]:
+    """The instructions of double precision, for which most GPUs have hardly any units."""
+    return {opcode for opcode in code if _FLOAT64.match(opcode)}
+
+
+def _run(option: str, cubin: Path) -> str:
+    tool = cuobjdump()
+    assert tool is not None
+    return subprocess.run([tool, option, str(cubin)], check=True, capture_output=True, text=True).stdout

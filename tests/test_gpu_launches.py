@@ -1,0 +1,247 @@
+"""What a step of the GPU backends costs the host: launches, copies to the device, and no wait for it.
+
+No GPU is needed: the kernels are replaced by stubs, or by the CUDA sources compiled for the CPU, and every
+operation of PyTorch itself is seen. What a GPU would wait for is an operation that reads a tensor's value.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from backends import emulate
+from torch import Tensor
+from torch.nn.parameter import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparseopt_kernels.kernels import triton
+from sparseopt_kernels.optimizer import SparseOpt
+
+Launches = list[dict[str, Any]]
+
+
+# What torch.optim.Optimizer does around every step, for the profiler; and views, which do nothing.
+OF_PYTORCH = ("_record_function_enter_new", "_record_function_exit", "detach", "view", "alias")
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of PyTorch; those that read a value on the host are an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal"), f"{name} waits for the device"
+        if name not in OF_PYTORCH:
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """The Triton backend on CPU tensors, whose kernels only note that they were launched."""
+    pytest.importorskip("triton")
+    noted: Launches = []
+
+    def stub(name: str) -> Any:
+        class Kernel:
+            def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+                assert grid[0] > 0
+                return lambda *args, **kwargs: noted.append({"kernel": name, "grid": grid, **kwargs})
+
+        return Kernel()
+
+    for name in ("masked_step", "dense_step", "masked_squares", "dense_squares"):
+        monkeypatch.setattr(triton.triton_step, name, stub(name))
+    monkeypatch.setattr(triton, "unavailable", lambda device: None)
+    return noted
+
+
+def resnet50_shapes() -> list[tuple[int, ...]]:
+    """The parameters of ResNet-50 (He et al. 2016) in order: 161, 25.6 million weights."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    channels = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            convolutions = [(width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            if block == 0:
+                convolutions.append((4 * width, channels, 1, 1))
+            for shape in convolutions:
+                shapes += [shape, shape[:1], shape[:1]]
+            channels = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+def parameters_and_masks(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32
+) -> tuple[list[Parameter], dict[Parameter, Tensor]]:
+    """Weights with a mask, all others without, all with a gradient."""
+    parameters = [Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    return parameters, {p: torch.ones(p.shape, dtype=torch.bool) for p in parameters if p.ndim > 1}
+
+
+class TestTriton:
+    def test_a_resnet50_is_four_launches(self, launches: Launches) -> None:
+        shapes = resnet50_shapes()
+        assert len(shapes) == 161
+        parameters, masks = parameters_and_masks(shapes)
+        assert sum(p.numel() for p in parameters) == 25_557_032
+        optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
+        for _ in range(3):
+            launches.clear()
+            optimizer.step()
+            assert len(launches) == 4
+            assert {launch["kernel"] for launch in launches} == {"masked_step", "dense_step"}
+
+    def test_groups_share_launches(self, launches: Launches) -> None:
+        """Up to eight: their rules are arguments of the kernel."""
+        parameters, masks = parameters_and_masks([(4, 1024)] * 9)
+        for count, expected in ((1, 1), (2, 1), (8, 1), (9, 2)):
+            groups = [{"params": [p], "lr": 0.1 * i} for i, p in enumerate(parameters[:count])]
+            some = {p: masks[p] for p in parameters[:count]}
+            optimizer = SparseOpt(groups, masks=some, backend="triton")
+            launches.clear()
+            optimizer.step()
+            assert len(launches) == expected
+
+    def test_classes_of_rows(self, launches: Launches) -> None:
+        """Short and long rows, aligned or not, with and without momentum buffer: a launch for each."""
+        shapes = [(3, 512), (3, 513), (3, 520), (3, 27), (7,), (9,)]
+        parameters, masks = parameters_and_masks(shapes)
+        SparseOpt(parameters, masks=masks, backend="triton").step()
+        classes = {(k["kernel"], k["ALIGNED"], k.get("BYTES")) for k in launches}
+        assert classes == {
+            ("masked_step", True, 64),
+            ("masked_step", True, 128),
+            ("masked_step", False, 64),
+            ("masked_step", False, 128),
+            ("dense_step", False, None),
+        }
+        assert len(launches) == len(classes)
+
+    def test_a_gradient_that_is_not_aligned_moves_its_tensor_to_another_launch(
+        self, launches: Launches
+    ) -> None:
+        parameters, masks = parameters_and_masks([(3, 512)])
+        optimizer = SparseOpt(parameters, masks=masks, backend="triton")
+        seen = []
+        for offset in (0, 1, 4):
+            parameters[0].grad = torch.zeros(3 * 512 + 4)[offset:][: 3 * 512].view(3, 512)
+            launches.clear()
+            optimizer.step()
+            seen += [launch["ALIGNED"] for launch in launches]
+        assert seen == [True, False, True]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_nothing_is_copied_while_gradients_stay(self, launches: Launches, dtype: torch.dtype) -> None:
+        """No operation of PyTorch in a steady state; one copy, of eight bytes per tensor, when they move."""
+        parameters, masks = parameters_and_masks([(8, 64), (5, 27), (9,)], dtype)
+        optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
+        for _ in range(2):
+            optimizer.step()
+        with Operations() as operations:
+            for _ in range(3):
+                optimizer.step()
+        assert not operations.counts
+        kept = [p.grad for p in parameters]  # so that the new ones are elsewhere
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        with Operations() as operations:
+            optimizer.step()
+        assert operations.counts["copy_"] == 1
+        assert set(operations.counts) <= {"copy_", "empty_like", "lift_fresh", "_pin_memory"}
+        assert len(kept) == 3
+
+    def test_hyperparameters_are_no_copies(self, launches: Launches) -> None:
+        parameters, masks = parameters_and_masks([(8, 64), (9,)])
+        optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
+        for _ in range(2):
+            optimizer.step()
+        with Operations() as operations:
+            for lr in (0.3, 0.2):
+                optimizer.param_groups[0].update(lr=lr, weight_decay=lr, nesterov=lr > 0.2, dampening=0.0)
+                optimizer.step()
+        assert not operations.counts
+
+
+def scaled(optimizer: SparseOpt) -> None:
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+
+
+def limited(optimizer: SparseOpt) -> None:
+    optimizer.param_groups[0]["max_grad_norm"] = 1.0
+
+
+def tensor_lr(optimizer: SparseOpt) -> None:
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+
+
+def new_mask(optimizer: SparseOpt) -> None:
+    for mask in optimizer._masks.values():
+        mask.logical_not_()
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    request.getfixturevalue("launches")
+    if request.param == "cuda":
+        emulate(request.getfixturevalue("cuda"), monkeypatch)
+    return request.param
+
+
+@pytest.mark.parametrize("event", [scaled, limited, tensor_lr, new_mask])
+def test_nothing_waits_for_the_device(backend_name: str, event: Callable[[SparseOpt], None]) -> None:
+    """Not AMP, not the gradient norm, not a tensor learning rate, not a mask that changed, not the first
+    step: ``Operations`` fails where a value is read."""
+    parameters, masks = parameters_and_masks([(8, 64), (5, 27), (9,)])
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, dampening=0.1, masks=masks, backend=backend_name)
+    with Operations():
+        optimizer.step()
+        for _ in range(2):
+            event(optimizer)
+            optimizer.step()
+
+
+def test_amp_adds_one_operation(backend_name: str) -> None:
+    """The flags of what may not have made its first step yet: the host never learns whether it has."""
+    parameters, masks = parameters_and_masks([(8, 64), (9,)])
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend=backend_name)
+    scaled(optimizer)
+    for _ in range(2):
+        optimizer.step()
+    with Operations() as operations:
+        optimizer.step()
+    assert operations.counts == {"minimum": 1}
+
+
+def test_a_step_of_cuda_is_one_launch_for_each_table(
+    cuda: ModuleType, cuda_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tested at one tensor, at the most that a launch can carry, and at one more; no copies at all."""
+    emulate(cuda, monkeypatch)
+    count = ctypes.CDLL(str(cuda_library)).cuda_on_cpu_launches
+    count.restype = ctypes.c_int64
+    limit = cuda.LAUNCH_CAPACITY
+    for tensors, expected in ((1, 1), (limit, 1), (limit + 1, 2)):
+        parameters, masks = parameters_and_masks([(2, 16)] * tensors)
+        optimizer = SparseOpt(parameters, lr=0.5, momentum=0.9, masks=masks, backend="cuda")
+        for _ in range(2):
+            optimizer.step()
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        before = count()
+        with Operations() as operations:
+            optimizer.step()
+        assert count() - before == expected
+        assert not operations.counts
+        assert all((p == -0.5).all() for p in parameters)
