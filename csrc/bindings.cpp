@@ -78,7 +78,6 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
-  info["cuda"] = false;
   return info;
 }
 

@@ -1,7 +1,7 @@
 """SparseOpt: a fused, mask-aware SGD for sparse training in PyTorch."""
 
 from ._version import __version__
-from .kernels.native import build_info
+from .kernels import build_info
 from .masks import Masks, sparsify
 from .optimizer import SparseOpt
 from .schedules import warmup_cosine

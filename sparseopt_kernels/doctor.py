@@ -14,7 +14,6 @@ from torch.nn.parameter import Parameter
 
 from . import kernels
 from ._version import __version__
-from .kernels.native import build_info
 from .optimizer import SparseOpt
 
 if TYPE_CHECKING:
@@ -39,21 +38,23 @@ def run(_: argparse.Namespace) -> int:
     print("optional packages: " + ", ".join(f"{name} {_version(name)}" for name in _OPTIONAL))
     print(f"machine: {platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} PyTorch threads")
     print("devices: " + ", ".join(_devices()))
-    info = build_info()
-    print("native library: " + ", ".join(f"{key}={_plain(value)}" for key, value in info.items()))
+    info = kernels.build_info()
+    print("built: " + ", ".join(f"{key}={_plain(value)}" for key, value in info.items()))
     for variable in ("SPARSEOPT_BACKEND", "SPARSEOPT_CPU_ISA"):
         if os.environ.get(variable):
             print(f"environment: {variable}={os.environ[variable]}")
-    try:
-        auto = kernels.backend_for(kernels.chosen_name("auto"), torch.device("cpu"))
-    except (RuntimeError, ValueError) as error:
-        print(f"CPU tensors cannot be updated: {error}")
-        return 1
-    print("CPU tensors go to: " + next(name for name, b in kernels.BACKENDS.items() if b is auto))
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
+        try:
+            auto = kernels.backend_for(kernels.chosen_name("auto"), torch.device(device))
+        except (RuntimeError, ValueError) as error:
+            print(f"{device} tensors cannot be updated: {error}")
+            return 1
+        print(f"{device} tensors go to: " + next(n for n, b in kernels.BACKENDS.items() if b is auto))
     print("backends:")
     all_right = True
     for name, backend in kernels.BACKENDS.items():
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for device in devices:
             reason = backend.unavailable(torch.device(device))
             if reason is not None:
                 print(f"  {name:10} {device:5} not available: {reason}")
@@ -68,7 +69,6 @@ def run(_: argparse.Namespace) -> int:
             all_right &= right
             verdict = "available, results match" if right else "WRONG RESULTS: largest difference"
             print(f"  {name:10} {device:5} {verdict} ({difference:.1e} from the float64 reference)")
-    print("  triton, cuda     not available: not part of this version (CUDA tensors: reference)")
     if not all_right:
         print(
             "A backend fails its self-check. If that is no wrong setting of yours, please report this "
@@ -121,4 +121,4 @@ def _devices() -> list[str]:
 
 
 def _plain(value: object) -> str:
-    return "/".join(value) if isinstance(value, tuple) else str(value)
+    return "/".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

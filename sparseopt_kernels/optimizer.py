@@ -38,6 +38,11 @@ class SparseOpt(Optimizer):
     only key per parameter is ``momentum_buffer``, and checkpoints load in both directions.
     Half precisions are computed in float32 and rounded once, where SGD rounds after every operation.
 
+    On a GPU no step waits for the device: ``lr`` as a tensor, GradScaler's verdict and the gradient norm
+    are read there. So the host does not know whether AMP skipped a step, and ``momentum_buffer`` may hold
+    zeros before the first step that was not skipped. A step can be captured in a CUDA graph, after one
+    outside of it; capture it again when masks have changed.
+
     A mask may be changed at any time, in place or by putting another tensor into the mapping: the
     next step sees it, and zeroes weights and momentum outside the new mask (of a parameter that never had
     a gradient, not before its first one). Writes through ``.data``, NumPy or raw pointers are invisible
@@ -62,8 +67,9 @@ class SparseOpt(Optimizer):
         ham_beta: ``beta`` of the same. HAM applies to parameters of two or more dimensions.
         max_grad_norm: limit for the global l2 norm of all corrected, masked gradients (Appendix F).
             The norm is over all groups; each group is scaled by its own limit.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``; the environment variable
-            ``SPARSEOPT_BACKEND`` overrides ``"auto"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the environment
+            variable ``SPARSEOPT_BACKEND`` overrides ``"auto"``, which takes ``"cpu"`` for CPU tensors and
+            ``"triton"``, else ``"cuda"``, for those of a GPU.
         foreach, fused: accepted so that scripts keep working; the step is always fused.
         differentiable: must be False.
 
@@ -170,6 +176,8 @@ class SparseOpt(Optimizer):
             ValueError: a mask was replaced by one that does not fit its parameter, a masked parameter has
                 a sparse gradient, or the momentum of a checkpoint has another shape than its parameter.
                 Nothing has been changed then.
+            RuntimeError: the first step, or the first after a mask or a weight was written, is captured in a
+                CUDA graph; or CUDA reports an error, by its name.
         """
         loss = None
         if closure is not None:

@@ -17,7 +17,8 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "PyTorch" in out
     assert "reference  cpu   available, results match" in out
-    assert "triton, cuda     not available" in out
+    assert "triton     cpu   not available: " in out
+    assert "cuda       cpu   not available: " in out
 
 
 def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,4 +65,3 @@ def test_build_info_says_what_is_there() -> None:
     info = native.build_info()
     assert info["native"] is True
     assert info["isas"][-1] == "plain"
-    assert info["cuda"] is False

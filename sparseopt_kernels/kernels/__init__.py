@@ -6,6 +6,7 @@ import os
 import warnings
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -14,6 +15,18 @@ from . import cuda, native, reference, triton
 BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": native, "triton": triton, "cuda": cuda}
 # What "auto" tries first, by device.
 _AUTO = {"cpu": ("cpu",), "cuda": ("triton", "cuda"), "xpu": ("triton",)}
+
+
+def build_info() -> dict[str, Any]:
+    """What was built when the package was installed.
+
+    ``native``: whether there is a CPU library, and if so, its ``compiler``, whether it has ``openmp``, and
+    ``isas``, the instruction sets of its kernels that this processor can run; if not, the ``reason``.
+    ``cuda``: the version of CUDA that the CUDA kernels were built with, the ``cuda_architectures`` there is
+    machine code for (90 is sm_90), and those of the ``cuda_ptx`` that drivers translate for later ones;
+    False without them.
+    """
+    return {**native.build_info(), **cuda.build_info()}
 
 
 def chosen_name(backend: str) -> str:

@@ -34,10 +34,15 @@ _DTYPES = {
 
 
 def build_info() -> dict[str, Any]:
-    """What the CUDA kernels were built with: ``{"cuda": False, "reason": ...}`` without them, else the
-    version of ``cuda``, the ``architectures`` there is machine code for (90 is sm_90), and those of the
-    ``ptx`` that drivers translate for later ones."""
-    return {"cuda": False, "reason": _MISSING} if _MISSING else dict(_cuda.build_info())
+    """What the CUDA kernels were built with: see ``kernels.build_info``."""
+    if _MISSING:
+        return {"cuda": False}
+    info = _cuda.build_info()
+    return {
+        "cuda": info["cuda"],
+        "cuda_architectures": info["architectures"],
+        "cuda_ptx": info["ptx"],
+    }
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -52,7 +57,7 @@ def unavailable(device: torch.device) -> str | None:
 def _no_code_for(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     built = build_info()
-    codes, ptx = built["architectures"], built["ptx"]
+    codes, ptx = built["cuda_architectures"], built["cuda_ptx"]
     # Machine code runs on later minor versions of its generation, PTX on everything later.
     if any(code // 10 == major and code % 10 <= minor for code in codes) or any(
         code <= 10 * major + minor for code in ptx

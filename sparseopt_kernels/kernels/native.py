@@ -33,9 +33,7 @@ _DTYPES = {
 
 
 def build_info() -> dict[str, Any]:
-    """What the native library was built with: ``{"native": False, "reason": ...}`` without it, else its
-    ``compiler``, whether it has ``openmp`` and ``cuda``, and ``isas``, the instruction sets of its CPU
-    kernels that this processor can run."""
+    """What the native library was built with: see ``kernels.build_info``."""
     if _MISSING:
         return {"native": False, "reason": _MISSING}
     return {"native": True, **_native.build_info(), "isas": available_isas()}
