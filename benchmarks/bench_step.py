@@ -16,12 +16,8 @@ import contestants
 import pytest
 import torch
 from contestants import Contestant, Network
+from networks import LAYERS_4096X2048, RESNET20, Shape
 
-from sparseopt_kernels.training.models import resnet20
-
-Shape = tuple[int, ...]
-LARGE: list[Shape] = [(4096, 2048)] * 4
-RESNET20: list[Shape] = [tuple(p.shape) for p in resnet20(3, 10).parameters()]
 SPARSITIES = (0.0, 0.5, 0.9, 0.95, 0.97, 0.99)
 
 
@@ -41,7 +37,7 @@ def bench_large_layers(benchmark: Any, sparsity: float) -> None:
         contestants.compiled_chain,
         contestants.compiled_function,
     ]
-    compare(benchmark, "4 layers of 4096x2048", LARGE, sparsity, rivals, rounds=25, warmup=2)
+    compare(benchmark, "4 layers of 4096x2048", LAYERS_4096X2048, sparsity, rivals, rounds=25, warmup=2)
 
 
 @pytest.mark.parametrize("steps", [1, 20])
@@ -92,7 +88,7 @@ def compare(
         network=name,
         sparsity=sparsity,
         weights=ours.network.numel(),
-        floor_bytes=ours.network.floor_bytes(),
+        floor_bytes=ours.network.floor_bytes(line=64),
         copy_gb_per_s=2 * source.nbytes / median(copies[warmup:]) / 1e9,
         milliseconds={
             ours.name: [1e3 * s / steps for s in own],

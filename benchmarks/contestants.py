@@ -7,56 +7,73 @@ Each contestant is made of fresh parameters, and has a function ``step`` (what i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
+from networks import Shape, floor_bytes
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels import SparseOpt
+from sparseopt_kernels import SparseOpt, layer_densities
 from sparseopt_kernels.layers import Neurons
 from sparseopt_kernels.masks import correction_factors
+from sparseopt_kernels.topology.densities import Distribution
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 
 
 @dataclass
 class Network:
-    """Parameters with gradients, and masks for those of two and more dimensions."""
+    """Parameters with gradients, and masks for those of two and more dimensions.
+
+    ``p.grad`` is the tensor in ``gradients``: who writes gradients makes their own first.
+    """
 
     parameters: list[Parameter]
     masks: dict[Parameter, Tensor]
-    gradients: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor]
 
     @classmethod
-    def of_shapes(cls, shapes: Sequence[tuple[int, ...]], sparsity: float) -> Network:
-        generator = torch.Generator().manual_seed(0)
-        parameters = [Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-        masks = {p: torch.rand(p.shape, generator=generator) >= sparsity for p in parameters if p.ndim > 1}
-        with torch.no_grad():
-            for p, mask in masks.items():
-                p.mul_(mask)
-        gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+    def of_shapes(
+        cls,
+        shapes: Sequence[Shape],
+        sparsity: float,
+        distribution: Distribution = "uniform",
+        device: torch.device | str = "cpu",
+    ) -> Network:
+        generator = torch.Generator(device).manual_seed(0)
+        weights = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
+        masked = {str(i): shape for i, shape in enumerate(shapes) if len(shape) > 1}
+        masks: list[Tensor | None] = [None] * len(shapes)
+        for i, density in layer_densities(masked, sparsity, distribution).items():
+            weight = weights[int(i)]
+            mask = torch.rand(weight.shape, generator=generator, device=device) >= 1 - density
+            masks[int(i)] = mask
+            weight.mul_(mask)
+        gradients = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
+        return cls._of(weights, masks, gradients)
+
+    @classmethod
+    def _of(
+        cls, weights: Sequence[Tensor], masks: Sequence[Tensor | None], gradients: list[Tensor]
+    ) -> Network:
+        parameters = [Parameter(weight) for weight in weights]
         for p, gradient in zip(parameters, gradients, strict=True):
-            p.grad = gradient.clone()
-        return cls(parameters, masks, gradients)
+            p.grad = gradient
+        found = {p: mask for p, mask in zip(parameters, masks, strict=True) if mask is not None}
+        return cls(parameters, found, gradients)
+
+    def copy(self) -> Network:
+        """The same with weights of its own; masks and gradients are shared."""
+        weights = [p.detach().clone() for p in self.parameters]
+        return self._of(weights, [self.masks.get(p) for p in self.parameters], self.gradients)
 
     def numel(self) -> int:
         return sum(p.numel() for p in self.parameters)
 
-    def floor_bytes(self) -> int:
-        """What a perfect implementation touches in a step: p and b read and written and g read, in the
-        64-byte cache lines that hold an active weight, and the mask as bits."""
-        touched = 0
-        for p in self.parameters:
-            mask = self.masks.get(p)
-            if mask is None:
-                touched += 5 * p.numel() * p.element_size()
-                continue
-            lines = mask.flatten()
-            lines = torch.nn.functional.pad(lines, (0, -lines.numel() % 16)).view(-1, 16).any(dim=1)
-            touched += 5 * 64 * int(lines.count_nonzero()) + mask.numel() // 8
-        return touched
+    def floor_bytes(self, line: int) -> int:
+        """What a perfect implementation touches in a step, in lines of so many bytes."""
+        return sum(floor_bytes(p, self.masks.get(p), line) for p in self.parameters)
 
 
 @dataclass
@@ -65,6 +82,7 @@ class Contestant:
     network: Network
     step: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
+    steps_made: int = 0  # before it was handed over
 
 
 def sparseopt(network: Network, backend: str = "auto") -> Contestant:
@@ -101,29 +119,40 @@ def compiled_function(network: Network) -> Contestant:
     """The chain written anew as one function of tensors, for ``torch.compile`` to fuse as best it can:
     no optimizer object, gradients not written, weights and momentum masked where they are computed."""
     factors = _factors(network)
-    buffers = [torch.zeros_like(p) for p in network.parameters]
+    weights = [p.detach() for p in network.parameters]
+    buffers = [torch.zeros_like(p) for p in weights]
     masks = [network.masks.get(p) for p in network.parameters]
     scales = [factors.get(p) for p in network.parameters]
-    weights = [p.detach() for p in network.parameters]
-
-    @torch.compile(fullgraph=True)
-    def update(gradients: list[Tensor]) -> None:
-        for p, g, b, mask, scale in zip(weights, gradients, buffers, masks, scales, strict=True):
-            d = (g if scale is None else g * scale) + WEIGHT_DECAY * p
-            b_new = MOMENTUM * b + d
-            p_new = p - LR * b_new
-            b.copy_(b_new if mask is None else torch.where(mask, b_new, 0.0))
-            p.copy_(p_new if mask is None else torch.where(mask, p_new, 0.0))
+    # All tensors are arguments: other masks of the same shapes need no other code.
+    update = torch.compile(_update, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def step() -> None:
-        update([p.grad for p in network.parameters])  # type: ignore[misc]
+        gradients: list[Tensor] = [p.grad for p in network.parameters]  # type: ignore[misc]
+        update(weights, gradients, buffers, masks, scales)
 
     return Contestant("torch.compile of one function", network, step)
 
 
+def _update(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    buffers: list[Tensor],
+    masks: list[Tensor | None],
+    scales: list[Tensor | None],
+) -> None:
+    for p, g, b, mask, scale in zip(weights, gradients, buffers, masks, scales, strict=True):
+        d = (g if scale is None else g * scale) + WEIGHT_DECAY * p
+        b_new = MOMENTUM * b + d
+        p_new = p - LR * b_new
+        b.copy_(b_new if mask is None else torch.where(mask, b_new, 0.0))
+        p.copy_(p_new if mask is None else torch.where(mask, p_new, 0.0))
+
+
 def _chain(network: Network) -> Callable[[], None]:
     """The factors c_i are computed once, as one would between two changes of the masks."""
+    for p, gradient in zip(network.parameters, network.gradients, strict=True):
+        p.grad = gradient.clone()
     optimizer = _sgd(network, foreach=True)
     factors = _factors(network)
 

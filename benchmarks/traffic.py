@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import triton
+from networks import floor_bytes, resnet50
 from torch import Tensor, nn
 from tqdm import tqdm
 from triton.runtime import interpreter
@@ -167,7 +168,7 @@ def _layers(batch: Batch, launches: list[Touched], names: Mapping[Tensor, str]) 
         for t in tensors:
             p, mask = batch.entries[t].parameter, batch.entries[t].mask
             columns = 0 if mask is None else mask[0].numel()
-            layers.append(Layer(names[p], columns, p.numel(), floor(p, mask), costs[0][t], costs[1][t]))
+            layers.append(Layer(names[p], columns, p.numel(), floor_bytes(p, mask), costs[0][t], costs[1][t]))
     return layers
 
 
@@ -180,37 +181,6 @@ def _own_bytes(batch: Batch, t: int, bits: int, touched: Touched) -> int:
     if entry.mask is not None:
         memory.append((bits, len(entry.mask) * -(-entry.mask[0].numel() // 8)))
     return sum(touched.bytes_within(*place) for place in memory)
-
-
-def floor(parameter: Tensor, mask: Tensor | None) -> int:
-    """The bytes that no implementation can do without: 20 for each weight in a live sector, which is one
-    with an active weight, and the mask's bits. Where columns are a multiple of 8, a sector is live where
-    its byte of the packed mask is not 0. All of a dense tensor is live, and no mask read."""
-    if mask is None:
-        return _DENSE_SGD * parameter.numel()
-    flat = nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8))
-    return 8 * _DENSE_SGD * int(flat.view(-1, 8).any(dim=1).sum()) + -(-mask.numel() // 8)
-
-
-def resnet50() -> nn.Module:
-    """The parameters of ResNet-50 (He et al. 2016) for ImageNet, in order; it computes nothing."""
-    layers: list[nn.Module] = []
-
-    def convolution(columns: int, rows: int, size: int) -> None:
-        layers.append(nn.Conv2d(columns, rows, size, bias=False))
-        layers.append(nn.BatchNorm2d(rows))
-
-    convolution(3, 64, 7)
-    channels = 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            convolution(channels, width, 1)
-            convolution(width, width, 3)
-            convolution(width, 4 * width, 1)
-            if block == 0:
-                convolution(channels, 4 * width, 1)
-            channels = 4 * width
-    return nn.Sequential(*layers, nn.Linear(channels, 1000))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

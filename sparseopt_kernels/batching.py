@@ -255,7 +255,8 @@ class Batcher:
 
     @staticmethod
     def _refresh_memory(p: Parameter, buffer: Tensor | None, entry: Entry) -> None:
-        memory = (p.data_ptr(), p.shape, p.stride(), p.dtype, None if buffer is None else buffer.data_ptr())
+        buffer_address = None if buffer is None else buffer.data_ptr()
+        memory = (p.data_ptr(), p.shape, p.stride(), p.dtype, p.device, buffer_address)
         if memory != entry.memory:
             entry.memory = memory
             entry.plan = None

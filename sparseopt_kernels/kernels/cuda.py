@@ -125,8 +125,7 @@ def _current_plan(batch: Batch) -> _BatchPlan:
     plan: _BatchPlan = batch.plan
     if plan is None or not plan.walk.fits(batch):
         plan = batch.plan = _plan_batch(batch)
-    # A graph that is being captured goes on reading the masks.
-    keep_for_graph([entry.plan for entry in plan.walk.entries])
+    keep_for_graph((batch.flags, [entry.plan for entry in plan.walk.entries]))
     return plan
 
 

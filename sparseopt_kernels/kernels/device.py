@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 # What a graph copies from, or reads, must live as long as the graph, and PyTorch does not tell when it dies.
+# Tables and packed masks, that is: a few per cent of the weights.
 _read_by_graphs: list[object] = []
 
 
@@ -22,7 +23,8 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 
 def capturing() -> bool:
     """Whether what is launched now becomes part of a CUDA graph."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return started and torch.cuda.is_current_stream_capturing()
 
 
 def keep_for_graph(memory: object) -> None:

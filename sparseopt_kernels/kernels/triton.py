@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .contract import Batch, Rule
-from .device import made_current
+from .device import keep_for_graph, made_current
 from .triton_plan import BatchPlan
 
 OLDEST_TRITON = (3, 3)
@@ -120,4 +120,7 @@ def _prepare(batch: Batch) -> tuple[BatchPlan, list[Tensor], Tensor]:
     addresses = list(map(Tensor.data_ptr, grads))
     if not plan.takes(addresses):
         plan = batch.plan = BatchPlan(batch)
-    return plan, grads, plan.on_device(addresses, batch.device)
+    on_device = plan.on_device(addresses, batch.device)
+    masks = [entry.plan for entry in plan.walk.entries]
+    keep_for_graph((plan.table, plan.launches, on_device, batch.flags, masks))
+    return plan, grads, on_device

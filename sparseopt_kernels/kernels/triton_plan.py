@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .contract import Batch, Entry
-from .device import capturing, keep_for_graph, upload
+from .device import capturing, upload
 from .memory import Rows, Walk, rows_of
 
 TABLE_WIDTH = 10
@@ -75,11 +75,9 @@ class BatchPlan:
         """The gradients' addresses, int64: copied to the device if they are not those of the last step."""
         if addresses != self._addresses:
             table = upload(torch.tensor(addresses, dtype=torch.int64), device)
-            if capturing():
+            if capturing():  # it is written when the graph runs
                 return table
             self._addresses, self._addresses_on_device = addresses, table
-        if capturing():  # what the graph reads must not be freed when gradients move
-            keep_for_graph((self, self._addresses_on_device, [entry.plan for entry in self.walk.entries]))
         return self._addresses_on_device
 
     def _lay_out_table(self, device: torch.device) -> tuple[Tensor, list[Launch]]:

@@ -4,9 +4,10 @@ A mask byte covers eight weights: 32 bytes of float32, one sector of memory. It 
 access, constant along the eight, so that accesses stay vectors of 16 bytes: a predicate per element would
 break each into scalar ones. Nothing here is particular to NVIDIA.
 
-``table`` has a row of TABLE_WIDTH int64 per tensor (``triton._table_row``), ``grads`` the addresses of the
-gradients, ``owner`` the tensor of each program, ``flags`` what ``Batch`` says, ``rules`` a tuple per
-parameter group (``triton._rule``). TYPE is what weights are stored as; all arithmetic is float32.
+``table`` has a row of TABLE_WIDTH int64 per tensor (see ``triton_plan.BatchPlan``), ``grads`` the addresses
+of the gradients, ``owner`` the tensor of each program, ``flags`` are those of ``Batch``, ``rules`` is a tuple
+of numbers per parameter group (``triton._rule``). TYPE is what weights are stored as; all arithmetic is
+float32.
 """
 
 # What Triton compiles has no annotations but its own.
@@ -15,7 +16,9 @@ parameter group (``triton._rule``). TYPE is what weights are stored as; all arit
 import triton
 import triton.language as tl
 
-TABLE_WIDTH = tl.constexpr(10)
+from sparseopt_kernels.kernels import triton_plan
+
+TABLE_WIDTH = tl.constexpr(triton_plan.TABLE_WIDTH)
 
 
 @triton.jit

@@ -1,0 +1,280 @@
+"""SparseOpt on a GPU, tested and then timed, in under eight minutes: ``python benchmarks/gpu_report.py``.
+
+Runs the tests marked ``gpu``, measures the bandwidth of a copy, lets the contestants of ``gpu_timing`` take
+turns, prints a table and writes a CSV and a picture beside it. A red suite is all it reports, if it is red.
+
+``median_ms`` is the time on the device, with a cold cache; ``host_ms`` is what the call costs the host, which
+is what counts where it is the larger. ``bytes`` is the least that a step can move: 20 bytes per weight in
+sectors of 32 bytes that hold an active weight, and the mask as bits; of SGD without a mask, 20 per weight.
+``fraction_of_copy_bandwidth`` is these bytes per median, over the bandwidth of the copy.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what is tested is timed, installed or not
+
+from gpu_timing import (
+    LEFT_OUT,
+    NO_MEMORY,
+    OK,
+    OURS,
+    SGD_FUSED,
+    CudaTimer,
+    Deadline,
+    Maker,
+    Result,
+    Run,
+    Timer,
+    copy_bandwidth,
+    makers_for,
+    measure,
+)
+from networks import LAYERS_8192X8192, RESNET20, RESNET50
+
+from sparseopt_kernels import __version__
+from sparseopt_kernels.kernels import BACKENDS
+from sparseopt_kernels.training.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 450.0  # for all of it
+SUITE = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-q"]
+SUITE_SECONDS = 240.0  # most of it is the compilation of kernels
+# The smallest network comes last: it is what a slow machine leaves out.
+RUNS = [
+    *(Run("4 layers of 8192x8192", LAYERS_8192X8192, sparsity) for sparsity in (0.0, 0.9, 0.95, 0.99)),
+    *(Run("ResNet-50", RESNET50, sparsity) for sparsity in (0.9, 0.95, 0.99)),
+    *(Run("ResNet-20", RESNET20, sparsity) for sparsity in (0.9, 0.95, 0.99)),
+]
+COLUMNS = (
+    *("device", "version", "torch", "triton", "network", "weights", "sparsity", "contestant", "median_ms"),
+    *("p20_ms", "p80_ms", "host_ms", "bytes", "copy_gb_per_s", "fraction_of_copy_bandwidth", "status"),
+)
+# By a word of the contestant's name. Okabe and Ito: distinct to the colour-blind, too.
+_COLOURS = {
+    "triton": "#0072b2",
+    "cuda": "#009e73",
+    "fused": "#777777",
+    "foreach": "#d55e00",
+    "compile": "#cc79a7",
+}
+
+
+def main() -> int:
+    """Report on the current CUDA device; the exit status."""
+    deadline = Deadline(SECONDS)
+    if not torch.cuda.is_available():
+        print(f"PyTorch {torch.__version__} finds no CUDA device here: nothing was measured.")
+        return 1
+    missing = [name for name in ("matplotlib", "tqdm", "pytest", "pybind11") if find_spec(name) is None]
+    if missing:
+        print(f"{', '.join(missing)} not installed: pip install -e '.[test]' (nothing was measured)")
+        return 1
+    device = torch.device("cuda", torch.cuda.current_device())
+    name = torch.cuda.get_device_name(device)
+    print(f"{name}, driver {_driver()}, CUDA {torch.version.cuda}")
+    print(f"sparseopt_kernels {__version__}, PyTorch {torch.__version__}, Triton {_triton()}")
+    backends = []
+    for backend in ("triton", "cuda"):
+        reason = BACKENDS[backend].unavailable(device)
+        print(f"backend {backend!r}: {reason or 'available'}")
+        if reason is None:
+            backends.append(backend)
+    if not backends:
+        print("No backend of SparseOpt runs on this device: nothing was measured.")
+        return 1
+    if not suite_is_green(SUITE, SUITE_SECONDS):
+        print("The tests on the device did not pass: nothing was measured.")
+        return 1
+    print(f"{deadline.elapsed():.0f} s so far", flush=True)
+    return report(
+        name, device, RUNS, makers_for(backends), CudaTimer(device), deadline, ROOT / "benchmarks" / "results"
+    )
+
+
+def suite_is_green(command: Sequence[str], seconds: float) -> bool:
+    """Run the suite and print the end of what it says. One that skips all of its tests is not green."""
+    print("tests on the device:", flush=True)
+    try:
+        run = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired as error:
+        said = error.output or b""
+        _print_end(said.decode(errors="replace") if isinstance(said, bytes) else said, 60)
+        print(f"  not finished after {seconds:.0f} s")
+        return False
+    _print_end(run.stdout, 15 if run.returncode == 0 else 60)
+    return run.returncode == 0 and re.search(r"^[= ]*[1-9]\d* passed\b", run.stdout, re.M) is not None
+
+
+def _print_end(text: str, count: int) -> None:
+    print("\n".join(f"  {line}" for line in text.strip().splitlines()[-count:]))
+
+
+def report(
+    name: str,
+    device: torch.device,
+    runs: Sequence[Run],
+    makers: dict[str, Maker],
+    timer: Timer,
+    deadline: Deadline,
+    folder: Path,
+    copy_bytes: int = 1 << 30,
+) -> int:
+    """Measure on ``device``, print the table and write the files; 1 if one of ours failed or is wrong."""
+    copy = copy_bandwidth(timer, device, copy_bytes)
+    print(f"a copy within its memory: {copy:.1f} GB/s, read and written", flush=True)
+    results = measure(runs, makers, timer, device, copy, deadline)
+    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"gpu_{slug}.csv", csv_of(results, name).encode())
+    print(table(results))
+    write_atomically(folder / f"gpu_{slug}.png", picture(results, name))
+    left_out = sum(result.status == LEFT_OUT for result in results)
+    if left_out:
+        print(f"{left_out} of {len(results)} measurements were left out: there was no time for them")
+    print(f"written to {folder}/gpu_{slug}.csv and .png, after {deadline.elapsed():.0f} s")
+    bad = [r for r in results if r.contestant.startswith(OURS) and r.status not in (OK, LEFT_OUT, NO_MEMORY)]
+    return 1 if bad else 0
+
+
+def csv_of(results: Iterable[Result], name: str) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    about = {"device": name, "version": __version__, "torch": torch.__version__, "triton": _triton()}
+    for result in results:
+        fraction = result.fraction_of_copy_bandwidth()
+        row = {**about, **vars(result), "fraction_of_copy_bandwidth": fraction}
+        writer.writerow({key: _rounded(value) for key, value in row.items()})
+    return text.getvalue()
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.5g}"
+
+
+def table(results: Sequence[Result]) -> str:
+    """For each network and sparsity, the times, and how many times faster than SGD fused that is."""
+    lines = []
+    for run in dict.fromkeys((r.network, r.sparsity) for r in results):
+        own = [r for r in results if (r.network, r.sparsity) == run]
+        baseline = next((r.median_ms for r in own if r.contestant == SGD_FUSED), math.nan)
+        lines += ["", f"{run[0]}, {own[0].weights} weights, sparsity {run[1]}"]
+        lines.append(
+            f"  {'contestant':28}{'median ms':>10}{'p20':>9}{'p80':>9}{'host ms':>9}"
+            f"{'bytes/weight':>14}{'of copy':>9}{'x SGD fused':>13}"
+        )
+        for r in own:
+            if r.status != OK:
+                lines.append(f"  {r.contestant:28}{r.status}")
+                continue
+            times = f"{r.median_ms:10.4f}{r.p20_ms:9.4f}{r.p80_ms:9.4f}{r.host_ms:9.4f}"
+            traffic = f"{r.bytes / r.weights:14.2f}{r.fraction_of_copy_bandwidth():9.2f}"
+            lines.append(f"  {r.contestant:28}{times}{traffic}{baseline / r.median_ms:13.2f}")
+    return "\n".join([*lines, "", f"x SGD fused: how many times faster than {SGD_FUSED}, which does less."])
+
+
+def picture(results: Sequence[Result], name: str) -> bytes:
+    """The medians by sparsity as a PNG file, a panel for each network; the bands are p20 to p80."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    networks = list(dict.fromkeys(result.network for result in results))
+    style: dict[Any, Any] = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(4 * max(2, len(networks)), 4.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(f"Time of one optimizer step on {name} (float32, momentum, weight decay, ERK masks)")
+        handles: dict[str, Any] = {}
+        for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+            own = [result for result in results if result.network == network]
+            axes.set_title(f"{network} ({own[0].weights / 1e6:.3g} million weights)", loc="left", fontsize=10)
+            _draw(axes, own)
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.supylabel("milliseconds on the device", fontsize=9)
+        figure.legend(
+            handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, handlelength=3
+        )
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
+    return content.getvalue()
+
+
+def _draw(axes: Axes, results: Sequence[Result]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    sparsities = sorted({result.sparsity for result in results})
+    for contestant in dict.fromkeys(r.contestant for r in results if r.status == OK):
+        timed = sorted((r for r in results if r.contestant == contestant and r.status == OK), key=_sparsity)
+        places = [sparsities.index(r.sparsity) for r in timed]
+        graph = contestant.endswith("graph")
+        colour = next((colour for word, colour in _COLOURS.items() if word in contestant), "#000000")
+        low, high = [r.p20_ms for r in timed], [r.p80_ms for r in timed]
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(
+            places,
+            [r.median_ms for r in timed],
+            label=contestant,
+            color=colour,
+            linestyle="--" if graph else "-",
+            marker="s" if graph else "o",
+            markerfacecolor="white" if graph else colour,
+            markersize=4.5,
+        )
+    axes.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g}%" for sparsity in sparsities])
+    axes.set_xlim(-0.2, max(1, len(sparsities) - 1) + 0.2)
+    axes.set_xlabel("sparsity")
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    if axes.lines:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
+
+
+def _sparsity(result: Result) -> float:
+    return result.sparsity
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        return found.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
+
+
+def _triton() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The networks that the benchmarks measure, and the least memory traffic that a step on them can have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sparseopt_kernels.training.models import resnet20
+
+Shape = tuple[int, ...]
+
+
+def resnet50() -> nn.Module:
+    """The parameters of ResNet-50 (He et al. 2016) for ImageNet, in order; it computes nothing."""
+    layers: list[nn.Module] = []
+
+    def convolution(columns: int, rows: int, size: int) -> None:
+        layers.append(nn.Conv2d(columns, rows, size, bias=False))
+        layers.append(nn.BatchNorm2d(rows))
+
+    convolution(3, 64, 7)
+    channels = 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            convolution(channels, width, 1)
+            convolution(width, width, 3)
+            convolution(width, 4 * width, 1)
+            if block == 0:
+                convolution(channels, 4 * width, 1)
+            channels = 4 * width
+    return nn.Sequential(*layers, nn.Linear(channels, 1000))
+
+
+def _shapes(model: Callable[[], nn.Module]) -> list[Shape]:
+    with torch.device("meta"):
+        return [tuple(p.shape) for p in model().parameters()]
+
+
+RESNET20 = _shapes(lambda: resnet20(3, 10))
+RESNET50 = _shapes(resnet50)
+LAYERS_4096X2048: list[Shape] = [(4096, 2048)] * 4
+LAYERS_8192X8192: list[Shape] = [(8192, 8192)] * 4
+
+
+def floor_bytes(parameter: Tensor, mask: Tensor | None, line: int = 32) -> int:
+    """The bytes that no implementation can do without: p and b read and written and g read in the lines of
+    ``line`` bytes that hold an active weight, and the mask's bits. (A line is a sector of a GPU, 32 bytes,
+    or a cache line of a CPU, 64.) All of a dense tensor is live, and no mask read."""
+    size = parameter.element_size()
+    if mask is None:
+        return 5 * size * parameter.numel()
+    flat = nn.functional.pad(mask.flatten(), (0, -mask.numel() % (line // size)))
+    return 5 * line * int(flat.view(-1, line // size).any(dim=1).sum()) + -(-mask.numel() // 8)
