@@ -21,7 +21,6 @@ from contestants import Contestant, Network, compiled_function, eager_chain, sgd
 from networks import Shape
 from torch import Tensor
 
-
 SGD_FUSED = "SGD fused, no mask"
 OURS = "SparseOpt "  # how the names of this package's contestants begin
 OK, LEFT_OUT, NO_MEMORY, WRONG = "ok", "left out: no time", "left out: no memory", "wrong results"
