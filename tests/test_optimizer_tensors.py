@@ -658,8 +658,8 @@ each_pattern = pytest.mark.parametrize("pattern", [None, "half", "sparse99"], id
 @each_pattern
 def test_no_temporary_as_large_as_a_parameter(backend: Backend, pattern: str | None) -> None:
     """What PyTorch allocates during a step of the native backend, and during one after a mask changed."""
-    if backend.name == "reference":
-        pytest.skip("the reference is written to be read, and makes temporaries")
+    if backend.name == "reference" or backend.is_slow:
+        pytest.skip("the reference is written to be read, and makes temporaries; so does an interpreter")
     parameter, optimizer, masks = large_optimizer(backend, pattern)
     for mask in (None, *masks.values()):
         if mask is not None:
@@ -673,8 +673,8 @@ def test_no_temporary_as_large_as_a_parameter(backend: Backend, pattern: str | N
 @each_pattern
 def test_peak_memory_of_a_step(backend: Backend, pattern: str | None) -> None:
     """As the operating system sees it, so that C++ is counted too."""
-    if backend.name == "reference":
-        pytest.skip("the reference is written to be read, and makes temporaries")
+    if backend.name == "reference" or backend.is_slow:
+        pytest.skip("the reference is written to be read, and makes temporaries; so does an interpreter")
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         pytest.skip("peak memory can be reset on Linux only")

@@ -134,6 +134,6 @@ def pack(mask: Tensor) -> tuple[Tensor, Tensor]:
     """A boolean matrix as bits, and how many of them are set: uint8 of shape ``(rows, columns / 8, rounded
     up)``, lowest bit first, each row padded with zeros to whole bytes; 0-d int64."""
     rows, columns = mask.shape
-    padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -columns % 8))
-    lanes = torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return (padded.view(rows, -1, 8) << lanes).sum(dim=2, dtype=torch.uint8), mask.sum()
+    bytes_of_8 = torch.constant_pad_nd(mask.view(torch.uint8), (0, -columns % 8)).view(rows, -1, 8)  # a copy
+    bytes_of_8 <<= torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return bytes_of_8.sum(dim=2, dtype=torch.uint8), mask.sum()
