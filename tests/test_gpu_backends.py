@@ -106,13 +106,13 @@ def reimported(name: str) -> ModuleType:
 
 def test_a_triton_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
-    for version, works in (("3.2.0", False), ("2.3.1", False), ("3.3.0", True), ("3.10.0+git1", True)):
+    for version, works in (("3.4.0", False), ("2.9.1", False), ("3.5.0", True), ("3.10.0+git1", True)):
         monkeypatch.setattr(triton, "__version__", version)
         reason = reimported("sparseopt_kernels.kernels.triton_again").unavailable(torch.device("cuda"))
         if works:
             assert reason is None
         else:
-            assert reason == f"Triton {version} is installed, it needs 3.3 or newer"
+            assert reason == f"Triton {version} is installed, it needs 3.5 or newer"
 
 
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
