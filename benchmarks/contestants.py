@@ -104,9 +104,9 @@ def sgd_fused(network: Network) -> Contestant:
     return Contestant("sgd fused, no mask", network, optimizer.step)
 
 
-def eager_chain(network: Network) -> Contestant:
+def eager_chain(network: Network, fused: bool = False) -> Contestant:
     """What one writes without this package: scale and mask the gradients, step, mask the weights."""
-    return Contestant("eager chain", network, _chain(network), lambda: _restore_gradients(network))
+    return Contestant("eager chain", network, _chain(network, fused), lambda: _restore_gradients(network))
 
 
 def compiled_chain(network: Network) -> Contestant:
@@ -149,11 +149,11 @@ def _update(
         p.copy_(p_new if mask is None else torch.where(mask, p_new, 0.0))
 
 
-def _chain(network: Network) -> Callable[[], None]:
+def _chain(network: Network, fused: bool = False) -> Callable[[], None]:
     """The factors c_i are computed once, as one would between two changes of the masks."""
     for p, gradient in zip(network.parameters, network.gradients, strict=True):
         p.grad = gradient.clone()
-    optimizer = _sgd(network, foreach=True)
+    optimizer = _sgd(network, fused=fused, foreach=not fused)
     factors = _factors(network)
 
     @torch.no_grad()

@@ -70,7 +70,8 @@ COLUMNS = (
 _COLOURS = {
     "triton": "#0072b2",
     "cuda": "#009e73",
-    "fused": "#777777",
+    "no mask": "#777777",
+    "fused": "#e69f00",
     "foreach": "#d55e00",
     "compile": "#cc79a7",
 }

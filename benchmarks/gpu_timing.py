@@ -122,6 +122,7 @@ def makers_for(backends: Sequence[str], graphs: bool = True) -> dict[str, Maker]
         **makers,
         SGD_FUSED: sgd_fused,
         "SGD foreach, masked chain": eager_chain,
+        "SGD fused, masked chain": partial(eager_chain, fused=True),
         "torch.compile of the chain": compiled_function,
     }
 

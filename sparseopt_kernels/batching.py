@@ -18,6 +18,7 @@ from torch.nn.parameter import Parameter
 
 from .device_flags import DeviceFlags
 from .kernels.contract import Batch, Entry
+from .kernels.device import refuse_capture
 from .layers import Neurons
 from .masks import Masks, check_mask
 
@@ -31,6 +32,7 @@ class Batcher:
         groups: the optimizer's parameter groups.
         masks: the optimizer's masks.
         names: what to call each parameter in an error.
+        former: what was used before, for the same parameters and others behind them.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batcher:
         groups: list[dict[str, Any]],
         masks: Mapping[Parameter, Tensor],
         names: Mapping[Tensor, str],
+        former: Batcher | None = None,
     ) -> None:
         self._masks = masks
         self._masked_parameters = list(masks)
@@ -65,6 +68,9 @@ class Batcher:
         self._masked: list[tuple[Parameter, Entry]] = []
         self._born: list[tuple[Parameter, Entry]] = []
         self._flags: dict[torch.device, DeviceFlags] = {}
+        if former is not None and _same(self._parameters[: len(former._parameters)], former._parameters):
+            count = len(self._parameters)
+            self._flags = {d: DeviceFlags(d, count, flags) for d, flags in former._flags.items()}
         # Those without a gradient whose mask changed.
         self._idle: list[tuple[Parameter, Entry]] = []
 
@@ -143,7 +149,7 @@ class Batcher:
         self._idle = []
 
     def forget(self) -> None:
-        """The step is not made after all: the next one is to look at everything again."""
+        """The step was not made, or not to its end: the next one is to look at everything again."""
         self._grad_sizes = None
 
     def release(self) -> None:
@@ -204,6 +210,7 @@ class Batcher:
                 buffer = own.get("momentum_buffer") if own else None
                 entry.first_step = buffer is None
                 if buffer is None:
+                    refuse_capture()
                     with torch.inference_mode(False):  # an inference tensor has no version to watch
                         buffer = torch.zeros_like(p, requires_grad=False)
                     self._born.append((p, entry))

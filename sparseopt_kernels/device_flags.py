@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .kernels.contract import Batch, Entry
-from .kernels.device import capturing, upload
+from .kernels.device import capturing, refuse_capture, upload
 
 
 class DeviceFlags:
@@ -22,12 +22,20 @@ class DeviceFlags:
     Args:
         device: where.
         count: how many parameters the optimizer has.
+        former: what is known of the first of them.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured.
     """
 
-    def __init__(self, device: torch.device, count: int) -> None:
+    def __init__(self, device: torch.device, count: int, former: DeviceFlags | None = None) -> None:
+        refuse_capture()
         self._device = device
         self.flags = torch.zeros(count, 2, device=device)
         self._maybe_up: set[int] = set()  # positions
+        if former is not None:
+            self.flags[: len(former.flags)] = former.flags
+            self._maybe_up |= former._maybe_up
         self._present: list[int] = []
         self._absent: tuple[list[int], Tensor] | None = None
 
@@ -42,11 +50,7 @@ class DeviceFlags:
         self._present = [i for batch in batches for i in batch.positions]
         if not any(entry.first_step or _is_stale(entry) for entry in entries):
             return
-        if capturing():
-            raise RuntimeError(
-                "a step is captured in a CUDA graph that is the first one, or the first after a mask or a "
-                "weight was written: make one step outside the graph first"
-            )
+        refuse_capture()
         raised = torch.zeros(self.flags.shape)
         for entry, position in zip(entries, self._present, strict=True):
             if _is_stale(entry) or entry.first_step:
@@ -66,16 +70,18 @@ class DeviceFlags:
             self.flags.zero_()
         else:
             torch.minimum(self.flags, keep, out=self.flags)
-        if found_inf is None:
+        if found_inf is None and not capturing():
             self._maybe_up.difference_update(self._present)
 
     def _absentees(self) -> Tensor:
         """1 for parameters that are not in this step, 0 for those that are."""
-        if self._absent is None or self._absent[0] != self._present:
-            there = set(self._present)
-            absent = torch.tensor([[float(i not in there)] for i in range(len(self.flags))])
-            self._absent = (self._present, upload(absent, self._device))
-        return self._absent[1]
+        if self._absent is not None and self._absent[0] == self._present:
+            return self._absent[1]
+        there = set(self._present)
+        absent = upload(torch.tensor([[float(i not in there)] for i in range(len(self.flags))]), self._device)
+        if not capturing():  # else it is written when the graph runs
+            self._absent = (self._present, absent)
+        return absent
 
 
 def _is_stale(entry: Entry) -> bool:

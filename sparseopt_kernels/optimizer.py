@@ -157,7 +157,6 @@ class SparseOpt(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        self._batcher = None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -185,9 +184,12 @@ class SparseOpt(Optimizer):
                 loss = closure()
         if self._batcher is None or not self._batcher.is_about(self.param_groups):
             self._check_masks()
-            self._batcher = Batcher(self.param_groups, self._masks, self._names())
+            self._batcher = Batcher(self.param_groups, self._masks, self._names(), self._batcher)
         try:
             self._update(self._batcher)
+        except BaseException:
+            self._batcher.forget()
+            raise
         finally:
             self._batcher.release()
         return loss

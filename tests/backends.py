@@ -95,7 +95,7 @@ class Backend:
     def on_device(self) -> bool:
         """Whether what AMP says stays in a tensor. The host does not know then whether a step was skipped,
         and a momentum buffer may be there, of zeros, before the first step that was not."""
-        return self.name in ("triton", "cuda") or self.isa == "device"
+        return self.name in ("triton", "cuda") or self.isa == "device" or self.device != "cpu"
 
     @property
     def is_slow(self) -> bool:

@@ -18,7 +18,7 @@ from sparseopt_kernels.kernels import triton_plan
 from sparseopt_kernels.kernels.contract import Rule
 
 # A program costs milliseconds here, whatever it does: few programs of many rows, instead of many of few.
-# test_triton.py has the true tiles.
+# test_gpu_backends.py has the true tiles.
 TEST_TILES = {
     "_SHORT": {"ROWS": 128, "BYTES": 64},
     "_SHORT_UNALIGNED": {"ROWS": 128, "BYTES": 64},

@@ -251,10 +251,60 @@ def test_a_captured_step_replays(kernel: str, moved: bool) -> None:
             assert_same_state(network, other)
 
 
+def test_graphs_after_one_step_and_after_each_other(kernel: str) -> None:
+    """The second is replayed alone: it must not read what only the first has written."""
+    network, other = Network(kernel), Network(kernel)
+    network.step(0)
+    other.step(0)
+    captured(network)
+    graph = captured(network)
+    for step in range(1, 4):
+        network.set_grads(step)
+        graph.replay()
+        other.step(step)
+        assert_same_state(network, other)
+
+
+def test_a_whole_iteration_replays(kernel: str) -> None:
+    """Gradients are born in the graph, at addresses of its own."""
+    network, other = Network(kernel), Network(kernel)
+    network.step(0)
+    other.step(0)
+    targets = [torch.zeros_like(p) for p in network.parameters]
+
+    def backward(of: Network) -> None:
+        of.optimizer.zero_grad()
+        sum((p - t).square().sum() for p, t in zip(of.parameters, targets, strict=True)).backward()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        backward(network)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    network.optimizer.zero_grad()
+    with torch.cuda.graph(graph):
+        backward(network)
+        network.optimizer.step()
+    for step in range(4):
+        for target in targets:
+            target.fill_(step)
+        graph.replay()
+        backward(other)
+        other.optimizer.step()
+        assert_same_state(network, other)
+
+
 def test_a_first_step_cannot_be_captured(kernel: str) -> None:
-    network = Network(kernel)
+    """And the step that the message asks for is a first step like any other."""
+    network, other = Network(kernel), Network(kernel)
     with pytest.raises(RuntimeError, match="make one step outside the graph first"):
         captured(network)
+    torch.cuda.synchronize()
+    for step in range(3):
+        network.step(step)
+        other.step(step)
+        assert_same_state(network, other)
 
 
 # ---- devices ----------------------------------------------------------------------------------------

@@ -87,6 +87,19 @@ def test_cuda_is_for_nvidia_devices(a_gpu: dict[str, Any], monkeypatch: pytest.M
     assert "NVIDIA" in cuda_backend.unavailable(CUDA)
 
 
+def test_auto_takes_the_next_and_warns_of_none(
+    a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(triton_backend, "_MISSING", "Triton is not installed")
+    assert kernels.backend_for("auto", CUDA) is cuda_backend
+    assert not recwarn
+    monkeypatch.setattr(cuda_backend, "_MISSING", "the CUDA kernels were not built")
+    kernels._say_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="'triton': Triton is not installed; backend 'cuda': the CUDA"):
+        assert kernels.backend_for("auto", CUDA) is kernels.BACKENDS["reference"]
+    kernels._say_once.cache_clear()
+
+
 def test_the_cuda_kernels_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_backend, "_MISSING", "the CUDA kernels were not built")
     assert kernels.build_info()["cuda"] is False

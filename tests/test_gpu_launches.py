@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparseopt_kernels.kernels import triton
+from sparseopt_kernels import device_flags, kernels
+from sparseopt_kernels.kernels import device, triton, triton_plan
+from sparseopt_kernels.kernels.contract import Batch
 from sparseopt_kernels.optimizer import SparseOpt
 
 Launches = list[dict[str, Any]]
@@ -30,8 +32,12 @@ Launches = list[dict[str, Any]]
 OF_PYTORCH = ("_record_function_enter_new", "_record_function_exit", "detach", "view", "alias")
 
 
+# Those that wait for the device, of the kind that shows here: among CPU tensors, a copy to the host does not.
+WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "index")
+
+
 class Operations(TorchDispatchMode):
-    """Counts the operations of PyTorch; those that read a value on the host are an error."""
+    """Counts the operations of PyTorch; those that read a value to go on are an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +45,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "equal"), f"{name} waits for the device"
+        assert name not in WAITING, f"{name} waits for the device"
         if name not in OF_PYTORCH:
             self.counts[name] += 1
         return function(*args, **(kwargs or {}))
@@ -202,7 +208,7 @@ def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("event", [scaled, limited, tensor_lr, new_mask])
 def test_nothing_waits_for_the_device(backend_name: str, event: Callable[[SparseOpt], None]) -> None:
     """Not AMP, not the gradient norm, not a tensor learning rate, not a mask that changed, not the first
-    step: ``Operations`` fails where a value is read."""
+    step. (test_gpu.py asks PyTorch itself, which sees more, on a GPU.)"""
     parameters, masks = parameters_and_masks([(8, 64), (5, 27), (9,)])
     optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, dampening=0.1, masks=masks, backend=backend_name)
     with Operations():
@@ -227,14 +233,16 @@ def test_amp_adds_one_operation(backend_name: str) -> None:
 def test_a_step_of_cuda_is_one_launch_for_each_table(
     cuda: ModuleType, cuda_library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tested at one tensor, at the most that a launch can carry, and at one more; no copies at all."""
+    """Tested at one tensor, at the most that a launch can carry, and at one more, also of parameter groups;
+    no copies at all."""
     emulate(cuda, monkeypatch)
     count = ctypes.CDLL(str(cuda_library)).cuda_on_cpu_launches
     count.restype = ctypes.c_int64
     limit = cuda.LAUNCH_CAPACITY
-    for tensors, expected in ((1, 1), (limit, 1), (limit + 1, 2)):
+    for tensors, groups, expected in ((1, 1, 1), (limit, 1, 1), (limit + 1, 1, 2), (9, 4, 1), (9, 5, 2)):
         parameters, masks = parameters_and_masks([(2, 16)] * tensors)
-        optimizer = SparseOpt(parameters, lr=0.5, momentum=0.9, masks=masks, backend="cuda")
+        split = [{"params": parameters[i::groups]} for i in range(groups)]
+        optimizer = SparseOpt(split, lr=0.5, momentum=0.9, masks=masks, backend="cuda")
         for _ in range(2):
             optimizer.step()
         for p in parameters:
@@ -245,3 +253,104 @@ def test_a_step_of_cuda_is_one_launch_for_each_table(
         assert count() - before == expected
         assert not operations.counts
         assert all((p == -0.5).all() for p in parameters)
+
+
+# ---- CUDA graphs, as far as the host is concerned ---------------------------------------------------
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """What it holds is whether a graph is being captured, as far as this package can tell."""
+    state = [False]
+    for module in (device, device_flags, triton, triton_plan):
+        monkeypatch.setattr(module, "capturing", lambda: state[0])
+    kept = list(device._read_by_graphs)
+    yield state
+    device._read_by_graphs[:] = kept
+
+
+def test_a_first_step_in_a_graph_is_refused(backend_name: str, capture: list[bool]) -> None:
+    """And the step that the message asks for is a first step like any other."""
+    for refused in (False, True):
+        parameters, masks = parameters_and_masks([(8, 64), (9,)])
+        optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend=backend_name)
+        if refused:
+            capture[0] = True
+            with pytest.raises(RuntimeError, match="make one step outside the graph first"):
+                optimizer.step()
+            capture[0] = False
+            assert not optimizer.state
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        for _ in range(2):
+            optimizer.step()
+        momenta = [optimizer.state[p]["momentum_buffer"] for p in parameters]
+        if backend_name == "cuda":  # the kernels of the other are stubs
+            assert all((b == 1.9).all() for b in momenta)
+        assert len(momenta) == 2
+
+
+def test_a_mask_that_changed_is_refused_in_a_graph(backend_name: str, capture: list[bool]) -> None:
+    parameters, masks = parameters_and_masks([(8, 64)])
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend=backend_name)
+    for _ in range(2):
+        optimizer.step()
+    new_mask(optimizer)
+    capture[0] = True
+    with pytest.raises(RuntimeError, match="make one step outside the graph first"):
+        optimizer.step()
+    capture[0] = False
+    optimizer.step()
+    capture[0] = True
+    optimizer.step()
+
+
+def test_each_graph_has_tables_of_its_own(
+    launches: Launches, capture: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is copied while a graph is captured is there when that graph has run, and not before. Here the
+    graphs come after exactly one step, from which nothing can be kept."""
+    parameters, masks = parameters_and_masks([(8, 64), (12,)])
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
+    optimizer.step()
+    copied: list[Tensor] = []
+    copies = []
+    upload = triton_plan.upload
+
+    def counted(values: Tensor, to: torch.device) -> Tensor:
+        copied.append(upload(values, to))
+        return copied[-1]
+
+    monkeypatch.setattr(triton_plan, "upload", counted)
+    for capturing in (True, True, False, True, True):
+        copied.clear()
+        capture[0] = capturing
+        optimizer.step()
+        copies.append(len(copied))
+    # Two tables of owners, that of the tensors, that of the gradients; once they are made outside, they stay.
+    assert copies == [4, 4, 4, 0, 0]
+
+
+# ---- devices ----------------------------------------------------------------------------------------
+
+
+def test_tensors_on_two_devices_are_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its own tensors, and AMP's scalars where they are."""
+    calls: list[Batch] = []
+
+    class Backend:
+        unavailable = staticmethod(lambda device: None)
+        host_scalars = staticmethod(lambda device: False)
+        step = staticmethod(calls.append)
+
+    monkeypatch.setattr(kernels, "backend_for", lambda name, device: Backend)
+    parameters = [Parameter(torch.zeros(3, device=place)) for place in ("cpu", "meta", "cpu")]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9)
+    scaled(optimizer)
+    optimizer.step()
+    assert [batch.device.type for batch in calls] == ["cpu", "meta"]
+    assert [batch.positions for batch in calls] == [[0, 2], [1]]
+    for batch in calls:
+        assert {t.device for t in (batch.flags, batch.found_inf, batch.grad_scale)} == {batch.device}

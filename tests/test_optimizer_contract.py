@@ -843,6 +843,21 @@ def test_found_inf_leaves_everything_as_it_was(backend: Backend, found_inf: floa
     assert not model[0].weight[~model[0].weight_mask].any()
 
 
+def test_a_group_added_after_a_first_step_that_was_skipped(backend: Backend) -> None:
+    """The next step of the others is still their first: dampening does not touch it."""
+    p, q = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+    p.grad, q.grad = torch.ones(3), torch.ones(3)
+    optimizer = SparseOpt([p], lr=1.0, momentum=0.9, dampening=0.5, backend=backend.name)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.add_param_group({"params": [q]})
+    optimizer.step()
+    assert p.tolist() == q.tolist() == [0.0] * 3
+    optimizer.step()
+    assert p.tolist() == q.tolist() == pytest.approx([-1.4] * 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_parameters_under_a_scaler(backend: Backend, dtype: torch.dtype) -> None:
     model = Network(dtype)

@@ -12,6 +12,13 @@ if(NOT CMAKE_CUDA_COMPILER)
   return()
 endif()
 
+# To enable the language is an error where the compiler knows none of the architectures below.
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
+if(nvcc_version MATCHES "release ([0-9.]+)" AND CMAKE_MATCH_1 VERSION_LESS 11.8)
+  leave_out("CUDA backend" "nvcc ${CMAKE_MATCH_1} is older than 11.8")
+  return()
+endif()
+
 # Code for three generations, and PTX that any later GPU can translate.
 if(DEFINED CMAKE_CUDA_ARCHITECTURES OR DEFINED ENV{CUDAARCHS})
   enable_language(CUDA)

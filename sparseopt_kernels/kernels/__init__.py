@@ -51,11 +51,14 @@ def backend_for(name: str, device: torch.device) -> ModuleType:
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run: {reason}")
         return BACKENDS[name]
+    reasons = []
     for candidate in _AUTO.get(device.type, ()):
         reason = BACKENDS[candidate].unavailable(device)
         if reason is None:
             return BACKENDS[candidate]
-        _say_once(f"SparseOpt uses its slow reference backend, because backend {candidate!r}: {reason}")
+        reasons.append(f"backend {candidate!r}: {reason}")
+    if reasons:
+        _say_once("SparseOpt uses its slow reference backend, because " + "; ".join(reasons))
     return reference
 
 

@@ -49,7 +49,8 @@ def unavailable(device: torch.device) -> str | None:
     if _MISSING:
         return _MISSING
     if device.type != "cuda" or torch.version.cuda is None:
-        return f"it updates tensors on NVIDIA devices, not on {device.type}"
+        where = device.type if device.type != "cuda" else "those of ROCm"
+        return f"it updates tensors on NVIDIA devices, not on {where}"
     return _no_code_for(device)
 
 

@@ -15,7 +15,7 @@ _read_by_graphs: list[object] = []
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """``values``, which are on the host, on ``device``: one copy, without waiting for it."""
-    if device.type == "cuda":
+    if device.type == "cuda" and not capturing():  # a graph copies from any memory, and may not pin it
         values = values.pin_memory()
     keep_for_graph(values)
     return torch.empty_like(values, device=device).copy_(values, non_blocking=True)
@@ -25,6 +25,15 @@ def capturing() -> bool:
     """Whether what is launched now becomes part of a CUDA graph."""
     started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return started and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture() -> None:
+    """Raise ``RuntimeError`` where a step is captured that replays could not repeat."""
+    if capturing():
+        raise RuntimeError(
+            "a step is captured in a CUDA graph that is the optimizer's first, or the first after a mask or "
+            "a weight was written: make one step outside the graph first"
+        )
 
 
 def keep_for_graph(memory: object) -> None:

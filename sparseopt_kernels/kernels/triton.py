@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .contract import Batch, Rule
-from .device import keep_for_graph, made_current
+from .device import capturing, keep_for_graph, made_current
 from .triton_plan import BatchPlan
 
 _OLDEST = (3, 5)  # with which all tests of compiled kernels pass
@@ -114,12 +114,14 @@ def _rule(rule: Rule) -> tuple[float | Tensor, ...]:
 def _prepare(batch: Batch) -> tuple[BatchPlan, list[Tensor], Tensor]:
     """The plan of a batch, its gradients as the kernels read them, and their addresses on the device."""
     plan: BatchPlan | None = batch.plan
-    if plan is None or not plan.fits(batch):
-        plan = batch.plan = BatchPlan(batch)
+    if plan is None or not plan.walk.fits(batch):
+        plan = BatchPlan(batch)
     grads = plan.walk.grads(batch)
     addresses = list(map(Tensor.data_ptr, grads))
     if not plan.takes(addresses):
-        plan = batch.plan = BatchPlan(batch)
+        plan = BatchPlan(batch)
+    if not capturing():  # else its table is written when the graph runs: it is good for that graph alone
+        batch.plan = plan
     on_device = plan.on_device(addresses, batch.device)
     masks = [entry.plan for entry in plan.walk.entries]
     keep_for_graph((plan.table, plan.launches, on_device, batch.flags, masks))

@@ -59,13 +59,7 @@ class BatchPlan:
         self._grads_aligned = [grad.data_ptr() % 16 == 0 for grad in self.walk.grads(batch)]
         self._addresses: list[int] | None = None
         self._addresses_on_device: Tensor
-        self._captured = capturing()
         self.table, self.launches = self._lay_out_table(batch.device)
-
-    def fits(self, batch: Batch) -> bool:
-        """Whether the plan is good for the gradients of the batch. A plan made while a CUDA graph was
-        captured is written when the graph runs, and good for nothing else."""
-        return self.walk.fits(batch) and self._captured <= capturing()
 
     def takes(self, addresses: list[int]) -> bool:
         """Whether gradients at these addresses are aligned as those that the launches were made for."""
