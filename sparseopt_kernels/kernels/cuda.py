@@ -15,7 +15,7 @@ from torch import Tensor
 from . import reference
 from .contract import Batch, Rule
 from .device import keep_for_graph, made_current
-from .memory import Rows, Walk, rows_of
+from .memory import DTYPE_NAMES, Rows, Walk, rows_of
 
 _MISSING: str | None = None
 try:
@@ -24,13 +24,6 @@ except ModuleNotFoundError:
     _MISSING = "the CUDA kernels were not built: install nvcc, then install sparseopt_kernels again"
 except ImportError as error:
     _MISSING = f"the CUDA kernels cannot be loaded ({error})"
-
-_DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 
 
 def build_info() -> dict[str, Any]:
@@ -133,12 +126,12 @@ def _current_plan(batch: Batch) -> _BatchPlan:
 def _plan_batch(batch: Batch) -> _BatchPlan:
     for entry in batch.entries:
         if entry.plan is None or entry.plan.dtype is not batch.dtype:
-            known = batch.dtype in _DTYPES
+            known = batch.dtype in DTYPE_NAMES
             entry.plan = rows_of(entry, _pack) if known else Rows(batch.dtype, None, here=False)
     walk = Walk(batch)
     tensors = [
         _cuda.Tensor(
-            _DTYPES[batch.dtype],
+            DTYPE_NAMES[batch.dtype],
             entry.parameter.data_ptr(),
             _address(entry.momentum_buffer),
             entry.plan.rows,

@@ -12,6 +12,13 @@ from torch import Tensor
 from .contract import Batch, Entry
 from .reference import arithmetic_dtype
 
+# What the C++ libraries call the types of weights that they know.
+DTYPE_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 Order = tuple[int, ...] | None  # of the dimensions in memory; None: as they are
 
 

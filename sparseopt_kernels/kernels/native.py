@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .contract import Batch, Entry, Rule
-from .memory import Order, Walk, is_walkable, memory_grid, memory_order
+from .memory import DTYPE_NAMES, Order, Walk, is_walkable, memory_grid, memory_order
 
 _MISSING: str | None = None
 try:
@@ -23,13 +23,6 @@ except ModuleNotFoundError:
     _MISSING = "the native library was not built"
 except ImportError as error:
     _MISSING = f"the native library cannot be loaded ({error})"
-
-_DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 
 
 def build_info() -> dict[str, Any]:
@@ -135,7 +128,7 @@ def _native_rule(rule: Rule) -> Any:
 def _plan_entry(entry: Entry) -> _EntryPlan:
     parameter, buffer = entry.parameter, entry.momentum_buffer
     order = memory_order(parameter)
-    dtype = _DTYPES.get(parameter.dtype)
+    dtype = DTYPE_NAMES.get(parameter.dtype)
     if dtype is None or not is_walkable(entry, order):
         return _EntryPlan(parameter.dtype, None, None)
     mask = None

@@ -39,11 +39,7 @@ def masked_step(
     inside = (row < rows)[:, None]
     bits += (row * row_bytes)[:, None]
     tiles = tl.cdiv(row_bytes, BYTES)
-    byte = tl.zeros([ROWS, BYTES], tl.int32)
-    fan_in = tl.zeros([ROWS], tl.int32)
-    for tile in range(0, tiles):
-        byte = _mask_bytes(bits, tile, row_bytes, inside, BYTES)
-        fan_in += tl.sum(_count_ones(byte), axis=1)
+    byte, fan_in = _count(bits, tiles, row_bytes, inside, ROWS, BYTES)
     rule = _rule(rules, group, grad_scale)
     scale = (_correction_factor(fan_in, mean_fan_in, columns, rule) * rule[8])[:, None, None]
     first_step = tl.load(flags + 2 * position) != 0
@@ -117,11 +113,7 @@ def masked_squares(
     inside = (row < rows)[:, None]
     bits += (row * row_bytes)[:, None]
     tiles = tl.cdiv(row_bytes, BYTES)
-    byte = tl.zeros([ROWS, BYTES], tl.int32)
-    fan_in = tl.zeros([ROWS], tl.int32)
-    for tile in range(0, tiles):
-        byte = _mask_bytes(bits, tile, row_bytes, inside, BYTES)
-        fan_in += tl.sum(_count_ones(byte), axis=1)
+    byte, fan_in = _count(bits, tiles, row_bytes, inside, ROWS, BYTES)
     scale = _correction_factor(fan_in, mean_fan_in, columns, _rule(rules, group, None))[:, None, None]
     total, error = 0.0, 0.0
     for i in range(0, tiles):
@@ -177,6 +169,17 @@ def _shape(table, t, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
         columns = tl.multiple_of(columns, 128 // TYPE.primitive_bitwidth)
     return (bits, mean_fan_in, tl.load(row + 4), columns,
             tl.load(row + 6), tl.load(row + 7), tl.load(row + 8), tl.load(row + 9))  # fmt: skip
+
+
+@triton.jit
+def _count(bits, tiles, row_bytes, inside, ROWS: tl.constexpr, BYTES: tl.constexpr):
+    """The mask bytes of the last tile, and the fan-in of each row."""
+    byte = tl.zeros([ROWS, BYTES], tl.int32)
+    fan_in = tl.zeros([ROWS], tl.int32)
+    for tile in range(0, tiles):
+        byte = _mask_bytes(bits, tile, row_bytes, inside, BYTES)
+        fan_in += tl.sum(_count_ones(byte), axis=1)
+    return byte, fan_in
 
 
 @triton.jit
