@@ -58,9 +58,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("cpu", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
     ("cpu", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, _HALF_BFLOAT16),
     ("cpu", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
-    # The GPU backends too. The interpreter cuts bfloat16 off where a GPU rounds: a whole unit.
+    # The GPU backends too, but that Triton's interpreter cuts bfloat16 off where a GPU rounds: a whole unit.
     ("triton", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
-    ("triton", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, 2 * _HALF_BFLOAT16),
+    ("triton", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, (1 + INTERPRETED) * _HALF_BFLOAT16),
     ("triton", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
     # It leaves them to the reference.
     ("triton", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),

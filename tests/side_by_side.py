@@ -106,6 +106,21 @@ def assert_close(
         )
 
 
+def assert_rounds_every_number(backend: Backend, dtype: torch.dtype, lr: float, pattern: str | None) -> None:
+    """From p = 0, a step with each of the 65536 numbers of a half precision as gradient gives ``-lr * g``,
+    rounded to float32 and then to the parameter's type."""
+    grad = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype).view(64, 1024)
+    mask = torch.ones(64, 1024, dtype=torch.bool)
+    if pattern is not None:
+        mask = pattern_mask(pattern, grad.shape, torch.Generator().manual_seed(0))
+    p = Parameter(torch.zeros(64, 1024, dtype=dtype, device=backend.device))
+    p.grad = grad.to(backend.device, copy=True)
+    masks = {} if pattern is None else {p: mask.to(backend.device)}
+    SparseOpt([p], lr=lr, masks=masks, correction="none", backend=backend.name).step()
+    want = torch.where(mask, (grad.float() * -lr).to(dtype), 0.0)
+    torch.testing.assert_close(p.detach().cpu(), want, rtol=0.0, atol=0.0, equal_nan=True)
+
+
 class SideBySide:
     """An optimizer over parameters made from ``specs``, and the oracle over copies of them.
 

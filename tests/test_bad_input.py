@@ -223,8 +223,9 @@ def test_backend_that_cannot_run_says_why(where: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(kernels.BACKENDS["cpu"], "unavailable", lambda device: "the reason")
     if where == "SPARSEOPT_BACKEND":
         monkeypatch.setenv(where, "cpu")
-    with pytest.raises(RuntimeError, match=words("'cpu'", "cannot run", "the reason")):
+    with pytest.raises(RuntimeError, match=words("'cpu'", "cannot run", "the reason")) as error:
         SparseOpt(weights(1), backend="cpu" if where == "backend" else "auto")
+    assert ("SPARSEOPT_BACKEND" in str(error.value)) == (where == "SPARSEOPT_BACKEND")
 
 
 def test_auto_falls_back_to_the_reference_and_says_so_once(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from backends import Backend
 from oracle import Hyper
-from side_by_side import PATTERNS, SideBySide, Spec
+from side_by_side import PATTERNS, SideBySide, Spec, assert_rounds_every_number
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
@@ -130,6 +130,14 @@ def test_groups_dtypes_and_transposed_convolutions(on_gpu: Backend) -> None:
         Hyper(lr=0.01, momentum=0.9, dampening=0.5, ham_beta=0.2, max_grad_norm=0.1),
     ]
     SideBySide(on_gpu, specs, rules * 3, seed=4).run(grad_scale=4.0)
+
+
+@pytest.mark.parametrize("pattern", [None, "half"], ids=str)
+@pytest.mark.parametrize("lr", [1.0, 0.3, 3e4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_is_rounded(on_gpu: Backend, dtype: torch.dtype, lr: float, pattern: str | None) -> None:
+    """Triton's interpreter does not round bfloat16: here it is seen."""
+    assert_rounds_every_number(on_gpu, dtype, lr, pattern)
 
 
 def test_amp_overflows(on_gpu: Backend) -> None:

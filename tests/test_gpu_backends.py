@@ -23,7 +23,6 @@ from sparseopt_kernels import kernels
 from sparseopt_kernels.kernels import cuda as cuda_backend
 from sparseopt_kernels.kernels import triton as triton_backend
 from sparseopt_kernels.kernels import triton_plan
-from sparseopt_kernels.optimizer import SparseOpt
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 SPECS = [Spec((9, columns), "half", torch.float32) for columns in (3, 27, 64, 1031)]
@@ -102,9 +101,10 @@ def test_auto_takes_the_next_and_warns_of_none(
 
 def test_the_cuda_kernels_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_backend, "_MISSING", "the CUDA kernels were not built")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert kernels.build_info()["cuda"] is False
     with pytest.raises(RuntimeError, match="backend 'cuda' cannot run: the CUDA kernels were not built"):
-        SparseOpt([torch.nn.Parameter(torch.ones(1))], backend="cuda")
+        kernels.backend_for("cuda", CUDA)
 
 
 def reimported(name: str) -> ModuleType:
@@ -134,9 +134,17 @@ def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason == "Triton is not installed (pip install triton)"
 
 
+def test_a_triton_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setitem(sys.modules, "triton.language", None)
+    reason = reimported("sparseopt_kernels.kernels.triton_again").unavailable(CUDA)
+    assert "triton.language" in reason
+    assert "not installed" not in reason
+
+
 def test_triton_is_for_gpus() -> None:
     pytest.importorskip("triton")
-    assert "not on cpu" in triton_backend.unavailable(CPU)
+    assert triton_backend.unavailable(CPU) == "it updates tensors on cuda and xpu devices, not on cpu"
 
 
 @pytest.mark.interpreted

@@ -49,7 +49,8 @@ def backend_for(name: str, device: torch.device) -> ModuleType:
     if name != "auto":
         reason = BACKENDS[name].unavailable(device)
         if reason is not None:
-            raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+            asked = " (SPARSEOPT_BACKEND asks for it)" if os.environ.get("SPARSEOPT_BACKEND") == name else ""
+            raise RuntimeError(f"backend {name!r} cannot run: {reason}{asked}")
         return BACKENDS[name]
     reasons = []
     for candidate in _AUTO.get(device.type, ()):

@@ -21,7 +21,7 @@ _MISSING: str | None = None
 try:
     import sparseopt_kernels._cuda as _cuda
 except ModuleNotFoundError:
-    _MISSING = "the CUDA kernels were not built: install nvcc, then install sparseopt_kernels again"
+    _MISSING = "the CUDA kernels were not built (SPARSEOPT_CUDA=1 pip install . builds them, or says why not)"
 except ImportError as error:
     _MISSING = f"the CUDA kernels cannot be loaded ({error})"
 
@@ -39,12 +39,10 @@ def build_info() -> dict[str, Any]:
 
 
 def unavailable(device: torch.device) -> str | None:
-    if _MISSING:
-        return _MISSING
     if device.type != "cuda" or torch.version.cuda is None:
         where = device.type if device.type != "cuda" else "those of ROCm"
         return f"it updates tensors on NVIDIA devices, not on {where}"
-    return _no_code_for(device)
+    return _MISSING or _no_code_for(device)
 
 
 @cache

@@ -31,25 +31,24 @@ try:
 
     _INTERPRETED = not isinstance(triton_step.masked_step, triton.JITFunction)
     _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-except ModuleNotFoundError:
-    _MISSING = "Triton is not installed (pip install triton)"
 except ImportError as error:
     _MISSING = str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+        _MISSING = "Triton is not installed (pip install triton)"
 
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # rounding is decided where a kernel says fma
 _CORRECTIONS = {"none": 0.0, "layer": 1.0, "unnormalized": 2.0}
 
 
 def unavailable(device: torch.device) -> str | None:
-    if _MISSING:
-        return _MISSING
     if _INTERPRETED:
         if device.type == "cpu":
             return None
         return f"TRITON_INTERPRET is set: it updates tensors on the cpu, not on {device.type}"
     if device.type in ("cuda", "xpu"):
-        return None
-    return f"it updates tensors on cuda and xpu devices, not on {device.type}"
+        return _MISSING
+    reason = f"it updates tensors on cuda and xpu devices, not on {device.type}"
+    return reason if _MISSING is None else f"{reason}; {_MISSING}"
 
 
 def host_scalars(device: torch.device) -> bool:
