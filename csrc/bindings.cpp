@@ -8,24 +8,10 @@
 #include "cpu/step.h"
 
 namespace py = pybind11;
+using namespace sparseopt;
 using namespace sparseopt::cpu;
 
 namespace {
-
-Dtype dtype_named(const std::string& name) {
-  if (name == "float32") return Dtype::kFloat32;
-  if (name == "float64") return Dtype::kFloat64;
-  if (name == "bfloat16") return Dtype::kBFloat16;
-  if (name == "float16") return Dtype::kFloat16;
-  throw std::invalid_argument("dtype is '" + name + "', it must be float32, float64, bfloat16 or float16");
-}
-
-Correction correction_named(const std::string& name) {
-  if (name == "layer") return Correction::kLayer;
-  if (name == "unnormalized") return Correction::kUnnormalized;
-  if (name == "none") return Correction::kNone;
-  throw std::invalid_argument("correction is '" + name + "', it must be layer, unnormalized or none");
-}
 
 // The tensors of a batch, and which parameter group (rule) each belongs to.
 struct Table {

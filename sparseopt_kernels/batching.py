@@ -268,7 +268,7 @@ class Batcher:
             entry.memory = memory
             entry.plan = None
         if entry.plan is None:
-            entry.stale = True
+            entry.stale = entry.masked
         entry.parameter, entry.momentum_buffer = p, buffer
         if p.is_complex():
             # Complex numbers are updated as pairs of real ones: every operation of the rule is

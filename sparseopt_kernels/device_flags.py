@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .kernels.contract import Batch, Entry
+from .kernels.contract import Batch
 from .kernels.device import capturing, refuse_capture, upload
 
 
@@ -48,13 +48,13 @@ class DeviceFlags:
         """
         entries = [entry for batch in batches for entry in batch.entries]
         self._present = [i for batch in batches for i in batch.positions]
-        if not any(entry.first_step or _is_stale(entry) for entry in entries):
+        if not any(entry.first_step or entry.stale for entry in entries):
             return
         refuse_capture()
         raised = torch.zeros(self.flags.shape)
         for entry, position in zip(entries, self._present, strict=True):
-            if _is_stale(entry) or entry.first_step:
-                raised[position] = torch.tensor([entry.first_step, _is_stale(entry)])
+            if entry.first_step or entry.stale:
+                raised[position] = torch.tensor([entry.first_step, entry.stale])
                 self._maybe_up.add(position)
         torch.maximum(self.flags, upload(raised, self._device), out=self.flags)
 
@@ -82,7 +82,3 @@ class DeviceFlags:
         if not capturing():  # else it is written when the graph runs
             self._absent = (self._present, absent)
         return absent
-
-
-def _is_stale(entry: Entry) -> bool:
-    return entry.stale and entry.mask is not None  # without a mask, there is nothing outside it

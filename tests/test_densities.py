@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resnet50 import resnet50_shapes
 from torch import nn
 
 from sparseopt_kernels.topology.densities import layer_densities
@@ -12,23 +13,6 @@ from sparseopt_kernels.topology.densities import layer_densities
 
 def nnz(shapes, densities):
     return sum(round(densities[name] * math.prod(shape)) for name, shape in shapes.items())
-
-
-def resnet50_shapes():
-    """The 53 convolutions and the classifier of ResNet-50, under torchvision's names."""
-    shapes = {"conv1": (64, 3, 7, 7)}
-    channels = 64
-    for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
-        for block in range(blocks):
-            name = f"layer{stage}.{block}"
-            shapes[f"{name}.conv1"] = (width, channels, 1, 1)
-            shapes[f"{name}.conv2"] = (width, width, 3, 3)
-            shapes[f"{name}.conv3"] = (4 * width, width, 1, 1)
-            if block == 0:
-                shapes[f"{name}.downsample"] = (4 * width, channels, 1, 1)
-            channels = 4 * width
-    shapes["fc"] = (1000, channels)
-    return shapes
 
 
 # jaxpruner's unit tests, its layout (*kernel, in, out) turned into PyTorch's.

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from backends import emulate
+from resnet50 import resnet50_shapes
 from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -71,21 +72,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     return noted
 
 
-def resnet50_shapes() -> list[tuple[int, ...]]:
-    """The parameters of ResNet-50 (He et al. 2016) in order: 161, 25.6 million weights."""
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    channels = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            convolutions = [(width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
-            if block == 0:
-                convolutions.append((4 * width, channels, 1, 1))
-            for shape in convolutions:
-                shapes += [shape, shape[:1], shape[:1]]
-            channels = 4 * width
-    return [*shapes, (1000, 2048), (1000,)]
-
-
 def parameters_and_masks(
     shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32
 ) -> tuple[list[Parameter], dict[Parameter, Tensor]]:
@@ -98,7 +84,9 @@ def parameters_and_masks(
 
 class TestTriton:
     def test_a_resnet50_is_four_launches(self, launches: Launches) -> None:
-        shapes = resnet50_shapes()
+        *convolutions, classifier = resnet50_shapes().values()
+        shapes = [shape for weight in convolutions for shape in (weight, weight[:1], weight[:1])]
+        shapes += [classifier, classifier[:1]]
         assert len(shapes) == 161
         parameters, masks = parameters_and_masks(shapes)
         assert sum(p.numel() for p in parameters) == 25_557_032

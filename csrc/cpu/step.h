@@ -6,12 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "../names.h"
 #include "packed_mask.h"
 
 namespace sparseopt::cpu {
-
-enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
-enum class Correction { kLayer, kUnnormalized, kNone };
 
 // The hyperparameters of one parameter group.
 struct Rule {

@@ -7,24 +7,10 @@
 #include "table.h"
 
 namespace py = pybind11;
+using namespace sparseopt;
 using namespace sparseopt::cuda;
 
 namespace {
-
-Dtype dtype_named(const std::string& name) {
-  if (name == "float32") return Dtype::kFloat32;
-  if (name == "float64") return Dtype::kFloat64;
-  if (name == "bfloat16") return Dtype::kBFloat16;
-  if (name == "float16") return Dtype::kFloat16;
-  throw std::invalid_argument("dtype is '" + name + "', it must be float32, float64, bfloat16 or float16");
-}
-
-Correction correction_named(const std::string& name) {
-  if (name == "layer") return Correction::kLayer;
-  if (name == "unnormalized") return Correction::kUnnormalized;
-  if (name == "none") return Correction::kNone;
-  throw std::invalid_argument("correction is '" + name + "', it must be layer, unnormalized or none");
-}
 
 Tensor make_tensor(const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer, int64_t rows,
                    int64_t columns, uintptr_t bits, uintptr_t mean_fan_in, bool ham, uint32_t position) {

@@ -6,10 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace sparseopt::cuda {
+#include "../names.h"
 
-enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
-enum class Correction : uint8_t { kLayer, kUnnormalized, kNone };
+namespace sparseopt::cuda {
 
 // The hyperparameters of one parameter group. Where an address is not 0, the value is read there, on the
 // device and in the type of the arithmetic, in place of the number before it.

@@ -93,7 +93,7 @@ class Entry:
         self.mask = None
         self.momentum_buffer = None
         self.first_step = False
-        self.stale = True
+        self.stale = masked
         self.plan: Any = None
         # What the optimizer sees changes by.
         self.memory: tuple[Any, ...] = ()

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import reference
 from .contract import Batch, Rule
 from .device import keep_for_graph, made_current
-from .memory import DTYPE_NAMES, Rows, Walk, rows_of
+from .memory import DTYPE_NAMES, Walk, walk_rows
 
 _MISSING: str | None = None
 try:
@@ -122,11 +122,7 @@ def _current_plan(batch: Batch) -> _BatchPlan:
 
 
 def _plan_batch(batch: Batch) -> _BatchPlan:
-    for entry in batch.entries:
-        if entry.plan is None or entry.plan.dtype is not batch.dtype:
-            known = batch.dtype in DTYPE_NAMES
-            entry.plan = rows_of(entry, _pack) if known else Rows(batch.dtype, None, here=False)
-    walk = Walk(batch)
+    walk = walk_rows(batch, DTYPE_NAMES, _pack)
     tensors = [
         _cuda.Tensor(
             DTYPE_NAMES[batch.dtype],

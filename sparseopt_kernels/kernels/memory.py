@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from math import prod
 from typing import NamedTuple
 
@@ -129,3 +129,12 @@ def rows_of(entry: Entry, pack: Packer) -> Rows:
     bits, nnz = pack(mask.contiguous().view(rows, columns))
     mean_fan_in = (nnz.double() / rows).to(arithmetic_dtype(dtype))
     return Rows(dtype, order, True, rows, columns, bits, mean_fan_in)
+
+
+def walk_rows(batch: Batch, dtypes: Container[torch.dtype], pack: Packer) -> Walk:
+    """The walk over a batch whose entries are planned as rows, where a backend knows their dtype."""
+    for entry in batch.entries:
+        if entry.plan is None or entry.plan.dtype is not batch.dtype:
+            known = batch.dtype in dtypes
+            entry.plan = rows_of(entry, pack) if known else Rows(batch.dtype, None, here=False)
+    return Walk(batch)

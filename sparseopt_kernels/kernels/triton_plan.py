@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .contract import Batch, Entry
 from .device import capturing, upload
-from .memory import Rows, Walk, rows_of
+from .memory import Rows, walk_rows
 
 TABLE_WIDTH = 10
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,12 +50,7 @@ class BatchPlan:
     """
 
     def __init__(self, batch: Batch) -> None:
-        for entry in batch.entries:
-            if entry.plan is None or entry.plan.dtype is not batch.dtype:
-                entry.plan = (
-                    rows_of(entry, pack) if batch.dtype in DTYPES else Rows(batch.dtype, None, here=False)
-                )
-        self.walk = Walk(batch)
+        self.walk = walk_rows(batch, DTYPES, pack)
         self._grads_aligned = [grad.data_ptr() % 16 == 0 for grad in self.walk.grads(batch)]
         self._addresses: list[int] | None = None
         self._addresses_on_device: Tensor
