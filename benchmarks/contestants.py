@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import SparseOpt, layer_densities
-from sparseopt_kernels.layers import Neurons
-from sparseopt_kernels.masks import correction_factors
+from sparseopt_kernels.neurons import Neurons, correction_factors
 from sparseopt_kernels.topology.densities import Distribution
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4

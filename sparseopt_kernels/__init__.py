@@ -2,11 +2,12 @@
 
 from ._version import __version__
 from .kernels import build_info
-from .masks import Masks, sparsify
+from .masks import Masks
 from .optimizer import SparseOpt
 from .schedules import warmup_cosine
 from .topology.densities import layer_densities
 from .topology.dynamic import SET, RigL
+from .topology.sparsify import sparsify
 
 __all__ = [
     "SET",

@@ -19,8 +19,8 @@ from torch.nn.parameter import Parameter
 from .device_flags import DeviceFlags
 from .kernels.contract import Batch, Entry
 from .kernels.device import refuse_capture
-from .layers import Neurons
 from .masks import Masks, check_mask
+from .neurons import Neurons
 
 State = MutableMapping[Tensor, dict[str, Any]]
 

@@ -1,4 +1,4 @@
-"""Which parameters of a model can be masked, and which of their elements feed one neuron.
+"""Which parameters of a model can be masked.
 
 Nothing here knows of masks, densities or optimizers.
 """
@@ -7,37 +7,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import prod
 from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from .neurons import Neurons
+
 _DIM_0_IS_NEURONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DIM_1_IS_NEURONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-@dataclass(frozen=True)
-class Neurons:
-    """Where the neurons (output units, the rows of section 3 of the paper) of a weight lie.
-
-    ``dim`` is 0 for ``Linear`` and ``Conv*`` weights ``(out, in/groups, *kernel)``. It is 1 for
-    ``ConvTranspose*`` weights ``(in, out/groups, *kernel)``, whose dimension 0 is then split in
-    ``groups`` parts: neuron ``(g, j)`` is fed by ``weight[g * in/groups : (g + 1) * in/groups, j]``.
-    """
-
-    dim: int = 0
-    groups: int = 1
-
-    def grid(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
-        """``(groups, segments, neurons per group, length)``: a contiguous tensor of ``shape`` reshaped
-        to it holds the weights of neuron ``(g, j)`` in ``[g, :, j, :]``."""
-        if self.dim == 0:
-            count = shape[0] if len(shape) else 1
-            return 1, 1, count, prod(shape[1:])
-        return self.groups, shape[0] // self.groups, shape[1], prod(shape[2:])
 
 
 class MaskableWeight(NamedTuple):

@@ -16,7 +16,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
 from .batching import Batcher
-from .masks import Correction, Masks, check_mask
+from .masks import Masks, check_mask
+from .neurons import Correction
 from .scalars import limit_norm, set_scalars
 
 _CORRECTIONS = get_args(Correction)

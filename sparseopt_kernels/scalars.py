@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .kernels.contract import Batch, Rule
-from .kernels.reference import arithmetic_dtype
+from .neurons import arithmetic_dtype
 
 
 def set_scalars(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.masks import Masks, sparsify
+from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.topology.sparsify import sparsify
 
 
 def weights(count: int = 3) -> list[Parameter]:

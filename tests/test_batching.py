@@ -156,7 +156,7 @@ class TestMaskChanges:
         assert p.tolist() == [[0.0] * 4, [1.0] * 4]
 
     def test_the_buffer_is_gone(self, backend: Backend) -> None:
-        from sparseopt_kernels.masks import sparsify
+        from sparseopt_kernels.topology.sparsify import sparsify
 
         model = nn.Sequential(nn.Linear(4, 4))
         optimizer = SparseOpt(model.parameters(), masks=sparsify(model, 0.5), backend=backend.name)

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparseopt_kernels.layers import Neurons, maskable_weights, neurons_of
-from sparseopt_kernels.masks import Masks, check_mask, correction_factors, fan_in, sparsify
+from sparseopt_kernels.layers import maskable_weights, neurons_of
+from sparseopt_kernels.masks import Masks, check_mask
+from sparseopt_kernels.neurons import Neurons, correction_factors, fan_in
 from sparseopt_kernels.topology.densities import layer_densities
 from sparseopt_kernels.topology.seeding import generator
+from sparseopt_kernels.topology.sparsify import sparsify
 
 
 def make_model():

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparseopt_kernels.masks import Masks, sparsify
+from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.mask_update import cosine_fraction
+from sparseopt_kernels.topology.sparsify import sparsify
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])
 

@@ -23,8 +23,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.layers import Neurons
-from sparseopt_kernels.masks import correction_factors
+from sparseopt_kernels.neurons import Neurons, correction_factors
 from sparseopt_kernels.optimizer import SparseOpt
 
 DTYPES = [

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers import Neurons
-from ..masks import Correction
+from ..neurons import Correction, Neurons
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..neurons import arithmetic_dtype
 from . import reference
 from .contract import Batch, Rule
 from .device import keep_for_graph, made_current
@@ -88,7 +89,7 @@ def squared_norm(batch: Batch) -> Tensor:
     plan = _current_plan(batch)
     sums = torch.empty(
         _cuda.partial_sum_count(plan.table),
-        dtype=reference.arithmetic_dtype(batch.dtype),
+        dtype=arithmetic_dtype(batch.dtype),
         device=batch.device,
     )
     grads = plan.walk.grads(batch)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..neurons import arithmetic_dtype
 from .contract import Batch, Entry
-from .reference import arithmetic_dtype
 
 # What the C++ libraries call the types of weights that they know.
 DTYPE_NAMES = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..masks import correction_factors
+from ..neurons import arithmetic_dtype, correction_factors
 from .contract import Batch, Entry, Rule
 
 
@@ -65,11 +65,6 @@ def update(batch: Batch, i: int) -> None:
     if new_buffer is not None:
         assert entry.momentum_buffer is not None
         _write(entry.momentum_buffer, new_buffer, entry.mask, batch.found_inf)
-
-
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What numbers of ``dtype`` are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _fresh(batch: Batch, i: int, dampening: float) -> float | Tensor:

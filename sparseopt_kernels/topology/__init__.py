@@ -1,4 +1,1 @@
-"""Which weights are active: densities of layers, and their change during training (SET, RigL).
-
-Imports nothing: ``masks.py`` needs ``topology.densities``, and ``topology.dynamic`` needs ``masks.py``.
-"""
+"""Which weights are active: densities of layers, the masks to start with, their change during training."""

@@ -1,6 +1,6 @@
 """How a network's budget of active weights is shared among its layers: uniform, ER, ERK.
 
-Densities only; the masks are drawn in ``masks.py``.
+Densities only; the masks are drawn in ``sparsify.py``.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..layers import Neurons
-from ..masks import Masks, check_mask, correction_factors
+from ..masks import Masks, check_mask
+from ..neurons import Neurons, correction_factors
 from .mask_update import cosine_fraction, drop_smallest, grow_largest, grow_random
 from .seeding import generator
 

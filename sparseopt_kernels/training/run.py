@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ..masks import sparsify
 from ..optimizer import SparseOpt
 from ..schedules import warmup_cosine
 from ..topology.dynamic import SET, RigL
+from ..topology.sparsify import sparsify
 from .config import Config
 from .data import Dataset, batches, steps_per_epoch
 from .models import build_model
