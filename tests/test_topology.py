@@ -17,6 +17,12 @@ from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.mask_update import cosine_fraction
 from sparseopt_kernels.topology.sparsify import sparsify
 
+
+def updated_by_step(dst):
+    dst.step()
+    return dst.updated
+
+
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])
 
 
@@ -44,14 +50,14 @@ class TestStep:
 
     def test_rigl_by_hand(self):
         # -1 and -2 drop; the largest gradients not kept are those of -2, which regrows, and index 2.
-        assert self.make(RigL).step() is True
+        assert updated_by_step(self.make(RigL)) is True
         assert self.mask.tolist() == bits("1010 1100").tolist()
         assert self.parameter.tolist() == [4, 0, 0, 0, 3, -2, 0, 0]
 
     def test_set_keeps_the_largest_and_the_number(self):
         for seed in range(20):
             self.setup_method()
-            changed = self.make(SET, seed=seed).step()
+            changed = updated_by_step(self.make(SET, seed=seed))
             assert self.mask[[0, 4]].all()
             assert int(self.mask.sum()) == 4
             assert changed == (self.mask.tolist() != bits("1100 1100").tolist())
@@ -73,7 +79,7 @@ class TestStep:
     def test_an_update_that_changes_nothing_says_so(self):
         self.parameter.grad = torch.tensor([0.0, 9, 0, 0, 0, 9, 0, 0])
         version = self.mask._version
-        assert self.make(RigL).step() is False
+        assert updated_by_step(self.make(RigL)) is False
         assert self.mask._version == version
         assert self.parameter.tolist() == [4, -1, 0, 0, 3, -2, 0, 0]
 
@@ -88,7 +94,7 @@ class TestStep:
     @pytest.mark.parametrize("mask", ["11111111", "00000000"])
     def test_full_and_empty_masks_never_change(self, cls, mask):
         self.mask = bits(mask)
-        assert self.make(cls).step() is False
+        assert updated_by_step(self.make(cls)) is False
         assert self.mask.tolist() == bits(mask).tolist()
 
     @BOTH
@@ -100,7 +106,7 @@ class TestStep:
         for call in range(1, 16):
             version = self.mask._version
             self.parameter.grad = torch.randn(400)
-            changed = dst.step()
+            changed = updated_by_step(dst)
             assert changed == (self.mask._version != version)
             if changed:
                 calls.append(call)
@@ -123,21 +129,21 @@ class TestStep:
         good = self.parameter.grad.clone()
         dst = self.make(cls, drop_fraction=1.0, update_every=3, stop_at=100)
         self.parameter.grad[7] = math.nan
-        assert [dst.step() for _ in range(4)] == [False] * 4
+        assert [updated_by_step(dst) for _ in range(4)] == [False] * 4
         assert self.mask.tolist() == bits("1100 1100").tolist()
         assert self.parameter.tolist() == [4, -1, 0, 0, 3, -2, 0, 0]
         self.parameter.grad = good
-        assert dst.step() is True
+        assert updated_by_step(dst) is True
         # Step 6 is due by itself and made at step 7; step 8 is not due.
         self.parameter.grad = torch.full((8,), -math.inf)
-        assert dst.step() is False
+        assert updated_by_step(dst) is False
         self.parameter.grad = torch.roll(good, 1)
         with torch.no_grad():
             self.parameter.copy_(self.mask)
         dst.step()
         mask = self.mask.clone()
         self.parameter.grad = torch.roll(good, 2)
-        assert dst.step() is False
+        assert updated_by_step(dst) is False
         assert torch.equal(self.mask, mask)
 
     @BOTH
@@ -145,7 +151,7 @@ class TestStep:
         other = parameter_with([1.0, 0, 0], [math.inf, 0, 0])
         other_mask = bits("100")
         dst = cls({self.parameter: self.mask, other: other_mask}, 0.5, 1, stop_at=100)
-        assert dst.step() is False
+        assert updated_by_step(dst) is False
         assert self.mask.tolist() == bits("1100 1100").tolist()
 
     def test_a_postponed_update_lapses_at_the_end(self):
@@ -155,7 +161,7 @@ class TestStep:
         dst.step()
         dst.step()
         self.parameter.grad = good
-        assert dst.step() is False
+        assert updated_by_step(dst) is False
 
     def test_a_loss_scale_does_not_matter(self):
         self.make(RigL).step()
@@ -167,26 +173,26 @@ class TestStep:
 
     def test_set_needs_no_gradient(self):
         self.parameter.grad = None
-        results = [self.make(SET, drop_fraction=1.0, seed=seed).step() for seed in range(5)]
+        results = [updated_by_step(self.make(SET, drop_fraction=1.0, seed=seed)) for seed in range(5)]
         assert any(results)
 
     def test_rigl_without_any_gradient_is_an_error(self):
         self.parameter.grad = None
         dst = self.make(RigL, update_every=2)
-        assert dst.step() is False
+        assert updated_by_step(dst) is False
         with pytest.raises(RuntimeError, match=r"after loss\.backward\(\) and before opt\.zero_grad\(\)"):
             dst.step()
 
     def test_rigl_leaves_a_parameter_without_gradient_alone(self):
         other, other_mask = parameter_with([1.0, 2, 0, 0]), bits("1100")
         dst = RigL({other: other_mask, self.parameter: self.mask}, 0.5, 1, stop_at=100)
-        assert dst.step() is True
+        assert updated_by_step(dst) is True
         assert other_mask.tolist() == bits("1100").tolist()
         assert other.tolist() == [1, 2, 0, 0]
 
     def test_set_leaves_a_frozen_parameter_alone(self):
         self.parameter.requires_grad_(False)
-        assert not any(self.make(SET, drop_fraction=1.0, seed=seed).step() for seed in range(5))
+        assert not any(updated_by_step(self.make(SET, drop_fraction=1.0, seed=seed)) for seed in range(5))
         assert self.mask.tolist() == bits("1100 1100").tolist()
 
     def test_at_learning_rate_zero_only_active_weights_drop(self):
@@ -213,7 +219,7 @@ class TestCorrectedRegrow:
     )
     def test_by_hand(self, regrow, expected):
         weight, mask = self.layer()
-        assert RigL({weight: mask}, 0.2, 1, stop_at=math.inf, regrow=regrow).step()
+        assert updated_by_step(RigL({weight: mask}, 0.2, 1, stop_at=math.inf, regrow=regrow))
         assert mask.flatten().tolist() == bits(expected).tolist()
 
     def test_neurons_of_a_model_are_those_of_its_layers(self):
@@ -324,7 +330,7 @@ class TestTraining:
                 gradient = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
             dst.step()
-            assert dst.step() is True
+            assert updated_by_step(dst) is True
             masks.append([model[0].weight_mask, model[3].weight_mask])
         assert masks[1][0].is_contiguous(memory_format=torch.channels_last)
         assert all(torch.equal(left, right) for left, right in zip(*masks, strict=True))
@@ -361,7 +367,7 @@ class TestTraining:
         for step in range(3):
             for parameter in masks:
                 parameter.grad = torch.randn(parameter.shape).bfloat16()
-            assert dst.step() is True, step
+            assert updated_by_step(dst) is True, step
             assert masks.nnz() == nnz
 
     def test_a_copy_goes_its_own_way(self):
@@ -392,7 +398,7 @@ class TestState:
         other.load_state_dict(dst.state_dict())
         (parameter,) = other.masks
         parameter.grad = torch.cat([torch.zeros(4), torch.ones(4)])
-        assert other.step() is True
+        assert updated_by_step(other) is True
 
     def test_the_state_is_a_snapshot(self):
         dst = self.make(drop_fraction=1.0)
@@ -451,7 +457,7 @@ def test_invariants(cls, shape, density, drop_fraction, seed, dtype):
     for step in range(1, 4):
         old_mask, old_values = mask.clone(), parameter.detach().clone()
         parameter.grad = torch.randint(-2, 3, shape, generator=rng).to(dtype)
-        changed = dst.step()
+        changed = updated_by_step(dst)
         ever |= mask
         assert changed == (not torch.equal(mask, old_mask))
         assert int(mask.sum()) == int(old_mask.sum())

@@ -55,34 +55,42 @@ class _DynamicTopology:
         self.seed = int(seed)
         self._step = 0
         self._due = False
+        self._updated = False
         self._explored = [mask.clone() for mask in masks.values()]
 
+    @property
+    def updated(self) -> bool:
+        """Whether the last call of :meth:`step` changed a mask.
+
+        False when no update was due, when it was postponed, when every dropped weight grew again, and
+        before the first call, also of a resumed run.
+        """
+        return self._updated
+
     @torch.no_grad()
-    def step(self) -> bool:
+    def step(self) -> None:
         """Count one training step, and update the masks if an update is due.
 
-        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``.
-
-        Returns:
-            True when a mask changed. False when no update was due, when it was postponed, or when
-            every dropped weight grew again.
+        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``. Whether a mask
+        changed is in :attr:`updated`; the optimizer's step is due in either case.
         """
+        self._updated = False
         due = self._due or (self._step + 1) % self.update_every == 0
         if due and self._step + 1 < self.stop_at:
             self._check_ready()
         self._step += 1
         self._due = due
         if not due or self._step >= self.stop_at:
-            return False
+            return
         gradients = [parameter.grad for parameter in self.masks if parameter.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            return False
+            return
         self._due = False
         changes = [self._update(layer, *item) for layer, item in enumerate(self.masks.items())]
-        return any(changes)
+        self._updated = any(changes)
 
     def _update(self, layer: int, parameter: Parameter, mask: Tensor) -> bool:
-        """Drop and grow in one layer, in place."""
+        """Drop and grow in one layer, in place; tell whether its mask changed."""
         active = int(mask.count_nonzero())
         k = int(cosine_fraction(self.drop_fraction, self._step, self.stop_at) * active)
         if k == 0 or active == mask.numel() or not self._can_grow(parameter):
@@ -156,6 +164,7 @@ class _DynamicTopology:
             setattr(self, name, state_dict[name])
         self._step = state_dict["step"]
         self._due = state_dict["due"]
+        self._updated = False
         pairs = zip(state_dict["explored"], self.masks.values(), strict=True)
         self._explored = [union.clone().to(mask.device) for union, mask in pairs]
 
