@@ -18,6 +18,11 @@ from sparseopt_kernels.topology.mask_update import cosine_fraction
 from sparseopt_kernels.topology.sparsify import sparsify
 
 
+def seeded(cls, seed):
+    """The seed for SET; RigL has none."""
+    return {"seed": seed} if cls is SET else {}
+
+
 def updated_by_step(dst):
     dst.step()
     return dst.updated
@@ -265,7 +270,7 @@ class TestTraining:
         model = small_model()
         masks = sparsify(model, 0.8)
         model.to(memory_format=memory_format)
-        dst = cls(masks, drop_fraction=0.5, update_every=2, stop_at=12, seed=seed)
+        dst = cls(masks, drop_fraction=0.5, update_every=2, stop_at=12, **seeded(cls, seed))
         return model, dst, torch.optim.SGD(model.parameters(), lr=0.1)
 
     @BOTH
@@ -349,7 +354,8 @@ class TestTraining:
         model_state, dst_state = torch.load(file, weights_only=True)
 
         model = small_model(seed=9)
-        dst = cls(sparsify(model, 0.8, seed=9), drop_fraction=0.1, update_every=9, stop_at=99, seed=9)
+        masks = sparsify(model, 0.8, seed=9)
+        dst = cls(masks, drop_fraction=0.1, update_every=9, stop_at=99, **seeded(cls, 9))
         model.load_state_dict(model_state)
         dst.load_state_dict(dst_state)
         train(model, dst, torch.optim.SGD(model.parameters(), lr=0.1), stop, 14)
@@ -452,7 +458,7 @@ def test_invariants(cls, shape, density, drop_fraction, seed, dtype):
     mask = torch.rand(shape, generator=rng) < density
     values = torch.randn(shape, generator=rng).to(dtype) * mask
     parameter = nn.Parameter(values.clone())
-    dst = cls({parameter: mask}, drop_fraction, 1, stop_at=4, seed=seed)
+    dst = cls({parameter: mask}, drop_fraction, 1, stop_at=4, **seeded(cls, seed))
     ever = mask.clone()
     for step in range(1, 4):
         old_mask, old_values = mask.clone(), parameter.detach().clone()
@@ -505,6 +511,16 @@ class TestBadInput:
 def test_unknown_regrow():
     with pytest.raises(ValueError, match="regrow is 'best', it must be 'original' or 'corrected'"):
         RigL({nn.Parameter(torch.ones(3)): bits("111")}, stop_at=10, regrow="best")
+
+
+def test_rigl_has_no_seed():
+    masks = {nn.Parameter(torch.ones(3)): bits("111")}
+    with pytest.raises(TypeError, match="seed"):
+        RigL(masks, stop_at=200, seed=0)
+    assert "seed" not in RigL(masks, stop_at=200).state_dict()
+    assert "seed" in SET(masks, stop_at=200).state_dict()
+    with pytest.raises(ValueError, match=r"state_dict has keys .*'seed'.*, it must have"):
+        RigL(masks, stop_at=200).load_state_dict({**RigL(masks, stop_at=200).state_dict(), "seed": 0})
 
 
 def test_the_order_of_imports_does_not_matter():

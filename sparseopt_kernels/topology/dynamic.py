@@ -22,7 +22,7 @@ from .seeding import generator
 class _DynamicTopology:
     """What SET and RigL share: all but the choice of the weights that grow."""
 
-    _settings: ClassVar[tuple[str, ...]] = ("drop_fraction", "update_every", "stop_at", "seed")
+    _settings: ClassVar[tuple[str, ...]] = ("drop_fraction", "update_every", "stop_at")
 
     def __init__(
         self,
@@ -30,7 +30,6 @@ class _DynamicTopology:
         drop_fraction: float,
         update_every: int,
         stop_at: float,
-        seed: int,
     ) -> None:
         if not masks:
             raise ValueError("masks is empty, it must have at least one masked parameter")
@@ -52,7 +51,6 @@ class _DynamicTopology:
         self.drop_fraction = float(drop_fraction)
         self.update_every = int(update_every)
         self.stop_at = float(stop_at)
-        self.seed = int(seed)
         self._step = 0
         self._due = False
         self._updated = False
@@ -202,6 +200,8 @@ class SET(_DynamicTopology):
             its parameter's shape.
     """
 
+    _settings = (*_DynamicTopology._settings, "seed")
+
     def __init__(
         self,
         masks: Mapping[Parameter, Tensor],
@@ -211,7 +211,8 @@ class SET(_DynamicTopology):
         stop_at: float,
         seed: int = 0,
     ) -> None:
-        super().__init__(masks, drop_fraction, update_every, stop_at, seed)
+        super().__init__(masks, drop_fraction, update_every, stop_at)
+        self.seed = int(seed)
 
     def _can_grow(self, parameter: Parameter) -> bool:
         # What grows in a frozen parameter would stay 0.
@@ -228,7 +229,7 @@ class RigL(_DynamicTopology):
     that step are there. When masks change, how many weights drop, and what happens to the parameter and
     to the optimizer is as in :class:`SET`; but the weights that grow are those of largest dense gradient
     among all those not kept. Of equal gradients, a weight that was just dropped comes before an inactive
-    one, and then the lower index first.
+    one, and then the lower index first. Nothing is left to chance: there is no seed.
 
     Only the ranking counts: a loss scale need not be undone first. Gradients accumulated over
     micro-batches are ranked as they are summed. Gradients must be averaged over the ranks before the
@@ -243,7 +244,6 @@ class RigL(_DynamicTopology):
             ``c_i * |p.grad|`` with ``c_i = sqrt(fan_in_i / mean fan-in)`` of the mask before the update,
             the gradient that SparseOpt applies (Section 5.2, Figures 5 and 10). There, a neuron without
             active weights has ``c_i = 0`` and so grows last.
-        seed: accepted so that SET and RigL can take each other's place; RigL leaves nothing to chance.
 
     Raises:
         ValueError: as in :class:`SET`, or ``regrow`` is unknown.
@@ -260,11 +260,10 @@ class RigL(_DynamicTopology):
         *,
         stop_at: float,
         regrow: Literal["original", "corrected"] = "original",
-        seed: int = 0,
     ) -> None:
         if regrow not in ("original", "corrected"):
             raise ValueError(f"regrow is {regrow!r}, it must be 'original' or 'corrected'")
-        super().__init__(masks, drop_fraction, update_every, stop_at, seed)
+        super().__init__(masks, drop_fraction, update_every, stop_at)
         self.regrow = regrow
 
     def _check_ready(self) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,13 +82,12 @@ class Run:
         self.schedule = warmup_cosine(self.optimizer, config.warmup_epochs * steps, config.epochs * steps)
         self.topology: SET | RigL | None = None
         if config.method != "static":
-            topology = {"set": SET, "rigl": RigL}[config.method]
+            topology: Callable[..., SET | RigL] = partial(SET, seed=seed) if config.method == "set" else RigL
             self.topology = topology(
                 self.masks,
                 config.drop_fraction,
                 config.update_every,
                 stop_at=_STOP_AT * config.epochs * steps,
-                seed=seed,
             )
 
     @property
