@@ -36,6 +36,34 @@ def neurons_of(module: nn.Module) -> Neurons:
     return Neurons()
 
 
+class Exclusion:
+    """The layers that a caller leaves out, by name or shell-style pattern, and which patterns were met.
+
+    Raises:
+        TypeError: ``patterns`` is a single string.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        if isinstance(patterns, str):
+            raise TypeError(
+                f"exclude must be a sequence of names, not one string: use exclude=({patterns!r},)"
+            )
+        self._patterns = tuple(patterns)
+        self._met: set[str] = set()
+
+    def has(self, *names: str) -> bool:
+        """Whether a pattern matches one of the names of a weight."""
+        hits = {pattern for pattern in self._patterns if any(fnmatchcase(n, pattern) for n in names)}
+        self._met |= hits
+        return bool(hits)
+
+    def check_all_met(self) -> None:
+        """Raise ``ValueError`` for a pattern that has matched nothing: it is misspelt."""
+        for pattern in self._patterns:
+            if pattern not in self._met:
+                raise ValueError(f"exclude has {pattern!r}, which matches no maskable weight")
+
+
 def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[MaskableWeight]:
     """The weights of all ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` layers, in model order.
 
@@ -53,9 +81,7 @@ def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[
         ValueError: a pattern of ``exclude`` matches no maskable weight; a weight is not initialised yet
             (a lazy layer before its first forward pass).
     """
-    if isinstance(exclude, str):
-        raise TypeError(f"exclude must be a sequence of names, not one string: use exclude=({exclude!r},)")
-    matched = set()
+    exclusion = Exclusion(exclude)
     seen = set()
     for module_name, module in model.named_modules():
         if not isinstance(module, _DIM_0_IS_NEURONS + _DIM_1_IS_NEURONS):
@@ -73,15 +99,11 @@ def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[
             continue
         seen.add(id(parameter))
         name = f"{module_name}.weight" if module_name else "weight"
-        hits = {pattern for pattern in exclude if any(fnmatchcase(n, pattern) for n in (module_name, name))}
-        matched |= hits
-        if hits:
+        if exclusion.has(module_name, name):
             continue
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(
                 f"{name!r} is not initialised yet: run one forward pass before masking the model"
             )
         yield MaskableWeight(name, module, "weight", parameter, neurons_of(module))
-    for pattern in exclude:
-        if pattern not in matched:
-            raise ValueError(f"exclude has {pattern!r}, which matches no maskable weight of the model")
+    exclusion.check_all_met()

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from ..layers import maskable_weights
+from ..layers import Exclusion, maskable_weights
 
 Distribution = Literal["uniform", "er", "erk"]
 
@@ -20,6 +20,8 @@ def layer_densities(
     model_or_shapes: nn.Module | Mapping[str, Sequence[int]],
     sparsity: float,
     distribution: Distribution = "erk",
+    *,
+    exclude: Sequence[str] = (),
 ) -> dict[str, float]:
     """The fraction of active weights of each layer, such that the network has the sparsity asked for.
 
@@ -38,27 +40,34 @@ def layer_densities(
         model_or_shapes: a model, of which the maskable weights count (``Linear``, ``Conv1d-3d``,
             ``ConvTranspose1d-3d``), or the weights' shapes by name, as PyTorch stores them:
             ``(out, in, *kernel)``.
-        sparsity: fraction of all these weights that is inactive, in [0, 1).
+        sparsity: fraction of all these weights, less the excluded ones, that is inactive, in [0, 1).
         distribution: ``"uniform"``, ``"er"`` or ``"erk"``.
+        exclude: layers to leave out, by name or shell-style pattern, as in :func:`sparsify` (``"fc"``,
+            ``"layer1.*"``); of shapes, the names are those given.
 
     Returns:
-        The density of each layer, in [0, 1], by weight name, in the order given. A weight without
-        elements has the density ``1 - sparsity``.
+        The density of each layer, in [0, 1], by weight name, in the order given, without those excluded.
+        A weight without elements has the density ``1 - sparsity``.
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1) or NaN, ``distribution`` is unknown, a shape has fewer
-            than two dimensions or a negative one, or there is nothing to mask.
+        ValueError: ``sparsity`` is outside [0, 1) or NaN, ``distribution`` is unknown, a pattern of
+            ``exclude`` matches nothing, a shape has fewer than two dimensions or a negative one, or there
+            is nothing to mask.
+        TypeError: ``exclude`` is a single string.
     """
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity is {sparsity}, it must be in [0, 1)")
     if distribution not in get_args(Distribution):
         raise ValueError(f"distribution is {distribution!r}, it must be one of {get_args(Distribution)}")
     if isinstance(model_or_shapes, nn.Module):
-        shapes = {w.name: tuple(w.parameter.shape) for w in maskable_weights(model_or_shapes)}
+        weights = list(maskable_weights(model_or_shapes, exclude))
+        shapes = {weight.name: tuple(weight.parameter.shape) for weight in weights}
     else:
-        shapes = {name: tuple(shape) for name, shape in model_or_shapes.items()}
+        exclusion = Exclusion(exclude)
+        shapes = {name: tuple(shape) for name, shape in model_or_shapes.items() if not exclusion.has(name)}
+        exclusion.check_all_met()
     if not shapes:
-        raise ValueError("nothing to mask: there is no Linear, Conv or ConvTranspose weight")
+        raise ValueError("nothing to mask: no Linear, Conv or ConvTranspose weight is left")
     for name, shape in shapes.items():
         if len(shape) < 2 or min(shape) < 0:
             raise ValueError(f"shape of {name!r} is {shape}, it must be (out, in, *kernel)")

@@ -39,10 +39,9 @@ def sparsify(
     Raises:
         ValueError: ``sparsity`` is outside [0, 1), ``distribution`` is unknown, a pattern of ``exclude``
             matches nothing, the model has nothing to mask, or it is masked already.
+        TypeError: ``exclude`` is a single string.
     """
     weights = list(maskable_weights(model, exclude))
-    if not weights:
-        raise ValueError("model has nothing to mask: no Linear, Conv or ConvTranspose weight is left")
     for name, module, attribute, _, _ in weights:
         if hasattr(module, f"{attribute}_mask"):
             raise ValueError(
