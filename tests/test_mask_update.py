@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseopt_kernels.topology.mask_update import (
-    cosine_fraction,
     drop_smallest,
     grow_largest,
     grow_random,
@@ -125,11 +124,3 @@ def test_random_growth_is_uniform_over_all_that_is_not_kept():
     assert counts[:2].tolist() == [2000, 2000]
     # 1000 expected for each; the standard deviation is 22.
     assert (counts[2:] - 1000).abs().max() < 5 * 22
-
-
-def test_the_fraction_follows_the_cosine():
-    assert cosine_fraction(0.3, 0, 100) == pytest.approx(0.3)
-    assert cosine_fraction(0.3, 50, 100) == pytest.approx(0.15)
-    assert cosine_fraction(0.3, 100, 100) == pytest.approx(0.0)
-    assert cosine_fraction(0.3, 25, 100) == pytest.approx(0.15 * (1 + math.sqrt(0.5)))
-    assert cosine_fraction(0.3, 10**9, math.inf) == 0.3

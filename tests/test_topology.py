@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.topology.drop_schedules import cosine
 from sparseopt_kernels.topology.dynamic import SET, RigL
-from sparseopt_kernels.topology.mask_update import cosine_fraction
 from sparseopt_kernels.topology.sparsify import sparsify
 
 
@@ -469,7 +469,7 @@ def test_invariants(cls, shape, density, drop_fraction, seed, dtype):
         assert int(mask.sum()) == int(old_mask.sum())
         # Kept and regrown weights are untouched, all others are zero.
         assert torch.equal(parameter.detach(), torch.where(mask & old_mask, old_values, 0.0))
-        k = int(cosine_fraction(drop_fraction, step, 4) * int(old_mask.sum()))
+        k = int(drop_fraction * cosine(step, 4) * int(old_mask.sum()))
         assert int((old_mask & ~mask).sum()) <= k
         with torch.no_grad():
             parameter.add_(torch.randint(0, 2, shape, generator=rng).to(dtype) * mask)

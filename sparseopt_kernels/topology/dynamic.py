@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn.parameter import Parameter
 
 from ..masks import Masks, check_mask
 from ..neurons import Neurons, correction_factors
-from .mask_update import cosine_fraction, drop_smallest, grow_largest, grow_random
+from .drop_schedules import DropSchedule, cosine
+from .mask_update import drop_smallest, grow_largest, grow_random
 from .seeding import generator
 
 
@@ -30,6 +32,7 @@ class _DynamicTopology:
         drop_fraction: float,
         update_every: int,
         stop_at: float,
+        drop_schedule: DropSchedule,
     ) -> None:
         if not masks:
             raise ValueError("masks is empty, it must have at least one masked parameter")
@@ -39,6 +42,8 @@ class _DynamicTopology:
             raise ValueError(f"update_every is {update_every}, it must be an integer of at least 1 (steps)")
         if not stop_at > 0.0:
             raise ValueError(f"stop_at is {stop_at}, it must be positive (steps)")
+        if not callable(drop_schedule):
+            raise TypeError(f"drop_schedule is {drop_schedule!r}, it must be a function of (step, stop_at)")
         if stop_at <= update_every:
             warnings.warn(
                 f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change",
@@ -51,6 +56,7 @@ class _DynamicTopology:
         self.drop_fraction = float(drop_fraction)
         self.update_every = int(update_every)
         self.stop_at = float(stop_at)
+        self.drop_schedule = drop_schedule
         self._step = 0
         self._due = False
         self._updated = False
@@ -73,24 +79,28 @@ class _DynamicTopology:
         changed is in :attr:`updated`; the optimizer's step is due in either case.
         """
         self._updated = False
-        due = self._due or (self._step + 1) % self.update_every == 0
-        if due and self._step + 1 < self.stop_at:
-            self._check_ready()
-        self._step += 1
-        self._due = due
-        if not due or self._step >= self.stop_at:
-            return
-        gradients = [parameter.grad for parameter in self.masks if parameter.grad is not None]
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            return
-        self._due = False
-        changes = [self._update(layer, *item) for layer, item in enumerate(self.masks.items())]
-        self._updated = any(changes)
+        step = self._step + 1
+        due = self._due or step % self.update_every == 0
+        update = due and step < self.stop_at and self._is_ready()
+        fraction = self._drop_fraction_at(step) if update else 0.0
+        self._step = step
+        self._due = due and not update
+        if update:
+            changes = [self._update(layer, *item, fraction) for layer, item in enumerate(self.masks.items())]
+            self._updated = any(changes)
 
-    def _update(self, layer: int, parameter: Parameter, mask: Tensor) -> bool:
+    def _drop_fraction_at(self, step: int) -> float:
+        factor = self.drop_schedule(step, self.stop_at)
+        if not (isinstance(factor, Real) and 0.0 <= factor <= 1.0):
+            raise ValueError(
+                f"drop_schedule returned {factor!r} at step {step}, it must be a number in [0, 1]"
+            )
+        return self.drop_fraction * float(factor)
+
+    def _update(self, layer: int, parameter: Parameter, mask: Tensor, fraction: float) -> bool:
         """Drop and grow in one layer, in place; tell whether its mask changed."""
         active = int(mask.count_nonzero())
-        k = int(cosine_fraction(self.drop_fraction, self._step, self.stop_at) * active)
+        k = int(fraction * active)
         if k == 0 or active == mask.numel() or not self._can_grow(parameter):
             return False
         kept = drop_smallest(mask, parameter.abs(), k)
@@ -103,8 +113,10 @@ class _DynamicTopology:
         mask.copy_(grown)
         return True
 
-    def _check_ready(self) -> None:
-        """Raise if an update that is due cannot be made at all."""
+    def _is_ready(self) -> bool:
+        """Whether an update that is due can be made in this step: all gradients are finite."""
+        gradients = [parameter.grad for parameter in self.masks if parameter.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     def _can_grow(self, parameter: Parameter) -> bool:
         raise NotImplementedError
@@ -134,7 +146,8 @@ class _DynamicTopology:
 
         The settings, the number of steps, whether a postponed update is due, and, as a list of boolean
         tensors in the order of ``masks``, the weights explored so far. Python numbers, strings and
-        tensors only: it survives ``torch.load(weights_only=True)``.
+        tensors only: it survives ``torch.load(weights_only=True)``. ``drop_schedule`` is code and not
+        among them: give the resumed run the same one.
         """
         settings = {name: getattr(self, name) for name in self._settings}
         return {**settings, "step": self._step, "due": self._due, "explored": self._explored_so_far()}
@@ -173,9 +186,9 @@ class SET(_DynamicTopology):
     ``loss.backward(); dst.step(); opt.step()``: call it once per optimizer step. Step ``t`` (1 for the
     first call) updates the masks when ``t`` is a multiple of ``update_every`` and ``t < stop_at``. In
     each layer the ``int(f(t) * nnz)`` active weights of smallest magnitude are dropped, with
-    ``f(t) = drop_fraction / 2 * (1 + cos(pi * t / stop_at))``, and as many are grown, uniformly at
-    random among all those not kept. So ``nnz`` of a layer never changes. A weight that was just dropped
-    may grow again, and then keeps its value; one that becomes active starts at 0.
+    ``f(t) = drop_fraction * drop_schedule(t, stop_at)``, and as many are grown, uniformly at random among
+    all those not kept. So ``nnz`` of a layer never changes. A weight that was just dropped may grow
+    again, and then keeps its value; one that becomes active starts at 0.
 
     The masks are written in place, and the parameter is zeroed outside its new mask. The optimizer is
     not touched: ``SparseOpt`` sees the write and clears the momentum of what was dropped.
@@ -189,15 +202,23 @@ class SET(_DynamicTopology):
 
     Args:
         masks: boolean masks (True = active) by parameter, a :class:`Masks` or a dict.
-        drop_fraction: fraction of the active weights that the first updates drop, in [0, 1].
+        drop_fraction: fraction of the active weights that an update drops, in [0, 1], before
+            ``drop_schedule`` makes it smaller.
         update_every: steps between updates.
         stop_at: step from which on the masks stay as they are; 0.75 of all steps is usual (RigL).
             ``math.inf`` for a constant fraction and no end.
+        drop_schedule: a callable that is given the step ``t`` (int) and ``stop_at`` (float) once per
+            update, and returns the factor in [0, 1] of ``drop_fraction``. The default is
+            ``(1 + cos(pi * t / stop_at)) / 2`` (RigL, Eq. 1); it is in ``topology.drop_schedules``, and
+            so is ``constant``. In a distributed run it must return the same on every rank. It is code,
+            hence not part of ``state_dict()``.
         seed: of the random choices.
 
     Raises:
         ValueError: an argument is out of range, ``masks`` is empty, or a mask is not boolean or not of
-            its parameter's shape.
+            its parameter's shape. From ``step()``, before anything is written: ``drop_schedule`` did not
+            return a number in [0, 1].
+        TypeError: ``drop_schedule`` cannot be called.
     """
 
     _settings = (*_DynamicTopology._settings, "seed")
@@ -209,9 +230,10 @@ class SET(_DynamicTopology):
         update_every: int = 100,
         *,
         stop_at: float,
+        drop_schedule: DropSchedule = cosine,
         seed: int = 0,
     ) -> None:
-        super().__init__(masks, drop_fraction, update_every, stop_at)
+        super().__init__(masks, drop_fraction, update_every, stop_at, drop_schedule)
         self.seed = int(seed)
 
     def _can_grow(self, parameter: Parameter) -> bool:
@@ -239,7 +261,7 @@ class RigL(_DynamicTopology):
     finite. A parameter without a gradient (frozen, or unused in this step) keeps its mask.
 
     Args:
-        masks, drop_fraction, update_every, stop_at: as in :class:`SET`.
+        masks, drop_fraction, update_every, stop_at, drop_schedule: as in :class:`SET`.
         regrow: ``"original"`` ranks by ``|p.grad|``, which the paper found better; ``"corrected"`` by
             ``c_i * |p.grad|`` with ``c_i = sqrt(fan_in_i / mean fan-in)`` of the mask before the update,
             the gradient that SparseOpt applies (Section 5.2, Figures 5 and 10). There, a neuron without
@@ -247,6 +269,7 @@ class RigL(_DynamicTopology):
 
     Raises:
         ValueError: as in :class:`SET`, or ``regrow`` is unknown.
+        TypeError: as in :class:`SET`.
         RuntimeError: from ``step()``, when an update is due and no masked parameter has a gradient.
     """
 
@@ -259,19 +282,21 @@ class RigL(_DynamicTopology):
         update_every: int = 100,
         *,
         stop_at: float,
+        drop_schedule: DropSchedule = cosine,
         regrow: Literal["original", "corrected"] = "original",
     ) -> None:
         if regrow not in ("original", "corrected"):
             raise ValueError(f"regrow is {regrow!r}, it must be 'original' or 'corrected'")
-        super().__init__(masks, drop_fraction, update_every, stop_at)
+        super().__init__(masks, drop_fraction, update_every, stop_at, drop_schedule)
         self.regrow = regrow
 
-    def _check_ready(self) -> None:
+    def _is_ready(self) -> bool:
         if all(parameter.grad is None for parameter in self.masks):
             raise RuntimeError(
                 "RigL ranks by gradients and no masked parameter has one: "
                 "call step() after loss.backward() and before opt.zero_grad()"
             )
+        return super()._is_ready()
 
     def _can_grow(self, parameter: Parameter) -> bool:
         return parameter.grad is not None

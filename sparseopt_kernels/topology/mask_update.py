@@ -13,11 +13,6 @@ import torch
 from torch import Tensor
 
 
-def cosine_fraction(drop_fraction: float, step: int, stop_at: float) -> float:
-    """``drop_fraction / 2 * (1 + cos(pi * step / stop_at))``, for ``0 <= step <= stop_at`` (RigL, Eq. 1)."""
-    return drop_fraction / 2.0 * (1.0 + math.cos(math.pi * step / stop_at))
-
-
 def drop_smallest(mask: Tensor, score: Tensor, k: int) -> Tensor:
     """The mask without its ``k`` active weights of smallest score.
 

@@ -1,0 +1,21 @@
+"""How much of ``drop_fraction`` is left as training goes on: what ``drop_schedule`` of SET and RigL takes.
+
+A schedule is any callable of a step and ``stop_at`` that returns a factor in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+DropSchedule = Callable[[int, float], float]
+
+
+def cosine(step: int, stop_at: float) -> float:
+    """``(1 + cos(pi * step / stop_at)) / 2``: from 1 to 0 (RigL, Eq. 1); 1 for ever if ``stop_at`` is inf."""
+    return (1.0 + math.cos(math.pi * step / stop_at)) / 2.0
+
+
+def constant(step: int, stop_at: float) -> float:
+    """1 at every step: each update drops the same fraction."""
+    return 1.0
