@@ -36,6 +36,16 @@ def neurons_of(module: nn.Module) -> Neurons:
     return Neurons()
 
 
+def pruned_by_pytorch(module: nn.Module) -> list[str]:
+    """The tensors of ``module`` itself that ``torch.nn.utils.prune`` computes, by name.
+
+    Such a ``weight`` is a plain attribute, the product of the parameter ``weight_orig`` and the buffer
+    ``weight_mask``, which has the weight's dtype.
+    """
+    names = [name.removesuffix("_orig") for name in module._parameters if name.endswith("_orig")]
+    return [n for n in names if f"{n}_mask" in module._buffers and n not in module._parameters]
+
+
 class Exclusion:
     """The layers that a caller leaves out, by name or shell-style pattern, and which patterns were met.
 
@@ -89,10 +99,13 @@ def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[
         # A parametrized layer (weight_norm, ...) computes its weight: there is no parameter to mask.
         parameter = module._parameters.get("weight")
         if parameter is None:
+            reason = (
+                "pruned by torch.nn.utils.prune: Masks(model) says how to keep its mask"
+                if "weight" in pruned_by_pytorch(module)
+                else "parametrized"
+            )
             warnings.warn(
-                f"layer {module_name!r} is left out: its weight is not a parameter "
-                "(parametrized, or pruned by torch.nn.utils.prune)",
-                stacklevel=3,
+                f"layer {module_name!r} is left out: its weight is not a parameter ({reason})", stacklevel=3
             )
             continue
         if id(parameter) in seen:

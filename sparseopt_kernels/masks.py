@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from .layers import neurons_of
+from .layers import neurons_of, pruned_by_pytorch
 from .neurons import Neurons, fan_in
 
 
@@ -29,24 +29,25 @@ class Masks(Mapping[Parameter, Tensor]):
             its ``deepcopy``, or one that was unpickled.
 
     Raises:
-        ValueError: the model has no mask, or a mask's dtype is not bool or its shape not the parameter's.
+        ValueError: the model has no mask, a mask's dtype is not bool or its shape not the parameter's, or
+            ``torch.nn.utils.prune`` has pruned a layer; the message says how to keep that layer's mask.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._places: dict[Parameter, tuple[str, nn.Module, str]] = {}
-        for module_name, module in model.named_modules():
-            for attribute, parameter in module._parameters.items():
-                mask = module._buffers.get(f"{attribute}_mask")
-                if parameter is None or mask is None or parameter in self._places:
-                    continue
-                name = f"{module_name}.{attribute}" if module_name else attribute
-                check_mask(mask, parameter, name)
-                self._places[parameter] = (name, module, f"{attribute}_mask")
+        _check_not_pruned(model)
+        self._places = _places(model)
         if not self._places:
             raise ValueError(
                 "the model has no mask: call sparsify(model, sparsity=...) first, "
                 "or register a boolean buffer weight_mask beside a weight"
             )
+
+    @classmethod
+    def _beside_pruned(cls, model: nn.Module) -> Masks:
+        """``Masks(model)`` for ``sparsify``, which leaves out what PyTorch has pruned, and warns of it."""
+        masks = cls.__new__(cls)
+        masks._places = _places(model)
+        return masks
 
     def __getitem__(self, parameter: Parameter) -> Tensor:
         return _buffer(*self._places[parameter])
@@ -90,6 +91,43 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} parameters, {self.nnz()} active weights, sparsity {self.sparsity():.4f})"
+
+
+_Places = dict[Parameter, tuple[str, nn.Module, str]]
+
+
+def _places(model: nn.Module) -> _Places:
+    """The masked parameters of a model: their name, their module, and the name of the mask in it."""
+    places: _Places = {}
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            mask = module._buffers.get(f"{attribute}_mask")
+            if parameter is None or mask is None or parameter in places:
+                continue
+            name = _qualified(module_name, attribute)
+            check_mask(mask, parameter, name)
+            places[parameter] = (name, module, f"{attribute}_mask")
+    return places
+
+
+def _check_not_pruned(model: nn.Module) -> None:
+    """Raise ``ValueError``, with the way out, if ``torch.nn.utils.prune`` holds a mask of the model."""
+    modules = model.named_modules()
+    pruned = [(name, tensor) for name, module in modules for tensor in pruned_by_pytorch(module)]
+    if not pruned:
+        return
+    tensor = pruned[0][1]
+    others = f", and so were {len(pruned) - 1} more" if len(pruned) > 1 else ""
+    raise ValueError(
+        f"{_qualified(*pruned[0])!r} was pruned by torch.nn.utils.prune (its layer has the parameter "
+        f"{tensor}_orig and a float {tensor}_mask){others}. For each such layer: "
+        f"mask = layer.{tensor}_mask.bool(); torch.nn.utils.prune.remove(layer, {tensor!r}); "
+        f"layer.register_buffer('{tensor}_mask', mask). Then call Masks(model) again"
+    )
+
+
+def _qualified(module_name: str, attribute: str) -> str:
+    return f"{module_name}.{attribute}" if module_name else attribute
 
 
 def _buffer(name: str, module: nn.Module, buffer: str) -> Tensor:

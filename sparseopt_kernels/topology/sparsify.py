@@ -28,6 +28,9 @@ def sparsify(
     ``weight_mask`` and travel with ``state_dict``, ``.to()``, ``deepcopy`` and checkpoints. They are
     drawn on the CPU: the same on every device and every rank.
 
+    A layer whose weight is computed (parametrized, or pruned by ``torch.nn.utils.prune``) is left out, with
+    a warning.
+
     Args:
         model: masked in place: ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` weights.
         sparsity: fraction of the maskable weights to switch off, in [0, 1).
@@ -58,4 +61,4 @@ def sparsify(
         module.register_buffer(f"{attribute}_mask", mask)
         with torch.no_grad():
             parameter.masked_fill_(~mask, 0.0)
-    return Masks(model)
+    return Masks._beside_pruned(model)
