@@ -13,9 +13,7 @@ import pytest
 import torch
 from cuda_on_cpu.build import Substitution, build, build_probes, compiler, load
 from cuda_on_cpu.calls import DTYPES, Hyper, Weight, assert_near, step
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
+from packing import check_pack, cuda_pack, random_mask
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
@@ -215,7 +213,7 @@ def test_more_work_than_blocks(cuda_cache: Path) -> None:
     """With two blocks for a tensor, each takes several shares, as it does of a tensor of 2^30 weights."""
     cuda = load(build(cuda_cache, [Substitution("cuda/shares.h", "kMaxBlocks = 1 << 16", "kMaxBlocks = 2")]))
     check_steps(cuda, [Weight(columns=2100, rows=7), Weight(rows=40), Weight(rows=99, density=None)])
-    check_pack(cuda, torch.from_numpy(np.random.default_rng(0).random((70, 70)) < 0.5))
+    check_pack(cuda_pack(cuda), random_mask(1, 1, 70, 70, density=0.5, seed=0))
 
 
 @pytest.mark.parametrize(
@@ -259,26 +257,6 @@ def test_a_gradient_norm_is_infinite_or_nan_if_a_gradient_is(cuda: ModuleType) -
         cuda.squared_norm(table, [weight.g.data_ptr()], [Hyper().rule(cuda)], sums.data_ptr(), 0)
         total = sums.double().sum().item()
         assert np.isnan(total) if np.isnan(value) else total == float("inf")
-
-
-def check_pack(cuda: ModuleType, mask: Tensor) -> None:
-    rows, columns = mask.shape
-    bits = np.full((rows, (columns + 7) // 8), 0xAA, dtype=np.uint8)
-    nnz = np.array([77], dtype=np.int64)
-    cuda.pack(mask.data_ptr(), rows, columns, bits.ctypes.data, nnz.ctypes.data, 0)
-    np.testing.assert_array_equal(bits, np.packbits(mask.numpy(), axis=1, bitorder="little"))
-    assert nnz[0] == mask.sum()
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    rows=st.integers(0, 40),
-    columns=st.integers(0, 300),
-    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
-    seed=st.integers(0, 1000),
-)
-def test_packed_bits_are_those_of_numpy(cuda: ModuleType, rows, columns, density, seed) -> None:
-    check_pack(cuda, torch.from_numpy(np.random.default_rng(seed).random((rows, columns)) < density))
 
 
 def test_an_error_is_raised_by_its_name(cuda: ModuleType, control: ctypes.CDLL) -> None:

@@ -9,13 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from backends import Backend, emulate
 from cuda_on_cpu.build import Substitution, build, compiler, load
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracle import Hyper
 from side_by_side import SideBySide, Spec
 
@@ -152,25 +149,6 @@ def test_what_is_interpreted_is_for_the_cpu() -> None:
     assert triton_backend.unavailable(CPU) is None
     reason = triton_backend.unavailable(CUDA)
     assert reason == "TRITON_INTERPRET is set: it updates tensors on the cpu, not on cuda"
-
-
-# ---- packing ----------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=st.integers(1, 9),
-    columns=st.integers(1, 70),
-    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
-    seed=st.integers(0, 1000),
-)
-def test_packed_bits_are_those_of_numpy(rows: int, columns: int, density: float, seed: int) -> None:
-    mask = torch.from_numpy(np.random.default_rng(seed).random((rows, columns)) < density)
-    before = mask.clone()
-    bits, nnz = triton_plan.pack(mask)
-    assert np.array_equal(bits.numpy(), np.packbits(before.numpy(), axis=1, bitorder="little"))
-    assert nnz == before.sum()
-    assert torch.equal(mask, before)
 
 
 # ---- mistakes that are found ------------------------------------------------------------------------

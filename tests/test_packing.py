@@ -1,0 +1,66 @@
+"""Packed masks: each backend's bits against a plain computation."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from cuda_on_cpu.build import compiler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packing import Pack, check_pack, cuda_pack, native_pack, random_mask, torch_pack
+
+from sparseopt_kernels.kernels import native, triton_plan
+
+densities = st.sampled_from([0.0, 0.1, 0.5, 1.0])
+seeds = st.integers(0, 1000)
+
+
+@pytest.fixture(scope="module", params=["cpu", "triton", "cuda-emulated"])
+def pack(request: pytest.FixtureRequest) -> Pack:
+    if request.param == "triton":
+        return torch_pack(triton_plan)
+    if request.param == "cuda-emulated":
+        if compiler() is None:
+            pytest.skip("there is no C++ compiler")
+        return cuda_pack(request.getfixturevalue("cuda"))
+    return pack_of_the_native_library()
+
+
+def pack_of_the_native_library() -> Pack:
+    reason = native.unavailable(torch.device("cpu"))
+    if reason is not None:
+        pytest.skip(f"backend 'cpu': {reason}")
+    from sparseopt_kernels import _native
+
+    return native_pack(_native)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.integers(1, 40), columns=st.integers(0, 300), density=densities, seed=seeds)
+def test_bits_of_rows(pack: Pack, rows: int, columns: int, density: float, seed: int) -> None:
+    check_pack(pack, random_mask(1, 1, rows, columns, density, seed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    segments=st.integers(1, 3),
+    neurons=st.integers(1, 4),
+    length=st.integers(0, 70),
+    density=densities,
+    seed=seeds,
+)
+def test_bits_of_neurons_in_several_runs(
+    groups: int, segments: int, neurons: int, length: int, density: float, seed: int
+) -> None:
+    """As those of a transposed convolution lie in memory; only the native library packs them as they are."""
+    mask = random_mask(groups, segments, neurons, length, density, seed)
+    check_pack(pack_of_the_native_library(), mask)
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
+def test_no_rows_make_no_launch(cuda: ModuleType) -> None:
+    """CUDA refuses a launch of nothing."""
+    check_pack(cuda_pack(cuda), random_mask(1, 1, 0, 9, density=0.5, seed=0))
