@@ -31,9 +31,10 @@ from tqdm import tqdm
 from triton.runtime import interpreter
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.kernels import reference, triton_plan
 from sparseopt_kernels.kernels import triton as backend
-from sparseopt_kernels.kernels.contract import Batch
+from sparseopt_kernels.kernels import triton_plan
+from sparseopt_kernels.kernels.contract import Inputs, Tensors
+from sparseopt_kernels.kernels.triton_plan import Layout, TableRow
 from sparseopt_kernels.training.models import resnet20
 
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.97, 0.99)
@@ -78,27 +79,24 @@ class Touched(NamedTuple):
 
 
 def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Layer]:
-    """The traffic of one step in the steady state, by parameter: the first step touches everything."""
+    """The traffic of one step, by parameter."""
     names: dict[Tensor, str] = {}
     for name, p in model.named_parameters():
         names[p], p.grad = name, torch.ones_like(p)
     optimizer = sk.SparseOpt(names, lr=0.1, momentum=0.9, weight_decay=5e-4, masks=masks, backend="triton")
-    step = backend.step
     layers: list[Layer] = []
 
-    def first_step(batch: Batch) -> None:
-        triton_plan.BatchPlan(batch)  # a parameter without a plan would be stale again
-        reference.step(batch)
+    class MeteredPlan(backend.TritonPlan):
+        def step(self, inputs: Inputs) -> None:
+            with patch.multiple(triton_plan, _SHORT=_SHORT, _LONG=_LONG), _intercepted() as launches:
+                super().step(inputs)
+            assert self._layout is not None
+            true = Layout(self._tensors, self._rows, self._layout.gradients_aligned)
+            layers.extend(_layers(self._tensors, inputs, self._layout, true, launches, names))
 
-    def metered_step(batch: Batch) -> None:
-        batch.plan = None  # make it anew, of other tiles
-        with patch.multiple(triton_plan, _SHORT=_SHORT, _LONG=_LONG), _intercepted() as launches:
-            step(batch)
-        layers.extend(_layers(batch, launches, names))
-
-    for stand_in in (first_step, metered_step):
-        with patch.object(backend, "step", stand_in):
-            optimizer.step()
+    with patch.object(backend, "TritonPlan", MeteredPlan):
+        optimizer.step()
+    assert len(layers) == len(names), "the reference backend has updated a parameter"
     return layers
 
 
@@ -148,38 +146,41 @@ def _no_repeats(numbers: Numbers) -> Numbers:
     return numbers[new]
 
 
-def _layers(batch: Batch, launches: list[Touched], names: Mapping[Tensor, str]) -> list[Layer]:
+def _layers(
+    tensors: Sequence[Tensors],
+    inputs: Inputs,
+    layout: Layout,
+    true: Layout,
+    launches: Sequence[Touched],
+    names: Mapping[Tensor, str],
+) -> list[Layer]:
     """The launches' traffic by parameter. Each pays for its own memory and for the owners of its programs;
-    what is left, tables and flags, they share alike."""
-    table = batch.plan.table.tolist()
-    assert len(table) == len(batch.entries), "the reference backend has updated a parameter"
-    of_true_tiles = triton_plan.BatchPlan(batch).launches
+    what is left, tables and scalars, they share alike. ``true`` is the layout with the tiles as they are."""
+    table = [TableRow(*row) for row in layout.table.tolist()]
     layers = []
-    for touched, plan, true in zip(launches, batch.plan.launches, of_true_tiles, strict=True):
-        programs = torch.bincount(true.owner)
-        tensors = plan.owner.unique().tolist()
+    for touched, launch, true_launch in zip(launches, layout.launches, true.launches, strict=True):
+        programs = torch.bincount(true_launch.owner)
+        indices = sorted(set(launch.owner.tolist()))
         costs = []
         for seen in (touched, touched.in_pairs()):
-            own = {t: _own_bytes(batch, t, table[t][2], seen) for t in tensors}
-            owner = seen.bytes_within(plan.owner.data_ptr(), plan.owner.nbytes)
-            shared = (seen.bytes_in_all() - sum(own.values()) - owner) / len(tensors)
-            true_owner = -(-true.owner.nbytes // seen.unit) * seen.unit / len(true.owner)
-            costs.append({t: own[t] + shared + true_owner * int(programs[t]) for t in tensors})
-        for t in tensors:
-            p, mask = batch.entries[t].parameter, batch.entries[t].mask
+            own = {i: _own_bytes(tensors[i], inputs.gradients[i], table[i].bits, seen) for i in indices}
+            owner = seen.bytes_within(launch.owner.data_ptr(), launch.owner.nbytes)
+            shared = (seen.bytes_in_all() - sum(own.values()) - owner) / len(indices)
+            true_owner = -(-true_launch.owner.nbytes // seen.unit) * seen.unit / true_launch.programs
+            costs.append({i: own[i] + shared + true_owner * int(programs[i]) for i in indices})
+        for i in indices:
+            p, mask = tensors[i].parameter, tensors[i].mask
             columns = 0 if mask is None else mask[0].numel()
-            layers.append(Layer(names[p], columns, p.numel(), floor_bytes(p, mask), costs[0][t], costs[1][t]))
+            layers.append(Layer(names[p], columns, p.numel(), floor_bytes(p, mask), costs[0][i], costs[1][i]))
     return layers
 
 
-def _own_bytes(batch: Batch, t: int, bits: int, touched: Touched) -> int:
+def _own_bytes(tensors: Tensors, gradient: Tensor, bits: int, touched: Touched) -> int:
     """The traffic in the memory of parameter, momentum, gradient and packed mask."""
-    entry = batch.entries[t]
-    assert entry.momentum_buffer is not None
-    tensors = (entry.parameter, entry.momentum_buffer, batch.grads[t])
-    memory = [(tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
-    if entry.mask is not None:
-        memory.append((bits, len(entry.mask) * -(-entry.mask[0].numel() // 8)))
+    assert tensors.momentum_buffer is not None
+    memory = [(t.data_ptr(), t.nbytes) for t in (tensors.parameter, tensors.momentum_buffer, gradient)]
+    if tensors.mask is not None:
+        memory.append((bits, len(tensors.mask) * -(-tensors.mask[0].numel() // 8)))
     return sum(touched.bytes_within(*place) for place in memory)
 
 

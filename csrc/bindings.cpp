@@ -2,10 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <stdexcept>
+#include <string_view>
 
 #include "cpu/packed_mask.h"
 #include "cpu/step.h"
+#include "memory_reader.h"
 
 namespace py = pybind11;
 using namespace sparseopt;
@@ -19,18 +22,20 @@ struct Table {
   std::vector<size_t> groups;
 };
 
-// What changes from step to step: the gradients' addresses, one rule per group, and flags per tensor.
-std::vector<Update> updates_of(const Table& table, const std::vector<uintptr_t>& grads,
-                               const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
-                               const std::vector<bool>& stale) {
+// What changes from step to step: the gradients' addresses, 8 bytes each, and one rule per group.
+std::vector<Update> updates_of(const Table& table, const py::bytes& grads,
+                               const std::vector<const Rule*>& rules) {
   const size_t count = table.tensors.size();
-  if (grads.size() != count || first_steps.size() != count || stale.size() != count)
-    throw std::invalid_argument("grads, first_steps and stale must have one element per tensor");
+  const std::string_view addresses = grads;
+  if (addresses.size() != count * sizeof(uintptr_t))
+    throw std::invalid_argument("grads must have one address per tensor");
   std::vector<Update> updates;
   updates.reserve(count);
-  for (size_t i = 0; i < count; ++i)
-    updates.push_back({table.tensors[i], reinterpret_cast<const void*>(grads[i]), rules.at(table.groups[i]),
-                       first_steps[i], stale[i]});
+  for (size_t i = 0; i < count; ++i) {
+    const void* grad;
+    std::memcpy(&grad, addresses.data() + i * sizeof grad, sizeof grad);
+    updates.push_back({table.tensors[i], grad, rules.at(table.groups[i])});
+  }
   return updates;
 }
 
@@ -39,15 +44,13 @@ template <class Function>
 void define_over_table(py::module_& module, const char* name, Function function) {
   module.def(
       name,
-      [function](const Table& table, const std::vector<uintptr_t>& grads,
-                 const std::vector<const Rule*>& rules, const std::vector<bool>& first_steps,
-                 const std::vector<bool>& stale, int threads) {
-        const std::vector<Update> updates = updates_of(table, grads, rules, first_steps, stale);
+      [function](const Table& table, const py::bytes& grads, const std::vector<const Rule*>& rules,
+                 int threads) {
+        const std::vector<Update> updates = updates_of(table, grads, rules);
         py::gil_scoped_release release;
         return function(updates, threads);
       },
-      py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("first_steps"), py::arg("stale"),
-      py::arg("threads"));
+      py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("threads"));
 }
 
 py::dict build_info() {
@@ -97,17 +100,27 @@ PYBIND11_MODULE(_native, module) {
                            ham,
                            mask};
            }),
-           py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"), py::arg("numel"),
-           py::arg("ham"), py::arg("mask").none(true), py::keep_alive<1, 7>());
+           py::kw_only(), py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"),
+           py::arg("numel"), py::arg("ham"), py::arg("mask").none(true), py::keep_alive<1, 7>());
 
   py::class_<Rule>(module, "Rule")
       .def(py::init([](double lr, double momentum, double dampening, double weight_decay, bool nesterov,
                        bool maximize, const std::string& correction, double ham_alpha, double ham_beta,
                        double gamma) {
-        return Rule{
-            lr,        momentum, dampening, weight_decay, nesterov, maximize, correction_named(correction),
-            ham_alpha, ham_beta, gamma};
-      }));
+             return Rule{lr,
+                         momentum,
+                         dampening,
+                         weight_decay,
+                         nesterov,
+                         maximize,
+                         correction_named(correction),
+                         ham_alpha,
+                         ham_beta,
+                         gamma};
+           }),
+           py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("dampening"), py::arg("weight_decay"),
+           py::arg("nesterov"), py::arg("maximize"), py::arg("correction"), py::arg("ham_alpha"),
+           py::arg("ham_beta"), py::arg("gamma"));
 
   py::class_<Table>(module, "Table")
       .def(py::init([](const std::vector<const Tensor*>& tensors, const std::vector<size_t>& groups) {
@@ -116,6 +129,11 @@ PYBIND11_MODULE(_native, module) {
              return Table{tensors, groups};
            }),
            py::arg("tensors"), py::arg("groups"), py::keep_alive<1, 2>());
+
+  py::class_<MemoryReader>(module, "MemoryReader")
+      .def(py::init<const py::capsule&, const py::type&, const py::type&>(), py::arg("exchange_api"),
+           py::arg("tensor"), py::arg("parameter"))
+      .def("read", &MemoryReader::read, py::arg("tensors"));
 
   define_over_table(module, "step", step);
   define_over_table(module, "squared_norm", squared_norm);

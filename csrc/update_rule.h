@@ -23,7 +23,7 @@ template <class T>
 struct Coefficients {
   T lr;            // eta
   T momentum;      // mu
-  T fresh;         // 1 - tau, or 1 on a parameter's first step (whose buffer holds zeros)
+  T fresh;         // 1 - tau
   T weight_decay;  // lambda
   T ham_alpha;
   T ham_beta;

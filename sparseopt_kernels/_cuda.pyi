@@ -10,6 +10,7 @@ class Tensor:
 
     def __init__(
         self,
+        *,
         dtype: str,
         parameter: int,
         momentum_buffer: int,
@@ -18,7 +19,6 @@ class Tensor:
         bits: int,
         mean_fan_in: int,
         ham: bool,
-        position: int,
     ) -> None: ...
 
 class Rule:
@@ -27,6 +27,7 @@ class Rule:
 
     def __init__(
         self,
+        *,
         lr: float,
         lr_address: int,
         momentum: float,
@@ -48,17 +49,16 @@ class Table:
 
 def step(
     table: Table,
-    grads: list[int],
+    grads: bytes,
     rules: list[Rule],
-    flags: int,
     grad_scale: int,
     found_inf: int,
     stream: int,
 ) -> int:
-    """Queue a step; return the number of launches. ``flags`` is the address of ``Batch.flags``,
-    ``grad_scale`` and ``found_inf`` are those of float32 numbers, or 0."""
+    """Queue a step; return the number of launches. ``grads`` has the address of each tensor's gradient, 8
+    bytes each; ``grad_scale`` and ``found_inf`` are those of float32 numbers, or 0."""
 
-def squared_norm(table: Table, grads: list[int], rules: list[Rule], partial_sums: int, stream: int) -> None:
+def squared_norm(table: Table, grads: bytes, rules: list[Rule], partial_sums: int, stream: int) -> None:
     """Write ``partial_sum_count(table)`` numbers of the arithmetic type, whose sum, taken in float64, is
     that of (c_i g)^2."""
 

@@ -1,5 +1,7 @@
 """Types of the native library, which is compiled from csrc/bindings.cpp."""
 
+from typing import Any
+
 class PackedMask:
     def __init__(
         self, mask: int, groups: int, segments: int, neurons_per_group: int, length: int
@@ -11,6 +13,7 @@ class PackedMask:
 class Tensor:
     def __init__(
         self,
+        *,
         dtype: str,
         parameter: int,
         momentum_buffer: int,
@@ -22,6 +25,7 @@ class Tensor:
 class Rule:
     def __init__(
         self,
+        *,
         lr: float,
         momentum: float,
         dampening: float,
@@ -35,23 +39,21 @@ class Rule:
     ) -> None: ...
 
 class Table:
+    """Tensors, and the index of each one's rule."""
+
     def __init__(self, tensors: list[Tensor], groups: list[int]) -> None: ...
 
-def step(
-    table: Table,
-    grads: list[int],
-    rules: list[Rule],
-    first_steps: list[bool],
-    stale: list[bool],
-    threads: int,
-) -> None: ...
-def squared_norm(
-    table: Table,
-    grads: list[int],
-    rules: list[Rule],
-    first_steps: list[bool],
-    stale: list[bool],
-    threads: int,
-) -> float: ...
+def step(table: Table, grads: bytes, rules: list[Rule], threads: int) -> None:
+    """``grads`` has the address of each tensor's gradient, 8 bytes each."""
+
+def squared_norm(table: Table, grads: bytes, rules: list[Rule], threads: int) -> float: ...
+
+class MemoryReader:
+    """Tells where tensors lie: ``exchange_api`` is ``torch.Tensor.__dlpack_c_exchange_api__``."""
+
+    def __init__(self, exchange_api: object, tensor: type, parameter: type) -> None: ...
+    def read(self, tensors: Any) -> tuple[bytes, bytes] | None:
+        """Layouts and addresses of tensors and Nones; None where one of them cannot be read."""
+
 def available_isas() -> list[str]: ...
 def build_info() -> dict[str, object]: ...

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, get_args, overload
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
-from .batching import Batcher
 from .masks import Masks, check_mask
 from .neurons import Correction
-from .scalars import limit_norm, set_scalars
+from .preparation import Prepared, prepare
+from .scalars import Amp, inputs_of, limit_norm
+from .snapshot import Snapshot, take_snapshot, versions_of
+from .tensor_memory import Memory, memory_of
 
 _CORRECTIONS = get_args(Correction)
 
@@ -111,7 +115,7 @@ class SparseOpt(Optimizer):
                 f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
             )
         self._masks = {} if masks is None else masks
-        self._batcher: Batcher | None = None
+        self._prepared: Prepared | None = None
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -129,7 +133,7 @@ class SparseOpt(Optimizer):
         }
         _check_group(defaults)
         super().__init__(params, defaults)
-        self._check_masks()
+        self._check_masks(self._names())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as for any optimizer; its masks are those of the mapping ``masks``.
@@ -145,7 +149,6 @@ class SparseOpt(Optimizer):
                 name, p = given if isinstance(given, tuple) else (f"params[{i}] of the new group", given)
                 if id(p) in seen:
                     raise ValueError(f"{name} is in the optimizer already, as {seen[id(p)]}")
-                seen[id(p)] = name
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -183,44 +186,80 @@ class SparseOpt(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._batcher is None or not self._batcher.is_about(self.param_groups):
-            self._check_masks()
-            self._batcher = Batcher(self.param_groups, self._masks, self._names(), self._batcher)
-        try:
-            self._update(self._batcher)
-        except BaseException:
-            self._batcher.forget()
-            raise
-        finally:
-            self._batcher.release()
+        self._update()
         return loss
 
-    def _update(self, batcher: Batcher) -> None:
+    def _update(self) -> None:
+        """What changed since the last step is prepared anew; then the step is made."""
         for group in self.param_groups:
             _check_correction(group["correction"])
-        batches = batcher.collect(self.state, [group["momentum"] != 0 for group in self.param_groups])
-        calls = [(kernels.backend_for(self._backend_name, batch.device), batch) for batch in batches]
-        device_batches = [batch for backend, batch in calls if not backend.host_scalars(batch.device)]
-        on_host = len(device_batches) < len(batches)  # numbers, if one of the backends wants them
-        found_inf = getattr(self, "found_inf", None)
-        if on_host and found_inf is not None:
-            if found_inf.item() != 0:  # a sum over devices: may exceed 1
-                batcher.forget()
-                return
-            found_inf = None
-        grad_scale = getattr(self, "grad_scale", None)
-        for batch in batches:
-            set_scalars(batch, self.param_groups, grad_scale, found_inf, on_host)
-        batcher.raise_flags(device_batches)
+        prepared = self._prepared
+        gradients = [] if prepared is None else [p.grad for p in prepared.parameters]
+        memory = memory_of(gradients)
+        snapshot = None if prepared is None else self._snapshot(memory, prepared)
+        if prepared is None or snapshot is None or snapshot != prepared.snapshot:
+            prepared, snapshot = self._prepare(), None
+            self._prepared = prepared
+            gradients = [p.grad for p in prepared.parameters]
+            memory = memory_of(gradients)
+        prepared.snapshot = prepared.versions = None  # until the step has come to its end
+        made = self._make_step(prepared, gradients, memory)
+        prepared.versions = versions_of(prepared.watched)
+        if made and prepared.is_first_step:
+            return  # the next one goes by other rules: it is prepared
+        if snapshot is None:
+            prepared.snapshot = self._snapshot(memory, prepared)
+        else:
+            prepared.snapshot = snapshot._replace(versions=prepared.versions)
+
+    def _snapshot(self, gradients: Memory | None, prepared: Prepared) -> Snapshot | None:
+        return take_snapshot(
+            self.param_groups, self.state, self._masks, prepared.parameters, gradients, prepared.watched
+        )
+
+    def _prepare(self) -> Prepared:
+        names = self._names()
+        self._check_masks(names)
+        backend_for = partial(kernels.backend_for, self._backend_name)
+        return prepare(self.param_groups, self.state, self._masks, names, backend_for, self._prepared)
+
+    def _make_step(self, prepared: Prepared, gradients: list[Tensor | None], memory: Memory | None) -> bool:
+        """Update what is prepared; False where the host knows that AMP skips the step."""
+        batches = prepared.batches
+        on_host = any(batch.host_scalars for batch in batches)
+        amp = Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        # Whether a first step with dampening was made decides on the next one: it is worth waiting for.
+        if amp.found_inf is not None and (on_host or prepared.is_first_step):
+            if amp.found_inf.item() != 0:  # a sum over devices: may exceed 1
+                return False
+            amp = amp._replace(found_inf=None)
+        # What is lazily negated is not told by its memory: it is asked, unless it is where the last was.
+        is_new = memory is None or memory.addresses != prepared.gradients
+        prepared.gradients = b"" if memory is None else memory.addresses
+        inputs = [
+            inputs_of(
+                batch,
+                *batch.regular_gradients(gradients, memory, is_new),
+                self.param_groups,
+                prepared.is_first_step,
+                amp,
+                on_host,
+            )
+            for batch in batches
+        ]
         limits = [group["max_grad_norm"] for group in self.param_groups]
         if batches and any(limit is not None for limit in limits):
-            limit_norm(calls, limits, on_host)
-        for backend, batch in calls:
-            backend.step(batch)
-        batcher.commit(self.state, device_batches)
+            inputs = limit_norm(batches, inputs, limits, on_host)
+        for batch, own in zip(batches, inputs, strict=True):
+            batch.plan.step(own)
+        # Kernels write through pointers: autograd must still notice a weight that changed under it.
+        increment_version(prepared.updated)
+        for p, buffer in prepared.new_buffers.items():
+            self.state[p]["momentum_buffer"] = buffer
+        prepared.new_buffers = {}
+        return True
 
-    def _check_masks(self) -> None:
-        names = self._names()
+    def _check_masks(self, names: Mapping[Tensor, str]) -> None:
         for parameter, mask in self._masks.items():
             if parameter not in names:
                 raise ValueError(
@@ -251,7 +290,7 @@ class SparseOpt(Optimizer):
         for i, group in enumerate(self.param_groups):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
-        self._batcher = None
+        self._prepared = None
 
 
 def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:

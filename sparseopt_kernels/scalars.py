@@ -1,6 +1,6 @@
 """What a step is given besides tensors: hyperparameters, AMP's scale and verdict, the limit of the norm.
 
-As numbers, where the CPU knows them or a backend wants them; else as tensors that stay on the device, so
+As numbers, where the host knows them or a backend wants them; else as tensors that stay on the device, so
 that no step waits for it.
 """
 
@@ -8,88 +8,121 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .kernels.contract import Batch, Rule
+from .kernels.contract import Inputs, Rule
 from .neurons import arithmetic_dtype
+from .preparation import Batch
 
 
-def set_scalars(
+class Amp(NamedTuple):
+    """What GradScaler says: gradients are ``grad_scale`` times too large, and hold an infinity or NaN where
+    ``found_inf`` is not 0. One-element tensors on any device, or None."""
+
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+
+def inputs_of(
     batch: Batch,
+    gradients: Sequence[Tensor],
+    addresses: bytes,
     groups: Sequence[dict[str, Any]],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
+    is_first_step: bool,
+    amp: Amp,
     on_host: bool,
-) -> None:
-    """Give a batch its rules, and what GradScaler says.
+) -> Inputs:
+    """What a batch is given at one step.
 
     Args:
-        batch: where they go.
+        batch, gradients, addresses: the gradients of the batch, and where they are.
         groups: the optimizer's parameter groups.
-        grad_scale, found_inf: GradScaler's, or None.
-        on_host: whether all of it is to be numbers; ``found_inf`` is None then.
+        is_first_step: as in ``Prepared``.
+        amp: what GradScaler says; a step that is skipped does not come here, if the host knows of it.
+        on_host: whether all scalars are to be numbers.
     """
-    gamma = 1.0
-    if on_host and grad_scale is not None:
-        gamma, grad_scale = 1.0 / float(grad_scale), None
-    batch.grad_scale = None if grad_scale is None else _on(grad_scale, batch.device, torch.float32)
-    batch.found_inf = None if found_inf is None else _on(found_inf, batch.device, torch.float32)
-    batch.rules = [
-        Rule(
-            _learning_rate(group["lr"], batch, on_host),
-            group["momentum"],
-            group["dampening"],
-            float(group["weight_decay"]),
-            group["nesterov"],
-            group["maximize"],
-            group["correction"],
-            group["ham_alpha"],
-            group["ham_beta"],
-            gamma,
-        )
-        for group in groups
-    ]
+    grad_scale, found_inf, gamma = amp.grad_scale, amp.found_inf, 1.0
+    if on_host:
+        gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+        grad_scale = found_inf = None
+    rules = [_rule(group, batch, gamma, on_host) for group in groups]
+    if is_first_step:
+        rules += [rule._replace(dampening=0.0) for rule in rules]
+    return Inputs(
+        gradients,
+        addresses,
+        rules,
+        None if grad_scale is None else _on(grad_scale, batch.device, torch.float32),
+        None if found_inf is None else _on(found_inf, batch.device, torch.float32),
+    )
 
 
 def limit_norm(
-    calls: Sequence[tuple[ModuleType, Batch]], limits: Sequence[float | None], on_host: bool
-) -> None:
-    """Put the gradient-norm coefficient of Appendix F into the rules of the groups that have a limit.
+    batches: Sequence[Batch], inputs: Sequence[Inputs], limits: Sequence[float | None], on_host: bool
+) -> list[Inputs]:
+    """The inputs with the coefficient of Appendix F in the rules of the groups whose gradients are limited.
 
     Args:
-        calls: all batches of the step, and the backend of each.
+        batches, inputs: all batches of the step, and what each is given.
         limits: ``max_grad_norm`` of each group.
         on_host: whether the coefficient is to be a number.
     """
-    squares = [backend.squared_norm(batch) for backend, batch in calls]
-    if on_host:
-        norm = math.sqrt(sum(float(square) for square in squares))
-        for _, batch in calls:
-            for rule, limit in zip(batch.rules, limits, strict=True):
-                if limit is not None:
-                    assert isinstance(rule.gamma, float)
-                    rule.gamma /= max(norm * rule.gamma / limit, 1.0)
-        return
+    squares = [batch.plan.squared_norm(own) for batch, own in zip(batches, inputs, strict=True)]
+    coefficients = _on_host(squares, inputs, limits) if on_host else _on_device(squares, inputs, limits)
+    limited = []
+    for batch, own in zip(batches, inputs, strict=True):
+        rules = []
+        for i, rule in enumerate(own.rules):
+            coefficient = coefficients[i % len(limits)]  # rules of first steps are behind those of the groups
+            if isinstance(coefficient, Tensor):
+                rule = rule._replace(gamma=_on(coefficient, batch.device, arithmetic_dtype(batch.dtype)))
+            elif coefficient is not None:
+                rule = rule._replace(gamma=rule.gamma * coefficient)
+            rules.append(rule)
+        limited.append(own._replace(rules=rules))
+    return limited
+
+
+def _on_host(
+    squares: Sequence[Tensor], inputs: Sequence[Inputs], limits: Sequence[float | None]
+) -> list[float | None]:
+    gamma = inputs[0].rules[0].gamma  # AMP's: the same everywhere
+    assert isinstance(gamma, float)
+    norm = math.sqrt(sum(float(square) for square in squares)) * gamma
+    return [None if limit is None else 1.0 / max(norm / limit, 1.0) for limit in limits]
+
+
+def _on_device(
+    squares: Sequence[Tensor], inputs: Sequence[Inputs], limits: Sequence[float | None]
+) -> list[Tensor | None]:
     total = torch.zeros_like(squares[0])
     for square in squares:
         total += square.to(total.device, non_blocking=True)
-    grad_scale = calls[0][1].grad_scale
-    norm_on_device = total.sqrt() if grad_scale is None else total.sqrt() / grad_scale
-    for group, limit in enumerate(limits):
-        if limit is not None:
-            coefficient = (limit / norm_on_device).clamp(max=1.0)
-            for _, batch in calls:
-                batch.rules[group].gamma = _on(coefficient, batch.device, arithmetic_dtype(batch.dtype))
+    grad_scale = inputs[0].grad_scale
+    norm = total.sqrt() if grad_scale is None else total.sqrt() / grad_scale
+    return [None if limit is None else (limit / norm).clamp(max=1.0) for limit in limits]
 
 
-def _learning_rate(lr: float | Tensor, batch: Batch, on_host: bool) -> float | Tensor:
-    if not isinstance(lr, Tensor) or on_host or (lr.device.type == "cpu" != batch.device.type):
-        return float(lr)
-    return _on(lr, batch.device, arithmetic_dtype(batch.dtype))
+def _rule(group: dict[str, Any], batch: Batch, gamma: float, on_host: bool) -> Rule:
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        stays = not on_host and (lr.device.type != "cpu" or batch.device.type == "cpu")
+        lr = _on(lr, batch.device, arithmetic_dtype(batch.dtype)) if stays else float(lr)
+    return Rule(
+        lr=lr,
+        momentum=group["momentum"],
+        dampening=group["dampening"],
+        weight_decay=float(group["weight_decay"]),
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+        correction=group["correction"],
+        ham_alpha=group["ham_alpha"],
+        ham_beta=group["ham_beta"],
+        gamma=gamma,
+    )
 
 
 def _on(scalar: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

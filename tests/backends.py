@@ -121,8 +121,9 @@ def why_not(backend: Backend) -> str | None:
 
 def emulate(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the backend "cuda" run what was compiled for the CPU, on CPU tensors."""
-    cuda = kernels.BACKENDS["cuda"]
+    from sparseopt_kernels.kernels import cuda
+
     monkeypatch.setattr(cuda, "_MISSING", None)
     monkeypatch.setattr(cuda, "_cuda", library, raising=False)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+    monkeypatch.setattr(cuda.CUDA, "unavailable", lambda device: None)
     monkeypatch.setattr(cuda, "_stream", lambda device: 0)

@@ -11,7 +11,7 @@ import torch
 from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
 from cuda_on_cpu.build import build, load
 
-from sparseopt_kernels.kernels import reference
+from sparseopt_kernels.kernels.reference import REFERENCE
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,7 +80,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if chosen.isa in NATIVE_ISAS:
         monkeypatch.setenv(ISA_VARIABLE, chosen.isa)
     if request.param == "reference-device":
-        monkeypatch.setattr(reference, "host_scalars", lambda device: False)
+        monkeypatch.setattr(REFERENCE, "host_scalars", lambda device: False)
     if request.param == "cuda-emulated":
         emulate(request.getfixturevalue("cuda"), monkeypatch)
     monkeypatch.delenv("SPARSEOPT_BACKEND", raising=False)

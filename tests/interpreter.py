@@ -53,16 +53,17 @@ def _patch_once(fn: Any) -> Any:
 TRUE_TILES = {name: getattr(triton_plan, name) for name in TEST_TILES}
 
 
-_rule = triton_backend._rule
+_argument = triton_backend._argument
 
 
-def _float32_rule(rule: Rule) -> tuple[float | Tensor, ...]:
+def _float32_argument(rule: Rule) -> triton_backend.RuleArgument:
     """Numbers reach a GPU as float32. The interpreter takes what float32 cannot hold for a float64."""
-    return tuple(x if isinstance(x, Tensor) else float(np.float32(x)) for x in _rule(rule))
+    numbers = (x if isinstance(x, Tensor) else float(np.float32(x)) for x in _argument(rule))
+    return triton_backend.RuleArgument(*numbers)
 
 
 def prepare() -> None:
-    triton_backend._rule = _float32_rule
+    triton_backend._argument = _float32_argument
     interpreter._patch_lang = _patch_once
     for name, tile in TEST_TILES.items():
         setattr(triton_plan, name, tile)

@@ -33,7 +33,7 @@ class Network(nn.Sequential):
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
         for weight, mask in self.masks_dict().items():  # as sparsify leaves it
-            weight.data *= mask
+            weight.data.masked_fill_(~mask, 0.0)
         self.to(dtype)
 
     def masks_dict(self) -> dict[Parameter, Tensor]:

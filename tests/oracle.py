@@ -73,7 +73,7 @@ class Layer:
         self.rows = rows_of(self.shape, transposed_groups)
         self.p = flat(value)
         self.b: np.ndarray | None = None
-        self._trained = False
+        self._had_gradient = False
         self.set_mask(mask)
         self.forget_update()
 
@@ -106,10 +106,11 @@ class Layer:
     def masked(self, values: np.ndarray) -> np.ndarray:
         return values if self.mask is None else np.where(self.mask, values, 0.0)
 
-    def apply_new_mask(self) -> None:
-        """What a change of mask does at the next step, whether or not there is a gradient then; but a
-        layer that never had one is left alone."""
-        if self._mask_is_new and self.mask is not None and self._trained:
+    def apply_new_mask(self, has_gradient: bool) -> None:
+        """What a change of mask does at the next step, whether or not there is a gradient then, or AMP skips
+        the step; but a layer that never had one is left alone."""
+        self._had_gradient |= has_gradient
+        if self._mask_is_new and self.mask is not None and self._had_gradient:
             self.p = self.masked(self.p)
             self.b = None if self.b is None else self.masked(self.b)
         self._mask_is_new = False
@@ -145,7 +146,7 @@ class Layer:
             terms = terms * growth * (1.0 + np.minimum(np.abs(exponent), 6.0))
             h = h * np.exp(np.clip(exponent, -5.0, 5.0))
         self.p, self.p_terms = self.masked(h), terms
-        self.updated = self._trained = True
+        self.updated = True
 
 
 class Oracle:
@@ -161,10 +162,10 @@ class Oracle:
         """Update the layers that have an entry in ``grads``."""
         for layer in self.layers().values():
             layer.forget_update()
+        for name, layer in self.layers().items():
+            layer.apply_new_mask(name in grads)
         if found_inf != 0.0:
             return
-        for layer in self.layers().values():
-            layer.apply_new_mask()
         corrected = {
             name: layer.corrected(grads[name], rule.correction) / grad_scale
             for rule, layers in self.groups

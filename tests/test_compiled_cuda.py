@@ -35,8 +35,8 @@ KERNELS = [(kernel, stored) for kernel in STREAMS for stored in BYTES]
 # Beside weights. In the type of the arithmetic: step reads gamma, a learning rate and the mean fan-in, norm
 # the mean fan-in, and norm writes its sum in two parts.
 NUMBERS = {"step": (3, 0), "norm": (1, 2)}
-# 32 bits: a word of mask bits and, in step, found_inf, grad_scale and the two flags.
-WORDS = {"step": 5, "norm": 1}
+# 32 bits: a word of mask bits and, in step, found_inf and grad_scale.
+WORDS = {"step": 3, "norm": 1}
 MASK_BYTES = 2  # to count the fan-in where there is no whole word, and as the predicate
 
 # With nvcc 13.0, at most, of the three architectures. 64 of __launch_bounds__ leave four blocks of 256

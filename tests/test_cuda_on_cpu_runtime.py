@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu.build import Substitution, build, build_probes, compiler, load
-from cuda_on_cpu.calls import DTYPES, Hyper, Weight, assert_near, step
+from cuda_on_cpu.calls import DTYPES, Hyper, Weight, addresses, assert_near, step
 from packing import check_pack, cuda_pack, random_mask
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
@@ -118,14 +118,11 @@ def test_rows_of_any_length(cuda: ModuleType, columns: int, offset: int, dtype: 
     ids=str,
 )
 @pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "plain"])
-@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
-def test_hyperparameters(cuda: ModuleType, density, correction, hyper, momentum, first) -> None:
+def test_hyperparameters(cuda: ModuleType, density, correction, hyper, momentum) -> None:
     hyper = Hyper(correction=correction, **hyper)
     weight = Weight(density=density, momentum=momentum, ham=hyper.ham_alpha != 0)
-    if first:
-        weight.b.zero_()
-    expected = weight.expected(hyper, first)
-    step(cuda, [weight], [hyper.rule(cuda)], first=first)
+    expected = weight.expected(hyper)
+    step(cuda, [weight], [hyper.rule(cuda)])
     assert_near(weight, expected)
 
 
@@ -143,9 +140,6 @@ def test_gradients_and_weights_that_are_masked_do_not_matter(cuda: ModuleType) -
         assert torch.equal(changed[weight.mask], expected[weight.mask])
         assert (changed.numpy()[outside & ~untouched] == 0).all()
         assert np.isneginf(changed.numpy()[untouched]).all()
-    step(cuda, [weight], [Hyper().rule(cuda)], stale=True)
-    assert (weight.p.numpy()[outside] == 0).all()
-    assert (weight.b.numpy()[outside] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -163,21 +157,9 @@ def test_scalars_are_read_on_the_device(cuda: ModuleType, dtype: str) -> None:
 def test_found_inf_leaves_everything_as_it_is(cuda: ModuleType) -> None:
     weight, found_inf = Weight(), torch.tensor(2.0)
     before = weight.p.clone(), weight.b.clone()
-    step(cuda, [weight], [Hyper().rule(cuda)], stale=True, found_inf=found_inf.data_ptr())
+    step(cuda, [weight], [Hyper().rule(cuda)], found_inf=found_inf.data_ptr())
     assert torch.equal(weight.p, before[0])
     assert torch.equal(weight.b, before[1])
-
-
-def test_flags_are_found_by_position(cuda: ModuleType) -> None:
-    weights = [Weight(position=2, seed=1), Weight(position=0, seed=2)]
-    flags = torch.zeros(3, 2)
-    flags[2, 0] = flags[0, 1] = 1.0
-    expected = weights[0].expected(Hyper(), first_step=True)
-    weights[0].b.zero_()
-    weights[1].p[~weights[1].mask] = 3.0
-    step(cuda, weights, [Hyper().rule(cuda)], flags=flags)
-    assert_near(weights[0], expected)
-    assert (weights[1].p[~weights[1].mask] == 0).all()
 
 
 def test_a_table_that_is_too_large_makes_several_launches(cuda: ModuleType, control: ctypes.CDLL) -> None:
@@ -242,7 +224,7 @@ def test_squared_norm(cuda: ModuleType, dtype: str, correction: str) -> None:
     table = cuda.Table([weight.tensor(cuda) for weight in weights], [0] * len(weights))
     wide = torch.float64 if dtype == "float64" else torch.float32
     sums = torch.empty(cuda.partial_sum_count(table), dtype=wide)
-    cuda.squared_norm(table, [w.g.data_ptr() for w in weights], [hyper.rule(cuda)], sums.data_ptr(), 0)
+    cuda.squared_norm(table, addresses(weights), [hyper.rule(cuda)], sums.data_ptr(), 0)
     terms = [(w.scale(correction) * torch.where(w.mask, w.g.double(), 0.0)).square().sum() for w in weights]
     tolerance = 1e-14 if dtype == "float64" else 1e-7  # c_i, rounded to float32
     assert sums.double().sum().item() == pytest.approx(float(sum(terms)), rel=tolerance)
@@ -254,7 +236,7 @@ def test_a_gradient_norm_is_infinite_or_nan_if_a_gradient_is(cuda: ModuleType) -
         weight.g[3, 5] = value
         table = cuda.Table([weight.tensor(cuda)], [0])
         sums = torch.empty(cuda.partial_sum_count(table))
-        cuda.squared_norm(table, [weight.g.data_ptr()], [Hyper().rule(cuda)], sums.data_ptr(), 0)
+        cuda.squared_norm(table, addresses([weight]), [Hyper().rule(cuda)], sums.data_ptr(), 0)
         total = sums.double().sum().item()
         assert np.isnan(total) if np.isnan(value) else total == float("inf")
 
@@ -274,19 +256,26 @@ def test_an_error_is_raised_by_its_name(cuda: ModuleType, control: ctypes.CDLL) 
     assert not torch.equal(weight.p, before)
 
 
+NOTHING = {
+    **{"dtype": "float32", "parameter": 0, "momentum_buffer": 0, "rows": 1, "columns": 0, "ham": False},
+    **{"bits": 0, "mean_fan_in": 0},
+}
+
+
 def test_wrong_arguments_are_refused(cuda: ModuleType) -> None:
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
-        cuda.Tensor("int8", 0, 0, 1, 0, 0, 0, False, 0)
+        cuda.Tensor(**{**NOTHING, "dtype": "int8"})
     with pytest.raises(ValueError, match="rows is 2, it must be 1 where there are no bits"):
-        cuda.Tensor("float32", 0, 0, 2, 0, 0, 0, False, 0)
+        cuda.Tensor(**{**NOTHING, "rows": 2})
     with pytest.raises(ValueError, match="mean_fan_in is 0, it must be an address"):
-        cuda.Tensor("float32", 0, 0, 2, 0, 64, 0, False, 0)
+        cuda.Tensor(**{**NOTHING, "bits": 64})
     with pytest.raises(ValueError, match="correction is 'erk', it must be"):
         Hyper(correction="erk").rule(cuda)
     mixed = [Weight("float32"), Weight("float16")]
     with pytest.raises(ValueError, match="must be of one dtype"):
         cuda.Table([weight.tensor(cuda) for weight in mixed], [0, 0])
-    with pytest.raises(ValueError, match=r"position is 268435456, it must be below 2\^28"):
-        cuda.Table([Weight(position=1 << 28).tensor(cuda)], [0])
+    table = cuda.Table([Weight().tensor(cuda)], [0])
+    with pytest.raises(ValueError, match="grads must have one address per tensor"):
+        cuda.step(table, b"", [Hyper().rule(cuda)], 0, 0, 0)
     with pytest.raises(ValueError, match="rules must have one element per group"):
         step(cuda, [Weight()], [])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from sparseopt_kernels import kernels
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.kernels import native, reference
+from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels.contract import Inputs, Tensors
+from sparseopt_kernels.kernels.reference import Reference, ReferencePlan
 
 CPU = torch.device("cpu")
 
@@ -22,17 +26,16 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(batch) -> None:
-        reference.step(batch)
-        batch.entries[0].parameter.view(-1)[0] += 1e-3
+    class WrongPlan(ReferencePlan):
+        def step(self, inputs: Inputs) -> None:
+            super().step(inputs)
+            self._tensors[0].parameter.view(-1)[0] += 1e-3
 
-    class Wrong:
-        unavailable = staticmethod(lambda device: None)
-        host_scalars = staticmethod(reference.host_scalars)
-        squared_norm = staticmethod(reference.squared_norm)
+    class Wrong(Reference):
+        def plan(self, tensors: Sequence[Tensors]) -> WrongPlan:
+            return WrongPlan(tensors)
 
-    Wrong.step = staticmethod(step)
-    monkeypatch.setitem(kernels.BACKENDS, "cpu", Wrong)
+    monkeypatch.setitem(kernels.BACKENDS, "cpu", Wrong())
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "WRONG RESULTS" in out
@@ -61,7 +64,7 @@ def test_a_backend_that_cannot_run(
     assert "cpu   not available: the native library was not built: install a C++ compiler" in out
 
 
-@pytest.mark.skipif(native.unavailable(CPU) is not None, reason="the native library was not built")
+@pytest.mark.skipif(native.NATIVE.unavailable(CPU) is not None, reason="the native library was not built")
 def test_a_backend_that_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEOPT_CPU_ISA", "sse9")
     assert main(["doctor"]) == 1
@@ -72,6 +75,6 @@ def test_without_the_library_the_reference_runs_and_says_so_once(monkeypatch: py
     monkeypatch.setattr(native, "_MISSING", "the native library was not built")
     kernels._say_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="slow reference backend, because backend 'cpu'") as warned:
-        assert [kernels.backend_for("auto", CPU) for _ in range(3)] == [reference] * 3
+        assert [kernels.backend_for("auto", CPU) for _ in range(3)] == [kernels.BACKENDS["reference"]] * 3
     assert len(warned) == 1
     kernels._say_once.cache_clear()

@@ -57,7 +57,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 )
 def test_architectures(a_gpu: dict[str, Any], architectures: list[int], ptx: list[int], runs: bool) -> None:
     a_gpu.update(cuda_architectures=architectures, cuda_ptx=ptx)
-    assert (cuda_backend.unavailable(CUDA) is None) == runs
+    assert (cuda_backend.CUDA.unavailable(CUDA) is None) == runs
 
 
 def test_machine_code_runs_on_later_minor_versions(
@@ -66,28 +66,28 @@ def test_machine_code_runs_on_later_minor_versions(
     for capability, runs in (((8, 0), True), ((8, 6), True), ((7, 5), False), ((10, 0), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
         cuda_backend._no_code_for.cache_clear()
-        assert (cuda_backend.unavailable(CUDA) is None) == runs
+        assert (cuda_backend.CUDA.unavailable(CUDA) is None) == runs
 
 
 def test_an_architecture_that_was_not_built_is_named(a_gpu: dict[str, Any]) -> None:
     a_gpu["cuda_architectures"] = [80, 100]
-    reason = cuda_backend.unavailable(CUDA)
+    reason = cuda_backend.CUDA.unavailable(CUDA)
     assert reason is not None
     assert "cuda is an sm_90, and this build has code for sm_80, sm_100" in reason
     assert "CUDAARCHS=90" in reason
 
 
 def test_cuda_is_for_nvidia_devices(a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cuda_backend.unavailable(CPU) == "it updates tensors on NVIDIA devices, not on cpu"
+    assert cuda_backend.CUDA.unavailable(CPU) == "it updates tensors on NVIDIA devices, not on cpu"
     monkeypatch.setattr(torch.version, "cuda", None)  # ROCm, whose devices are called cuda, too
-    assert "NVIDIA" in cuda_backend.unavailable(CUDA)
+    assert "NVIDIA" in cuda_backend.CUDA.unavailable(CUDA)
 
 
 def test_auto_takes_the_next_and_warns_of_none(
     a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setattr(triton_backend, "_MISSING", "Triton is not installed")
-    assert kernels.backend_for("auto", CUDA) is cuda_backend
+    assert kernels.backend_for("auto", CUDA) is cuda_backend.CUDA
     assert not recwarn
     monkeypatch.setattr(cuda_backend, "_MISSING", "the CUDA kernels were not built")
     kernels._say_once.cache_clear()
@@ -118,7 +118,7 @@ def test_a_triton_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     triton = pytest.importorskip("triton")
     for version, works in (("3.4.0", False), ("2.9.1", False), ("3.5.0", True), ("3.10.0+git1", True)):
         monkeypatch.setattr(triton, "__version__", version)
-        reason = reimported("sparseopt_kernels.kernels.triton_again").unavailable(torch.device("cuda"))
+        reason = reimported("sparseopt_kernels.kernels.triton_again").TRITON.unavailable(torch.device("cuda"))
         if works:
             assert reason is None
         else:
@@ -127,27 +127,27 @@ def test_a_triton_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    reason = reimported("sparseopt_kernels.kernels.triton_again").unavailable(CUDA)
+    reason = reimported("sparseopt_kernels.kernels.triton_again").TRITON.unavailable(CUDA)
     assert reason == "Triton is not installed (pip install triton)"
 
 
 def test_a_triton_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setitem(sys.modules, "triton.language", None)
-    reason = reimported("sparseopt_kernels.kernels.triton_again").unavailable(CUDA)
+    reason = reimported("sparseopt_kernels.kernels.triton_again").TRITON.unavailable(CUDA)
     assert "triton.language" in reason
     assert "not installed" not in reason
 
 
 def test_triton_is_for_gpus() -> None:
     pytest.importorskip("triton")
-    assert triton_backend.unavailable(CPU) == "it updates tensors on cuda and xpu devices, not on cpu"
+    assert triton_backend.TRITON.unavailable(CPU) == "it updates tensors on cuda and xpu devices, not on cpu"
 
 
 @pytest.mark.interpreted
 def test_what_is_interpreted_is_for_the_cpu() -> None:
-    assert triton_backend.unavailable(CPU) is None
-    reason = triton_backend.unavailable(CUDA)
+    assert triton_backend.TRITON.unavailable(CPU) is None
+    reason = triton_backend.TRITON.unavailable(CUDA)
     assert reason == "TRITON_INTERPRET is set: it updates tensors on the cpu, not on cuda"
 
 
@@ -175,7 +175,7 @@ def test_a_wrong_index_in_the_cuda_sources_is_found(
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("& (column < columns)", "& (column < columns - 1)"),
+        ("& (column < shape.columns)", "& (column < shape.columns - 1)"),
         ("mask=inside & (o >= 0) & (o < row_bytes)", "mask=inside & (o >= 0) & (o < row_bytes - 1)"),
         ("tile = tiles - 1 - i", "tile = i"),
     ],

@@ -7,17 +7,23 @@ import torch
 
 from sparseopt_kernels.kernels import native
 
-REASON = native.unavailable(torch.device("cpu"))
+REASON = native.NATIVE.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
+
+
+RULE = {
+    **dict.fromkeys(("lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta", "gamma"), 0.0),
+    **{"nesterov": False, "maximize": False, "correction": "layer"},
+}
 
 
 def test_unknown_names_are_refused() -> None:
     from sparseopt_kernels import _native
 
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
-        _native.Tensor("int8", 0, 0, 0, False, None)
+        _native.Tensor(dtype="int8", parameter=0, momentum_buffer=0, numel=0, ham=False, mask=None)
     with pytest.raises(ValueError, match="correction is 'erk', it must be"):
-        _native.Rule(0.1, 0, 0, 0, False, False, "erk", 0, 0, 1)
+        _native.Rule(**{**RULE, "correction": "erk"})
     with pytest.raises(IndexError):
         _native.PackedMask(torch.ones(1, dtype=torch.bool).data_ptr(), 1, 1, 1, 1).row_bits(1)
 

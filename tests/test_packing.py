@@ -29,7 +29,7 @@ def pack(request: pytest.FixtureRequest) -> Pack:
 
 
 def pack_of_the_native_library() -> Pack:
-    reason = native.unavailable(torch.device("cpu"))
+    reason = native.NATIVE.unavailable(torch.device("cpu"))
     if reason is not None:
         pytest.skip(f"backend 'cpu': {reason}")
     from sparseopt_kernels import _native

@@ -40,10 +40,10 @@ update = triton_step._update
 folder = Path(sys.argv[1])
 
 def with_another_predicate(change):
-    def changed(p, b, g, active, live, *rest):
+    def changed(at, e, active, live, *rest):
         if len(live.shape) == 3:
             change(live.handle.data)
-        update(p, b, g, active, live, *rest)
+        update(at, e, active, live, *rest)
     return patch.object(triton_step, "_update", changed)
 
 def meter(*shapes):
@@ -116,8 +116,8 @@ def results(folder: Path) -> Any:
 
 def test_a_layer_counted_by_hand(results: Any) -> None:
     live_sectors, live_pairs, mask_bytes = 1 + 2 + 0 + 64, 1 + 2 + 0 + 32, 4 * 512 // 8
-    # A row of the table (80 bytes), the gradient's address, the owner, the flags, the mean fan-in.
-    tables, tables_in_pairs = 3 + 1 + 1 + 1 + 1, 2 + 1 + 1 + 1 + 1
+    # A row of the table (72 bytes), the gradient's address, the owner, the mean fan-in.
+    tables, tables_in_pairs = 3 + 1 + 1 + 1, 2 + 1 + 1 + 1
     assert results["by_hand"] == [
         *("weight", 512, 4 * 512),
         5 * 32 * live_sectors + mask_bytes,

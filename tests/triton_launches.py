@@ -128,7 +128,7 @@ def launches_of_a_step(
     with (
         mock.patch("triton.runtime.jit.driver", SimpleNamespace(active=gpu)),
         mock.patch.object(JITFunction, "run", only_compile),
-        mock.patch.object(backend, "unavailable", return_value=None),
+        mock.patch.object(backend.TRITON, "unavailable", return_value=None),
     ):
         found, masks = parameters(dtype, names)
         hyperparameters = {"lr": 0.1, "momentum": setting.momentum, **hyperparameters}

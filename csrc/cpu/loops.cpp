@@ -40,9 +40,8 @@ Prepared<T> prepare(const Update& update) {
   const Rule& rule = *update.rule;
   const PackedMask* mask = update.tensor->mask;
   Prepared<T> prepared;
-  prepared.coefficients = {
-      T(rule.lr),           T(rule.momentum),  T(update.first_step ? 1.0 : 1.0 - rule.dampening),
-      T(rule.weight_decay), T(rule.ham_alpha), T(rule.ham_beta)};
+  prepared.coefficients = {T(rule.lr),           T(rule.momentum),  T(1.0 - rule.dampening),
+                           T(rule.weight_decay), T(rule.ham_alpha), T(rule.ham_beta)};
   prepared.signed_gamma = T(rule.maximize ? -rule.gamma : rule.gamma);
   // An empty mask has no weight to correct, and no mean fan-in to divide by.
   prepared.corrected = mask != nullptr && mask->nnz() > 0 && rule.correction != Correction::kNone;
@@ -123,11 +122,10 @@ void update_masked(const Chunk& chunk, Pointers<Stored> tensor) {
   using T = typename ArithmeticOf<Stored>::type;
   const PackedMask& mask = *chunk.update->tensor->mask;
   const Prepared<T> prepared = prepare<T>(*chunk.update);
-  const bool skip = mask.has_active_blocks() && !chunk.update->stale;
   for (int64_t row = chunk.begin; row < chunk.end; ++row) {
     const uint8_t* bits = mask.row_bits(row);
     const T scale = prepared.scale(count_bits(bits, mask.row_bytes()));
-    if (skip) {
+    if (mask.has_active_blocks()) {
       update_active_blocks<kMomentum, kHam>(tensor, mask, row, scale, prepared.coefficients);
       continue;
     }

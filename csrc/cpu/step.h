@@ -29,13 +29,11 @@ struct Tensor {
   const PackedMask* mask;
 };
 
-// What one step does to one tensor. `stale`: there may be something other than zero outside the mask.
+// What one step does to one tensor. Outside the mask, parameter and buffer hold zeros.
 struct Update {
   const Tensor* tensor;
   const void* grad;
   const Rule* rule;
-  bool first_step;
-  bool stale;
 };
 
 // A piece of the work, small enough to share out and large enough to be worth it: rows of a masked

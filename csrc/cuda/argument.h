@@ -9,7 +9,6 @@ namespace sparseopt::cuda {
 
 constexpr int kCapacity = 58;     // tensors in one launch
 constexpr int kRuleCapacity = 4;  // parameter groups in one launch
-constexpr int kPositionBits = 28;
 
 struct TensorArgument {
   void* parameter;
@@ -19,9 +18,8 @@ struct TensorArgument {
   const void* mean_fan_in;
   int64_t rows, columns;
   uint32_t first_block;
-  uint32_t position : kPositionBits;
-  uint32_t rule : 2;
-  uint32_t ham : 1;
+  uint8_t rule;
+  bool ham;
 };
 
 template <class T>
@@ -40,7 +38,6 @@ struct Argument {
   RuleArgument<T> rules[kRuleCapacity];
   const float* grad_scale;
   const float* found_inf;
-  const float* flags;
   T* partial_sums;
   int count;
 };
@@ -48,7 +45,6 @@ struct Argument {
 static_assert(sizeof(TensorArgument) == 64, "the capacity was chosen for 64 bytes");
 static_assert(sizeof(Argument<double>) <= 4096 && sizeof(Argument<float>) <= 4096,
               "more than every GPU takes");
-static_assert(kRuleCapacity <= 1 << 2, "TensorArgument::rule is too narrow");
 
 // The argument of one launch. The conversions to T are made here, so that a float kernel has no double.
 template <class T>
@@ -56,7 +52,6 @@ Argument<T> argument_of(const Table& table, const Launch& launch, const Step& st
   Argument<T> argument{};
   argument.grad_scale = reinterpret_cast<const float*>(step.grad_scale);
   argument.found_inf = reinterpret_cast<const float*>(step.found_inf);
-  argument.flags = reinterpret_cast<const float*>(step.flags);
   argument.count = static_cast<int>(launch.tensors.size());
   for (size_t i = 0; i < launch.groups.size(); ++i) {
     const Rule& rule = *step.rules.at(launch.groups[i]);
@@ -82,7 +77,6 @@ Argument<T> argument_of(const Table& table, const Launch& launch, const Step& st
     to.rows = tensor.rows;
     to.columns = tensor.columns;
     to.first_block = launch.first_block[i];
-    to.position = tensor.position;
     to.rule = launch.rule[i];
     to.ham = tensor.ham;
   }

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
   const Share share = share_of(argument, blockIdx.x);
   const TensorArgument& tensor = argument.tensors[share.tensor];
   Squares<Stored> squares{static_cast<const Stored*>(tensor.grad), {T(0), T(0)}};
-  for_each_byte<T>(tensor, argument.rules[tensor.rule].correction, share, false, squares);
+  for_each_byte<T>(tensor, argument.rules[tensor.rule].correction, share, squares);
   const Sum<T> sum = sum_over_block(squares.sum);
   if (threadIdx.x == 0) {
     argument.partial_sums[2 * int64_t(blockIdx.x)] = sum.high;

@@ -59,11 +59,11 @@ __device__ __forceinline__ int64_t sum_over_row(int64_t value, int row_threads) 
 }
 
 // Calls visit(offset, count, active, c): the weight where a byte's weights begin, how many of them there
-// are, their mask bits and c_i. Bytes without a mask bit are left out unless `every`. A dense tensor is one
-// row that all blocks share.
+// are, their mask bits and c_i. Bytes without a mask bit are left out. A dense tensor is one row that all
+// blocks share.
 template <class T, class Visit>
 __device__ __forceinline__ void for_each_byte(const TensorArgument& tensor, Correction correction,
-                                              Share share, bool every, Visit&& visit) {
+                                              Share share, Visit&& visit) {
   const bool dense = tensor.bits == nullptr, corrected = !dense && correction != Correction::kNone;
   const int64_t columns = tensor.columns, bytes = bytes_of(columns);
   T divisor = static_cast<T>(columns);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void for_each_byte(const TensorArgument& tensor, Corr
 #pragma unroll 1
     for (int64_t i = begin; i < bytes; i += stride) {
       const unsigned active = dense ? 0xffu : bits[i];
-      if (active == 0 && !every) continue;
+      if (active == 0) continue;
       const int64_t left = columns - i * kLanes;
       visit(row * columns + i * kLanes, left < kLanes ? static_cast<int>(left) : kLanes, active, c);
     }

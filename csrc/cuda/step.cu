@@ -52,24 +52,22 @@ struct Update {
     Stored stored_p[kLanes] = {}, stored_g[kLanes] = {}, stored_b[kLanes] = {};
     const bool vectors = count == kLanes && is_aligned(p + offset) && is_aligned(g + offset) &&
                          (b == nullptr || is_aligned(b + offset));
-    if (active != 0) {
-      read(stored_p, p + offset, count, vectors);
-      read(stored_g, g + offset, count, vectors);
-      if (b != nullptr) read(stored_b, b + offset, count, vectors);
-      T p_[kLanes], g_[kLanes], b_[kLanes];
+    read(stored_p, p + offset, count, vectors);
+    read(stored_g, g + offset, count, vectors);
+    if (b != nullptr) read(stored_b, b + offset, count, vectors);
+    T p_[kLanes], g_[kLanes], b_[kLanes];
 #pragma unroll
-      for (int i = 0; i < kLanes; ++i) {
-        p_[i] = load(stored_p[i]);
-        g_[i] = load(stored_g[i]);
-        b_[i] = load(stored_b[i]);
-      }
-      lanes(p_, g_, b_, c * signed_gamma);
+    for (int i = 0; i < kLanes; ++i) {
+      p_[i] = load(stored_p[i]);
+      g_[i] = load(stored_g[i]);
+      b_[i] = load(stored_b[i]);
+    }
+    lanes(p_, g_, b_, c * signed_gamma);
 #pragma unroll
-      for (int i = 0; i < kLanes; ++i) {
-        const bool keep = ((active >> i) & 1u) != 0;
-        store(stored_p[i], keep ? p_[i] : T(0));
-        store(stored_b[i], keep ? b_[i] : T(0));
-      }
+    for (int i = 0; i < kLanes; ++i) {
+      const bool keep = ((active >> i) & 1u) != 0;
+      store(stored_p[i], keep ? p_[i] : T(0));
+      store(stored_b[i], keep ? b_[i] : T(0));
     }
     write(p + offset, stored_p, count, vectors);
     if (b != nullptr) write(b + offset, stored_b, count, vectors);
@@ -88,8 +86,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   const Share share = share_of(argument, blockIdx.x);
   const TensorArgument& tensor = argument.tensors[share.tensor];
   const RuleArgument<T>& rule = argument.rules[tensor.rule];
-  const bool first_step = argument.flags[2 * tensor.position] != 0.0f;
-  const bool stale = argument.flags[2 * tensor.position + 1] != 0.0f;
   T gamma = rule.gamma_address != nullptr ? *rule.gamma_address : rule.gamma;
   if (argument.grad_scale != nullptr) gamma /= static_cast<T>(*argument.grad_scale);
 
@@ -101,8 +97,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
                         rule.nesterov,
                         rule.ham && tensor.ham};
   if (rule.lr_address != nullptr) update.k.lr = *rule.lr_address;
-  if (first_step) update.k.fresh = T(1);
-  for_each_byte<T>(tensor, rule.correction, share, stale, update);
+  for_each_byte<T>(tensor, rule.correction, share, update);
 }
 
 template <class Stored>

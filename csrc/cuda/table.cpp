@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
-#include <string>
 
 #include "argument.h"
 #include "shares.h"
@@ -17,13 +16,9 @@ namespace {
 void validate(const std::vector<Tensor>& tensors, const std::vector<size_t>& groups) {
   if (tensors.size() != groups.size())
     throw std::invalid_argument("tensors and groups must be of one length");
-  for (const Tensor& tensor : tensors) {
+  for (const Tensor& tensor : tensors)
     if (tensor.dtype != tensors.front().dtype)
       throw std::invalid_argument("the tensors of a table must be of one dtype");
-    if (tensor.position >= 1u << kPositionBits)
-      throw std::invalid_argument("position is " + std::to_string(tensor.position) + ", it must be below 2^" +
-                                  std::to_string(kPositionBits));
-  }
 }
 
 // The rule that a launch carries for a group; its capacity if there is no room for one more.

@@ -29,7 +29,6 @@ struct Tensor {
   int64_t rows, columns;
   uintptr_t bits, mean_fan_in;
   bool ham;
-  uint32_t position;  // in the flags of a step
 };
 
 // What one launch carries.
@@ -58,12 +57,11 @@ class Table {
   std::vector<Launch> launches_;
 };
 
-// What changes from step to step. `flags` is the address of pairs of float32, one per position: whether it
-// is the tensor's first step, and whether there may be something other than zero outside its mask.
+// What changes from step to step.
 struct Step {
   std::vector<uintptr_t> grads;
   std::vector<const Rule*> rules;
-  uintptr_t grad_scale = 0, found_inf = 0, flags = 0;
+  uintptr_t grad_scale = 0, found_inf = 0;
 };
 
 // Both return when the work is queued on the stream (a cudaStream_t). `step` returns how many launches

@@ -1,18 +1,23 @@
-"""The backends, and which of them runs a step. Each is one module with the functions of ``contract``."""
+"""The backends, and which of them runs a step."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from . import cuda, native, reference, triton
+from . import cuda, native
+from .contract import Backend
+from .cuda import CUDA
+from .native import NATIVE
+from .reference import REFERENCE
+from .triton import TRITON
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": native, "triton": triton, "cuda": cuda}
+BACKENDS: dict[str, Backend] = {"reference": REFERENCE, "cpu": NATIVE, "triton": TRITON, "cuda": CUDA}
+"""By the name that ``SparseOpt(backend=)`` takes. Put yours in here; ``"auto"`` takes its own alone."""
 # What "auto" tries first, by device.
 _AUTO = {"cpu": ("cpu",), "cuda": ("triton", "cuda"), "xpu": ("triton",)}
 
@@ -40,7 +45,7 @@ def chosen_name(backend: str) -> str:
     return name
 
 
-def backend_for(name: str, device: torch.device) -> ModuleType:
+def backend_for(name: str, device: torch.device) -> Backend:
     """The backend that updates tensors on ``device``.
 
     Raises:
@@ -60,7 +65,7 @@ def backend_for(name: str, device: torch.device) -> ModuleType:
         reasons.append(f"backend {candidate!r}: {reason}")
     if reasons:
         _say_once("SparseOpt uses its slow reference backend, because " + "; ".join(reasons))
-    return reference
+    return REFERENCE
 
 
 @cache

@@ -1,23 +1,14 @@
-"""What the optimizer hands to a backend: the parameters of one step and the rules to update them by.
+"""What a backend is asked: to make a plan for some tensors, once, and to carry it out at every step.
 
-A backend is a module with these functions over these types:
-
-    unavailable(device) -> str | None              why it cannot update tensors there (None: it can)
-    host_scalars(device) -> bool                   whether it wants all scalars as numbers (below)
-    squared_norm(batch) -> Tensor                  sum of (c_i g)^2 over the active weights: 0-d, float64
-    step(batch) -> None                            the update rule, in place
-
-Where the CPU would have to wait for an accelerator to know a number, the number stays there: what AMP and
-tensor learning rates say comes as tensors on the batch's device, and a kernel reads it. A backend with
-``host_scalars`` gets plain numbers instead, and is not called for a step that AMP skips.
-
-What reaches a backend was validated: it raises nothing but errors of the device.
+A backend is an object of type ``Backend``, in the registry of ``kernels``. Everything it is handed is
+complete and frozen, and was validated: it raises nothing but errors of the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,11 +16,35 @@ from torch import Tensor
 from ..neurons import Correction, Neurons
 
 
-@dataclass(slots=True)
-class Rule:
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """One parameter, and what a step reads and writes beside it.
+
+    ``parameter``, ``momentum_buffer`` (None where momentum is 0) and ``mask`` (boolean; None: dense) have one
+    shape and one device; complex parameters come as real ones with a last dimension of 2. Outside the mask,
+    parameter and buffer hold zeros: a backend may leave memory alone that holds no active weight. A buffer
+    that no step has written yet holds zeros, too.
+
+    It is compared by identity, and replaced by another as soon as anything about it changes, the values in
+    the mask included: what was derived from it holds for as long as the same object is handed over.
+    """
+
+    parameter: Tensor
+    momentum_buffer: Tensor | None
+    mask: Tensor | None
+    gradient_dtype: torch.dtype
+    neurons: Neurons
+    """Where the neurons of the mask lie."""
+    group: int
+    """Which of ``Inputs.rules`` is the parameter's."""
+    ham: bool
+    """Whether HAM applies to it, where its rule asks for HAM."""
+
+
+class Rule(NamedTuple):
     """The hyperparameters of one parameter group at one step.
 
-    A tensor among them is 0-d, on the batch's device and of the type of its arithmetic.
+    A tensor among them is 0-d, on the device of the plan and of the type of its arithmetic.
     """
 
     lr: float | Tensor
@@ -43,100 +58,50 @@ class Rule:
     ham_beta: float
     gamma: float | Tensor
     """What the gradient is multiplied by besides c_i: the gradient-norm coefficient (Appendix F), and
-    1/grad_scale (AMP) where that is no tensor of the batch."""
+    1/grad_scale (AMP) where that is no tensor of the inputs."""
 
 
-class Entry:
-    """One parameter. The optimizer keeps its entry from step to step and refreshes it.
+class Inputs(NamedTuple):
+    """What changes from step to step.
 
-    ``parameter``, ``momentum_buffer`` (None where momentum is 0) and ``mask`` (None: dense) have one
-    shape; complex parameters come as real ones with a last dimension of 2. On the first step the buffer
-    is new and holds zeros.
+    ``gradients`` are those of the plan's tensors: strided, on their device, of their ``gradient_dtype``, and
+    in the memory format of their parameter unless that has gaps. ``addresses`` are those of their memory, an
+    unsigned integer of 8 bytes each.
 
-    ``stale`` is True where the parameter or its buffer may hold something other than zero outside the
-    mask: on the first step, after the mask changed, after somebody else wrote into one of them. While it
-    is False, a backend may leave alone what lies outside the mask.
-
-    ``plan`` is the backend's: what it derived from the mask and the addresses of parameter and buffer. It
-    is None again when one of them has changed.
+    Where the host would have to wait for a device to know a number, the number stays there: ``grad_scale``
+    and ``found_inf`` are GradScaler's, 0-d float32 on the device, or None. Gradients are divided by the
+    former, and nothing at all is written where the latter is not 0. A backend with ``host_scalars`` gets
+    plain numbers instead (both are None), and is not called for a step that AMP skips.
     """
 
-    __slots__ = (
-        "buffer_version",
-        "first_step",
-        "group",
-        "ham",
-        "mask",
-        "mask_place",
-        "masked",
-        "memory",
-        "momentum_buffer",
-        "name",
-        "neurons",
-        "parameter",
-        "parameter_version",
-        "plan",
-        "stale",
-    )
-
-    mask: Tensor | None
-    momentum_buffer: Tensor | None
-
-    def __init__(self, parameter: Tensor, name: str, group: int, neurons: Neurons, masked: bool) -> None:
-        self.parameter = parameter
-        self.name = name
-        self.group = group
-        self.neurons = neurons
-        self.masked = masked
-        self.ham = parameter.ndim >= 2  # biases and normalisation parameters are left out of HAM
-        self.mask = None
-        self.momentum_buffer = None
-        self.first_step = False
-        self.stale = masked
-        self.plan: Any = None
-        # What the optimizer sees changes by.
-        self.memory: tuple[Any, ...] = ()
-        self.mask_place = (0, -1)
-        self.parameter_version = self.buffer_version = -1
+    gradients: Sequence[Tensor]
+    addresses: bytes
+    rules: Sequence[Rule]
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
 
 
-class Batch:
-    """The parameters of one step that are on one device and of one dtype.
+class Plan(Protocol):
+    """How a backend updates certain tensors, all of one device and dtype."""
 
-    ``grads`` are the gradients of ``entries``, strided, in any memory format, possibly of another dtype.
-    ``rules`` are those of all parameter groups: ``rules[entry.group]`` is an entry's. ``positions`` are
-    those of the entries among the optimizer's parameters. ``plan`` is the backend's; a batch is replaced
-    when the plan of one of its entries is None again.
+    def step(self, inputs: Inputs) -> None:
+        """Apply the update rule, in place."""
 
-    The rest is None for a backend with ``host_scalars``. For others, ``grad_scale`` and ``found_inf`` are
-    GradScaler's, 0-d float32 on the device, or None without one: gradients are divided by the former, and
-    nothing at all is written where the latter is not 0. ``flags`` is float32 of shape (number of the
-    optimizer's parameters, 2) on the device: ``flags[position]`` is (``first_step``, ``stale``), true where
-    not 0. The host may not know them: see ``device_flags``.
-    """
+    def squared_norm(self, inputs: Inputs) -> Tensor:
+        """The sum of ``(c_i g)^2`` over the active weights: 0-d, float64, on the device."""
 
-    __slots__ = (
-        "device",
-        "dtype",
-        "entries",
-        "flags",
-        "found_inf",
-        "grad_scale",
-        "grads",
-        "plan",
-        "positions",
-        "rules",
-    )
 
-    grads: list[Tensor]
-    rules: list[Rule]
+class Backend(Protocol):
+    """One way to carry out steps."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.entries: list[Entry] = []
-        self.positions: list[int] = []
-        self.plan: Any = None
-        self.grad_scale: Tensor | None = None
-        self.found_inf: Tensor | None = None
-        self.flags: Tensor | None = None
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why it cannot update tensors on that device; None: it can."""
+
+    def host_scalars(self, device: torch.device) -> bool:
+        """Whether it wants all scalars as numbers: see ``Inputs``."""
+
+    def supports(self, tensors: Tensors) -> bool:
+        """Whether it can update them; what it cannot goes to the reference backend."""
+
+    def plan(self, tensors: Sequence[Tensors]) -> Plan:
+        """A plan for tensors that it supports, all of one device and dtype."""

@@ -6,17 +6,18 @@ captured in a CUDA graph. Nothing waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ..neurons import arithmetic_dtype
-from . import reference
-from .contract import Batch, Rule
+from .contract import Inputs, Rule, Tensors
 from .device import keep_for_graph, made_current
-from .memory import DTYPE_NAMES, Walk, walk_rows
+from .memory import DTYPE_NAMES, Rows, has_rows, is_walkable, rows_of
 
 _MISSING: str | None = None
 try:
@@ -25,6 +26,11 @@ except ModuleNotFoundError:
     _MISSING = "the CUDA kernels were not built (SPARSEOPT_CUDA=1 pip install . builds them, or says why not)"
 except ImportError as error:
     _MISSING = f"the CUDA kernels cannot be loaded ({error})"
+
+
+if TYPE_CHECKING:
+    from .._cuda import Rule as NativeRule
+    from .._cuda import Tensor as NativeTensor
 
 
 def build_info() -> dict[str, Any]:
@@ -37,13 +43,6 @@ def build_info() -> dict[str, Any]:
         "cuda_architectures": info["architectures"],
         "cuda_ptx": info["ptx"],
     }
-
-
-def unavailable(device: torch.device) -> str | None:
-    if device.type != "cuda" or torch.version.cuda is None:
-        where = device.type if device.type != "cuda" else "those of ROCm"
-        return f"it updates tensors on NVIDIA devices, not on {where}"
-    return _MISSING or _no_code_for(device)
 
 
 @cache
@@ -63,82 +62,70 @@ def _no_code_for(device: torch.device) -> str | None:
     )
 
 
-def host_scalars(device: torch.device) -> bool:
-    return False
+class Cuda:
+    def __init__(self) -> None:
+        self._rows: WeakKeyDictionary[Tensors, Rows] = WeakKeyDictionary()
+
+    def unavailable(self, device: torch.device) -> str | None:
+        if device.type != "cuda" or torch.version.cuda is None:
+            where = device.type if device.type != "cuda" else "those of ROCm"
+            return f"it updates tensors on NVIDIA devices, not on {where}"
+        return _MISSING or _no_code_for(device)
+
+    def host_scalars(self, device: torch.device) -> bool:
+        return False
+
+    def supports(self, tensors: Tensors) -> bool:
+        return tensors.parameter.dtype in DTYPE_NAMES and is_walkable(tensors) and has_rows(tensors)
+
+    def plan(self, tensors: Sequence[Tensors]) -> CudaPlan:
+        for t in tensors:
+            if t not in self._rows:
+                self._rows[t] = rows_of(t, _pack)
+        return CudaPlan(tensors, [self._rows[t] for t in tensors])
 
 
-def step(batch: Batch) -> None:
-    plan = _current_plan(batch)
-    assert batch.flags is not None
-    grads = plan.walk.grads(batch)
-    with made_current(batch.device):
-        _cuda.step(
-            plan.table,
-            list(map(Tensor.data_ptr, grads)),
-            list(map(_native_rule, batch.rules)),
-            batch.flags.data_ptr(),
-            _address(batch.grad_scale),
-            _address(batch.found_inf),
-            _stream(batch.device),
+class CudaPlan:
+    def __init__(self, tensors: Sequence[Tensors], rows: Sequence[Rows]) -> None:
+        self._tensors, self._rows = tensors, rows  # whose memory the table refers to
+        self._device, self._dtype = tensors[0].parameter.device, tensors[0].parameter.dtype
+        native = [_native_tensor(t, r) for t, r in zip(tensors, rows, strict=True)]
+        self._table = _cuda.Table(native, [t.group for t in tensors])
+
+    def step(self, inputs: Inputs) -> None:
+        keep_for_graph(self._rows)
+        with made_current(self._device):
+            _cuda.step(
+                self._table,
+                inputs.addresses,
+                [_native_rule(rule) for rule in inputs.rules],
+                _address(inputs.grad_scale),
+                _address(inputs.found_inf),
+                _stream(self._device),
+            )
+
+    def squared_norm(self, inputs: Inputs) -> Tensor:
+        keep_for_graph(self._rows)
+        sums = torch.empty(
+            _cuda.partial_sum_count(self._table), dtype=arithmetic_dtype(self._dtype), device=self._device
         )
-    for i in plan.walk.elsewhere:
-        reference.update(batch, i)
+        rules = [_native_rule(rule) for rule in inputs.rules]
+        with made_current(self._device):
+            _cuda.squared_norm(self._table, inputs.addresses, rules, sums.data_ptr(), _stream(self._device))
+        return sums.sum(dtype=torch.float64)
 
 
-def squared_norm(batch: Batch) -> Tensor:
-    plan = _current_plan(batch)
-    sums = torch.empty(
-        _cuda.partial_sum_count(plan.table),
-        dtype=arithmetic_dtype(batch.dtype),
-        device=batch.device,
+def _native_tensor(tensors: Tensors, rows: Rows) -> NativeTensor:
+    return _cuda.Tensor(
+        dtype=DTYPE_NAMES[tensors.parameter.dtype],
+        parameter=tensors.parameter.data_ptr(),
+        momentum_buffer=_address(tensors.momentum_buffer),
+        rows=rows.rows,
+        columns=rows.columns,
+        bits=_address(rows.bits),
+        mean_fan_in=_address(rows.mean_fan_in),
+        ham=tensors.ham,
     )
-    grads = plan.walk.grads(batch)
-    with made_current(batch.device):
-        _cuda.squared_norm(
-            plan.table,
-            list(map(Tensor.data_ptr, grads)),
-            list(map(_native_rule, batch.rules)),
-            sums.data_ptr(),
-            _stream(batch.device),
-        )
-    total = sums.sum(dtype=torch.float64)
-    for i in plan.walk.elsewhere:
-        total += reference.squared_norm_of(batch, i)
-    return total
-
-
-class _BatchPlan(NamedTuple):
-    """The native form of a batch."""
-
-    walk: Walk
-    table: Any  # _cuda.Table
-
-
-def _current_plan(batch: Batch) -> _BatchPlan:
-    plan: _BatchPlan = batch.plan
-    if plan is None or not plan.walk.fits(batch):
-        plan = batch.plan = _plan_batch(batch)
-    keep_for_graph((batch.flags, [entry.plan for entry in plan.walk.entries]))
-    return plan
-
-
-def _plan_batch(batch: Batch) -> _BatchPlan:
-    walk = walk_rows(batch, DTYPE_NAMES, _pack)
-    tensors = [
-        _cuda.Tensor(
-            DTYPE_NAMES[batch.dtype],
-            entry.parameter.data_ptr(),
-            _address(entry.momentum_buffer),
-            entry.plan.rows,
-            entry.plan.columns,
-            _address(entry.plan.bits),
-            _address(entry.plan.mean_fan_in),
-            entry.ham,
-            position,
-        )
-        for entry, position in zip(walk.entries, walk.positions, strict=True)
-    ]
-    return _BatchPlan(walk, _cuda.Table(tensors, [entry.group for entry in walk.entries]))
 
 
 def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,21 +137,21 @@ def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
     return bits, nnz
 
 
-def _native_rule(rule: Rule) -> Any:
+def _native_rule(rule: Rule) -> NativeRule:
     lr, gamma = rule.lr, rule.gamma
     return _cuda.Rule(
-        0.0 if isinstance(lr, Tensor) else lr,
-        _address(lr if isinstance(lr, Tensor) else None),
-        rule.momentum,
-        rule.dampening,
-        rule.weight_decay,
-        rule.nesterov,
-        rule.maximize,
-        rule.correction,
-        rule.ham_alpha,
-        rule.ham_beta,
-        0.0 if isinstance(gamma, Tensor) else gamma,
-        _address(gamma if isinstance(gamma, Tensor) else None),
+        lr=0.0 if isinstance(lr, Tensor) else lr,
+        lr_address=_address(lr if isinstance(lr, Tensor) else None),
+        momentum=rule.momentum,
+        dampening=rule.dampening,
+        weight_decay=rule.weight_decay,
+        nesterov=rule.nesterov,
+        maximize=rule.maximize,
+        correction=rule.correction,
+        ham_alpha=rule.ham_alpha,
+        ham_beta=rule.ham_beta,
+        gamma=0.0 if isinstance(gamma, Tensor) else gamma,
+        gamma_address=_address(gamma if isinstance(gamma, Tensor) else None),
     )
 
 
@@ -175,3 +162,6 @@ def _address(tensor: Tensor | None) -> int:
 def _stream(device: torch.device) -> int:
     """The stream that PyTorch queues this thread's work on."""
     return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+CUDA = Cuda()

@@ -1,20 +1,20 @@
 """The native CPU backend: C++ with OpenMP over rows (``csrc/cpu``), one call for all parameters.
 
-Here is what PyTorch knows and the library does not: where tensors lie, and whether their memory is laid
-out as the loops expect. Tensors that are not are handed to the reference backend.
+Here is what PyTorch knows and the library does not: where tensors lie, and whether their memory is laid out
+as the loops expect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from . import reference
-from .contract import Batch, Entry, Rule
-from .memory import DTYPE_NAMES, Order, Walk, is_walkable, memory_grid, memory_order
+from .contract import Inputs, Rule, Tensors
+from .memory import DTYPE_NAMES, is_walkable, mask_in_memory_order, memory_grid
 
 _MISSING: str | None = None
 try:
@@ -23,6 +23,10 @@ except ModuleNotFoundError:
     _MISSING = "the native library was not built"
 except ImportError as error:
     _MISSING = f"the native library cannot be loaded ({error})"
+
+if TYPE_CHECKING:
+    from .._native import Rule as NativeRule
+    from .._native import Tensor as NativeTensor
 
 
 def build_info() -> dict[str, Any]:
@@ -38,107 +42,85 @@ def available_isas() -> tuple[str, ...]:
     return () if _MISSING else tuple(_native.available_isas())
 
 
-def unavailable(device: torch.device) -> str | None:
-    if device.type != "cpu":
-        return f"it updates tensors on the cpu, not on {device.type}"
-    if _MISSING:
-        return f"{_MISSING}: install a C++ compiler, then install sparseopt_kernels again"
-    return None
+class Native:
+    def __init__(self) -> None:
+        self._tensors: WeakKeyDictionary[Tensors, NativeTensor] = WeakKeyDictionary()
+
+    def unavailable(self, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"it updates tensors on the cpu, not on {device.type}"
+        if _MISSING:
+            return f"{_MISSING}: install a C++ compiler, then install sparseopt_kernels again"
+        return None
+
+    def host_scalars(self, device: torch.device) -> bool:
+        return True
+
+    def supports(self, tensors: Tensors) -> bool:
+        return (
+            tensors.parameter.dtype in DTYPE_NAMES
+            and is_walkable(tensors)
+            and (tensors.mask is None or memory_grid(tensors) is not None)
+        )
+
+    def plan(self, tensors: Sequence[Tensors]) -> NativePlan:
+        for t in tensors:
+            if t not in self._tensors:
+                self._tensors[t] = _native_tensor(t)
+        return NativePlan(tensors, [self._tensors[t] for t in tensors])
 
 
-def host_scalars(device: torch.device) -> bool:
-    return True
+class NativePlan:
+    def __init__(self, tensors: Sequence[Tensors], native: list[NativeTensor]) -> None:
+        self._tensors = tensors  # whose memory the table refers to
+        self._table = _native.Table(native, [t.group for t in tensors])
+
+    def step(self, inputs: Inputs) -> None:
+        _native.step(self._table, inputs.addresses, _rules(inputs), torch.get_num_threads())
+
+    def squared_norm(self, inputs: Inputs) -> Tensor:
+        norm = _native.squared_norm(self._table, inputs.addresses, _rules(inputs), torch.get_num_threads())
+        return torch.tensor(norm, dtype=torch.float64)
 
 
-def step(batch: Batch) -> None:
-    for i in _call(_native.step, batch)[1]:
-        reference.update(batch, i)
-
-
-def squared_norm(batch: Batch) -> Tensor:
-    norm, elsewhere = _call(_native.squared_norm, batch)
-    total = torch.tensor(norm, dtype=torch.float64)
-    for i in elsewhere:
-        total += reference.squared_norm_of(batch, i)
-    return total
-
-
-class _EntryPlan(NamedTuple):
-    """The native form of an entry."""
-
-    dtype: torch.dtype
-    order: Order
-    tensor: Any  # _native.Tensor, or None
-
-    @property
-    def here(self) -> bool:
-        return self.tensor is not None
-
-
-class _BatchPlan(NamedTuple):
-    """The native form of a batch."""
-
-    walk: Walk
-    table: Any  # _native.Table
-
-
-def _call(function: Callable[..., Any], batch: Batch) -> tuple[Any, list[int]]:
-    """What the library returns for all entries that it can update, and where the others are."""
-    plan: _BatchPlan = batch.plan
-    if plan is None or not plan.walk.fits(batch):
-        plan = batch.plan = _plan_batch(batch)
-    entries, grads = plan.walk.entries, plan.walk.grads(batch)
-    result = function(
-        plan.table,
-        list(map(Tensor.data_ptr, grads)),
-        [_native_rule(rule) for rule in batch.rules],
-        [entry.first_step for entry in entries],
-        [entry.stale for entry in entries],
-        torch.get_num_threads(),
+def _native_tensor(tensors: Tensors) -> NativeTensor:
+    """The native form of a parameter; the mask is packed here, once for each change of it."""
+    parameter, buffer = tensors.parameter, tensors.momentum_buffer
+    mask = None
+    if tensors.mask is not None:
+        grid = memory_grid(tensors)
+        assert grid is not None
+        ordered = mask_in_memory_order(tensors)  # it must live until it is packed
+        mask = _native.PackedMask(ordered.data_ptr(), *grid)
+    return _native.Tensor(
+        dtype=DTYPE_NAMES[parameter.dtype],
+        parameter=parameter.data_ptr(),
+        momentum_buffer=0 if buffer is None else buffer.data_ptr(),
+        numel=parameter.numel(),
+        ham=tensors.ham,
+        mask=mask,
     )
-    return result, plan.walk.elsewhere
 
 
-def _plan_batch(batch: Batch) -> _BatchPlan:
-    for entry in batch.entries:
-        if entry.plan is None or entry.plan.dtype is not batch.dtype:
-            entry.plan = _plan_entry(entry)
-    walk = Walk(batch)
-    entries = walk.entries
-    return _BatchPlan(walk, _native.Table([e.plan.tensor for e in entries], [e.group for e in entries]))
+def _rules(inputs: Inputs) -> list[NativeRule]:
+    return [_native_rule(rule) for rule in inputs.rules]
 
 
-def _native_rule(rule: Rule) -> Any:
+def _native_rule(rule: Rule) -> NativeRule:
     assert isinstance(rule.lr, float)
     assert isinstance(rule.gamma, float)
     return _native.Rule(
-        rule.lr,
-        rule.momentum,
-        rule.dampening,
-        rule.weight_decay,
-        rule.nesterov,
-        rule.maximize,
-        rule.correction,
-        rule.ham_alpha,
-        rule.ham_beta,
-        rule.gamma,
+        lr=rule.lr,
+        momentum=rule.momentum,
+        dampening=rule.dampening,
+        weight_decay=rule.weight_decay,
+        nesterov=rule.nesterov,
+        maximize=rule.maximize,
+        correction=rule.correction,
+        ham_alpha=rule.ham_alpha,
+        ham_beta=rule.ham_beta,
+        gamma=rule.gamma,
     )
 
 
-def _plan_entry(entry: Entry) -> _EntryPlan:
-    parameter, buffer = entry.parameter, entry.momentum_buffer
-    order = memory_order(parameter)
-    dtype = DTYPE_NAMES.get(parameter.dtype)
-    if dtype is None or not is_walkable(entry, order):
-        return _EntryPlan(parameter.dtype, None, None)
-    mask = None
-    if entry.mask is not None:
-        grid = memory_grid(entry, order)
-        if grid is None:
-            return _EntryPlan(parameter.dtype, None, None)
-        ordered = (entry.mask if order is None else entry.mask.permute(order)).contiguous()
-        mask = _native.PackedMask(ordered.data_ptr(), *grid)
-    addresses = (parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr())
-    return _EntryPlan(
-        parameter.dtype, order, _native.Tensor(dtype, *addresses, parameter.numel(), entry.ham, mask)
-    )
+NATIVE = Native()

@@ -7,15 +7,17 @@ tensors, over all parameters of a dtype. The kernels find their tensors in a tab
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from . import reference
-from .contract import Batch, Rule
-from .device import capturing, keep_for_graph, made_current
-from .triton_plan import BatchPlan
+from .contract import Inputs, Rule, Tensors
+from .device import capturing, keep_for_graph, made_current, upload
+from .memory import Rows, has_rows, is_walkable, rows_of
+from .triton_plan import DTYPES, Layout, alignments, pack
 
 _OLDEST = (3, 5)  # with which all tests of compiled kernels pass
 _MISSING: str | None = None
@@ -40,88 +42,127 @@ _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # rounding is decided wh
 _CORRECTIONS = {"none": 0.0, "layer": 1.0, "unnormalized": 2.0}
 
 
-def unavailable(device: torch.device) -> str | None:
-    if _INTERPRETED:
-        if device.type == "cpu":
-            return None
-        return f"TRITON_INTERPRET is set: it updates tensors on the cpu, not on {device.type}"
-    if device.type in ("cuda", "xpu"):
-        return _MISSING
-    reason = f"it updates tensors on cuda and xpu devices, not on {device.type}"
-    return reason if _MISSING is None else f"{reason}; {_MISSING}"
+class Triton:
+    def __init__(self) -> None:
+        self._rows: WeakKeyDictionary[Tensors, Rows] = WeakKeyDictionary()
+
+    def unavailable(self, device: torch.device) -> str | None:
+        if _INTERPRETED:
+            if device.type == "cpu":
+                return None
+            return f"TRITON_INTERPRET is set: it updates tensors on the cpu, not on {device.type}"
+        if device.type in ("cuda", "xpu"):
+            return _MISSING
+        reason = f"it updates tensors on cuda and xpu devices, not on {device.type}"
+        return reason if _MISSING is None else f"{reason}; {_MISSING}"
+
+    def host_scalars(self, device: torch.device) -> bool:
+        return False
+
+    def supports(self, tensors: Tensors) -> bool:
+        return tensors.parameter.dtype in DTYPES and is_walkable(tensors) and has_rows(tensors)
+
+    def plan(self, tensors: Sequence[Tensors]) -> TritonPlan:
+        for t in tensors:
+            if t not in self._rows:
+                self._rows[t] = rows_of(t, pack)
+        return TritonPlan(tensors, [self._rows[t] for t in tensors])
 
 
-def host_scalars(device: torch.device) -> bool:
-    return False
+class TritonPlan:
+    """The launches for certain tensors, and the addresses of their gradients in the last step."""
+
+    def __init__(self, tensors: Sequence[Tensors], rows: Sequence[Rows]) -> None:
+        self._tensors, self._rows = tensors, rows
+        self._device, self._dtype = tensors[0].parameter.device, tensors[0].parameter.dtype
+        self._addresses = b""
+        self._addresses_on_device: Tensor
+        self._layout: Layout | None = None
+
+    def step(self, inputs: Inputs) -> None:
+        layout, gradients = self._lay_out(inputs.addresses)
+        rules = [*map(_argument, inputs.rules)]
+        with made_current(self._device):
+            for launch in layout.launches:
+                kernel = triton_step.masked_step if launch.masked else triton_step.dense_step
+                own = rules[launch.groups]
+                kernel[(launch.programs,)](
+                    layout.table, gradients, launch.owner, inputs.found_inf, inputs.grad_scale, tuple(own),
+                    TYPE=_TYPES[self._dtype], ALIGNED=launch.aligned, MOMENTUM=launch.momentum,
+                    HAM=any(rule.ham_alpha != 0 or rule.ham_beta != 0 for rule in own),
+                    **launch.tile, **_OPTIONS,
+                )  # fmt: skip
+
+    def squared_norm(self, inputs: Inputs) -> Tensor:
+        layout, gradients = self._lay_out(inputs.addresses)
+        rules = [*map(_argument, inputs.rules)]
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        with made_current(self._device):
+            for launch in layout.launches:
+                sums = torch.empty(launch.programs, 2, device=self._device)
+                arguments: list[Any] = [layout.table, gradients, launch.owner]
+                kernel = triton_step.dense_squares
+                if launch.masked:
+                    kernel = triton_step.masked_squares
+                    arguments.append(tuple(rules[launch.groups]))
+                kernel[(launch.programs,)](
+                    *arguments,
+                    sums,
+                    TYPE=_TYPES[self._dtype],
+                    ALIGNED=launch.aligned,
+                    **launch.tile,
+                    **_OPTIONS,
+                )
+                total += sums.sum(dtype=torch.float64)
+        return total
+
+    def _lay_out(self, addresses: bytes) -> tuple[Layout, Tensor]:
+        """The launches that suit gradients at these addresses, and the addresses on the device.
+
+        What is copied while a graph is captured is there when that graph runs: it is good for it alone.
+        """
+        layout = self._layout
+        if layout is not None and addresses == self._addresses:
+            keep_for_graph((layout, self._rows, self._addresses_on_device))
+            return layout, self._addresses_on_device
+        if layout is None or layout.gradients_aligned != alignments(addresses):
+            layout = Layout(self._tensors, self._rows, alignments(addresses))
+        values = torch.frombuffer(bytearray(addresses or bytes(8)), dtype=torch.int64)
+        on_device = upload(values, self._device)
+        keep_for_graph((layout, self._rows, on_device))
+        if not capturing():
+            self._layout, self._addresses, self._addresses_on_device = layout, addresses, on_device
+        return layout, on_device
 
 
-def step(batch: Batch) -> None:
-    plan, grads, addresses = _prepare(batch)
-    with made_current(batch.device):
-        for launch in plan.launches:
-            rules = batch.rules[launch.groups]
-            kernel = triton_step.masked_step if launch.masked else triton_step.dense_step
-            kernel[(len(launch.owner),)](
-                plan.table, addresses, launch.owner, batch.flags, batch.found_inf, batch.grad_scale,
-                tuple(map(_rule, rules)),
-                TYPE=_TYPES[batch.dtype], ALIGNED=launch.aligned, MOMENTUM=launch.momentum,
-                HAM=any(rule.ham_alpha != 0 or rule.ham_beta != 0 for rule in rules),
-                **launch.tile, **_OPTIONS,
-            )  # fmt: skip
-    del grads  # copies of them must live until here
-    for i in plan.walk.elsewhere:
-        reference.update(batch, i)
-
-
-def squared_norm(batch: Batch) -> Tensor:
-    plan, grads, addresses = _prepare(batch)
-    total = torch.zeros((), dtype=torch.float64, device=batch.device)
-    with made_current(batch.device):
-        for launch in plan.launches:
-            sums = torch.empty(len(launch.owner), 2, device=batch.device)
-            arguments: list[Any] = [plan.table, addresses, launch.owner]
-            kernel = triton_step.dense_squares
-            if launch.masked:
-                kernel = triton_step.masked_squares
-                arguments.append(tuple(map(_rule, batch.rules[launch.groups])))
-            kernel[(len(launch.owner),)](
-                *arguments, sums, TYPE=_TYPES[batch.dtype], ALIGNED=launch.aligned, **launch.tile, **_OPTIONS
-            )
-            total += sums.sum(dtype=torch.float64)
-    del grads  # as above
-    for i in plan.walk.elsewhere:
-        total += reference.squared_norm_of(batch, i)
-    return total
-
-
-def _rule(rule: Rule) -> tuple[float | Tensor, ...]:
+class RuleArgument(NamedTuple):
     """A rule as the kernels take it. Numbers are floats: Triton would compile anew for another integer."""
-    return (
-        rule.lr if isinstance(rule.lr, Tensor) else float(rule.lr),
-        float(rule.momentum),
-        1.0 - float(rule.dampening),  # not on the device: the float32 nearest to it would lose digits
-        float(rule.weight_decay),
-        float(rule.nesterov),
-        float(rule.ham_alpha),
-        float(rule.ham_beta),
-        _CORRECTIONS[rule.correction],
-        -1.0 if rule.maximize else 1.0,
-        rule.gamma,
+
+    lr: float | Tensor
+    momentum: float
+    fresh: float
+    weight_decay: float
+    nesterov: float
+    ham_alpha: float
+    ham_beta: float
+    correction: float
+    sign: float
+    gamma: float | Tensor
+
+
+def _argument(rule: Rule) -> RuleArgument:
+    return RuleArgument(
+        lr=rule.lr,
+        momentum=float(rule.momentum),
+        fresh=1.0 - float(rule.dampening),  # not on the device: the float32 nearest to it would lose digits
+        weight_decay=rule.weight_decay,
+        nesterov=float(rule.nesterov),
+        ham_alpha=float(rule.ham_alpha),
+        ham_beta=float(rule.ham_beta),
+        correction=_CORRECTIONS[rule.correction],
+        sign=-1.0 if rule.maximize else 1.0,
+        gamma=rule.gamma,
     )
 
 
-def _prepare(batch: Batch) -> tuple[BatchPlan, list[Tensor], Tensor]:
-    """The plan of a batch, its gradients as the kernels read them, and their addresses on the device."""
-    plan: BatchPlan | None = batch.plan
-    if plan is None or not plan.walk.fits(batch):
-        plan = BatchPlan(batch)
-    grads = plan.walk.grads(batch)
-    addresses = list(map(Tensor.data_ptr, grads))
-    if not plan.takes(addresses):
-        plan = BatchPlan(batch)
-    if not capturing():  # else its table is written when the graph runs: it is good for that graph alone
-        batch.plan = plan
-    on_device = plan.on_device(addresses, batch.device)
-    masks = [entry.plan for entry in plan.walk.entries]
-    keep_for_graph((plan.table, plan.launches, on_device, batch.flags, masks))
-    return plan, grads, on_device
+TRITON = Triton()

@@ -1,20 +1,20 @@
-"""What the Triton kernels are told of a batch: a table of its tensors in device memory, and the launches.
+"""What the Triton kernels are told of tensors: a table of them in device memory, and the launches.
 
 Made when something moves, kept from step to step. No kernel is launched here, and nothing waits.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .contract import Batch, Entry
-from .device import capturing, upload
-from .memory import Rows, walk_rows
+from .contract import Tensors
+from .device import upload
+from .memory import Rows
 
-TABLE_WIDTH = 10
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # The weights of a tile are shared by the 128 threads of a program. As many as leave registers for several
@@ -28,6 +28,20 @@ _DENSE_UNALIGNED = {"SIZE": 1024}
 _GROUPS_PER_LAUNCH = 8  # their rules are arguments of the kernel, of which there are only so many
 
 
+class TableRow(NamedTuple):
+    """What the kernels read of one tensor, as int64."""
+
+    parameter: int
+    momentum_buffer: int
+    bits: int
+    mean_fan_in: int  # the address of it
+    rows: int
+    columns: int
+    first_program: int
+    group: int  # among those of its launch
+    ham: int
+
+
 class Launch(NamedTuple):
     """Tensors that go through the same variant of a kernel."""
 
@@ -35,88 +49,107 @@ class Launch(NamedTuple):
     tile: dict[str, int]
     aligned: bool  # all rows of all tensors are whole numbers of 16 bytes, at multiples of them
     momentum: bool
-    groups: slice  # of the optimizer's parameter groups
+    groups: slice  # of the rules
+    programs: int
     owner: Tensor  # int32 (programs,): whose row of the table each program reads
 
 
-class BatchPlan:
-    """The table and the launches of a batch.
+class _Variant(NamedTuple):
+    """What decides which launch a tensor goes into."""
+
+    masked: bool
+    short: bool
+    aligned: bool
+    momentum: bool
+    first_group: int
+
+    def tile(self) -> dict[str, int]:
+        if self.masked and not self.short:
+            return _LONG
+        if self.masked:
+            return _SHORT if self.aligned else _SHORT_UNALIGNED
+        return _DENSE if self.aligned else _DENSE_UNALIGNED
+
+
+class Layout:
+    """The table of tensors, and the launches over it.
 
     Attributes:
-        table: int64 (tensors, 10): addresses of parameter, momentum buffer, packed mask and mean fan-in;
-            rows, columns; the first program; position in ``Batch.flags``; group in the launch; whether HAM.
+        table: int64 (tensors, columns of ``TableRow``).
         launches: which programs read it.
-        walk: which entries of the batch they are about.
+        gradients_aligned: of each gradient, whether it is at a multiple of 16 bytes.
     """
 
-    def __init__(self, batch: Batch) -> None:
-        self.walk = walk_rows(batch, DTYPES, pack)
-        self._grads_aligned = [grad.data_ptr() % 16 == 0 for grad in self.walk.grads(batch)]
-        self._addresses: list[int] | None = None
-        self._addresses_on_device: Tensor
-        self.table, self.launches = self._lay_out_table(batch.device)
-
-    def takes(self, addresses: list[int]) -> bool:
-        """Whether gradients at these addresses are aligned as those that the launches were made for."""
-        return addresses == self._addresses or [a % 16 == 0 for a in addresses] == self._grads_aligned
-
-    def on_device(self, addresses: list[int], device: torch.device) -> Tensor:
-        """The gradients' addresses, int64: copied to the device if they are not those of the last step."""
-        if addresses != self._addresses:
-            table = upload(torch.tensor(addresses, dtype=torch.int64), device)
-            if capturing():  # it is written when the graph runs
-                return table
-            self._addresses, self._addresses_on_device = addresses, table
-        return self._addresses_on_device
-
-    def _lay_out_table(self, device: torch.device) -> tuple[Tensor, list[Launch]]:
-        members: dict[tuple[Any, ...], list[int]] = {}
-        for t, entry in enumerate(self.walk.entries):
-            members.setdefault(self._variant(t, entry), []).append(t)
-        rows: list[list[int]] = [[]] * len(self.walk.entries)
-        launches = []
-        for (masked, short, aligned, momentum, first_group), tensors in members.items():
-            tile = _LONG
-            if short:
-                tile = _SHORT if aligned else _SHORT_UNALIGNED
-            elif not masked:
-                tile = _DENSE if aligned else _DENSE_UNALIGNED
+    def __init__(
+        self, tensors: Sequence[Tensors], rows: Sequence[Rows], gradients_aligned: Sequence[bool]
+    ) -> None:
+        self.gradients_aligned = gradients_aligned
+        members: dict[_Variant, list[int]] = {}
+        for i, aligned in enumerate(gradients_aligned):
+            members.setdefault(_variant(tensors[i], rows[i], aligned), []).append(i)
+        device = tensors[0].parameter.device
+        table: dict[int, TableRow] = {}
+        self.launches: list[Launch] = []
+        for variant, indices in members.items():
             programs: list[int] = []
-            for t in tensors:
-                entry = self.walk.entries[t]
-                plan: Rows = entry.plan
-                rows[t] = [
-                    entry.parameter.data_ptr(),
-                    0 if entry.momentum_buffer is None else entry.momentum_buffer.data_ptr(),
-                    0 if plan.bits is None else plan.bits.data_ptr(),
-                    0 if plan.mean_fan_in is None else plan.mean_fan_in.data_ptr(),
-                    plan.rows,
-                    plan.columns,
-                    sum(programs),
-                    self.walk.positions[t],
-                    entry.group - first_group,
-                    int(entry.ham),
-                ]
-                programs.append(-(-plan.rows // tile["ROWS"]) if masked else -(-plan.columns // tile["SIZE"]))
-            owner = torch.tensor(tensors, dtype=torch.int32).repeat_interleave(torch.tensor(programs))
+            for i in indices:
+                table[i] = _table_row(tensors[i], rows[i], variant.first_group, sum(programs))
+                programs.append(_programs(rows[i], variant))
             if sum(programs) == 0:  # all of them are empty
                 continue
-            groups = slice(first_group, first_group + _GROUPS_PER_LAUNCH)
-            launches.append(Launch(masked, tile, aligned, momentum, groups, upload(owner, device)))
-        table = torch.tensor(rows, dtype=torch.int64).view(len(rows), TABLE_WIDTH)
-        return upload(table, device), launches
+            owner = torch.tensor(indices, dtype=torch.int32).repeat_interleave(torch.tensor(programs))
+            self.launches.append(
+                Launch(
+                    variant.masked,
+                    variant.tile(),
+                    variant.aligned,
+                    variant.momentum,
+                    slice(variant.first_group, variant.first_group + _GROUPS_PER_LAUNCH),
+                    sum(programs),
+                    upload(owner, device),
+                )
+            )
+        self.table = upload(torch.tensor([table[i] for i in range(len(tensors))], dtype=torch.int64), device)
 
-    def _variant(self, t: int, entry: Entry) -> tuple[Any, ...]:
-        """What decides which launch the tensor ``t`` of the table goes into."""
-        plan: Rows = entry.plan
-        buffer = entry.momentum_buffer
-        addresses = [entry.parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr()]
-        aligned = self._grads_aligned[t] and all(address % 16 == 0 for address in addresses)
-        masked = plan.bits is not None
-        aligned = aligned and plan.columns * plan.dtype.itemsize % 16 == 0
-        short = masked and plan.columns <= 8 * _SHORT_ROW
-        first_group = entry.group // _GROUPS_PER_LAUNCH * _GROUPS_PER_LAUNCH
-        return masked, short, aligned, buffer is not None, first_group
+
+def alignments(addresses: bytes) -> list[bool]:
+    """Of each address, of 8 bytes, whether it is a multiple of 16."""
+    return [address % 16 == 0 for address in memoryview(addresses).cast("Q")]
+
+
+def _variant(tensors: Tensors, rows: Rows, gradient_aligned: bool) -> _Variant:
+    parameter, buffer = tensors.parameter, tensors.momentum_buffer
+    addresses = [parameter.data_ptr(), 0 if buffer is None else buffer.data_ptr()]
+    aligned = gradient_aligned and all(address % 16 == 0 for address in addresses)
+    return _Variant(
+        masked=rows.bits is not None,
+        short=rows.bits is not None and rows.columns <= 8 * _SHORT_ROW,
+        aligned=aligned and rows.columns * parameter.dtype.itemsize % 16 == 0,
+        momentum=buffer is not None,
+        first_group=tensors.group // _GROUPS_PER_LAUNCH * _GROUPS_PER_LAUNCH,
+    )
+
+
+def _programs(rows: Rows, variant: _Variant) -> int:
+    tile = variant.tile()
+    return -(-rows.rows // tile["ROWS"]) if variant.masked else -(-rows.columns // tile["SIZE"])
+
+
+def _table_row(tensors: Tensors, rows: Rows, first_group: int, first_program: int) -> TableRow:
+    def address(tensor: Tensor | None) -> int:
+        return 0 if tensor is None else tensor.data_ptr()
+
+    return TableRow(
+        parameter=tensors.parameter.data_ptr(),
+        momentum_buffer=address(tensors.momentum_buffer),
+        bits=address(rows.bits),
+        mean_fan_in=address(rows.mean_fan_in),
+        rows=rows.rows,
+        columns=rows.columns,
+        first_program=first_program,
+        group=tensors.group - first_group,
+        ham=int(tensors.ham),
+    )
 
 
 def pack(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from backends import Backend
 from refusals import weights
+from side_by_side import same_bits
 
 from sparseopt_kernels.optimizer import SparseOpt
 
@@ -25,13 +28,23 @@ def test_a_parameter_in_two_groups() -> None:
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["tensors", "named"])
-def test_a_parameter_twice_in_a_group(named: bool) -> None:
-    (a,) = weights(1)
-    first, second = (
-        ("a", "b") if named else (r"params\[0\] of the new group", r"params\[1\] of the new group")
-    )
-    with pytest.raises(ValueError, match=f"{second} is in the optimizer already, as {first}"):
-        SparseOpt([("a", a), ("b", a)] if named else [a, a])
+def test_a_parameter_twice_in_a_group(backend: Backend, named: bool) -> None:
+    """Tied weights: PyTorch warns, and the parameter is updated once."""
+    a, b = weights(2)
+    other = copy.deepcopy(b)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        twice = SparseOpt(
+            [("a", a), ("b", b), ("c", b)] if named else [a, b, b], lr=0.1, momentum=0.9, backend=backend.name
+        )
+    once = SparseOpt([other], lr=0.1, momentum=0.9, backend=backend.name)
+    for _ in range(3):
+        for p in (a, b, other):
+            p.grad = torch.ones_like(p)
+        twice.step()
+        once.step()
+    assert same_bits(b, other)
+    assert len(twice.param_groups[0]["params"]) == 3
+    assert [*twice.state_dict()["state"]] == [0, 2]
 
 
 def test_no_parameters() -> None:

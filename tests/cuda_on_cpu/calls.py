@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseopt_kernels.tensor_memory import addresses_of
+
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -29,7 +31,6 @@ class Weight:
     columns: int = 100
     density: float | None = 0.2
     momentum: bool = True
-    position: int = 0
     offset: int = 0  # of the memory from an aligned address, in weights
     seed: int = 0
     ham: bool = False
@@ -64,15 +65,14 @@ class Weight:
     def tensor(self, cuda: ModuleType) -> Any:
         dense = self.density is None
         return cuda.Tensor(
-            self.dtype,
-            self.p.data_ptr(),
-            self.b.data_ptr() if self.momentum else 0,
-            1 if dense else self.rows,
-            self.rows * self.columns if dense else self.columns,
-            0 if dense else self.bits.ctypes.data,
-            0 if dense else self.mean_fan_in.data_ptr(),
-            self.ham,
-            self.position,
+            dtype=self.dtype,
+            parameter=self.p.data_ptr(),
+            momentum_buffer=self.b.data_ptr() if self.momentum else 0,
+            rows=1 if dense else self.rows,
+            columns=self.rows * self.columns if dense else self.columns,
+            bits=0 if dense else self.bits.ctypes.data,
+            mean_fan_in=0 if dense else self.mean_fan_in.data_ptr(),
+            ham=self.ham,
         )
 
     def scale(self, correction: str) -> Tensor:
@@ -83,14 +83,14 @@ class Weight:
         divisor = fan_in.mean() if correction == "layer" else torch.tensor(float(self.columns))
         return torch.sqrt(fan_in / divisor).nan_to_num(0.0)
 
-    def expected(self, hyper: Hyper, first_step: bool = False, gamma: float = 1.0) -> tuple[Tensor, Tensor]:
+    def expected(self, hyper: Hyper, gamma: float = 1.0) -> tuple[Tensor, Tensor]:
         p, b = self.p.double(), self.b.double()
         g = self.scale(hyper.correction) * gamma * torch.where(self.mask, self.g.double(), 0.0)
         g = -g if hyper.maximize else g
         d = g + hyper.weight_decay * p
         u = d
         if self.momentum:
-            b = d if first_step else hyper.momentum * b + (1 - hyper.dampening) * d
+            b = hyper.momentum * b + (1 - hyper.dampening) * d
             u = d + hyper.momentum * b if hyper.nesterov else b
         p = p - hyper.lr * u
         if self.ham:
@@ -114,20 +114,7 @@ class Hyper:
     def rule(
         self, cuda: ModuleType, *, lr_address: int = 0, gamma: float = 1.0, gamma_address: int = 0
     ) -> Any:
-        return cuda.Rule(
-            self.lr,
-            lr_address,
-            self.momentum,
-            self.dampening,
-            self.weight_decay,
-            self.nesterov,
-            self.maximize,
-            self.correction,
-            self.ham_alpha,
-            self.ham_beta,
-            gamma,
-            gamma_address,
-        )
+        return cuda.Rule(**vars(self), lr_address=lr_address, gamma=gamma, gamma_address=gamma_address)
 
 
 def step(
@@ -136,25 +123,16 @@ def step(
     rules: Sequence[Any],
     *,
     groups: Sequence[int] | None = None,
-    first: bool = False,
-    stale: bool = False,
     grad_scale: int = 0,
     found_inf: int = 0,
-    flags: Tensor | None = None,
 ) -> int:
     table = cuda.Table([weight.tensor(cuda) for weight in weights], groups or [0] * len(weights))
-    if flags is None:
-        positions = 1 + max((weight.position for weight in weights), default=0)
-        flags = torch.tensor([[first, stale]]).float().repeat(positions, 1)
-    return cuda.step(
-        table,
-        [weight.g.data_ptr() for weight in weights],
-        list(rules),
-        flags.data_ptr(),
-        grad_scale,
-        found_inf,
-        0,
-    )
+    return cuda.step(table, addresses(weights), list(rules), grad_scale, found_inf, 0)
+
+
+def addresses(weights: Sequence[Weight]) -> bytes:
+    """Of their gradients."""
+    return addresses_of([weight.g for weight in weights])
 
 
 def assert_near(weight: Weight, expected: tuple[Tensor, Tensor]) -> None:

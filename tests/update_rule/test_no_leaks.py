@@ -12,7 +12,8 @@ from side_by_side import SideBySide, Spec, pattern_mask, same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels import kernels
+from sparseopt_kernels.kernels.contract import Inputs
+from sparseopt_kernels.kernels.native import NativePlan
 from sparseopt_kernels.optimizer import SparseOpt
 
 
@@ -90,15 +91,14 @@ def test_thread_count_changes_no_bit(
     """p, b and the gradient norm are the same bits for 1, 2, 3 and 8 threads."""
     if backend.is_slow:
         pytest.skip("threads are the native backend's")
-    module = kernels.BACKENDS[backend.name]
-    norms: list[float] = []
-    squared_norm = module.squared_norm
+    norms: list[Tensor] = []
+    squared_norm = NativePlan.squared_norm
 
-    def recorded(entries: list) -> float:
-        norms.append(squared_norm(entries))
+    def recorded(plan: NativePlan, inputs: Inputs) -> Tensor:
+        norms.append(squared_norm(plan, inputs))
         return norms[-1]
 
-    monkeypatch.setattr(module, "squared_norm", recorded)
+    monkeypatch.setattr(NativePlan, "squared_norm", recorded)
     results: list[list[Tensor]] = []
     limit = 1.0 if backend.name == "cpu" else None  # PyTorch's own sums depend on the number of threads
     for threads in (1, 2, 3, 8):

@@ -1,0 +1,85 @@
+#include "memory_reader.h"
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+namespace py = pybind11;
+
+namespace sparseopt {
+
+// The binary interface of DLPack 1, as far as it is used here. The names are its own.
+struct Description {  // DLTensor
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t dtype_code, dtype_bits;
+  uint16_t dtype_lanes;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+
+struct ExchangeApi {  // DLPackExchangeAPI
+  uint32_t major, minor;
+  void* prev_api;
+  void* managed_tensor_allocator;
+  void* managed_tensor_from_py_object_no_sync;
+  void* managed_tensor_to_py_object_no_sync;
+  int (*dltensor_from_py_object_no_sync)(void* object, Description* to);
+  void* current_work_stream;
+};
+
+namespace {
+
+template <class T>
+void append(std::string& to, const T* values, size_t count) {
+  to.append(reinterpret_cast<const char*>(values), count * sizeof(T));
+}
+
+void append_layout(std::string& to, const Description& of) {
+  const int32_t numbers[] = {of.ndim, of.device_type, of.device_id, of.dtype_code, of.dtype_bits};
+  append(to, numbers, 5);
+  append(to, of.shape, static_cast<size_t>(of.ndim));
+  append(to, of.strides, static_cast<size_t>(of.ndim));
+}
+
+}  // namespace
+
+MemoryReader::MemoryReader(const py::capsule& exchange_api, const py::type& tensor, const py::type& parameter)
+    : api_(static_cast<const ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), "dlpack_exchange_api"))),
+      tensor_(tensor),
+      parameter_(parameter) {
+  if (api_ == nullptr) throw py::error_already_set();
+  if (api_->major != 1 || api_->dltensor_from_py_object_no_sync == nullptr) api_ = nullptr;
+}
+
+py::object MemoryReader::read(const py::list& tensors) const {
+  if (api_ == nullptr) return py::none();
+  std::string layout, addresses;
+  layout.reserve(tensors.size() * 96);
+  addresses.reserve(tensors.size() * sizeof(uintptr_t));
+  for (const py::handle tensor : tensors) {
+    uintptr_t address = 0;
+    if (tensor.is_none()) {
+      const int32_t absent = -1;
+      append(layout, &absent, 1);
+    } else {
+      const PyTypeObject* type = Py_TYPE(tensor.ptr());
+      Description found{};
+      if (reinterpret_cast<const PyObject*>(type) != tensor_.ptr() &&
+          reinterpret_cast<const PyObject*>(type) != parameter_.ptr())
+        return py::none();
+      if (api_->dltensor_from_py_object_no_sync(tensor.ptr(), &found) != 0) {
+        PyErr_Clear();
+        return py::none();
+      }
+      address = reinterpret_cast<uintptr_t>(found.data) + found.byte_offset;
+      append_layout(layout, found);
+    }
+    append(addresses, &address, 1);
+  }
+  return py::make_tuple(py::bytes(layout), py::bytes(addresses));
+}
+
+}  // namespace sparseopt
