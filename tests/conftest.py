@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,12 +12,18 @@ import torch
 from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
 from cuda_on_cpu.build import build, load
 
-from sparseopt_kernels.kernels import reference
+from sparseopt_kernels.kernels import native, reference
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
     config.addinivalue_line("markers", "interpreted: runs under TRITON_INTERPRET=1, and only there")
+    config.addinivalue_line(
+        "markers", "compiled: compiles C++, CUDA or Triton, or looks at the code; not in `make test-fast`"
+    )
+    config.addinivalue_line(
+        "markers", "slow: takes a second or more, or one more path of a backend; not in `make test-fast`"
+    )
     config.addinivalue_line(
         "markers", "same_bits_as_sgd: results of PyTorch's own kernels are the oracle, to the last bit"
     )
@@ -29,11 +36,24 @@ if INTERPRETED:
     PATHS = ["triton"]
 else:
     # "device": as on an accelerator, scalars stay in tensors. "emulated": the CUDA sources, on the CPU.
-    PATHS = ["reference", "reference-device", *(f"cpu-{isa}" for isa in NATIVE_ISAS), "cuda-emulated"]
+    PATHS = [
+        "reference",
+        pytest.param("reference-device", marks=pytest.mark.slow),
+        *(
+            pytest.param(f"cpu-{isa}", marks=[] if isa in native.available_isas()[:1] else pytest.mark.slow)
+            for isa in NATIVE_ISAS
+        ),
+        pytest.param("cuda-emulated", marks=pytest.mark.compiled),
+    ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under TRITON_INTERPRET=1, keep what is about backends, and what asks for it."""
+    """Mark what compiles the CUDA sources. Under TRITON_INTERPRET=1, keep what is about backends, and what
+    asks for it."""
+    for item in items:
+        if "cuda_cache" in item.fixturenames:
+            item.add_marker(pytest.mark.compiled)
     kept = [
         item
         for item in items
@@ -42,6 +62,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are no garbage: without them, a collection that a test asks for is quick."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

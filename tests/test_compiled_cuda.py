@@ -22,6 +22,7 @@ from machine_code import accesses, cuobjdump, float64, opcodes, usage
 SOURCES = Path(__file__).parent.parent / "csrc"
 NVCC = shutil.which("nvcc")
 pytestmark = [
+    pytest.mark.compiled,
     pytest.mark.skipif(NVCC is None, reason="there is no nvcc"),
     pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump"),
 ]

@@ -23,6 +23,7 @@ from triton_launches import AMD, NVIDIA, SETTINGS, SHAPES, TARGETS, Launch, laun
 from sparseopt_kernels.kernels import triton as backend
 from sparseopt_kernels.kernels import triton_plan
 
+pytestmark = pytest.mark.compiled
 needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")
 
 ADDRESSES = triton_plan.TABLE_WIDTH + 1  # all that a row of the table says, and where the gradient is

@@ -23,6 +23,8 @@ import gpu_timing
 from contestants import Contestant, Network
 from gpu_timing import LEFT_OUT, NO_MEMORY, OK, SGD_FUSED, WRONG, CudaTimer, Deadline, Maker, Result, Run
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 NAME = "Invented GPU 80GB (PCIe)"
 RUNS = [Run(name, [(8, 3, 3, 3), (8,), (16, 40)], s) for name in ("small", "other") for s in (0.5, 0.9)]

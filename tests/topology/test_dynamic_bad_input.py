@@ -51,6 +51,7 @@ def test_unknown_regrow():
         RigL({nn.Parameter(torch.ones(3)): bits("111")}, stop_at=10, regrow="best")
 
 
+@pytest.mark.slow
 def test_the_order_of_imports_does_not_matter():
     program = """
 import importlib, sys

@@ -37,6 +37,7 @@ REST = list(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correction", ["layer", "unnormalized", "none"])
 @pytest.mark.parametrize("ham", HAMS)
 @pytest.mark.parametrize("momentum", MOMENTA)
@@ -288,6 +289,7 @@ def test_anything(
     run.run(grad_scale)
 
 
+@pytest.mark.slow
 def test_large_layers(backend: Backend) -> None:
     """Large enough that threads share the work; 20 steps, so that a race has a chance."""
     specs = [

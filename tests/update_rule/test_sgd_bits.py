@@ -85,6 +85,7 @@ def test_equal_fan_in_is_sgd_bit_for_bit_on_the_active_weights(
                 assert same_bits(optimizer.state[ours][key][mask], want[mask]), f"{where}, {key}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="compared in this process")
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 alone has two paths")
 def test_plain_path_has_the_bits_of_a_plain_pytorch() -> None:
