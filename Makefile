@@ -45,6 +45,7 @@ lint: $(VENV)/.dependencies
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m mypy tests/conftest.py
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 
 clean:

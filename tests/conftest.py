@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ if INTERPRETED:
     import interpreter
 
     interpreter.prepare()
-    PATHS = ["triton"]
+    PATHS: list[Any] = ["triton"]
 else:
     # "device": as on an accelerator, scalars stay in tensors. "emulated": the CUDA sources, on the CPU.
     PATHS = [
@@ -47,18 +48,22 @@ else:
     ]
 
 
+def fixtures_of(item: pytest.Item) -> list[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else []
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what compiles the CUDA sources. Under TRITON_INTERPRET=1, keep what is about backends, and what
     asks for it."""
     for item in items:
-        if "cuda_cache" in item.fixturenames:
+        if "cuda_cache" in fixtures_of(item):
             item.add_marker(pytest.mark.compiled)
     kept = [
         item
         for item in items
         if bool(item.get_closest_marker("interpreted")) == INTERPRETED
-        or (INTERPRETED and "backend" in item.fixturenames)
+        or (INTERPRETED and "backend" in fixtures_of(item))
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
@@ -121,7 +126,7 @@ def _poisoned_memory() -> Iterator[None]:
     """Fill uninitialised memory with NaN: an element that nobody wrote fails its test."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     yield
     torch.use_deterministic_algorithms(before)
 

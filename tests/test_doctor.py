@@ -8,6 +8,7 @@ import torch
 from sparseopt_kernels import kernels
 from sparseopt_kernels.__main__ import main
 from sparseopt_kernels.kernels import native, reference
+from sparseopt_kernels.kernels.contract import Batch
 
 CPU = torch.device("cpu")
 
@@ -22,7 +23,7 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(batch) -> None:
+    def wrong_step(batch: Batch) -> None:
         reference.step(batch)
         batch.entries[0].parameter.view(-1)[0] += 1e-3
 
@@ -30,8 +31,8 @@ def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         unavailable = staticmethod(lambda device: None)
         host_scalars = staticmethod(reference.host_scalars)
         squared_norm = staticmethod(reference.squared_norm)
+        step = staticmethod(wrong_step)
 
-    Wrong.step = staticmethod(step)
     monkeypatch.setitem(kernels.BACKENDS, "cpu", Wrong)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out

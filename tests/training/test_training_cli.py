@@ -11,7 +11,7 @@ import torch
 from launch import DRIVER, TINY, rows, start, train, wait_until
 
 import sparseopt_kernels
-from sparseopt_kernels.training import atomic, cli, run
+from sparseopt_kernels.training import cli, run
 from sparseopt_kernels.training.checkpoint import load_checkpoint
 
 
@@ -260,7 +260,7 @@ def test_a_disk_that_fills_up_in_mid_run(uninterrupted, tmp_path, monkeypatch, c
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(atomic.os, "replace", replace)
+        patch.setattr(os, "replace", replace)
         assert train(*TINY, "--output", output, "--checkpoint", "--quiet") == 1
     error = capsys.readouterr().err
     assert "No space left" in error
@@ -276,7 +276,7 @@ def test_killed_again_and_again_equals_uninterrupted(uninterrupted, tmp_path):
     options: tuple[object, ...] = (*TINY, "--output", output, "--checkpoint", "--quiet")
     for epochs in (2, 7):  # in the middle of the first run, and of the second
         process = start(tmp_path, *options)
-        wait_until(lambda epochs=epochs: len(rows(output)) >= epochs, process)
+        wait_until(lambda epochs=epochs: len(rows(output)) >= epochs, process)  # type: ignore[misc]
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
