@@ -10,10 +10,11 @@ RUN := $(VENV)/bin/python
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test lint bench traffic gpu-report clean help FORCE
+.PHONY: demo test test-fast lint bench traffic gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 95% sparse network on real data with SGD and with SparseOpt"
 	@echo "make test        run all tests"
+	@echo "make test-fast   run what needs no compiler, on the reference and the best instruction set: a minute"
 	@echo "make bench       measure the speed of a step against PyTorch's own optimizers"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
@@ -28,6 +29,9 @@ test: $(VENV)/.package
 	$(RUN) -m pytest -n auto
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n auto
 
+test-fast: $(VENV)/.package
+	$(RUN) -m pytest -n auto -m "not slow and not compiled and not gpu"
+
 bench: $(VENV)/.package
 	$(RUN) -m pytest benchmarks
 
@@ -41,6 +45,7 @@ lint: $(VENV)/.dependencies
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m mypy tests/conftest.py
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 
 clean:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
 from cuda_on_cpu.build import build, load
 
+from sparseopt_kernels.kernels import native
 from sparseopt_kernels.kernels.reference import REFERENCE
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
     config.addinivalue_line("markers", "interpreted: runs under TRITON_INTERPRET=1, and only there")
+    config.addinivalue_line(
+        "markers", "compiled: compiles C++, CUDA or Triton, or looks at the code; not in `make test-fast`"
+    )
+    config.addinivalue_line(
+        "markers", "slow: takes a second or more, or one more path of a backend; not in `make test-fast`"
+    )
     config.addinivalue_line(
         "markers", "same_bits_as_sgd: results of PyTorch's own kernels are the oracle, to the last bit"
     )
@@ -26,22 +35,48 @@ if INTERPRETED:
     import interpreter
 
     interpreter.prepare()
-    PATHS = ["triton"]
+    PATHS: list[Any] = ["triton"]
 else:
     # "device": as on an accelerator, scalars stay in tensors. "emulated": the CUDA sources, on the CPU.
-    PATHS = ["reference", "reference-device", *(f"cpu-{isa}" for isa in NATIVE_ISAS), "cuda-emulated"]
+    PATHS = [
+        "reference",
+        pytest.param("reference-device", marks=pytest.mark.slow),
+        *(
+            pytest.param(f"cpu-{isa}", marks=[] if isa in native.available_isas()[:1] else pytest.mark.slow)
+            for isa in NATIVE_ISAS
+        ),
+        pytest.param("cuda-emulated", marks=pytest.mark.compiled),
+    ]
 
 
+def fixtures_of(item: pytest.Item) -> list[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else []
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under TRITON_INTERPRET=1, keep what is about backends, and what asks for it."""
+    """Mark what compiles the CUDA sources. Under TRITON_INTERPRET=1, keep what is about backends, and what
+    asks for it."""
+    for item in items:
+        if "cuda_cache" in fixtures_of(item):
+            item.add_marker(pytest.mark.compiled)
     kept = [
         item
         for item in items
         if bool(item.get_closest_marker("interpreted")) == INTERPRETED
-        or (INTERPRETED and "backend" in item.fixturenames)
+        or (INTERPRETED and "backend" in fixtures_of(item))
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are no garbage: without them, a collection that a test asks for is quick."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +127,7 @@ def _poisoned_memory() -> Iterator[None]:
     """Fill uninitialised memory with NaN: an element that nobody wrote fails its test."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     yield
     torch.use_deterministic_algorithms(before)
 

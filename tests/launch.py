@@ -17,7 +17,19 @@ import sparseopt_kernels
 from sparseopt_kernels.training.cli import add_parser
 
 # A few steps per epoch, and masks that change within three epochs.
-TINY = ("--epochs", "4", "--batch-size", "300", "--update-every", "3", "--seeds", "0", "1", "--threads", "1")
+TINY: tuple[str, ...] = (
+    "--epochs",
+    "4",
+    "--batch-size",
+    "300",
+    "--update-every",
+    "3",
+    "--seeds",
+    "0",
+    "1",
+    "--threads",
+    "1",
+)
 TINY += ("--warmup-epochs", "1", "--device", "cpu")
 
 DRIVER = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.masks import Masks
 
-HYPERS = {
+HYPERS: dict[str, dict[str, Any]] = {
     "plain": {"lr": 0.1},
     "momentum": {"lr": 0.1, "momentum": 0.9},
     "dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01},
@@ -35,6 +35,10 @@ class Network(nn.Sequential):
         for weight, mask in self.masks_dict().items():  # as sparsify leaves it
             weight.data.masked_fill_(~mask, 0.0)
         self.to(dtype)
+
+    if TYPE_CHECKING:  # what layers have, nn.Module does not know
+
+        def __getitem__(self, index: Any) -> Any: ...
 
     def masks_dict(self) -> dict[Parameter, Tensor]:
         return {layer.weight: layer.weight_mask for layer in (self[0], self[2])}

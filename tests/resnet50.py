@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def resnet50_shapes() -> dict[str, tuple[int, ...]]:
     """The 53 convolutions and the classifier of ResNet-50, under torchvision's names."""
-    shapes = {"conv1": (64, 3, 7, 7)}
+    shapes: dict[str, tuple[int, ...]] = {"conv1": (64, 3, 7, 7)}
     channels = 64
     for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
         for block in range(blocks):

@@ -6,12 +6,8 @@ import pytest
 import torch
 from oracle import Hyper
 
-DTYPES = [
-    pytest.param(torch.float64, id="float64"),
-    pytest.param(torch.float32, id="float32"),
-    pytest.param(torch.bfloat16, id="bfloat16"),
-    pytest.param(torch.float16, id="float16"),
-]
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in FLOATS]
 
 EVERYTHING = Hyper(
     lr=0.05,
@@ -23,8 +19,9 @@ EVERYTHING = Hyper(
     ham_beta=0.1,
     max_grad_norm=3.0,
 )
+NESTEROV = Hyper(lr=0.1, momentum=0.8, weight_decay=0.01, nesterov=True)
 RULES = [
     pytest.param(Hyper(lr=0.1, weight_decay=0.01), id="no-momentum"),
-    pytest.param(Hyper(lr=0.1, momentum=0.8, weight_decay=0.01, nesterov=True), id="nesterov"),
+    pytest.param(NESTEROV, id="nesterov"),
     pytest.param(EVERYTHING, id="everything"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,9 +221,9 @@ class SideBySide:
         for name, parameter in self.params.items():
             parameter.grad = grads[name].to(self.device, copy=True) if name in grads else None
         if grad_scale is not None:
-            self.optimizer.grad_scale = torch.tensor(grad_scale, device=self.device)
+            self.optimizer.__dict__["grad_scale"] = torch.tensor(grad_scale, device=self.device)
         if found_inf is not None:
-            self.optimizer.found_inf = torch.tensor(found_inf, device=self.device)
+            self.optimizer.__dict__["found_inf"] = torch.tensor(found_inf, device=self.device)
         torch.set_num_threads(self.threads)
         self.optimizer.step()
         torch.set_num_threads(1)
@@ -231,7 +232,9 @@ class SideBySide:
         self.oracle.step(dict(grads), grad_scale or 1.0, found_inf or 0.0)
         self.steps += 1
         for name, grad in grads.items():
-            assert same_bits(self.params[name].grad.cpu(), grad), f"step {self.steps}: {name}.grad written"
+            own = self.params[name].grad
+            assert own is not None
+            assert same_bits(own.cpu(), grad), f"step {self.steps}: {name}.grad written"
         for rule, layers in self.oracle.groups:
             self._compare(layers, 0.0 if rule.max_grad_norm is None else norm_error(grads.values()))
 
@@ -248,14 +251,14 @@ class SideBySide:
                 assert not buffer.any(), f"{label}: momentum before the first step"
                 buffer = None
             assert (buffer is None) == (layer.b is None), f"{label}: {buffer=}, oracle has {layer.b=}"
-            masked_now = layer.mask is not None and layer.updated
-            if masked_now:
-                assert not flat(parameter)[~layer.mask].any(), f"{label}: weight outside the mask"
+            mask = layer.mask if layer.updated else None
+            if mask is not None:
+                assert not flat(parameter)[~mask].any(), f"{label}: weight outside the mask"
             layer.p = flat(parameter)
-            if buffer is not None:
+            if buffer is not None and layer.b is not None:
                 assert_close(f"{label}, momentum_buffer", buffer, layer.b, layer.b_terms, tolerance, error)
-                if masked_now:
-                    assert not flat(buffer)[~layer.mask].any(), f"{label}: momentum outside the mask"
+                if mask is not None:
+                    assert not flat(buffer)[~mask].any(), f"{label}: momentum outside the mask"
                 layer.b = flat(buffer)
 
     def run(self, grad_scale: float | None = None) -> None:
@@ -283,7 +286,7 @@ class SideBySide:
 def _module_for(spec: Spec) -> nn.Module:
     if spec.transposed_groups is None:
         return nn.Module()
-    kinds = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}
+    kinds: dict[int, Any] = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}
     inputs, outputs, *kernel = spec.shape
     return kinds[len(spec.shape)](
         inputs,

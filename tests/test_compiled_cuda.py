@@ -20,9 +20,10 @@ import pytest
 from machine_code import accesses, cuobjdump, float64, opcodes, usage
 
 SOURCES = Path(__file__).parent.parent / "csrc"
-NVCC = shutil.which("nvcc")
+NVCC = shutil.which("nvcc") or ""
 pytestmark = [
-    pytest.mark.skipif(NVCC is None, reason="there is no nvcc"),
+    pytest.mark.compiled,
+    pytest.mark.skipif(not NVCC, reason="there is no nvcc"),
     pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump"),
 ]
 
@@ -79,7 +80,7 @@ def compile_sources(architecture: int, names: list[str], sources: Path) -> dict[
 
         def compiled(name: str) -> dict[tuple[str, str], Compiled]:
             cubin = Path(folder, f"{name}.cubin")
-            command = [NVCC, "-std=c++17", *flags(), f"-arch=sm_{architecture}", "-cubin", "-o", cubin]
+            command = [NVCC, "-std=c++17", *flags(), f"-arch=sm_{architecture}", "-cubin", "-o", str(cubin)]
             subprocess.run([*command, sources / "cuda" / f"{name}.cu"], check=True)
             taken = usage(cubin)
             return {

@@ -20,14 +20,14 @@ from machine_code import accesses, cuobjdump, float64, opcodes, usage
 from triton_launches import AMD, NVIDIA, SETTINGS, SHAPES, TARGETS, Launch, launches, launches_of_a_step
 
 from sparseopt_kernels.kernels import triton as backend
-from sparseopt_kernels.kernels import triton_plan
+from sparseopt_kernels.kernels import triton_plan, triton_step
 from sparseopt_kernels.kernels.contract import Rule
 
+pytestmark = pytest.mark.compiled
 needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")
 
-ADDRESSES = (
-    len(triton_plan.TableRow._fields) + 1
-)  # all that a row of the table says, and where the gradient is
+# All that a row of the table says, and where the gradient is.
+ADDRESSES = len(triton_plan.TableRow._fields) + 1
 # owner, mean fan-in, found_inf, grad_scale, two groups' lr and gamma; PTX has some of them twice.
 NUMBERS = 2 * 8
 
@@ -250,7 +250,7 @@ def module_of(source: str, folder: Path) -> ModuleType:
 def test_a_worse_kernel_is_noticed(name: str, tmp_path: Path) -> None:
     """The checks above fail for kernels with what they look for."""
     old, new = MUTATIONS[name]
-    source = Path(backend.triton_step.__file__).read_text()
+    source = Path(str(triton_step.__file__)).read_text()
     assert source.count(old) == 1
     with mock.patch.object(backend, "triton_step", module_of(source.replace(old, new), tmp_path)):
         (launch,) = launches_of_a_step(TARGETS["sm_90"], torch.float32, ["long"], SETTINGS["momentum"])

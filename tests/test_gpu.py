@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def no_waiting() -> Iterator[None]:
 class Network:
     """Parameters of all classes of rows, with masks and gradients, and an optimizer."""
 
-    def __init__(self, backend: str, device: str = DEVICE, **options: object) -> None:
+    def __init__(self, backend: str, device: str = DEVICE, **options: Any) -> None:
         generator = torch.Generator().manual_seed(0)
         self.parameters = []
         self.masks = {}
@@ -72,9 +73,8 @@ class Network:
             self.parameters.append(p)
             if p.ndim > 1:
                 self.masks[p] = (torch.rand(shape, generator=generator) < 0.2).to(device)
-        self.optimizer = SparseOpt(
-            self.parameters, **{"lr": 0.1, "momentum": 0.9, **options}, masks=self.masks, backend=backend
-        )
+        options = {"lr": 0.1, "momentum": 0.9, **options}
+        self.optimizer: Any = SparseOpt(self.parameters, **options, masks=self.masks, backend=backend)
 
     def set_grads(self, seed: int, moved: bool = False) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -83,6 +83,7 @@ class Network:
             if moved:
                 p.grad = values
             else:
+                assert p.grad is not None
                 p.grad.copy_(values)
 
     def step(self, seed: int, moved: bool = False) -> None:
@@ -161,9 +162,10 @@ def test_grad_scaler(kernel: str) -> None:
         other.set_grads(step)
         scaler.scale(torch.ones((), device=DEVICE))
         for p in network.parameters:
+            assert p.grad is not None
             p.grad.mul_(scaler.get_scale())
         if step == 3:
-            network.parameters[0].grad[0, 0] = torch.inf
+            network.parameters[0].grad[0, 0] = torch.inf  # type: ignore[index]
         scaler.step(network.optimizer)
         scaler.update()
         if step != 3:
@@ -282,7 +284,9 @@ def test_a_whole_iteration_replays(kernel: str) -> None:
 
     def backward(of: Network) -> None:
         of.optimizer.zero_grad()
-        sum((p - t).square().sum() for p, t in zip(of.parameters, targets, strict=True)).backward()
+        loss = sum((p - t).square().sum() for p, t in zip(of.parameters, targets, strict=True))
+        assert isinstance(loss, Tensor)
+        loss.backward()
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -331,6 +335,7 @@ def test_two_devices(kernel: str) -> None:
         for network in networks:
             network.step(step)
         for c, p in zip(copies, originals, strict=True):
+            assert p.grad is not None
             c.grad = p.grad.clone()
         both.step()
     for c, p in zip(copies, originals, strict=True):

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from sparseopt_kernels.kernels import BACKENDS
+
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import contestants
@@ -22,6 +24,8 @@ import gpu_report
 import gpu_timing
 from contestants import Contestant, Network
 from gpu_timing import LEFT_OUT, NO_MEMORY, OK, SGD_FUSED, WRONG, CudaTimer, Deadline, Maker, Result, Run
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 NAME = "Invented GPU 80GB (PCIe)"
@@ -102,7 +106,7 @@ def found_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     for backend, reason in (("triton", None), ("cuda", "the CUDA kernels were not built")):
         stand_in = lambda device, reason=reason: reason  # noqa: E731
-        monkeypatch.setattr(gpu_report.BACKENDS[backend], "unavailable", stand_in)
+        monkeypatch.setattr(BACKENDS[backend], "unavailable", stand_in)
     monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_report, "SUITE", GREEN)
 
@@ -164,7 +168,7 @@ def test_main_tells_the_report_what_runs(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(gpu_report, "CudaTimer", lambda device: "timer")
-    monkeypatch.setattr(gpu_report, "report", lambda *arguments: calls.append(arguments) or 0)
+    monkeypatch.setattr(gpu_report, "report", lambda *arguments: calls.append(arguments) or 0)  # type: ignore[func-returns-value]
     assert gpu_report.main() == 0
     [(name, device, runs, makers, timer, deadline, folder)] = calls
     assert (name, device, timer) == (NAME, torch.device("cuda", 0), "timer")
@@ -236,7 +240,7 @@ class AfterSomeSteps(Deadline):
 def test_what_the_deadline_leaves_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], timed_runs: int
 ) -> None:
-    makers = {SGD_FUSED: contestants.sgd_fused}
+    makers: dict[str, Maker] = {SGD_FUSED: contestants.sgd_fused}
     # A run asks once itself, twice before a contestant starts, and here after each of two rounds.
     assert report(tmp_path, makers, AfterSomeSteps(1 + timed_runs * 4)) == 0
     statuses = [row["status"] for row in rows_in(tmp_path)]

@@ -17,7 +17,9 @@ densities = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 seeds = st.integers(0, 1000)
 
 
-@pytest.fixture(scope="module", params=["cpu", "triton", "cuda-emulated"])
+@pytest.fixture(
+    scope="module", params=["cpu", "triton", pytest.param("cuda-emulated", marks=pytest.mark.compiled)]
+)
 def pack(request: pytest.FixtureRequest) -> Pack:
     if request.param == "triton":
         return torch_pack(triton_plan)

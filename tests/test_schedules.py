@@ -163,7 +163,7 @@ class TestBadInput:
 
     def test_endless(self):
         with pytest.raises(ValueError, match="total_steps is inf, it must be finite"):
-            warmup_cosine(optimizer_with(0.1), 5, math.inf)
+            warmup_cosine(optimizer_with(0.1), 5, math.inf)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("name", ["start_lr", "end_lr"])
     @pytest.mark.parametrize("value", [-1e-6, math.nan, math.inf])

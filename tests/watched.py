@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from backends import Backend, norm_error
 from oracle import Hyper, Layer, Oracle
+from rules import FLOATS
 from side_by_side import assert_close, pattern_mask, same_bits
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
@@ -14,11 +18,12 @@ from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 RULE = Hyper(lr=0.1, momentum=0.9, weight_decay=0.01, max_grad_norm=4.0)
-FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 each_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
-def optimizer_of(backend: Backend, params: list[Tensor], masks: dict, rule: Hyper = RULE) -> SparseOpt:
+def optimizer_of(
+    backend: Backend, params: Sequence[Tensor], masks: dict[Parameter, Tensor], rule: Hyper = RULE
+) -> SparseOpt:
     return SparseOpt(params, **rule.__dict__, masks=masks, backend=backend.name)
 
 
@@ -46,6 +51,7 @@ class Watched:
         self.steps += 1
         assert same_bits(self.parameter.grad, copied)
         buffer = self.optimizer.state[self.parameter]["momentum_buffer"]
+        assert self.layer.b is not None
         real = self.parameter.real.dtype if self.parameter.is_complex() else self.parameter.dtype
         tolerance, error = self.backend.tolerance(real), norm_error([copied])
         assert_close(f"step {self.steps}", self.parameter, self.layer.p, self.layer.p_terms, tolerance, error)
@@ -71,9 +77,14 @@ def random_mask(shape: tuple[int, ...], seed: int = 0, pattern: str = "half") ->
     return pattern_mask(pattern, shape, torch.Generator().manual_seed(seed))
 
 
-def masked_layer(seed: int = 0, pattern: str = "sparse99") -> nn.Linear:
+class MaskedLinear(nn.Linear):
+    weight: Parameter
+    weight_mask: Tensor
+
+
+def masked_layer(seed: int = 0, pattern: str = "sparse99") -> MaskedLinear:
     """A layer sparse enough for a backend to skip most of its memory."""
-    layer = nn.Linear(517, 23, bias=False)
+    layer = MaskedLinear(517, 23, bias=False)
     with torch.no_grad():
         layer.weight.copy_(randn((23, 517), torch.float32, seed))
     layer.register_buffer("weight_mask", random_mask((23, 517), seed, pattern))
@@ -84,7 +95,7 @@ def give_gradient(layer: nn.Linear, seed: int) -> None:
     layer.weight.grad = randn((23, 517), torch.float32, seed)
 
 
-def settled(backend: Backend, **kwargs: float) -> tuple[nn.Linear, SparseOpt]:
+def settled(backend: Backend, **kwargs: Any) -> tuple[MaskedLinear, SparseOpt]:
     """A masked layer after three steps: nothing is stale, a backend may skip what it likes."""
     layer = masked_layer()
     common = {"lr": 0.1, "momentum": 0.9} | kwargs

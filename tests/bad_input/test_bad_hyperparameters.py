@@ -54,8 +54,9 @@ def test_differentiable() -> None:
     a, b = weights(2)
     with pytest.raises(RuntimeError, match="differentiable=True"):
         SparseOpt([a], differentiable=True)
+    groups: list[dict[str, Any]] = [{"params": [a]}, {"params": [b], "differentiable": True}]
     with pytest.raises(RuntimeError, match="differentiable=True"):
-        SparseOpt([{"params": [a]}, {"params": [b], "differentiable": True}])
+        SparseOpt(groups)
 
 
 def test_fused_and_foreach_together() -> None:
@@ -66,7 +67,7 @@ def test_fused_and_foreach_together() -> None:
 @pytest.mark.parametrize(
     "flags", [{"fused": True}, {"foreach": True}, {"fused": False, "foreach": False}], ids=str
 )
-def test_fused_or_foreach_are_accepted(backend: Backend, flags: dict[str, bool]) -> None:
+def test_fused_or_foreach_are_accepted(backend: Backend, flags: dict[str, Any]) -> None:
     (p,) = weights(1)
     p.grad = torch.ones_like(p)
     optimizer = SparseOpt([p], **flags, backend=backend.name)
@@ -77,7 +78,7 @@ def test_fused_or_foreach_are_accepted(backend: Backend, flags: dict[str, bool])
 
 @pytest.mark.parametrize("name", ["lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta"])
 @pytest.mark.parametrize("value", ["0.1", None])
-def test_a_hyperparameter_that_is_no_number(name: str, value: object) -> None:
+def test_a_hyperparameter_that_is_no_number(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{name} is {value!r}, it must be a finite number >= 0"):
         SparseOpt(weights(1), **{name: value})
 

@@ -31,8 +31,9 @@ def test_masks_at_construction(bad: str) -> None:
 @pytest.mark.parametrize("bad", ["shape", "float"])
 def test_mask_buffers_of_a_model(bad: str) -> None:
     make, message = BAD_MASKS[bad]
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(9, 4))
-    model[1].register_buffer("weight_mask", make(model[1].weight))
+    layer = nn.Linear(9, 4)
+    layer.register_buffer("weight_mask", make(layer.weight))
+    model = nn.Sequential(nn.Linear(2, 2), layer)
     with pytest.raises(ValueError, match=words("'1.weight'", *message)):
         Masks(model)
 
@@ -50,7 +51,7 @@ def test_mask_for_a_parameter_the_optimizer_does_not_have() -> None:
 def test_masks_by_name_instead_of_by_parameter() -> None:
     (a,) = weights(1)
     with pytest.raises(ValueError, match=words("masks", "'weight'", "not among")):
-        SparseOpt([("weight", a)], masks={"weight": mask_like(a)})
+        SparseOpt([("weight", a)], masks={"weight": mask_like(a)})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ def test_a_failed_step_changes_nothing(backend: Backend, failure: str, started: 
     def make() -> tuple[list[Parameter], dict[Parameter, Tensor], SparseOpt]:
         params = weights(4)
         masks = {p: mask_like(p, i) for i, p in enumerate(params) if i != 1}
-        groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.3}]
-        kwargs = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "max_grad_norm": 1.0}
+        groups: list[dict[str, Any]] = [{"params": params[:2]}, {"params": params[2:], "lr": 0.3}]
+        kwargs: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "max_grad_norm": 1.0}
         return params, masks, SparseOpt(groups, **kwargs, masks=masks, backend=backend.name)
 
     def step(params: list[Parameter], optimizer: SparseOpt, seed: int) -> None:

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sparseopt_kernels.topology.sparsify import sparsify
 
 
 class TestMasks:
-    def make(self):
+    def make(self) -> tuple[Any, Masks]:
         model = make_model()
         return model, sparsify(model, 0.8)
 
@@ -139,4 +140,4 @@ class TestMasks:
 
     def test_check_mask_wants_a_tensor(self):
         with pytest.raises(ValueError, match="mask for 'w' is a list, it must be a boolean tensor"):
-            check_mask([True], torch.ones(1), "w")
+            check_mask([True], torch.ones(1), "w")  # type: ignore[arg-type]

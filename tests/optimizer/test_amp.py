@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +94,9 @@ def test_found_inf_leaves_everything_as_it_was(backend: Backend, found_inf: floa
     """It is a sum over devices, so any value but 0 counts: no weight, no state, no first step. Only a mask
     that changed is applied all the same."""
     model = Network()
-    optimizer = SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=Masks(model), backend=backend.name)
+    optimizer: Any = SparseOpt(
+        model.parameters(), lr=0.1, momentum=0.9, masks=Masks(model), backend=backend.name
+    )
     model.set_grads(0)
     before = copy.deepcopy(model)
     optimizer.found_inf, optimizer.grad_scale = torch.tensor(found_inf), torch.tensor(8.0)
@@ -121,7 +124,7 @@ def test_a_group_added_after_a_first_step_that_was_skipped(backend: Backend) -> 
     """The next step of the others is still their first: dampening does not touch it."""
     p, q = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     p.grad, q.grad = torch.ones(3), torch.ones(3)
-    optimizer = SparseOpt([p], lr=1.0, momentum=0.9, dampening=0.5, backend=backend.name)
+    optimizer: Any = SparseOpt([p], lr=1.0, momentum=0.9, dampening=0.5, backend=backend.name)
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     optimizer.found_inf = torch.tensor(0.0)

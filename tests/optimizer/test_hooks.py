@@ -39,6 +39,7 @@ def test_step_runs_without_gradients(backend: Backend) -> None:
     """A gradient that itself requires grad (create_graph) makes no graph of the step."""
     p = Parameter(torch.ones(3))
     (p.square().sum()).backward(create_graph=True)
+    assert p.grad is not None
     assert p.grad.requires_grad
     SparseOpt([p], lr=0.25, momentum=0.9, backend=backend.name).step()
     assert p.is_leaf

@@ -63,6 +63,7 @@ def test_no_temporary_as_large_as_a_parameter(backend: Backend, pattern: str | N
         assert sum(size for size in allocated if size > 0) < parameter.nbytes / 2
 
 
+@pytest.mark.slow
 @each_pattern
 def test_peak_memory_of_a_step(backend: Backend, pattern: str | None) -> None:
     """As the operating system sees it, so that C++ is counted too."""

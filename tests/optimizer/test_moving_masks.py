@@ -9,13 +9,13 @@ import torch
 from backends import Backend
 from side_by_side import same_bits
 from torch import nn
-from watched import give_gradient, masked_layer, random_mask, settled
+from watched import MaskedLinear, give_gradient, masked_layer, random_mask, settled
 
 from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 
-def assert_masked(layer: nn.Linear, optimizer: SparseOpt) -> None:
+def assert_masked(layer: MaskedLinear, optimizer: SparseOpt) -> None:
     buffer = optimizer.state[layer.weight].get("momentum_buffer")
     for tensor in (layer.weight,) if buffer is None else (layer.weight, buffer):
         assert not tensor[~layer.weight_mask].any()
@@ -23,7 +23,7 @@ def assert_masked(layer: nn.Linear, optimizer: SparseOpt) -> None:
 
 
 @torch.no_grad()
-def _overwrite(layer: nn.Linear, optimizer: SparseOpt, how: str) -> None:
+def _overwrite(layer: MaskedLinear, optimizer: SparseOpt, how: str) -> None:
     weight, mask = layer.weight, layer.weight_mask
     other = masked_layer(seed=7)
     buffer = optimizer.state[weight]["momentum_buffer"]
@@ -90,7 +90,7 @@ def test_next_step_zeroes_what_lies_outside_the_mask(backend: Backend, how: str)
     _overwrite(layer, optimizer, how)
     give_gradient(layer, 50)
     fresh_layer = copy.deepcopy(layer)
-    fresh_layer.weight.grad = layer.weight.grad.clone()
+    give_gradient(fresh_layer, 50)
     fresh = SparseOpt(
         fresh_layer.parameters(), lr=0.1, momentum=0.9, masks=Masks(fresh_layer), backend=backend.name
     )
@@ -185,6 +185,7 @@ def test_masks_that_change_while_a_momentum_waits_without_gradient(backend: Back
     assert not optimizer.state[layer.weight]["momentum_buffer"][:12].any()
     assert layer.weight[12:].any()
     give_gradient(layer, 10)
+    assert layer.weight.grad is not None
     layer.weight.grad[:12] = 0.0
     optimizer.step()
     assert not layer.weight[:12].any()
@@ -216,6 +217,7 @@ def test_momentum_switched_on_mid_run_begins_with_a_first_step(backend: Backend)
     assert not optimizer.state
     optimizer.param_groups[0].update(momentum=0.9, correction="none")
     optimizer.step()
+    assert layer.weight.grad is not None
     expected = torch.where(layer.weight_mask, layer.weight.grad, 0.0)  # dampening waits for the second step
     assert torch.equal(optimizer.state[layer.weight]["momentum_buffer"], expected)
 

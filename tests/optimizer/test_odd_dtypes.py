@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from backends import Backend
@@ -20,7 +22,7 @@ def test_complex(backend: Backend, shape: tuple[int, ...], dtype: torch.dtype, p
     mask = None if pattern is None else random_mask(shape, pattern=pattern)
     watched = Watched(backend, Parameter(randn(shape, dtype)), mask)
     for step in range(8):
-        if mask is not None and step % 3 == 2:
+        if mask is not None and pattern is not None and step % 3 == 2:
             mask.copy_(random_mask(shape, step, pattern))
         watched.step(randn(shape, dtype, step))
     assert watched.optimizer.state[watched.parameter]["momentum_buffer"].dtype == dtype
@@ -30,7 +32,7 @@ def test_complex(backend: Backend, shape: tuple[int, ...], dtype: torch.dtype, p
 def test_complex_without_a_mask_is_sgd(backend: Backend, nesterov: bool) -> None:
     """To rounding: PyTorch multiplies by a complex number where we multiply two real ones."""
     ours, theirs = (Parameter(randn((6, 9), torch.complex128)) for _ in range(2))
-    common = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": nesterov}
+    common: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": nesterov}
     optimizer = SparseOpt([ours], **common, backend=backend.name)
     sgd = torch.optim.SGD([theirs], **common, foreach=False)
     for step in range(5):
@@ -57,6 +59,7 @@ def test_negated_gradient_of_a_single_number(backend: Backend) -> None:
     imaginary = Parameter(torch.ones(1, 1))
     z = torch.complex(torch.zeros(1, 1), imaginary).conj()
     torch.view_as_real(z.resolve_conj()).sum().backward()
+    assert imaginary.grad is not None
     assert imaginary.grad.item() == -1.0
     SparseOpt([imaginary], lr=1.0, backend=backend.name).step()
     assert imaginary.item() == 2.0
@@ -72,7 +75,7 @@ def test_sparse_gradient_of_a_dense_parameter(backend: Backend, dtype: torch.dty
         for step in range(4):
             values = randn((3, 4), dtype, step)
             grad = torch.sparse_coo_tensor(
-                [[1, 7, 1]], values, (10, 4), check_invariants=True
+                torch.tensor([[1, 7, 1]]), values, (10, 4), check_invariants=True
             )  # 1 comes twice
             p.grad = grad if p is params[0] else grad.to_dense()
             optimizer.step()

@@ -17,7 +17,7 @@ from torch.optim import SGD
 from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
-OWN_VALUES = {
+OWN_VALUES: dict[str, Any] = {
     "lr": 0.7,
     "momentum": 0.3,
     "dampening": 0.6,
@@ -34,7 +34,7 @@ OWN_VALUES = {
 @pytest.mark.parametrize("key", OWN_VALUES)
 def test_a_group_has_its_own(backend: Backend, key: str) -> None:
     """A value given for a group does to it what the same value for all does, and nothing to the others."""
-    common = {"lr": 0.1, "momentum": 0.9, "backend": backend.name}
+    common: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "backend": backend.name}
 
     # The gradient of one layer depends on the other: train on given gradients, not on a loss.
     def fixed(groups: Callable[[Network], Any], **kwargs: Any) -> Network:
@@ -59,7 +59,11 @@ def test_a_group_has_its_own(backend: Backend, key: str) -> None:
 
 def test_groups_take_the_defaults() -> None:
     model = Network()
-    optimizer = SparseOpt([{"params": model[0].parameters(), "lr": 0.5}, {"params": model[2].parameters()}])
+    groups: list[dict[str, Any]] = [
+        {"params": model[0].parameters(), "lr": 0.5},
+        {"params": model[2].parameters()},
+    ]
+    optimizer = SparseOpt(groups)
     first, second = optimizer.param_groups
     assert first["lr"] == 0.5
     assert second == {
@@ -164,7 +168,8 @@ def test_a_parameter_replaced_in_its_group(backend: Backend) -> None:
 def test_a_parameter_moved_to_another_group(backend: Backend) -> None:
     """Its hyperparameters are those of the group that it is in now."""
     a, b = Parameter(torch.zeros(3)), Parameter(torch.zeros(3))
-    optimizer = SparseOpt([{"params": [a, b]}, {"params": [], "lr": 2.0}], lr=1.0, backend=backend.name)
+    groups: list[dict[str, Any]] = [{"params": [a, b]}, {"params": [], "lr": 2.0}]
+    optimizer = SparseOpt(groups, lr=1.0, backend=backend.name)
     for p in (a, b):
         p.grad = -torch.ones(3)
     optimizer.step()

@@ -47,10 +47,12 @@ SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_schedulers(backend: Backend, scheduler: str, tensor_lr: bool) -> None:
     """Learning rates, momenta and weights are those of torch.optim.SGD under the same scheduler."""
-    models, rates = [Network(), Network()], []
+    models = [Network(), Network()]
+    rates: list[list[tuple[float, float]]] = []
     for model in models:
         rates.append([])
         lr = torch.tensor(0.1, dtype=torch.float64) if tensor_lr else 0.1
+        optimizer: torch.optim.Optimizer
         if model is models[0]:
             optimizer = SGD(model.parameters(), lr=lr, momentum=0.9, foreach=False)
         else:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
 from backends import Backend
 from network import Network, assert_same, assert_same_state, each_hyper, each_mapping, run
 from side_by_side import pattern_mask, same_bits
+from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.optim import SGD
 
@@ -70,10 +72,13 @@ def test_masked_checkpoints_go_both_ways(backend: Backend, hyper: dict) -> None:
     """Masked SGD written by hand, three steps of each in turn, equals correction="none" all the way."""
 
     class ByHand(SGD):
-        def step(self) -> None:
+        masks: dict[Parameter, Tensor]
+
+        def step(self, closure: Any = None) -> Any:
             for p, mask in self.masks.items():
+                assert p.grad is not None
                 p.grad.mul_(mask)
-            super().step()
+            super().step(closure)
             with torch.no_grad():
                 for p, mask in self.masks.items():
                     p.mul_(mask)
@@ -105,7 +110,7 @@ def test_masked_checkpoints_go_both_ways(backend: Backend, hyper: dict) -> None:
 @each_mapping
 def test_save_and_load_mid_run(backend: Backend, mapping: str, into: str, hyper: dict) -> None:
     """Masks change before and after the checkpoint; a load into an optimizer that is running forgets all."""
-    extra = {"ham_alpha": 2.0, "correction": "unnormalized", "max_grad_norm": 0.5}
+    extra: dict[str, Any] = {"ham_alpha": 2.0, "correction": "unnormalized", "max_grad_norm": 0.5}
 
     def make(model: Network) -> SparseOpt:
         return SparseOpt(
@@ -136,7 +141,8 @@ def test_save_and_load_mid_run(backend: Backend, mapping: str, into: str, hyper:
     else:
         second = first
         moving_masks(model, first, range(6, 9))
-    for target, file in zip((model, second), files, strict=True):
+    targets: tuple[Any, ...] = (model, second)
+    for target, file in zip(targets, files, strict=True):
         file.seek(0)
         target.load_state_dict(torch.load(file, weights_only=True))
     moving_masks(model, second, range(6, 12))

@@ -140,7 +140,7 @@ class TestBadInput:
 
     def test_distribution(self):
         with pytest.raises(ValueError, match=r"distribution is 'ERK', it must be one of .*'erk'"):
-            layer_densities(SMALL, 0.5, "ERK")
+            layer_densities(SMALL, 0.5, "ERK")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("nothing", [{}, nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())])
     def test_nothing_to_mask(self, nothing):

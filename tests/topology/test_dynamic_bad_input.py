@@ -48,9 +48,10 @@ class TestBadInput:
 
 def test_unknown_regrow():
     with pytest.raises(ValueError, match="regrow is 'best', it must be 'original' or 'corrected'"):
-        RigL({nn.Parameter(torch.ones(3)): bits("111")}, stop_at=10, regrow="best")
+        RigL({nn.Parameter(torch.ones(3)): bits("111")}, stop_at=10, regrow="best")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_order_of_imports_does_not_matter():
     program = """
 import importlib, sys

@@ -201,7 +201,7 @@ class TestCorrectedRegrow:
 
     def test_neurons_of_a_model_are_those_of_its_layers(self):
         model = nn.Sequential(nn.ConvTranspose1d(2, 3, 1))
-        weight = model[0].weight
+        weight = model.get_parameter("0.weight")
         mask = torch.tensor([[[1], [1], [0]], [[1], [0], [0]]], dtype=torch.bool)
         model[0].register_buffer("weight_mask", mask)
         with torch.no_grad():

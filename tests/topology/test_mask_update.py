@@ -110,8 +110,10 @@ def test_index_means_the_logical_one_in_any_memory_format():
     drop_score = torch.randint(0, 3, mask.shape).float()
     grow_score = torch.randint(0, 3, mask.shape).float()
     expected = rigl_mask(mask, drop_score, grow_score, 20)
-    as_nhwc = [t.to(memory_format=torch.channels_last) for t in (mask, drop_score, grow_score)]
-    assert torch.equal(rigl_mask(*as_nhwc, 20), expected)
+    mask, drop_score, grow_score = (
+        t.to(memory_format=torch.channels_last) for t in (mask, drop_score, grow_score)
+    )
+    assert torch.equal(rigl_mask(mask, drop_score, grow_score, 20), expected)
 
 
 def test_random_growth_is_uniform_over_all_that_is_not_kept():

@@ -8,7 +8,6 @@ import zipfile
 import pytest
 import torch
 
-from sparseopt_kernels.training import atomic
 from sparseopt_kernels.training.atomic import write_atomically
 from sparseopt_kernels.training.checkpoint import (
     Checkpoint,
@@ -43,6 +42,7 @@ def test_round_trip(tmp_path):
     assert (loaded.config, loaded.output) == ({"lr": 0.1, "seeds": [0, 1]}, ".")
     assert loaded.progress.rows == a_checkpoint(3).progress.rows
     assert loaded.progress.finished == a_checkpoint(3).progress.finished
+    assert loaded.progress.current is not None
     assert torch.equal(loaded.progress.current["model"]["w"], torch.arange(3000.0))
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
@@ -51,7 +51,7 @@ def test_round_trip(tmp_path):
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch, function):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, a_checkpoint(1))
-    monkeypatch.setattr(atomic.os, function, full_disk)
+    monkeypatch.setattr(os, function, full_disk)
     with pytest.raises(TrainingError, match=r"cannot write.*No space left.*still there") as error:
         save_checkpoint(path, a_checkpoint(2))
     assert error.value.exit_code == 1
@@ -76,7 +76,7 @@ def test_a_disk_that_fills_while_writing(tmp_path):
 def test_ctrl_c_while_writing_leaves_the_former_file(tmp_path, monkeypatch, function):
     path = tmp_path / "file"
     write_atomically(path, b"former")
-    monkeypatch.setattr(atomic.os, function, killed)
+    monkeypatch.setattr(os, function, killed)
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"former"
@@ -87,9 +87,12 @@ def test_data_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
-        monkeypatch.setattr(
-            atomic.os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1]
-        )
+
+        def recorded(*arguments, real=real, name=name):
+            calls.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(os, name, recorded)
     write_atomically(tmp_path / "file", b"new")
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 

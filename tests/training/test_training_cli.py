@@ -11,7 +11,7 @@ import torch
 from launch import DRIVER, TINY, rows, start, train, wait_until
 
 import sparseopt_kernels
-from sparseopt_kernels.training import atomic, cli, run
+from sparseopt_kernels.training import cli, run
 from sparseopt_kernels.training.checkpoint import load_checkpoint
 
 
@@ -62,6 +62,7 @@ def test_weights_are_masked_and_can_be_loaded(uninterrupted):
     assert active / sum(state[key].numel() for key in masks) == pytest.approx(0.05, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_again(uninterrupted, tmp_path):
     torch.manual_seed(12345)  # nothing of the caller's counts
     before = torch.get_rng_state(), torch.get_num_threads()
@@ -71,6 +72,7 @@ def test_the_same_again(uninterrupted, tmp_path):
     assert_same_experiment(tmp_path / "out", uninterrupted)
 
 
+@pytest.mark.slow
 def test_optimizers_of_one_seed_start_from_the_same_weights_masks_and_order(tmp_path):
     """With masks of equal fan-in nothing is left that could differ."""
     options = ["--sparsity", "0", "--method", "static", "--epochs", "2", "--batch-size", "300"]
@@ -85,6 +87,7 @@ def test_optimizers_differ_at_95_percent(uninterrupted):
     assert not torch.equal(state["sgd-seed0.pt"]["fc1.weight"], state["sparseopt-seed0.pt"]["fc1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["static", "set", "rigl"])
 @pytest.mark.parametrize("model", ["mlp", "convnet", "resnet20"])
 def test_every_model_with_every_method(tmp_path, capsys, model, method):
@@ -99,6 +102,7 @@ def test_every_model_with_every_method(tmp_path, capsys, model, method):
     assert (first["exploration_rate"] < last["exploration_rate"]) == (method != "static")
 
 
+@pytest.mark.slow
 def test_reference_and_native_backend_give_the_same_accuracy(tmp_path):
     if not sparseopt_kernels.build_info()["native"]:
         pytest.skip("the native library is not built")
@@ -110,6 +114,7 @@ def test_reference_and_native_backend_give_the_same_accuracy(tmp_path):
         assert float(a["test_accuracy"]) == pytest.approx(float(b["test_accuracy"]), abs=2.5 / 596)
 
 
+@pytest.mark.slow
 def test_default_folders_are_numbered_and_resume_finds_the_newest(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quick = (*TINY, "--epochs", "2", "--optimizer", "sgd", "--checkpoint", "--quiet")
@@ -129,6 +134,7 @@ def test_results_of_somebody_else_are_not_overwritten(tmp_path, capsys):
     assert (tmp_path / "results.csv").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_divergence_ends_the_run_and_not_the_experiment(tmp_path, capsys, monkeypatch):
     real = run.Run._train
 
@@ -146,6 +152,7 @@ def test_divergence_ends_the_run_and_not_the_experiment(tmp_path, capsys, monkey
     assert len(found) == 2 + 3 * 4
 
 
+@pytest.mark.slow
 def test_a_learning_rate_out_of_this_world(tmp_path, capsys):
     options = (
         *TINY,
@@ -228,6 +235,7 @@ def test_a_missing_package_is_named_with_the_extra(monkeypatch, capsys):
     assert "run pip install '.[train]'" in error
 
 
+@pytest.mark.slow
 def test_resume_with_another_option_names_it(tmp_path, capsys):
     quick = (*TINY, "--epochs", "2", "--optimizer", "sgd", "--quiet")
     assert train(*quick, "--output", tmp_path, "--checkpoint") == 0
@@ -238,6 +246,7 @@ def test_resume_with_another_option_names_it(tmp_path, capsys):
     assert train(*quick, "--resume", tmp_path) == 0  # the same options again are fine
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_mid_run(uninterrupted, tmp_path, monkeypatch, capsys):
     real = os.replace
     writes = []
@@ -251,7 +260,7 @@ def test_a_disk_that_fills_up_in_mid_run(uninterrupted, tmp_path, monkeypatch, c
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(atomic.os, "replace", replace)
+        patch.setattr(os, "replace", replace)
         assert train(*TINY, "--output", output, "--checkpoint", "--quiet") == 1
     error = capsys.readouterr().err
     assert "No space left" in error
@@ -261,12 +270,13 @@ def test_a_disk_that_fills_up_in_mid_run(uninterrupted, tmp_path, monkeypatch, c
     assert_same_experiment(output, uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_equals_uninterrupted(uninterrupted, tmp_path):
     output = tmp_path / "out"
     options: tuple[object, ...] = (*TINY, "--output", output, "--checkpoint", "--quiet")
     for epochs in (2, 7):  # in the middle of the first run, and of the second
         process = start(tmp_path, *options)
-        wait_until(lambda epochs=epochs: len(rows(output)) >= epochs, process)
+        wait_until(lambda epochs=epochs: len(rows(output)) >= epochs, process)  # type: ignore[misc]
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -291,6 +301,7 @@ atomic.os.replace = replace
 """
 
 
+@pytest.mark.slow
 def test_killed_while_writing_a_checkpoint(uninterrupted, tmp_path):
     checkpoint = tmp_path / "elsewhere" / "my.checkpoint.pt"
     options = (*TINY, "--output", tmp_path / "out", "--checkpoint", checkpoint, "--quiet")
@@ -303,6 +314,7 @@ def test_killed_while_writing_a_checkpoint(uninterrupted, tmp_path):
     assert_same_experiment(tmp_path / "out", uninterrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished(uninterrupted, tmp_path):
     output = tmp_path / "out"
     process = start(tmp_path, *TINY, "--output", output, "--checkpoint")
@@ -329,6 +341,7 @@ def test_ctrl_c_before_training(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_module_can_be_run():
     result = subprocess.run(
         [sys.executable, "-m", "sparseopt_kernels", "train", "--help"],

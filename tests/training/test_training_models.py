@@ -24,7 +24,7 @@ def test_model_takes_images_and_gives_scores(name, image_shape):
 
 
 def test_shortcut_subsamples_and_pads_with_zeros():
-    block = resnet20(1, 10).stage2[0].eval()
+    block = resnet20(1, 10).stage2[0].eval()  # type: ignore[index, union-attr]
     nn.init.zeros_(block.bn2.weight)
     x = torch.rand(1, 16, 4, 4)
     out = block(x)

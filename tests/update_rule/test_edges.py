@@ -8,7 +8,7 @@ import pytest
 import torch
 from backends import Backend
 from oracle import Hyper, flat
-from rules import DTYPES, EVERYTHING, RULES
+from rules import DTYPES, EVERYTHING, NESTEROV
 from side_by_side import SideBySide, Spec, assert_rounds_every_number, pattern_mask
 from torch.nn.parameter import Parameter
 
@@ -90,6 +90,6 @@ def test_many_small_parameters(backend: Backend) -> None:
     """Hundreds of tensors, more than threads, in one call; some with nothing in them."""
     patterns = [None, "half", "full", "empty", "single"]
     specs = [Spec((i % 5, 1 + 7 * i % 23), patterns[i % len(patterns)], torch.float32) for i in range(300)]
-    run = SideBySide(backend, specs, [RULES[1].values[0], EVERYTHING], seed=12, threads=3)
+    run = SideBySide(backend, specs, [NESTEROV, EVERYTHING], seed=12, threads=3)
     for _ in range(2 if backend.is_slow else 4):
         run.step()

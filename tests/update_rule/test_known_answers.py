@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from backends import Backend
 from side_by_side import same_bits
 from torch.nn.parameter import Parameter
 
+from sparseopt_kernels.neurons import Correction
 from sparseopt_kernels.optimizer import SparseOpt
 
 
@@ -51,11 +53,12 @@ def test_known_correction_by_hand(backend: Backend) -> None:
     mask = torch.tensor(
         [[0, 0, 1, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool
     )
-    for correction, factors in {
+    expected: dict[Correction, list[float]] = {
         "layer": [math.sqrt(0.5), 1.0, 0.0, math.sqrt(2.5)],
         "unnormalized": [math.sqrt(0.2), math.sqrt(0.4), 0.0, 1.0],
         "none": [1.0, 1.0, 0.0, 1.0],
-    }.items():
+    }
+    for correction, factors in expected.items():
         weight = Parameter(torch.zeros(4, 5, dtype=torch.float64))
         weight.grad = -torch.ones(4, 5, dtype=torch.float64)
         SparseOpt([weight], lr=1.0, masks={weight: mask}, correction=correction, backend=backend.name).step()
@@ -67,7 +70,7 @@ def test_known_norm_by_hand(backend: Backend) -> None:
     """Corrected and masked, the gradients are (3, 0) and (0, 4): norm 5, limit 2, so all shrink by 0.4."""
     a, b = Parameter(torch.zeros(1, 2)), Parameter(torch.zeros(2, dtype=torch.float64))
     a.grad, b.grad = torch.tensor([[3.0, 100.0]]), torch.tensor([0.0, 4.0], dtype=torch.float64)
-    groups = [{"params": [a], "max_grad_norm": 2.0}, {"params": [b]}]
+    groups: list[dict[str, Any]] = [{"params": [a], "max_grad_norm": 2.0}, {"params": [b]}]
     SparseOpt(groups, lr=1.0, masks={a: torch.tensor([[True, False]])}, backend=backend.name).step()
     torch.testing.assert_close(a.detach(), torch.tensor([[-1.2, 0.0]]))
     assert b.tolist() == [0.0, -4.0]  # its group sets no limit

@@ -84,6 +84,7 @@ def test_inactive_memory_is_kept_at_zero_when_masks_move(backend: Backend) -> No
     assert not optimizer.state[weight]["momentum_buffer"][0, 5:40].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_thread_count_changes_no_bit(
     backend: Backend, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,23 +13,23 @@ from backends import INTERPRETED, NATIVE_ISAS, Backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Hyper
-from rules import DTYPES, EVERYTHING, RULES
+from rules import DTYPES, EVERYTHING, FLOATS, RULES
 from side_by_side import PATTERNS, SideBySide, Spec
 
-MOMENTA = {
+MOMENTA: dict[str, dict[str, Any]] = {
     "no-momentum": {},
     "dampening-only": {"dampening": 0.3},
     "momentum": {"momentum": 0.9},
     "dampened": {"momentum": 0.9, "dampening": 0.3},
     "nesterov": {"momentum": 0.9, "nesterov": True},
 }
-HAMS = {
+HAMS: dict[str, dict[str, Any]] = {
     "no-ham": {},
     "alpha": {"ham_alpha": 2.0},
     "beta": {"ham_beta": 0.3},
     "alpha-beta": {"ham_alpha": 80.0, "ham_beta": 0.1},
 }
-REST = list(
+REST: list[tuple[dict[str, Any], ...]] = list(
     itertools.product(
         [{}, {"weight_decay": 0.05}],
         [{}, {"maximize": True}],
@@ -37,6 +38,7 @@ REST = list(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correction", ["layer", "unnormalized", "none"])
 @pytest.mark.parametrize("ham", HAMS)
 @pytest.mark.parametrize("momentum", MOMENTA)
@@ -118,7 +120,7 @@ SHAPES = {
 def test_shapes(backend: Backend, shape: tuple[int, ...], pattern: str | None) -> None:
     if backend.is_slow:  # a program for every 128 rows
         shape = tuple(259 if size == 4097 else size for size in shape)
-    specs = [Spec(shape, pattern, dtype.values[0]) for dtype in DTYPES]
+    specs = [Spec(shape, pattern, dtype) for dtype in FLOATS]
     SideBySide(backend, specs, [replace(EVERYTHING, max_grad_norm=None)], seed=4).run()
 
 
@@ -207,7 +209,7 @@ def test_hyperparameters_that_change_while_running(backend: Backend) -> None:
     specs = [Spec((4, 37), "half"), Spec((3, 5), None)]
     start = Hyper(lr=0.1)
     run = SideBySide(backend, specs, [start], seed=9)
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"momentum": 0.9},
         {"lr": 0.0},
         {"lr": 0.2, "nesterov": True},
@@ -288,6 +290,7 @@ def test_anything(
     run.run(grad_scale)
 
 
+@pytest.mark.slow
 def test_large_layers(backend: Backend) -> None:
     """Large enough that threads share the work; 20 steps, so that a race has a chance."""
     specs = [

@@ -14,9 +14,10 @@ import pytest
 import torch
 from backends import ISA_VARIABLE, Backend, why_not
 from side_by_side import pattern_mask, same_bits
+from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.neurons import Neurons, correction_factors
+from sparseopt_kernels.neurons import Correction, Neurons, correction_factors
 from sparseopt_kernels.optimizer import SparseOpt
 
 SGD_RULES = {
@@ -56,7 +57,7 @@ def test_without_a_mask_it_is_sgd_bit_for_bit(backend: Backend, hyper: dict) -> 
 @pytest.mark.parametrize("pattern", ["full", "homogeneous", "homogeneous-sparse"])
 @pytest.mark.parametrize("hyper", SGD_RULES.values(), ids=SGD_RULES)
 def test_equal_fan_in_is_sgd_bit_for_bit_on_the_active_weights(
-    backend: Backend, hyper: dict, pattern: str, correction: str
+    backend: Backend, hyper: dict, pattern: str, correction: Correction
 ) -> None:
     """c_i is exactly 1.0, so the active weights move as those of dense SGD with the same gradients."""
     generator = torch.Generator().manual_seed(1)
@@ -85,6 +86,7 @@ def test_equal_fan_in_is_sgd_bit_for_bit_on_the_active_weights(
                 assert same_bits(optimizer.state[ours][key][mask], want[mask]), f"{where}, {key}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="compared in this process")
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 alone has two paths")
 def test_plain_path_has_the_bits_of_a_plain_pytorch() -> None:
@@ -109,7 +111,7 @@ def test_the_instruction_set_that_is_asked_for_is_the_one_that_runs(monkeypatch:
         reason = why_not(Backend("cpu", isa))
         if reason is not None:
             pytest.skip(reason)
-    results = {}
+    results: dict[str, Tensor] = {}
     for isa in ("avx2", "plain", "avx2"):
         monkeypatch.setenv(ISA_VARIABLE, isa)
         generator = torch.Generator().manual_seed(0)
@@ -122,7 +124,7 @@ def test_the_instruction_set_that_is_asked_for_is_the_one_that_runs(monkeypatch:
 
 
 @pytest.mark.parametrize("correction", ["layer", "none"])
-def test_equal_fan_in_gives_factors_of_exactly_one(correction: str) -> None:
+def test_equal_fan_in_gives_factors_of_exactly_one(correction: Correction) -> None:
     for rows, fan_in in itertools.product([1, 3, 7, 10, 49], [1, 3, 7, 49, 333]):
         mask = torch.zeros(rows, 1000, dtype=torch.bool)
         for i in range(rows):
