@@ -46,8 +46,8 @@ from gpu_timing import (
 from networks import LAYERS_8192X8192, RESNET20, RESNET50
 
 from sparseopt_kernels import __version__
+from sparseopt_kernels.atomic import write_atomically
 from sparseopt_kernels.kernels import BACKENDS
-from sparseopt_kernels.training.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

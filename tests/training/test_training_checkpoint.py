@@ -8,8 +8,8 @@ import zipfile
 import pytest
 import torch
 
-from sparseopt_kernels.training import atomic
-from sparseopt_kernels.training.atomic import write_atomically
+from sparseopt_kernels import atomic
+from sparseopt_kernels.atomic import write_atomically
 from sparseopt_kernels.training.checkpoint import (
     Checkpoint,
     FinishedRun,

@@ -11,7 +11,8 @@ import torch
 from launch import DRIVER, TINY, rows, start, train, wait_until
 
 import sparseopt_kernels
-from sparseopt_kernels.training import atomic, cli, run
+from sparseopt_kernels import atomic
+from sparseopt_kernels.training import cli, run
 from sparseopt_kernels.training.checkpoint import load_checkpoint
 
 
@@ -277,7 +278,7 @@ def test_killed_again_and_again_equals_uninterrupted(uninterrupted, tmp_path):
 
 KILLED_WHILE_WRITING = """
 import os, signal
-from sparseopt_kernels.training import atomic
+from sparseopt_kernels import atomic
 count = 0
 def replace(source, target, real=os.replace):
     global count
