@@ -12,13 +12,6 @@ from statistics import mean, median, stdev
 from .config import Config
 from .run import Row
 
-# The 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, it is near enough to 2.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
 _FEWEST_SEEDS = 3  # two may agree by chance
 
 
@@ -88,7 +81,9 @@ def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test
 
 def t_quantile(degrees_of_freedom: int) -> float:
     """The 97.5% quantile of Student's t distribution."""
-    return _T[degrees_of_freedom - 1] if degrees_of_freedom <= len(_T) else 2.0
+    from scipy.special import stdtrit  # installed with the extra "train"
+
+    return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def _line(name: str, rows: Sequence[Row], final: dict[tuple[str, int], Row], level: float) -> tuple[str, ...]:
