@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 from statistics import mean, median, stdev
 
+from ..text_table import aligned
 from .config import Config
 from .run import Row
 
@@ -37,7 +38,7 @@ def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
     if final:
         level = _level(final)
         header = ("optimizer", "runs", "test accuracy", "train loss", f"epochs to {level:.0%}", "s/epoch")
-        lines += _aligned([header, *(_line(name, rows, final, level) for name in ended)])
+        lines += aligned([header, *(_line(name, rows, final, level) for name in ended)])
         if len(config.seeds) > 1:
             lines.append("(test accuracy after the last epoch: mean ± standard deviation over seeds)")
     lines += [
@@ -112,18 +113,6 @@ def _level(final: dict[tuple[str, int], Row]) -> float:
     for (optimizer, _), row in final.items():
         by_optimizer.setdefault(optimizer, []).append(row.test_accuracy)
     return max(0.0, (math.floor(100 * min(map(mean, by_optimizer.values()))) - 1) / 100)
-
-
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return [padded[0], "-" * len(padded[0]), *padded[1:]]
 
 
 def _is_ok(row: Row) -> bool:
