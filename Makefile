@@ -8,9 +8,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast lint bench traffic gpu-report clean help FORCE
+.PHONY: demo test test-fast lint format bench traffic gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 95% sparse network on real data with SGD and with SparseOpt"
 	@echo "make test        run all tests"
@@ -19,6 +20,7 @@ help:
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
 	@echo "make lint        check style and types"
+	@echo "make format      put sources into the style that lint checks"
 	@echo "make clean       remove .venv and everything that was built"
 
 demo: $(VENV)/.package
@@ -46,7 +48,13 @@ lint: $(VENV)/.dependencies
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m mypy tests/conftest.py
-	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FORMATTED)
+
+# What cannot be mended, lint tells.
+format: $(VENV)/.dependencies
+	$(RUN) -m ruff check --fix --exit-zero --quiet .
+	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FORMATTED)
 
 clean:
 	rm -rf $(VENV) build *.egg-info sparseopt_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,123 +1,91 @@
 """The time of one optimizer step. `make bench` runs it; nothing about time is asserted.
 
-The contestants take turns within one process, because machines are noisy and the noise lasts: each round
-times one step of each. Before anything is timed, they must agree with the reference backend.
+What is reported comes of rounds in which the contestants take turns. pytest-benchmark times SparseOpt's step
+once more, alone: that is what its own options (``--benchmark-save``, ``--benchmark-compare``) are about.
 """
 
 from __future__ import annotations
 
 import gc
-import time
+import math
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
 from typing import Any
 
 import contestants
 import pytest
 import torch
-from contestants import Contestant, Network
+from contestants import Contestant, Network, reference_weights
+from cpu_report import THREADS, Comparison
 from networks import LAYERS_4096X2048, RESNET20, Shape
+from timing import CpuTimer, Rounds, copied_gb_per_s, copying, take_turns
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.95, 0.97, 0.99)
+_CACHE_LINE = 64  # bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
 def two_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def bench_large_layers(benchmark: Any, sparsity: float) -> None:
+def bench_large_layers(
+    benchmark: Any, record_comparison: Callable[[Comparison], None], sparsity: float
+) -> None:
     rivals = [
         contestants.sgd_fused,
         contestants.eager_chain,
         contestants.compiled_chain,
         contestants.compiled_function,
     ]
-    compare(benchmark, "4 layers of 4096x2048", LAYERS_4096X2048, sparsity, rivals, rounds=25, warmup=2)
+    rounds = Rounds(25, warmup=2)
+    record_comparison(compare(benchmark, "4 layers of 4096x2048", LAYERS_4096X2048, sparsity, rivals, rounds))
 
 
 @pytest.mark.parametrize("steps", [1, 20])
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def bench_resnet20(benchmark: Any, sparsity: float, steps: int) -> None:
+def bench_resnet20(
+    benchmark: Any, record_comparison: Callable[[Comparison], None], sparsity: float, steps: int
+) -> None:
     """A small network: what counts is the cost of the call. One step at a time, caches hold what the
     others left there; of twenty in a row, nearly all find what the one before them left."""
-    rivals = [contestants.sgd_fused]
     name = "ResNet-20, " + ("one step" if steps == 1 else f"{steps} steps in a row")
-    compare(benchmark, name, RESNET20, sparsity, rivals, rounds=60, warmup=10, steps=steps)
+    rivals, rounds = [contestants.sgd_fused], Rounds(60, warmup=10)
+    record_comparison(compare(benchmark, name, RESNET20, sparsity, rivals, rounds, steps))
 
 
 def compare(
     benchmark: Any,
     name: str,
-    shapes: list[Shape],
+    shapes: Sequence[Shape],
     sparsity: float,
     rivals: Sequence[Callable[[Network], Contestant]],
-    rounds: int,
-    warmup: int,
+    rounds: Rounds,
     steps: int = 1,
-) -> None:
-    """Time ``steps`` steps of SparseOpt with pytest-benchmark, and between its rounds as many of each
-    rival."""
+) -> Comparison:
+    """Let SparseOpt and its rivals take turns of ``steps`` steps, once they agree with the reference."""
     torch._dynamo.reset()
-    ours = contestants.sparseopt(Network.of_shapes(shapes, sparsity))
-    others = [make(Network.of_shapes(shapes, sparsity)) for make in rivals]
-    reference = contestants.sparseopt(Network.of_shapes(shapes, sparsity), backend="reference")
-    check_agreement(ours, others, reference)
-    del reference
+    ours, *others = [make(Network.of_shapes(shapes, sparsity)) for make in (contestants.sparseopt, *rivals)]
+    want = reference_weights(Network.of_shapes(shapes, sparsity))
+    for contestant in (ours, *others):
+        contestant.warm_up()
+        contestant.check(want)
+    del want
     gc.collect()
 
-    source = torch.randn(sum(p.numel() for p in ours.network.parameters))
-    target = torch.empty_like(source)
-    seconds: dict[str, list[float]] = {c.name: [] for c in others}
-    copies: list[float] = []
-
-    def others_turn() -> None:
-        for contestant in others:
-            contestant.prepare()
-            seconds[contestant.name].append(timed(repeated(contestant.step, steps)))
-        copies.append(timed(lambda: target.copy_(source)))
-
-    benchmark.pedantic(repeated(ours.step, steps), setup=others_turn, rounds=rounds, warmup_rounds=warmup)
-    # pytest-benchmark sees its own contestant only: the rest travels with the result.
-    own = benchmark.stats.stats.data
-    benchmark.extra_info.update(
+    weights = sum(map(math.prod, shapes))
+    turns = {contestant.name: contestant.turn(steps) for contestant in (ours, *others)}
+    times = take_turns({**turns, "copy": copying(4 * weights)}, CpuTimer(), rounds)
+    copy = times.pop("copy")
+    benchmark.pedantic(ours.step, iterations=steps, rounds=rounds.timed, warmup_rounds=rounds.warmup)
+    return Comparison(
         network=name,
         sparsity=sparsity,
-        weights=ours.network.numel(),
-        floor_bytes=ours.network.floor_bytes(line=64),
-        copy_gb_per_s=2 * source.nbytes / median(copies[warmup:]) / 1e9,
-        milliseconds={
-            ours.name: [1e3 * s / steps for s in own],
-            **{other: [1e3 * s / steps for s in taken[warmup:]] for other, taken in seconds.items()},
-        },
+        weights=weights,
+        floor_bytes=ours.floor_bytes(_CACHE_LINE),
+        copy_gb_per_s=copied_gb_per_s(4 * weights, copy),
+        times=times,
     )
-
-
-def repeated(function: Callable[[], object], times: int) -> Callable[[], object]:
-    def call() -> None:
-        for _ in range(times):
-            function()
-
-    return function if times == 1 else call
-
-
-def timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def check_agreement(ours: Contestant, others: list[Contestant], reference: Contestant) -> None:
-    """Two steps of everybody that computes the same thing end in the same weights."""
-    same = [ours, reference, *(c for c in others if "no mask" not in c.name)]
-    for _ in range(2):
-        for contestant in (*same, *(c for c in others if c not in same)):
-            contestant.prepare()
-            contestant.step()
-    for contestant in same:
-        for p, q in zip(contestant.network.parameters, reference.network.parameters, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)

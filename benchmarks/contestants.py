@@ -1,7 +1,8 @@
 """The ways to take one step that are measured against each other, on the same shapes.
 
 Each contestant is made of fresh parameters, and has a function ``step`` (what is timed) and one
-``prepare`` (what is not: it restores what a step used up).
+``prepare`` (what is not: it restores what a step used up). Before one is timed, it must agree with the
+reference backend.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from networks import Shape, floor_bytes
+from timing import Turn
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
@@ -19,6 +21,7 @@ from sparseopt_kernels.neurons import Neurons, correction_factors
 from sparseopt_kernels.topology.densities import Distribution
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+WARMUP_STEPS = 5  # before the weights are compared, and the first step is timed
 
 
 @dataclass
@@ -70,10 +73,6 @@ class Network:
     def numel(self) -> int:
         return sum(p.numel() for p in self.parameters)
 
-    def floor_bytes(self, line: int) -> int:
-        """What a perfect implementation touches in a step, in lines of so many bytes."""
-        return sum(floor_bytes(p, self.masks.get(p), line) for p in self.parameters)
-
 
 @dataclass
 class Contestant:
@@ -82,6 +81,36 @@ class Contestant:
     step: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
     steps_made: int = 0  # before it was handed over
+    has_masks: bool = True
+
+    def turn(self, steps: int = 1) -> Turn:
+        return Turn(self.step, self.prepare, steps)
+
+    def floor_bytes(self, line: int) -> int:
+        """What a perfect implementation of what it does touches: without a mask, all of the network."""
+        masks = self.network.masks if self.has_masks else {}
+        return sum(floor_bytes(p, masks.get(p), line) for p in self.network.parameters)
+
+    def warm_up(self) -> None:
+        """Make ``WARMUP_STEPS`` steps in all."""
+        for _ in range(WARMUP_STEPS - self.steps_made):
+            self.prepare()
+            self.step()
+        if self.network.parameters[0].is_cuda:
+            torch.cuda.synchronize()  # errors of the device are this contestant's
+
+    def check(self, want: Sequence[Tensor]) -> None:
+        """Raise ``AssertionError`` unless its weights are close to ``want``. Without masks, anything goes."""
+        for p, q in zip(self.network.parameters, want, strict=True):
+            if self.has_masks:
+                torch.testing.assert_close(p.detach(), q, rtol=1e-4, atol=1e-5)
+
+
+def reference_weights(network: Network) -> list[Tensor]:
+    """What the weights of ``network``, which becomes the reference's, are after a warm-up."""
+    reference = sparseopt(network, backend="reference")
+    reference.warm_up()
+    return [p.detach() for p in reference.network.parameters]
 
 
 def sparseopt(network: Network, backend: str = "auto") -> Contestant:
@@ -100,7 +129,7 @@ def sparseopt(network: Network, backend: str = "auto") -> Contestant:
 def sgd_fused(network: Network) -> Contestant:
     """PyTorch's fused SGD on dense weights: no mask and no correction, less work than asked for."""
     optimizer = _sgd(network, fused=True)
-    return Contestant("sgd fused, no mask", network, optimizer.step)
+    return Contestant("sgd fused, no mask", network, optimizer.step, has_masks=False)
 
 
 def eager_chain(network: Network, fused: bool = False) -> Contestant:

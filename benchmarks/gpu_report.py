@@ -1,6 +1,6 @@
 """SparseOpt on a GPU, tested and then timed, in under eight minutes: ``python benchmarks/gpu_report.py``.
 
-Runs the tests marked ``gpu``, measures the bandwidth of a copy, lets the contestants of ``gpu_timing`` take
+Runs the tests marked ``gpu``, measures the bandwidth of a copy, lets the contestants of ``gpu_runs`` take
 turns, prints a table and writes a CSV and a picture beside it. A red suite is all it reports, if it is red.
 
 ``median_ms`` is the time on the device, with a cold cache; ``host_ms`` is what the call costs the host, which
@@ -27,27 +27,27 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what is tested is timed, installed or not
 
-from gpu_timing import (
+from gpu_runs import (
     LEFT_OUT,
     NO_MEMORY,
     OK,
     OURS,
     SGD_FUSED,
-    CudaTimer,
     Deadline,
     Maker,
     Result,
     Run,
-    Timer,
     copy_bandwidth,
     makers_for,
     measure,
 )
 from networks import LAYERS_8192X8192, RESNET20, RESNET50
+from timing import CudaTimer, Timer
 
 from sparseopt_kernels import __version__
+from sparseopt_kernels.atomic import write_atomically
 from sparseopt_kernels.kernels import BACKENDS
-from sparseopt_kernels.training.atomic import write_atomically
+from sparseopt_kernels.text_table import aligned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,23 +176,30 @@ def _rounded(value: Any) -> Any:
 
 def table(results: Sequence[Result]) -> str:
     """For each network and sparsity, the times, and how many times faster than SGD fused that is."""
+    header = (
+        *("contestant", "median ms", "p20", "p80", "host ms"),
+        *("bytes/weight", "of copy", "x SGD fused"),
+    )
     lines = []
     for run in dict.fromkeys((r.network, r.sparsity) for r in results):
         own = [r for r in results if (r.network, r.sparsity) == run]
         baseline = next((r.median_ms for r in own if r.contestant == SGD_FUSED), math.nan)
         lines += ["", f"{run[0]}, {own[0].weights} weights, sparsity {run[1]}"]
-        lines.append(
-            f"  {'contestant':28}{'median ms':>10}{'p20':>9}{'p80':>9}{'host ms':>9}"
-            f"{'bytes/weight':>14}{'of copy':>9}{'x SGD fused':>13}"
-        )
-        for r in own:
-            if r.status != OK:
-                lines.append(f"  {r.contestant:28}{r.status}")
-                continue
-            times = f"{r.median_ms:10.4f}{r.p20_ms:9.4f}{r.p80_ms:9.4f}{r.host_ms:9.4f}"
-            traffic = f"{r.bytes / r.weights:14.2f}{r.fraction_of_copy_bandwidth():9.2f}"
-            lines.append(f"  {r.contestant:28}{times}{traffic}{baseline / r.median_ms:13.2f}")
+        rows = [_row(r, baseline) for r in own if r.status == OK]
+        if rows:
+            lines += aligned([header, *rows])
+        lines += [f"{r.contestant}: {r.status}" for r in own if r.status != OK]
     return "\n".join([*lines, "", f"x SGD fused: how many times faster than {SGD_FUSED}, which does less."])
+
+
+def _row(result: Result, baseline: float) -> tuple[str, ...]:
+    times = (result.median_ms, result.p20_ms, result.p80_ms, result.host_ms)
+    ratios = (
+        result.bytes / result.weights,
+        result.fraction_of_copy_bandwidth(),
+        baseline / result.median_ms,
+    )
+    return (result.contestant, *(f"{t:.4f}" for t in times), *(f"{ratio:.2f}" for ratio in ratios))
 
 
 def picture(results: Sequence[Result], name: str) -> bytes:

@@ -19,7 +19,7 @@ from .optimizer import SparseOpt
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_OPTIONAL = ("triton", "numpy", "scikit-learn", "matplotlib", "tqdm")
+_OPTIONAL = ("triton", "numpy", "scipy", "scikit-learn", "matplotlib", "tqdm")
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -58,8 +58,9 @@ _argument = triton_backend._argument
 
 def _float32_argument(rule: Rule) -> triton_backend.RuleArgument:
     """Numbers reach a GPU as float32. The interpreter takes what float32 cannot hold for a float64."""
-    numbers = (x if isinstance(x, Tensor) else float(np.float32(x)) for x in _argument(rule))
-    return triton_backend.RuleArgument(*numbers)
+    given = _argument(rule)._asdict()
+    rounded = {name: float(np.float32(x)) for name, x in given.items() if not isinstance(x, Tensor)}
+    return triton_backend.RuleArgument(**{**given, **rounded})
 
 
 def prepare() -> None:

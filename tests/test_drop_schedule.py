@@ -98,7 +98,12 @@ class TestChoice:
     @BOTH
     def test_without_an_end(self, cls):
         asked = []
-        dst = make(cls, stop_at=math.inf, drop_schedule=lambda step, stop_at: asked.append(stop_at) or 0.0)
+
+        def schedule(step, stop_at):
+            asked.append(stop_at)
+            return 0.0
+
+        dst = make(cls, stop_at=math.inf, drop_schedule=schedule)
         dst.step()
         dst.step()
         assert asked == [math.inf]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ REASON = native.NATIVE.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
 
 
-RULE = {
+RULE: dict[str, Any] = {
     **dict.fromkeys(("lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta", "gamma"), 0.0),
     **{"nesterov": False, "maximize": False, "correction": "layer"},
 }

@@ -27,8 +27,9 @@ def refusal(model):
 
 def follow(message, layer):
     """Do with a layer exactly what the message says."""
-    recipe = re.search(r"For each such layer: (.*)\. Then call Masks\(model\) again", message)[1]
-    exec(recipe, {"torch": torch, "layer": layer})
+    recipe = re.search(r"For each such layer: (.*)\. Then call Masks\(model\) again", message)
+    assert recipe is not None
+    exec(recipe[1], {"torch": torch, "layer": layer})
 
 
 class TestMasks:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .atomic import write_atomically
+from ..atomic import write_atomically
 from .errors import TrainingError
 from .run import Row
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _RUNS = Path("runs")
 _PICTURE = "curves.png"
-_EXTRA = ("numpy", "sklearn", "matplotlib", "tqdm")
+_EXTRA = ("numpy", "scipy", "sklearn", "matplotlib", "tqdm")
 
 _EPILOG = """\
 Without options: an MLP on scikit-learn's digits, 95% sparse (ERK), RigL, trained by masked SGD and by

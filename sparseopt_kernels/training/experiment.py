@@ -20,7 +20,7 @@ import torch
 
 from .. import kernels
 from .._version import __version__
-from .atomic import write_atomically
+from ..atomic import write_atomically
 from .checkpoint import Checkpoint, FinishedRun, Progress, save_checkpoint
 from .config import Config
 from .data import Dataset, steps_per_epoch

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .atomic import write_atomically
+from ..atomic import write_atomically
 from .errors import TrainingError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

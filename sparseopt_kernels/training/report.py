@@ -9,15 +9,9 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 from statistics import mean, median, stdev
 
+from ..text_table import aligned
 from .config import Config
 from .run import Row
-
-# The 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, it is near enough to 2.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 _FEWEST_SEEDS = 3  # two may agree by chance
 
@@ -44,7 +38,7 @@ def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
     if final:
         level = _level(final)
         header = ("optimizer", "runs", "test accuracy", "train loss", f"epochs to {level:.0%}", "s/epoch")
-        lines += _aligned([header, *(_line(name, rows, final, level) for name in ended)])
+        lines += aligned([header, *(_line(name, rows, final, level) for name in ended)])
         if len(config.seeds) > 1:
             lines.append("(test accuracy after the last epoch: mean ± standard deviation over seeds)")
     lines += [
@@ -88,7 +82,9 @@ def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test
 
 def t_quantile(degrees_of_freedom: int) -> float:
     """The 97.5% quantile of Student's t distribution."""
-    return _T[degrees_of_freedom - 1] if degrees_of_freedom <= len(_T) else 2.0
+    from scipy.special import stdtrit  # installed with the extra "train"
+
+    return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def _line(name: str, rows: Sequence[Row], final: dict[tuple[str, int], Row], level: float) -> tuple[str, ...]:
@@ -117,18 +113,6 @@ def _level(final: dict[tuple[str, int], Row]) -> float:
     for (optimizer, _), row in final.items():
         by_optimizer.setdefault(optimizer, []).append(row.test_accuracy)
     return max(0.0, (math.floor(100 * min(map(mean, by_optimizer.values()))) - 1) / 100)
-
-
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return [padded[0], "-" * len(padded[0]), *padded[1:]]
 
 
 def _is_ok(row: Row) -> bool:

@@ -74,7 +74,7 @@ def test_masks_that_will_never_change_are_warned_of(method):
 def test_rigl_has_no_seed():
     masks = {nn.Parameter(torch.ones(3)): bits("111")}
     with pytest.raises(TypeError, match="seed"):
-        RigL(masks, stop_at=200, seed=0)
+        RigL(masks, stop_at=200, seed=0)  # type: ignore[call-arg]
     assert "seed" not in RigL(masks, stop_at=200).state_dict()
     assert "seed" in SET(masks, stop_at=200).state_dict()
     with pytest.raises(ValueError, match=r"state_dict has keys .*'seed'.*, it must have"):

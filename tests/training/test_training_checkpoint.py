@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from sparseopt_kernels.training.atomic import write_atomically
+from sparseopt_kernels.atomic import write_atomically
 from sparseopt_kernels.training.checkpoint import (
     Checkpoint,
     FinishedRun,

@@ -287,7 +287,7 @@ def test_killed_again_and_again_equals_uninterrupted(uninterrupted, tmp_path):
 
 KILLED_WHILE_WRITING = """
 import os, signal
-from sparseopt_kernels.training import atomic
+from sparseopt_kernels import atomic
 count = 0
 def replace(source, target, real=os.replace):
     global count

@@ -1,6 +1,7 @@
-"""Times steps on a GPU: the contestants, the clock, and the rounds in which they take turns.
+"""What the GPU report measures: its contestants, on each network and sparsity, until time is up.
 
-Nothing here asks for a GPU but ``CudaTimer`` and ``replayed``. What becomes of the rows is in ``gpu_report``.
+Nothing here asks for a GPU but ``replayed``. How it is timed is in ``timing``, what becomes of the rows in
+``gpu_report``.
 """
 
 from __future__ import annotations
@@ -13,22 +14,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import median, quantiles
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from contestants import Contestant, Network, compiled_function, eager_chain, sgd_fused, sparseopt
+from contestants import (
+    Contestant,
+    Network,
+    compiled_function,
+    eager_chain,
+    reference_weights,
+    sgd_fused,
+    sparseopt,
+)
 from networks import Shape
-from torch import Tensor
+from timing import Rounds, Timer, copied_gb_per_s, copying, take_turns
 
 SGD_FUSED = "SGD fused, no mask"
 OURS = "SparseOpt "  # how the names of this package's contestants begin
 OK, LEFT_OUT, NO_MEMORY, WRONG = "ok", "left out: no time", "left out: no memory", "wrong results"
 _LATE = "gave up: not ready after "
-_STEPS = 5  # of each contestant before it is compared with the reference
 _TO_BE_READY = 75.0  # seconds
-_ROUNDS, _WARMUP, _FEWEST = 50, 5, 10
-_EVICTING = 256 << 20  # bytes that are read between steps, at least
+_ROUNDS = Rounds(50, warmup=5, fewest=10)
+_COPIES = Rounds(20, warmup=5)
+_SECTOR = 32  # bytes
 _RESERVE = 40.0  # seconds: more than the rest of the report takes after the last deadline was looked at
 
 Maker = Callable[[Network], Contestant]
@@ -38,44 +46,6 @@ class Run(NamedTuple):
     network: str
     shapes: Sequence[Shape]
     sparsity: float
-
-
-class Timing(NamedTuple):
-    device_ms: float
-    host_ms: float
-
-
-class Timer(Protocol):
-    def __call__(self, step: Callable[[], object], busy_ms: float) -> Timing:
-        """Time one step, after keeping the device busy with other memory for about ``busy_ms``."""
-
-
-class CudaTimer:
-    """What a step takes on the device, by CUDA events, and how long its call takes on the host.
-
-    Before it, a buffer larger than the cache is read: that evicts what a step could find there, and leaves
-    nothing to be written back. It is read as often as keeps the device busy until the host has issued the
-    whole step, so that the time between the events is the device's alone.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        cache = torch.cuda.get_device_properties(device).L2_cache_size
-        self._buffer = torch.zeros(max(_EVICTING, 4 * cache) // 4, device=device)
-        event: Any = torch.cuda.Event  # its type is not told
-        self._start, self._end = event(enable_timing=True), event(enable_timing=True)
-        self._read_ms = 1.0
-        self._read_ms = median(self(self._buffer.sum, busy_ms=1.0).device_ms for _ in range(9))
-
-    def __call__(self, step: Callable[[], object], busy_ms: float) -> Timing:
-        for _ in range(min(200, 1 + math.ceil(busy_ms / self._read_ms))):  # a queue has room for a thousand
-            self._buffer.sum()
-        self._start.record()
-        before = time.perf_counter()
-        step()
-        host = time.perf_counter() - before
-        self._end.record()
-        self._end.synchronize()
-        return Timing(self._start.elapsed_time(self._end), 1e3 * host)
 
 
 class Deadline:
@@ -145,10 +115,8 @@ def replayed(network: Network, backend: str) -> Contestant:
 
 def copy_bandwidth(timer: Timer, device: torch.device, nbytes: int = 1 << 30) -> float:
     """GB/s, read and written, of copying so many bytes within the device's memory."""
-    source = torch.zeros(nbytes // 4, device=device)
-    target = torch.empty_like(source)
-    taken = [timer(lambda: target.copy_(source), busy_ms=1.0).device_ms for _ in range(25)]
-    return 2 * source.nbytes / median(taken[5:]) / 1e6
+    copy = take_turns({"copy": copying(nbytes, device)}, timer, _COPIES)["copy"]
+    return copied_gb_per_s(nbytes, copy)
 
 
 def measure(
@@ -193,9 +161,7 @@ def _compare(
     if deadline.left() <= 0:
         return found
     network = Network.of_shapes(run.shapes, run.sparsity, "erk", device)
-    reference = _warmed_up(partial(sparseopt, backend="reference"), network)
-    want = [p.detach() for p in reference.network.parameters]
-    del reference
+    want = reference_weights(network.copy())
     rivals: dict[str, Contestant] = {}
     for name, make in makers.items():
         if name in known:
@@ -203,60 +169,21 @@ def _compare(
         elif deadline.left() > 0:
             try:
                 with _at_most(min(_TO_BE_READY, deadline.left())):
-                    contestant = _warmed_up(make, network)
-                if name != SGD_FUSED:
-                    _check(contestant, want)
+                    contestant = make(network.copy())
+                    contestant.warm_up()
+                contestant.check(want)
                 rivals[name] = contestant
             except (Exception, NotReadyError) as error:
                 found[name] = {"status": _status(error)}
                 torch._dynamo.reset()
     del want
-    for name, taken in _take_turns(rivals, timer, deadline).items():
-        found[name] = {**_summary(taken), "bytes": _floor(network, name)}
+    turns = {name: contestant.turn() for name, contestant in rivals.items()}
+    for name, times in take_turns(turns, timer, _ROUNDS, lambda: deadline.left() <= 0).items():
+        found[name] = {
+            **{"median_ms": times.p50_ms, "p20_ms": times.p20_ms, "p80_ms": times.p80_ms},
+            **{"host_ms": times.host_ms, "bytes": rivals[name].floor_bytes(_SECTOR)},
+        }
     return found
-
-
-def _summary(taken: Sequence[Timing]) -> dict[str, float]:
-    times = [timing.device_ms for timing in taken]
-    tenths = quantiles(times, n=10, method="inclusive")
-    host = median(timing.host_ms for timing in taken)
-    return {"median_ms": median(times), "p20_ms": tenths[1], "p80_ms": tenths[7], "host_ms": host}
-
-
-def _floor(network: Network, name: str) -> int:
-    """In sectors of 32 bytes. The one contestant without a mask must move all of it."""
-    masks = {} if name == SGD_FUSED else network.masks
-    return Network(network.parameters, masks, network.gradients).floor_bytes(line=32)
-
-
-def _warmed_up(make: Maker, network: Network) -> Contestant:
-    contestant = make(network.copy())
-    for _ in range(_STEPS - contestant.steps_made):
-        contestant.prepare()
-        contestant.step()
-    if network.parameters[0].is_cuda:
-        torch.cuda.synchronize()  # errors of the device are this contestant's
-    return contestant
-
-
-def _check(contestant: Contestant, want: Sequence[Tensor]) -> None:
-    for p, q in zip(contestant.network.parameters, want, strict=True):
-        torch.testing.assert_close(p.detach(), q, rtol=1e-4, atol=1e-5)
-
-
-def _take_turns(
-    rivals: Mapping[str, Contestant], timer: Timer, deadline: Deadline
-) -> dict[str, list[Timing]]:
-    """One step of each in a round."""
-    taken: dict[str, list[Timing]] = {name: [] for name in rivals}
-    for done in range(_WARMUP + _ROUNDS):
-        if done >= _WARMUP + _FEWEST and deadline.left() <= 0:
-            break
-        for name, contestant in rivals.items():
-            own = taken[name]
-            contestant.prepare()
-            own.append(timer(contestant.step, 2 * median(t.host_ms for t in own) if own else 10.0))
-    return {name: own[_WARMUP:] for name, own in taken.items()}
 
 
 class NotReadyError(BaseException):  # no Exception: what compiles may catch those
