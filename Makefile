@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test lint bench traffic gpu-report clean help FORCE
+.PHONY: demo test lint docs bench traffic gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 95% sparse network on real data with SGD and with SparseOpt"
 	@echo "make test        run all tests"
@@ -18,6 +18,7 @@ help:
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
 	@echo "make lint        check style and types"
+	@echo "make docs        render the documentation into docs/_build/index.html"
 	@echo "make clean       remove .venv and everything that was built"
 
 demo: $(VENV)/.package
@@ -43,8 +44,12 @@ lint: $(VENV)/.dependencies
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 
+# From scratch each time: pages that were rendered before would not give their warnings again.
+docs: $(VENV)/.package
+	$(RUN) -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky docs docs/_build
+
 clean:
-	rm -rf $(VENV) build *.egg-info sparseopt_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build docs/_build *.egg-info sparseopt_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # What is installed is installed again when what it was made from has changed.
 $(VENV)/requirements.txt: FORCE
