@@ -10,6 +10,7 @@ release = sparseopt_kernels.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"{project} {release}"
 
 myst_heading_anchors = 3
