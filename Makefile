@@ -11,7 +11,7 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast lint format bench traffic gpu-report clean help FORCE
+.PHONY: demo test test-fast lint format docs bench traffic gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 95% sparse network on real data with SGD and with SparseOpt"
 	@echo "make test        run all tests"
@@ -21,6 +21,7 @@ help:
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
 	@echo "make lint        check style and types"
 	@echo "make format      put sources into the style that lint checks"
+	@echo "make docs        render the documentation into docs/_build/index.html"
 	@echo "make clean       remove .venv and everything that was built"
 
 demo: $(VENV)/.package
@@ -56,8 +57,12 @@ format: $(VENV)/.dependencies
 	$(RUN) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FORMATTED)
 
+# From scratch each time: pages that were rendered before would not give their warnings again.
+docs: $(VENV)/.package
+	$(RUN) -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky docs docs/_build
+
 clean:
-	rm -rf $(VENV) build *.egg-info sparseopt_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build docs/_build *.egg-info sparseopt_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # What is installed is installed again when what it was made from has changed.
 $(VENV)/requirements.txt: FORCE

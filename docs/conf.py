@@ -1,0 +1,24 @@
+"""How Sphinx renders the documentation: ``make docs``."""
+
+from pathlib import Path
+
+import sparseopt_kernels
+
+project = "sparseopt_kernels"
+release = sparseopt_kernels.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_show_copyright = False
+html_title = f"{project} {release}"
+
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+# No role may point to nothing. These point to other projects, whose pages are not asked for at build time.
+nitpick_ignore_regex = [("py:.*", r"torch\..*"), ("py:.*", r"collections\.abc\..*")]
+
+api = (Path(__file__).parent / "api.rst").read_text()
+missing = [name for name in sparseopt_kernels.__all__ if f":: {name}\n" not in api]
+if missing:
+    raise ValueError(f"docs/api.rst has no entry for {', '.join(missing)}")
