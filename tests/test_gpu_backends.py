@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,7 @@ def side_by_side(backend: Backend) -> None:
 
 
 @pytest.fixture
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A device of compute capability 9.0, and a build with code for what ``build_info`` says here."""
     info: dict[str, Any] = {"cuda": "13.0", "cuda_architectures": [80, 90], "cuda_ptx": []}
     monkeypatch.setattr(cuda_backend, "_MISSING", None)
@@ -80,7 +81,7 @@ def test_an_architecture_that_was_not_built_is_named(a_gpu: dict[str, Any]) -> N
 def test_cuda_is_for_nvidia_devices(a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda_backend.CUDA.unavailable(CPU) == "it updates tensors on NVIDIA devices, not on cpu"
     monkeypatch.setattr(torch.version, "cuda", None)  # ROCm, whose devices are called cuda, too
-    assert "NVIDIA" in cuda_backend.CUDA.unavailable(CUDA)
+    assert "NVIDIA" in str(cuda_backend.CUDA.unavailable(CUDA))
 
 
 def test_auto_takes_the_next_and_warns_of_none(
@@ -184,11 +185,16 @@ def test_a_wrong_index_in_the_cuda_sources_is_found(
 def test_a_wrong_index_in_the_triton_kernel_is_found(
     tmp_path: Path, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(triton_backend.triton_step.__file__).read_text()
+    from sparseopt_kernels.kernels import triton_step
+
+    assert triton_step.__file__ is not None
+    source = Path(triton_step.__file__).read_text()
     assert old in source
     path = tmp_path / "mutant.py"
     path.write_text(source.replace(old, new))
     spec = importlib.util.spec_from_file_location("mutant", path)
+    assert spec is not None
+    assert spec.loader is not None
     mutant = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "mutant", mutant)
     spec.loader.exec_module(mutant)

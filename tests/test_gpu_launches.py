@@ -56,6 +56,8 @@ class Operations(TorchDispatchMode):
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """The Triton backend on CPU tensors, whose kernels only note that they were launched."""
     pytest.importorskip("triton")
+    from sparseopt_kernels.kernels import triton_step
+
     noted: Launches = []
 
     def stub(name: str) -> Any:
@@ -67,7 +69,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
         return Kernel()
 
     for name in ("masked_step", "dense_step", "masked_squares", "dense_squares"):
-        monkeypatch.setattr(triton.triton_step, name, stub(name))
+        monkeypatch.setattr(triton_step, name, stub(name))
     monkeypatch.setattr(triton.TRITON, "unavailable", lambda device: None)
     return noted
 
@@ -169,7 +171,7 @@ class TestTriton:
 
 
 def scaled(optimizer: SparseOpt) -> None:
-    optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    vars(optimizer).update(grad_scale=torch.tensor(8.0), found_inf=torch.tensor(0.0))
 
 
 def limited(optimizer: SparseOpt) -> None:
@@ -185,7 +187,7 @@ def new_mask(optimizer: SparseOpt) -> None:
         mask.logical_not_()
 
 
-@pytest.fixture(params=["triton", "cuda"])
+@pytest.fixture(params=["triton", pytest.param("cuda", marks=pytest.mark.compiled)])
 def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     request.getfixturevalue("launches")
     if request.param == "cuda":
@@ -304,7 +306,7 @@ def test_each_graph_has_tables_of_its_own(
         p.grad = torch.zeros(p.numel() + 1)[1:].view_as(p)
     copied: list[Tensor] = []
     copies = []
-    upload = triton_plan.upload
+    upload = device.upload
 
     def counted(values: Tensor, to: torch.device) -> Tensor:
         copied.append(upload(values, to))
@@ -352,4 +354,6 @@ def test_tensors_on_two_devices_are_two_calls(monkeypatch: pytest.MonkeyPatch) -
     assert [[t.parameter for t in tensors] for tensors, _ in calls] == [[first, third], [second]]
     assert [inputs.gradients for _, inputs in calls] == [[first.grad, third.grad], [second.grad]]
     for tensors, inputs in calls:
+        assert inputs.found_inf is not None
+        assert inputs.grad_scale is not None
         assert inputs.found_inf.device == inputs.grad_scale.device == tensors[0].parameter.device

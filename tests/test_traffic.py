@@ -18,9 +18,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: nothing to meter"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="Triton is not installed: nothing to meter"
+    ),
+]
 
 # From here on, `live` is the predicate of all accesses of a tile of a masked layer: [ROWS, BYTES, 8].
 PRELUDE = """

@@ -28,7 +28,14 @@ ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 
 # As on a GPU, multiply-adds are fused where update_rule.h asks for it (if the CPU can) and nowhere else.
-FLAGS = ("-std=c++17", "-O2", "-march=native", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
+FLAGS: tuple[str, ...] = (
+    "-std=c++17",
+    "-O2",
+    "-march=native",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+)
 # Fibres jump from stack to stack, which a fortified longjmp refuses.
 FLAGS += ("-U_FORTIFY_SOURCE", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 # Vectors are read where other types were written, and must be aligned, as on a GPU.

@@ -76,6 +76,7 @@ class TestParameterData:
     def test_gradient_shrunk_in_place(self, backend: Backend) -> None:
         p = Parameter(torch.zeros(64))
         optimizer = stepped(p, backend)
+        assert p.grad is not None
         p.grad.data = torch.ones(8)
         with pytest.raises(ValueError, match=r"has shape \(8,\), the parameter has \(64,\)"):
             optimizer.step()
@@ -160,7 +161,7 @@ class TestMaskChanges:
 
         model = nn.Sequential(nn.Linear(4, 4))
         optimizer = SparseOpt(model.parameters(), masks=sparsify(model, 0.5), backend=backend.name)
-        model[0].weight_mask = None
+        model[0]._buffers["weight_mask"] = None
         with pytest.raises(ValueError, match=r"the mask of '0\.weight' is gone from the model"):
             optimizer.step()
 
