@@ -226,7 +226,7 @@ class SparseOpt(Optimizer):
     def _make_step(self, prepared: Prepared, gradients: list[Tensor | None], memory: Memory | None) -> bool:
         """Update what is prepared; False where the host knows that AMP skips the step."""
         batches = prepared.batches
-        on_host = any(batch.host_scalars for batch in batches)
+        on_host = any(batch.backend.host_scalars(batch.device) for batch in batches)
         amp = Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         # Whether a first step with dampening was made decides on the next one: it is worth waiting for.
         if amp.found_inf is not None and (on_host or prepared.is_first_step):

@@ -33,7 +33,6 @@ class Batch(NamedTuple):
     dtype: torch.dtype
     backend: Backend
     plan: Plan
-    host_scalars: bool
     tensors: list[Tensors]
     positions: list[int]
     """Of their gradients, among those of ``Prepared.parameters``."""
@@ -65,9 +64,7 @@ class _Known(NamedTuple):
 
     tensors: Tensors
     facts: tuple[object, ...]
-    """Where parameter, buffer and mask were, and how; which version of the mask. It was applied then."""
-    usage: tuple[torch.dtype, int]
-    """How the gradient came, and the index of the rule: what else ``tensors`` was made from."""
+    """What ``tensors`` was made from. The mask was applied then."""
     versions: list[int] | None
     """Of parameter and buffer, after the last step."""
 
@@ -221,25 +218,18 @@ def _look(
 
 def _apply(f: _Found, rule: int, known: _Known | None) -> _Known:
     """Zero what lies outside a mask that is new, or whose parameter or buffer others have written."""
-    mask_version = None if f.mask is None else f.mask._version
-    facts = (_facts(f.parameter), _facts(f.buffer), _facts(f.mask), mask_version)
-    watched = _watched(f.parameter, f.buffer)
+    dtype = f.parameter.dtype if f.gradient is None else f.gradient.dtype
+    version = None if f.mask is None else f.mask._version
+    facts = (*map(_facts, (f.parameter, f.buffer, f.mask)), version, dtype, rule)
     is_new = known is None or known.facts != facts
+    watched = _watched(f.parameter, f.buffer)
     if f.mask is not None and (is_new or known is None or known.versions != versions_of(watched)):
         refuse_capture()
         outside = ~f.mask
         for tensor in watched:
             tensor.masked_fill_(outside, 0)
-    usage = known.usage if f.gradient is None and known is not None else (_gradient_dtype(f), rule)
-    if known is None or is_new or known.usage != usage:
-        return _Known(_tensors(f, *usage), facts, usage, versions_of(watched))
-    return known._replace(versions=versions_of(watched))
-
-
-def _gradient_dtype(f: _Found) -> torch.dtype:
-    """As backends see it: complex numbers come as pairs."""
-    dtype = f.parameter.dtype if f.gradient is None else f.gradient.dtype
-    return dtype.to_real() if dtype.is_complex else dtype
+    tensors = _tensors(f, dtype, rule) if is_new or known is None else known.tensors
+    return _Known(tensors, facts, versions_of(watched))
 
 
 def _tensors(f: _Found, gradient_dtype: torch.dtype, rule: int) -> Tensors:
@@ -251,6 +241,7 @@ def _tensors(f: _Found, gradient_dtype: torch.dtype, rule: int) -> Tensors:
         parameter = torch.view_as_real(parameter)
         buffer = None if buffer is None else torch.view_as_real(buffer)
         mask = None if mask is None else mask.unsqueeze(-1).expand(parameter.shape)
+        gradient_dtype = gradient_dtype.to_real()
     # Biases and normalisation parameters are left out of HAM.
     return Tensors(parameter, buffer, mask, gradient_dtype, f.neurons, rule, ham=f.parameter.ndim >= 2)
 
@@ -281,27 +272,21 @@ def _group(
     batches = []
     for (device, dtype), members in places.items():
         tensors = [known[f.parameter].tensors for f in members]
-        irregular = [i for i, f in enumerate(members) if not _is_regular(f, tensors[i])]
+        irregular = [i for i, f in enumerate(members) if not _is_regular(f.gradient, tensors[i].parameter)]
         last = plans.get((device, dtype))
-        if last is not None and last.tensors == tensors and last.backend is backends[device]:
-            plan = last.plan
-        else:
-            plan = plan_with_fallback(backends[device], tensors)
+        is_known = last is not None and (last.tensors, last.backend) == (tensors, backends[device])
+        plan = last.plan if last is not None and is_known else plan_with_fallback(backends[device], tensors)
         positions = [f.position for f in members]
-        host_scalars = backends[device].host_scalars(device)
-        batches.append(
-            Batch(device, dtype, backends[device], plan, host_scalars, tensors, positions, irregular)
-        )
+        batches.append(Batch(device, dtype, backends[device], plan, tensors, positions, irregular))
     return batches
 
 
-def _is_regular(f: _Found, tensors: Tensors) -> bool:
-    gradient = f.gradient
-    assert gradient is not None
+def _is_regular(gradient: Tensor | None, parameter: Tensor) -> bool:
     return (
-        gradient.layout is torch.strided
+        gradient is not None
+        and gradient.layout is torch.strided
         and not gradient.is_complex()
-        and _is_in_order(gradient, tensors.parameter)
+        and _is_in_order(gradient, parameter)
     )
 
 

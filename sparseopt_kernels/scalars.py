@@ -71,39 +71,30 @@ def limit_norm(
         on_host: whether the coefficient is to be a number.
     """
     squares = [batch.plan.squared_norm(own) for batch, own in zip(batches, inputs, strict=True)]
-    coefficients = _on_host(squares, inputs, limits) if on_host else _on_device(squares, inputs, limits)
-    limited = []
-    for batch, own in zip(batches, inputs, strict=True):
-        rules = []
-        for i, rule in enumerate(own.rules):
-            coefficient = coefficients[i % len(limits)]  # rules of first steps are behind those of the groups
-            if isinstance(coefficient, Tensor):
-                rule = rule._replace(gamma=_on(coefficient, batch.device, arithmetic_dtype(batch.dtype)))
-            elif coefficient is not None:
-                rule = rule._replace(gamma=rule.gamma * coefficient)
-            rules.append(rule)
-        limited.append(own._replace(rules=rules))
-    return limited
+    # AMP's scale: either of them is 1.
+    gamma, grad_scale = inputs[0].rules[0].gamma, inputs[0].grad_scale
+    coefficients: list[Any]
+    if on_host:
+        norm = math.sqrt(sum(map(float, squares))) * float(gamma)
+        coefficients = [None if limit is None else gamma / max(norm / limit, 1.0) for limit in limits]
+    else:
+        total = torch.zeros_like(squares[0])
+        for square in squares:
+            total += square.to(total.device, non_blocking=True)
+        scaled = total.sqrt() if grad_scale is None else total.sqrt() / grad_scale
+        coefficients = [None if limit is None else (limit / scaled).clamp(max=1.0) for limit in limits]
+    return [
+        own._replace(
+            rules=[_limited(rule, coefficients[i % len(limits)], batch) for i, rule in enumerate(own.rules)]
+        )
+        for batch, own in zip(batches, inputs, strict=True)
+    ]
 
 
-def _on_host(
-    squares: Sequence[Tensor], inputs: Sequence[Inputs], limits: Sequence[float | None]
-) -> list[float | None]:
-    gamma = inputs[0].rules[0].gamma  # AMP's: the same everywhere
-    assert isinstance(gamma, float)
-    norm = math.sqrt(sum(float(square) for square in squares)) * gamma
-    return [None if limit is None else 1.0 / max(norm / limit, 1.0) for limit in limits]
-
-
-def _on_device(
-    squares: Sequence[Tensor], inputs: Sequence[Inputs], limits: Sequence[float | None]
-) -> list[Tensor | None]:
-    total = torch.zeros_like(squares[0])
-    for square in squares:
-        total += square.to(total.device, non_blocking=True)
-    grad_scale = inputs[0].grad_scale
-    norm = total.sqrt() if grad_scale is None else total.sqrt() / grad_scale
-    return [None if limit is None else (limit / norm).clamp(max=1.0) for limit in limits]
+def _limited(rule: Rule, gamma: float | Tensor | None, batch: Batch) -> Rule:
+    if isinstance(gamma, Tensor):
+        gamma = _on(gamma, batch.device, arithmetic_dtype(batch.dtype))
+    return rule if gamma is None else rule._replace(gamma=gamma)
 
 
 def _rule(group: dict[str, Any], batch: Batch, gamma: float, on_host: bool) -> Rule:
