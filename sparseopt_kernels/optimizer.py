@@ -88,6 +88,7 @@ class SparseOpt(Optimizer):
 
     _masks: Mapping[Parameter, Tensor]
     _backend_name: str
+    _uncompiled_update: Callable[[], None]
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class SparseOpt(Optimizer):
         _check_group(defaults)
         super().__init__(params, defaults)
         self._check_masks(self._names())
+        self._leave_out_of_graphs()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as for any optimizer; its masks are those of the mapping ``masks``.
@@ -186,7 +188,10 @@ class SparseOpt(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._update()
+        if torch.compiler.is_compiling():
+            self._uncompiled_update()
+        else:
+            self._update()
         return loss
 
     def _update(self) -> None:
@@ -259,6 +264,16 @@ class SparseOpt(Optimizer):
         prepared.new_buffers = {}
         return True
 
+    @classmethod
+    def _leave_out_of_graphs(cls) -> None:
+        """Let ``torch.compile`` break its graph once at a step, in which there is nothing for it.
+
+        Not when the class is defined: that would import the compiler, which constructing any optimizer of
+        PyTorch does, but importing this package need not.
+        """
+        if not hasattr(cls, "_uncompiled_update"):
+            cls._uncompiled_update = torch.compiler.disable(cls._update)  # type: ignore[no-untyped-call]
+
     def _check_masks(self, names: Mapping[Tensor, str]) -> None:
         for parameter, mask in self._masks.items():
             if parameter not in names:
@@ -291,6 +306,7 @@ class SparseOpt(Optimizer):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
         self._prepared = None
+        self._leave_out_of_graphs()
 
 
 def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:

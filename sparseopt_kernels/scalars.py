@@ -101,17 +101,17 @@ def _rule(group: dict[str, Any], batch: Batch, gamma: float, on_host: bool) -> R
     lr = group["lr"]
     if isinstance(lr, Tensor):
         stays = not on_host and (lr.device.type != "cpu" or batch.device.type == "cpu")
-        lr = _on(lr, batch.device, arithmetic_dtype(batch.dtype)) if stays else float(lr)
+        lr = _on(lr, batch.device, arithmetic_dtype(batch.dtype)) if stays else lr.item()
     return Rule(
-        lr=lr,
-        momentum=group["momentum"],
-        dampening=group["dampening"],
+        lr=lr if isinstance(lr, Tensor) else float(lr),
+        momentum=float(group["momentum"]),
+        dampening=float(group["dampening"]),
         weight_decay=float(group["weight_decay"]),
         nesterov=group["nesterov"],
         maximize=group["maximize"],
         correction=group["correction"],
-        ham_alpha=group["ham_alpha"],
-        ham_beta=group["ham_beta"],
+        ham_alpha=float(group["ham_alpha"]),
+        ham_beta=float(group["ham_beta"]),
         gamma=gamma,
     )
 

@@ -153,12 +153,12 @@ class RuleArgument(NamedTuple):
 def _argument(rule: Rule) -> RuleArgument:
     return RuleArgument(
         lr=rule.lr,
-        momentum=float(rule.momentum),
-        fresh=1.0 - float(rule.dampening),  # not on the device: the float32 nearest to it would lose digits
+        momentum=rule.momentum,
+        fresh=1.0 - rule.dampening,  # not on the device: the float32 nearest to it would lose digits
         weight_decay=rule.weight_decay,
         nesterov=float(rule.nesterov),
-        ham_alpha=float(rule.ham_alpha),
-        ham_beta=float(rule.ham_beta),
+        ham_alpha=rule.ham_alpha,
+        ham_beta=rule.ham_beta,
         correction=_CORRECTIONS[rule.correction],
         sign=-1.0 if rule.maximize else 1.0,
         gamma=rule.gamma,
