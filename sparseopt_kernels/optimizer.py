@@ -39,20 +39,22 @@ class SparseOpt(Optimizer):
         p &= M \, (p - \eta \, b), \quad b = M \, b
 
     Everything happens in one pass over memory. ``p.grad`` is never written. Parameters without a mask
-    are updated exactly as ``torch.optim.SGD`` would. ``state_dict`` is that of ``torch.optim.SGD``: the
+    are updated exactly as ``torch.optim.SGD`` would, but that one that is given twice in a group is updated
+    once, where SGD updates it once for each time. ``state_dict`` is that of ``torch.optim.SGD``: the
     only key per parameter is ``momentum_buffer``, and checkpoints load in both directions.
     Half precisions are computed in float32 and rounded once, where SGD rounds after every operation.
 
     On a GPU no step waits for the device: ``lr`` as a tensor, GradScaler's verdict and the gradient norm
-    are read there. So the host does not know whether AMP skipped a step, and ``momentum_buffer`` may hold
-    zeros before the first step that was not skipped. A step can be captured in a CUDA graph, after one
-    outside of it; capture it again when masks have changed.
+    are read there (but a first step with dampening waits for the verdict). So the host does not know whether
+    AMP skipped a step, and ``momentum_buffer`` may hold zeros before the first step that was not skipped. A
+    step can be captured in a CUDA graph, after one outside of it (two with dampening); capture it again when
+    masks have changed.
 
-    A mask may be changed at any time, in place or by putting another tensor into the mapping: the
-    next step sees it, and zeroes weights and momentum outside the new mask (of a parameter that never had
-    a gradient, not before its first one). Writes through ``.data``, NumPy or raw pointers are invisible
-    to PyTorch's version counter: after one, write once more in the open, ``p.mul_(masks[p])`` under
-    ``torch.no_grad()`` for a weight, ``mask.copy_(mask)`` for a mask.
+    A mask may be changed at any time, in place or by putting another tensor into the mapping: the next
+    step sees it, and zeroes weights and momentum outside the new mask, even if AMP then skips the step (of a
+    parameter that never had a gradient, not before its first one). Writes through ``.data``, NumPy or raw
+    pointers are invisible to PyTorch's version counter: after one, write once more in the open,
+    ``p.mul_(masks[p])`` under ``torch.no_grad()`` for a weight, ``mask.copy_(mask)`` for a mask.
 
     Args:
         params: parameters, named parameters, or parameter groups; every keyword below except ``masks``
