@@ -91,10 +91,10 @@ def test_a_group_with_what_is_one_for_all(name: str) -> None:
 
 def test_integers_are_numbers(backend: Backend) -> None:
     """And so is whatever has ``__float__``."""
-    p, q = Parameter(torch.ones(3, 4)), Parameter(torch.ones(3, 4))
+    p, q = torch.ones(3, 4, requires_grad=True), torch.ones(3, 4, requires_grad=True)
     numbers = {"lr": 1, "momentum": 0, "dampening": 0, "weight_decay": 1, "ham_alpha": 1, "ham_beta": 0}
     for parameter, kind in ((p, int), (q, float)):
         parameter.grad = torch.full((3, 4), 0.25)
-        given = {name: kind(number) for name, number in numbers.items()}
+        given: dict[str, Any] = {name: kind(number) for name, number in numbers.items()}
         SparseOpt([parameter], **given, max_grad_norm=kind(1), backend=backend.name).step()
     assert torch.equal(p, q)
