@@ -229,9 +229,12 @@ def test_infinite_weights_stay_infinite(backend: Backend) -> None:
 
 def test_a_lazily_negated_gradient(backend: Backend) -> None:
     p = Parameter(torch.zeros(4))
-    p.grad = torch._neg_view(torch.ones(4))
-    SparseOpt([p], lr=1.0, backend=backend.name).step()
-    assert p.tolist() == [1.0] * 4
+    optimizer = SparseOpt([p], lr=1.0, backend=backend.name)
+    gradients = [torch._neg_view(torch.ones(4)), torch.ones(4), torch._neg_view(torch.ones(4))]
+    for gradient, want in zip(gradients, (1.0, 0.0, 1.0), strict=True):
+        p.grad = gradient
+        optimizer.step()
+        assert p.tolist() == [want] * 4
 
 
 def unaware_of_the_sign(backend: Backend, request: pytest.FixtureRequest) -> None:
