@@ -121,7 +121,7 @@ def test_memory_read_in_another_order_between_steps(backend: Backend, masked: bo
 def test_gaps_in_some_parameters_of_several(backend: Backend) -> None:
     """A backend may leave those to the reference: to each its own gradient, and one norm for all."""
     shape = (5, 33)
-    formats = [with_gaps, torch.clone, with_gaps, torch.clone, torch.clone]
+    formats = [FORMATS[name] for name in ("gaps", "contiguous", "gaps", "contiguous", "contiguous")]
     params = [Parameter(form(randn(shape, torch.float32, i))) for i, form in enumerate(formats)]
     others = [Parameter(p.detach().contiguous().clone()) for p in params]
     for own, name in ((params, backend.name), (others, "reference")):
