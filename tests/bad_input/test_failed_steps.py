@@ -12,6 +12,7 @@ from refusals import BAD_MASKS, mask_like, weights, words
 from side_by_side import same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter
+from watched import settled
 
 from sparseopt_kernels.optimizer import SparseOpt
 
@@ -176,3 +177,22 @@ def test_a_failed_closure_changes_nothing(backend: Backend) -> None:
         optimizer.step(closure)
     assert same_bits(p, before)
     assert not optimizer.state
+
+
+def test_a_step_that_its_device_broke_off(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was left outside the mask, unseen by PyTorch's version counter, is gone after the next step."""
+    layer, optimizer = settled(backend)
+    assert optimizer._prepared is not None
+    (batch,) = optimizer._prepared.batches
+
+    def fail(*_: Any) -> None:
+        layer.weight.data.fill_(1.0)
+        raise RuntimeError("a device error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(batch.plan), "step", fail)
+        with pytest.raises(RuntimeError, match="a device error"):
+            optimizer.step()
+    assert layer.weight.all()
+    optimizer.step()
+    assert not layer.weight[~layer.weight_mask].any()

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 from watched import Watched, each_float, optimizer_of, randn, random_mask
 
+from sparseopt_kernels.optimizer import SparseOpt
+
 
 def transposed(t: Tensor) -> Tensor:
     """The same values with the order of the dimensions reversed in memory."""
@@ -114,6 +116,23 @@ def test_memory_read_in_another_order_between_steps(backend: Backend, masked: bo
             parameter.grad = None
             parameter.data = parameter.data.t()
             watched.resume()
+
+
+def test_gaps_in_some_parameters_of_several(backend: Backend) -> None:
+    """A backend may leave those to the reference: to each its own gradient, and one norm for all."""
+    shape = (5, 33)
+    formats = [FORMATS[name] for name in ("gaps", "contiguous", "gaps", "contiguous", "contiguous")]
+    params = [Parameter(form(randn(shape, torch.float32, i))) for i, form in enumerate(formats)]
+    others = [Parameter(p.detach().contiguous().clone()) for p in params]
+    for own, name in ((params, backend.name), (others, "reference")):
+        masks = {p: random_mask(shape, i) for i, p in enumerate(own[:2])}
+        optimizer = SparseOpt(own, lr=0.1, momentum=0.9, max_grad_norm=1.0, masks=masks, backend=name)
+        for step in range(3):
+            for i, p in enumerate(own):
+                p.grad = randn(shape, torch.float32, 10 * step + i)
+            optimizer.step()
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("pattern", [None, "half", "sparse99", "tail", "full"], ids=str)

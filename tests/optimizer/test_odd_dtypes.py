@@ -92,3 +92,14 @@ def test_float32_gradient_of_a_narrow_parameter(backend: Backend, dtype: torch.d
     watched = Watched(backend, parameter, random_mask((5, 33)) if masked else None)
     for step in range(4):
         watched.step(randn((5, 33), torch.float32, step))
+
+
+@pytest.mark.skipif(not hasattr(Tensor, "grad_dtype"), reason="this PyTorch ties a gradient to its dtype")
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_gradients_of_another_dtype_each_step(backend: Backend, masked: bool) -> None:
+    parameter = Parameter(randn((5, 33), torch.bfloat16))
+    parameter.grad_dtype = None
+    watched = Watched(backend, parameter, random_mask((5, 33)) if masked else None)
+    for step in range(6):
+        dtype = (torch.bfloat16, torch.float32)[step // 2 % 2]
+        watched.step(randn((5, 33), dtype, step))

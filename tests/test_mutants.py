@@ -1,0 +1,319 @@
+"""Mistakes made on purpose, one at a time, in what is kept from step to step: each turns tests red."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import sparseopt_kernels
+from sparseopt_kernels.kernels import native
+
+REASON = native.NATIVE.unavailable(torch.device("cpu"))
+pytestmark = [
+    pytest.mark.slow,
+    # The reference writes all of a tensor at every step, and so mends some of the mistakes.
+    pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}"),
+]
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    file: str
+    old: str
+    """What is in the file, once."""
+    new: str
+    test: str
+    """What must fail: a file of ``tests`` and a name in it."""
+
+
+def forgetful(field: str) -> str:
+    """A comparison of snapshots but for one field."""
+    former = "prepared.snapshot"
+    return f"{former} is None or snapshot._replace({field}={former}.{field}) != {former}"
+
+
+COMPARISON = "snapshot != prepared.snapshot"
+MUTANTS = {
+    # Whether anything has changed since the last step.
+    "version-of-a-mask-not-compared": Mutant(
+        "optimizer.py",
+        COMPARISON,
+        forgetful("mask_versions"),
+        "optimizer/test_moving_masks.py::test_a_mask_shared_by_two_parameters",
+    ),
+    "version-of-a-weight-or-buffer-not-compared": Mutant(
+        "optimizer.py",
+        COMPARISON,
+        forgetful("versions"),
+        "optimizer/test_moving_masks.py::test_next_step_zeroes_what_lies_outside_the_mask",
+    ),
+    "layout-of-gradients-not-compared": Mutant(
+        "optimizer.py",
+        COMPARISON,
+        forgetful("gradients"),
+        "optimizer/test_memory_formats.py::test_gradients_in_another_format_each_step",
+    ),
+    "whose-the-masks-are-not-compared": Mutant(
+        "optimizer.py",
+        COMPARISON,
+        forgetful("masked"),
+        "optimizer/test_moving_masks.py::test_a_plain_dict_of_masks_is_looked_at_each_step",
+    ),
+    "whose-the-buffers-are-not-compared": Mutant(
+        "optimizer.py",
+        COMPARISON,
+        forgetful("stateful"),
+        "optimizer/test_preparation.py::TestState::test_a_buffer_given_to_another_parameter",
+    ),
+    "parameters-of-a-group-not-compared": Mutant(
+        "snapshot.py",
+        'Same(group["params"])',
+        "Same()",
+        "optimizer/test_param_groups.py::test_a_parameter_moved_to_another_group",
+    ),
+    "momentum-of-a-group-not-compared": Mutant(
+        "snapshot.py",
+        'group["momentum"] != 0',
+        "True",
+        "optimizer/test_moving_masks.py::test_momentum_switched_off_and_on_again",
+    ),
+    "memory-of-parameters-not-compared": Mutant(
+        "snapshot.py",
+        "memory_of(parameters)",
+        "memory_of([])",
+        "optimizer/test_memory_formats.py::test_memory_that_moves_between_steps",
+    ),
+    "memory-of-buffers-not-compared": Mutant(
+        "snapshot.py",
+        "memory_of(buffers)",
+        "memory_of([])",
+        "optimizer/test_preparation.py::TestState::test_a_buffer_is_watched_from_its_birth",
+    ),
+    "memory-of-masks-not-compared": Mutant(
+        "snapshot.py",
+        "memory_of(mask_tensors)",
+        "memory_of([])",
+        "optimizer/test_preparation.py::TestMaskChanges::test_through_data",
+    ),
+    "as-many-tensors-are-the-same": Mutant(
+        "snapshot.py",
+        "all(map(is_, self, other))",
+        "True",
+        "optimizer/test_moving_masks.py::test_a_plain_dict_of_masks_is_looked_at_each_step",
+    ),
+    "versions-not-recorded": Mutant(
+        "optimizer.py",
+        "prepared.versions = versions_of(prepared.watched)",
+        "pass",
+        "optimizer/test_preparation.py::test_nothing_is_prepared_twice",
+    ),
+    "absent-tensors-not-told": Mutant(
+        "tensor_memory.py",
+        "        absent,\n",
+        "",
+        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+    ),
+    "strides-not-told": Mutant(
+        "tensor_memory.py",
+        "[*map(Tensor.stride, others)]",
+        "None",
+        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+    ),
+    "dtypes-not-told": Mutant(
+        "tensor_memory.py",
+        "[*map(_DTYPE, present)]",
+        "None",
+        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+    ),
+    # What is prepared anew.
+    "mask-not-applied-to-the-buffer": Mutant(
+        "preparation.py",
+        "for tensor in watched:",
+        "for tensor in watched[:1]:",
+        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+    ),
+    "mask-not-applied-to-the-weight": Mutant(
+        "preparation.py",
+        "for tensor in watched:",
+        "for tensor in watched[1:]:",
+        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+    ),
+    "mask-not-applied-over-other-weights": Mutant(
+        "preparation.py",
+        "known.versions != versions_of(watched)",
+        "False",
+        "optimizer/test_moving_masks.py::test_next_step_zeroes_what_lies_outside_the_mask",
+    ),
+    "mask-not-applied-without-a-gradient": Mutant(
+        "preparation.py",
+        "(mask is None or p not in known)",
+        "True",
+        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+    ),
+    "mask-applied-before-the-first-gradient": Mutant(
+        "preparation.py",
+        "(mask is None or p not in known)",
+        "mask is None",
+        "optimizer/test_moving_masks.py::test_mask_of_a_parameter_that_gets_its_gradient_later",
+    ),
+    "mask-not-applied-where-amp-skips": Mutant(
+        "optimizer.py",
+        "        prepared = self._prepared\n",
+        '        if getattr(self, "found_inf", 0):\n            return\n        prepared = self._prepared\n',
+        "optimizer/test_amp.py::test_found_inf_leaves_everything_as_it_was",
+    ),
+    "mask-written-is-the-former-mask": Mutant(
+        "preparation.py",
+        "f.mask._version",
+        "0",
+        "optimizer/test_moving_masks.py::test_a_mask_shared_by_two_parameters",
+    ),
+    "tensors-keep-the-dtype-of-their-first-gradient": Mutant(
+        "preparation.py",
+        "_apply(f, rule, known.get(f.parameter))",
+        "_apply(f._replace(gradient=None) if f.parameter in known else f, rule, known.get(f.parameter))",
+        "optimizer/test_odd_dtypes.py::test_gradients_of_another_dtype_each_step",
+    ),
+    "tensors-keep-their-first-rule": Mutant(
+        "preparation.py",
+        "rule = f.group +",
+        "rule = known[f.parameter].tensors.group if f.parameter in known else f.group +",
+        "optimizer/test_param_groups.py::test_a_parameter_moved_to_another_group",
+    ),
+    "plan-kept-though-its-tensors-are-others": Mutant(
+        "preparation.py",
+        "last = plans.get((device, dtype))",
+        "last = plans.get((device, dtype))\n        last = last and last._replace(tensors=tensors)",
+        "optimizer/test_moving_masks.py::test_a_plain_dict_of_masks_is_looked_at_each_step",
+    ),
+    "step-broken-off-keeps-its-snapshot": Mutant(
+        "optimizer.py",
+        "prepared.snapshot = prepared.versions = None",
+        "pass",
+        "bad_input/test_failed_steps.py::test_a_step_that_its_device_broke_off",
+    ),
+    # The step itself.
+    "new-buffers-not-stored": Mutant(
+        "optimizer.py",
+        'self.state[p]["momentum_buffer"] = buffer',
+        "pass",
+        "optimizer/test_gradients.py::test_parameters_without_gradient_are_left_alone",
+    ),
+    "first-step-dampened": Mutant(
+        "preparation.py",
+        "rule = f.group + len(groups) *",
+        "rule = f.group + 0 *",
+        "optimizer/test_amp.py::test_a_group_added_after_a_first_step_that_was_skipped",
+    ),
+    "first-step-made-twice": Mutant(
+        "optimizer.py",
+        "if made and prepared.is_first_step:",
+        "if False:",
+        "optimizer/test_amp.py::test_a_group_added_after_a_first_step_that_was_skipped",
+    ),
+    "verdict-of-amp-is-one-or-nothing": Mutant(
+        "optimizer.py",
+        "amp.found_inf.item() != 0",
+        "amp.found_inf.item() == 1",
+        "optimizer/test_amp.py::test_found_inf_leaves_everything_as_it_was",
+    ),
+    "negated-gradients-not-told": Mutant(
+        "preparation.py",
+        "any(map(Tensor.is_neg, own))",
+        "False",
+        "optimizer/test_preparation.py::test_a_lazily_negated_gradient",
+    ),
+    "gradients-negated-later-not-told": Mutant(
+        "optimizer.py",
+        "memory is None or memory.addresses != prepared.gradients",
+        "not prepared.gradients",
+        "optimizer/test_preparation.py::test_a_lazily_negated_gradient",
+    ),
+    "irregular-gradients-not-rewritten": Mutant(
+        "preparation.py",
+        "else self.irregular:",
+        "else ():",
+        "optimizer/test_memory_formats.py::test_gradients_in_another_format_each_step",
+    ),
+    "update-hidden-from-autograd": Mutant(
+        "optimizer.py",
+        "increment_version(prepared.updated)",
+        "pass",
+        "optimizer/test_autograd.py::test_autograd_notices_the_update",
+    ),
+    "unsupported-tensors-dropped": Mutant(
+        "kernels/fallback.py",
+        "sorted(set(range(len(tensors))) - set(supported))",
+        "supported[:0]",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "gradients-of-unsupported-tensors-mixed-up": Mutant(
+        "kernels/fallback.py",
+        "inputs.gradients[i] for i in indices",
+        "inputs.gradients[i] for i in range(len(indices))",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "addresses-of-unsupported-tensors-mixed-up": Mutant(
+        "kernels/fallback.py",
+        "addresses=addresses_of(gradients)",
+        "addresses=inputs.addresses",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "norm-of-supported-tensors-alone": Mutant(
+        "kernels/fallback.py",
+        "sum(squares[1:], start=squares[0])",
+        "squares[0]",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "limits-of-the-first-group-for-all": Mutant(
+        "scalars.py",
+        "coefficients[i % len(limits)]",
+        "coefficients[0]",
+        "optimizer/test_param_groups.py::test_a_group_has_its_own",
+    ),
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package; native libraries are part of it."""
+    assert sparseopt_kernels.__file__ is not None
+    return shutil.copytree(Path(sparseopt_kernels.__file__).parent, tmp_path / "sparseopt_kernels")
+
+
+def run_tests(package: Path, tests: Iterable[str], *options: str) -> tuple[int, str]:
+    """The exit code and what was printed. The reference and the best instruction set will do."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    command += ["-m", "not slow and not compiled and not gpu", "--rootdir", str(ROOT)]
+    command += ["-c", str(ROOT / "pyproject.toml"), *(str(ROOT / "tests" / test) for test in tests)]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    env["PYTHONPATH"] = os.pathsep.join([str(package.parent), env.get("PYTHONPATH", "")])
+    # Python looks for packages in the working directory even before that.
+    result = subprocess.run(command, cwd=package.parent, env=env, capture_output=True, text=True)
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("mistake", MUTANTS)
+def test_a_mistake_is_found(package: Path, mistake: str) -> None:
+    mutant = MUTANTS[mistake]
+    path = package / mutant.file
+    source = path.read_text()
+    assert source.count(mutant.old) == 1, f"{mutant.old!r} is to be in {mutant.file} once"
+    path.write_text(source.replace(mutant.old, mutant.new))
+    code, output = run_tests(package, [mutant.test], "-x")
+    assert code == pytest.ExitCode.TESTS_FAILED, output
+    assert "NameError" not in output, output
+
+
+def test_without_a_mistake_the_same_tests_pass(package: Path) -> None:
+    code, output = run_tests(package, sorted({mutant.test for mutant in MUTANTS.values()}))
+    assert code == pytest.ExitCode.OK, output
