@@ -1,5 +1,6 @@
 #include "memory_reader.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -19,6 +20,8 @@ struct Description {  // DLTensor
   int64_t* strides;
   uint64_t byte_offset;
 };
+static_assert(sizeof(Description) == 48 && offsetof(Description, shape) == 24,
+              "DLTensor as DLPack's header lays it out");
 
 struct ExchangeApi {  // DLPackExchangeAPI
   uint32_t major, minor;
@@ -29,6 +32,8 @@ struct ExchangeApi {  // DLPackExchangeAPI
   int (*dltensor_from_py_object_no_sync)(void* object, Description* to);
   void* current_work_stream;
 };
+static_assert(offsetof(ExchangeApi, dltensor_from_py_object_no_sync) == 5 * sizeof(void*),
+              "DLPackExchangeAPI as DLPack's header lays it out");
 
 namespace {
 
@@ -54,12 +59,15 @@ MemoryReader::MemoryReader(const py::capsule& exchange_api, const py::type& tens
   if (api_->major != 1 || api_->dltensor_from_py_object_no_sync == nullptr) api_ = nullptr;
 }
 
-py::object MemoryReader::read(const py::list& tensors) const {
+py::object MemoryReader::read(const py::sequence& tensors) const {
   if (api_ == nullptr) return py::none();
+  const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(tensors.ptr(), "not a sequence"));
+  const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
   std::string layout, addresses;
-  layout.reserve(tensors.size() * 96);
-  addresses.reserve(tensors.size() * sizeof(uintptr_t));
-  for (const py::handle tensor : tensors) {
+  layout.reserve(count * 96);
+  addresses.reserve(count * sizeof(uintptr_t));
+  for (size_t i = 0; i < count; ++i) {
+    const py::handle tensor = PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i));
     uintptr_t address = 0;
     if (tensor.is_none()) {
       const int32_t absent = -1;

@@ -15,9 +15,9 @@ class MemoryReader {
   MemoryReader(const pybind11::capsule& exchange_api, const pybind11::type& tensor,
                const pybind11::type& parameter);
 
-  // Of a list of tensors and Nones: (bytes that tell dtypes, devices, shapes and strides, bytes of 8 for each
+  // Of tensors and Nones: (bytes that tell dtypes, devices, shapes and strides, bytes of 8 for each
   // address). None if one of them is of another type, or DLPack cannot describe it.
-  pybind11::object read(const pybind11::list& tensors) const;
+  pybind11::object read(const pybind11::sequence& tensors) const;
 
  private:
   const ExchangeApi* api_;

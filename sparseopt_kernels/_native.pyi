@@ -1,6 +1,6 @@
 """Types of the native library, which is compiled from csrc/bindings.cpp."""
 
-from typing import Any
+from collections.abc import Sequence
 
 class PackedMask:
     def __init__(
@@ -52,7 +52,7 @@ class MemoryReader:
     """Tells where tensors lie: ``exchange_api`` is ``torch.Tensor.__dlpack_c_exchange_api__``."""
 
     def __init__(self, exchange_api: object, tensor: type, parameter: type) -> None: ...
-    def read(self, tensors: Any) -> tuple[bytes, bytes] | None:
+    def read(self, tensors: Sequence[object]) -> tuple[bytes, bytes] | None:
         """Layouts and addresses of tensors and Nones; None where one of them cannot be read."""
 
 def available_isas() -> list[str]: ...

@@ -17,12 +17,12 @@ from torch.nn.parameter import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
+from .gradients import Gradients, read_gradients
 from .masks import Masks, check_mask
 from .neurons import Correction
-from .preparation import Prepared, prepare
+from .preparation import NOTHING, Prepared, prepare
 from .scalars import Amp, inputs_of, limit_norm
 from .snapshot import Snapshot, take_snapshot, versions_of
-from .tensor_memory import Memory, memory_of
 
 _CORRECTIONS = get_args(Correction)
 
@@ -90,6 +90,8 @@ class SparseOpt(Optimizer):
 
     _masks: Mapping[Parameter, Tensor]
     _backend_name: str
+    _prepared: Prepared
+    _snapshot: Snapshot | None  # after the last step; None: all is to be looked at before the next one
     _uncompiled_update: Callable[[], None]
 
     def __init__(
@@ -118,7 +120,7 @@ class SparseOpt(Optimizer):
                 f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
             )
         self._masks = {} if masks is None else masks
-        self._prepared: Prepared | None = None
+        self._prepared, self._snapshot = NOTHING, None
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -200,58 +202,44 @@ class SparseOpt(Optimizer):
         """What changed since the last step is prepared anew; then the step is made."""
         for group in self.param_groups:
             _check_correction(group["correction"])
-        prepared = self._prepared
-        gradients = [] if prepared is None else [p.grad for p in prepared.parameters]
-        memory = memory_of(gradients)
-        snapshot = None if prepared is None else self._snapshot(memory, prepared)
-        if prepared is None or snapshot is None or snapshot != prepared.snapshot:
-            prepared, snapshot = self._prepare(), None
-            self._prepared = prepared
-            gradients = [p.grad for p in prepared.parameters]
-            memory = memory_of(gradients)
-        prepared.snapshot = prepared.versions = None  # until the step has come to its end
-        made = self._make_step(prepared, gradients, memory)
-        prepared.versions = versions_of(prepared.watched)
-        if made and prepared.is_first_step:
-            return  # the next one goes by other rules: it is prepared
-        if snapshot is None:
-            prepared.snapshot = self._snapshot(memory, prepared)
-        else:
-            prepared.snapshot = snapshot._replace(versions=prepared.versions)
+        gradients = read_gradients(self._prepared.parameters)
+        snapshot = self._take_snapshot(gradients)
+        if snapshot is None or snapshot != self._snapshot:
+            self._prepare()
+            gradients = read_gradients(self._prepared.parameters)
+            snapshot = self._take_snapshot(gradients)
+        self._snapshot = None  # until the step has come to its end
+        self._make_step(gradients)
+        if snapshot is not None:
+            self._snapshot = snapshot._replace(versions=versions_of(self._prepared.watched))
 
-    def _snapshot(self, gradients: Memory | None, prepared: Prepared) -> Snapshot | None:
+    def _take_snapshot(self, gradients: Gradients) -> Snapshot | None:
+        prepared, layout = self._prepared, gradients.memory.layout
         return take_snapshot(
-            self.param_groups, self.state, self._masks, prepared.parameters, gradients, prepared.watched
+            self.param_groups, self.state, self._masks, prepared.parameters, layout, prepared.watched
         )
 
-    def _prepare(self) -> Prepared:
+    def _prepare(self) -> None:
         names = self._names()
         self._check_masks(names)
         backend_for = partial(kernels.backend_for, self._backend_name)
-        return prepare(self.param_groups, self.state, self._masks, names, backend_for, self._prepared)
+        versions = None if self._snapshot is None else self._snapshot.versions
+        self._prepared = prepare(
+            self.param_groups, self.state, self._masks, names, backend_for, self._prepared, versions
+        )
 
-    def _make_step(self, prepared: Prepared, gradients: list[Tensor | None], memory: Memory | None) -> bool:
-        """Update what is prepared; False where the host knows that AMP skips the step."""
-        batches = prepared.batches
+    def _make_step(self, gradients: Gradients) -> None:
+        """Update what is prepared, unless the host knows that AMP skips the step."""
+        prepared, batches = self._prepared, self._prepared.batches
         on_host = any(batch.backend.host_scalars(batch.device) for batch in batches)
         amp = Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         # Whether a first step with dampening was made decides on the next one: it is worth waiting for.
         if amp.found_inf is not None and (on_host or prepared.is_first_step):
             if amp.found_inf.item() != 0:  # a sum over devices: may exceed 1
-                return False
+                return
             amp = amp._replace(found_inf=None)
-        # What is lazily negated is not told by its memory: it is asked, unless it is where the last was.
-        is_new = memory is None or memory.addresses != prepared.gradients
-        prepared.gradients = b"" if memory is None else memory.addresses
         inputs = [
-            inputs_of(
-                batch,
-                *batch.regular_gradients(gradients, memory, is_new),
-                self.param_groups,
-                prepared.is_first_step,
-                amp,
-                on_host,
-            )
+            inputs_of(batch, gradients, self.param_groups, prepared.is_first_step, amp, on_host)
             for batch in batches
         ]
         limits = [group["max_grad_norm"] for group in self.param_groups]
@@ -263,8 +251,6 @@ class SparseOpt(Optimizer):
         increment_version(prepared.updated)
         for p, buffer in prepared.new_buffers.items():
             self.state[p]["momentum_buffer"] = buffer
-        prepared.new_buffers = {}
-        return True
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:
@@ -307,7 +293,7 @@ class SparseOpt(Optimizer):
         for i, group in enumerate(self.param_groups):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
-        self._prepared = None
+        self._prepared, self._snapshot = NOTHING, None
         self._leave_out_of_graphs()
 
 

@@ -1,29 +1,28 @@
 """From parameter groups, state and masks to plans: all about a step that holds until something changes.
 
-Three functions in turn: every parameter is looked at and checked, and nothing is written; what has to be
-written is (zeros outside masks that changed); the tensors are grouped by device and dtype, with a plan of one
-backend for each.
+Four functions in turn: every parameter is looked at; what was found is checked, and nothing is written before
+all of it is; what has to be written is (zeros outside masks that changed); the tensors are grouped by device
+and dtype, with a plan of one backend for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from .gradients import is_regular
 from .kernels.contract import Backend, Plan, Tensors
 from .kernels.device import refuse_capture
 from .kernels.fallback import plan_with_fallback
-from .kernels.memory import in_order, memory_order
 from .masks import Masks
 from .neurons import Neurons
-from .snapshot import Same, Snapshot, State, versions_of
-from .tensor_memory import Memory, addresses_of
+from .snapshot import Identities, State, versions_of
+from .tensor_memory import memory_of
 
 
 class Batch(NamedTuple):
@@ -39,25 +38,6 @@ class Batch(NamedTuple):
     irregular: list[int]
     """Which of the gradients are not as ``Inputs`` wants them."""
 
-    def regular_gradients(
-        self, gradients: list[Tensor | None], memory: Memory | None, may_be_negated: bool
-    ) -> tuple[Sequence[Tensor], bytes]:
-        """The gradients of the batch as ``Inputs`` wants them, and their addresses.
-
-        Args:
-            gradients, memory: of all ``Prepared.parameters``.
-            may_be_negated: whether some may be lazily negated.
-        """
-        is_all = len(self.positions) == len(gradients)
-        own = cast("list[Tensor]", gradients if is_all else [gradients[i] for i in self.positions])
-        negated = may_be_negated and any(map(Tensor.is_neg, own))
-        if is_all and not negated and not self.irregular and memory is not None:
-            return own, memory.addresses
-        own = list(own)
-        for i in range(len(own)) if negated else self.irregular:
-            own[i] = _regular(own[i], self.tensors[i].parameter)
-        return own, addresses_of(own)
-
 
 class _Known(NamedTuple):
     """What was found out about a parameter."""
@@ -66,36 +46,29 @@ class _Known(NamedTuple):
     facts: tuple[object, ...]
     """What ``tensors`` was made from. The mask was applied then."""
     versions: list[int] | None
-    """Of parameter and buffer, after the last step."""
+    """Of parameter and buffer, after the last step; None if it was broken off."""
 
 
-@dataclass
-class Prepared:
-    """A step, to be made as often as nothing but the numbers in the gradients changes.
-
-    Attributes:
-        parameters: all of the optimizer's, each once.
-        updated: those that have a gradient.
-        batches: what is to be done with them.
-        new_buffers: momentum buffers that the state does not have yet, by parameter.
-        is_first_step: whether there are new buffers in a group with dampening. A first step goes without:
-            the rules of those parameters come behind those of all groups.
-        watched: masked parameters and their buffers; what others write there is to be masked.
-        gradients: the addresses of the gradients of the last step.
-        versions: of what is watched, after the last step; None if it did not come to its end.
-        snapshot: what was there after the last step; None: all is to be looked at before the next one.
-    """
+class Prepared(NamedTuple):
+    """A step, to be made as often as nothing but the numbers in the gradients changes."""
 
     parameters: list[Parameter]
+    """All of the optimizer's, each once."""
     updated: list[Parameter]
+    """Those that have a gradient."""
     batches: list[Batch]
+    """What is to be done with them."""
     new_buffers: dict[Parameter, Tensor]
+    """The momentum buffers that the state is to have after the step."""
     is_first_step: bool
+    """Whether parameters of a group with dampening are updated for the first time, which goes without: the
+    rules of those parameters come behind those of all groups."""
     watched: list[Tensor]
+    """Masked parameters and their buffers; what others write there is to be masked."""
     known: dict[Parameter, _Known]
-    gradients: bytes = b""
-    versions: list[int] | None = None
-    snapshot: Snapshot | None = None
+
+
+NOTHING = Prepared([], [], [], {}, False, [], {})
 
 
 class _Found(NamedTuple):
@@ -117,7 +90,8 @@ def prepare(
     masks: Mapping[Parameter, Tensor],
     names: Mapping[Tensor, str],
     backend_for: Callable[[torch.device], Backend],
-    former: Prepared | None,
+    former: Prepared,
+    versions: Sequence[int] | None,
 ) -> Prepared:
     """Prepare the next steps.
 
@@ -126,6 +100,7 @@ def prepare(
         names: what to call each parameter in an error.
         backend_for: the backend for a device; raises if there is none.
         former: what was prepared before.
+        versions: of what ``former`` watched, after the last step; None if that was broken off.
 
     Raises:
         ValueError: the gradient of a masked parameter is sparse, or a gradient or a momentum buffer has not
@@ -133,18 +108,20 @@ def prepare(
         RuntimeError: what would have to be written cannot be while a CUDA graph is captured.
     """
     parameters = list(dict.fromkeys(p for group in groups for p in group["params"]))
-    known = _known(former, parameters)
-    found = _look(parameters, groups, state, masks, names, known)
+    known = _known(former, versions, parameters)
+    found = _look(parameters, groups, state, masks, known)
+    for f in found:
+        _check(f, names[f.parameter])
     backends = {f.parameter.device: backend_for(f.parameter.device) for f in found if f.gradient is not None}
     dampened = {i for i, group in enumerate(groups) if group["dampening"] != 0}
     for f in found:
         rule = f.group + len(groups) * (f.is_new and f.group in dampened)
-        known[f.parameter] = _apply(f, rule, known.get(f.parameter))
+        known[f.parameter] = _get_to_know(f, rule, known.get(f.parameter))
     updated = [f for f in found if f.gradient is not None]
     return Prepared(
         parameters,
         [f.parameter for f in updated],
-        _group(updated, known, backends, former.batches if former else []),
+        _group(updated, known, backends, former.batches),
         {f.parameter: f.buffer for f in updated if f.is_new and f.buffer is not None},
         any(f.is_new and f.group in dampened for f in updated),
         [t for f in updated if f.mask is not None for t in _watched(f.parameter, f.buffer)],
@@ -152,35 +129,16 @@ def prepare(
     )
 
 
-def _regular(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """A gradient strided, real, and in its parameter's memory format."""
-    if gradient.layout is not torch.strided:
-        gradient = gradient.to_dense()
-    if gradient.is_complex():
-        gradient = torch.view_as_real(gradient.resolve_conj())
-    gradient = gradient.resolve_neg()
-    if _is_in_order(gradient, parameter):
-        return gradient
-    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
-
-
-def _is_in_order(gradient: Tensor, parameter: Tensor) -> bool:
-    """Whether it lies in memory as its parameter does; where that has gaps, nobody minds."""
-    order = memory_order(parameter)
-    return in_order(gradient, order) or not in_order(parameter, order)
-
-
-def _known(former: Prepared | None, parameters: Sequence[Parameter]) -> dict[Parameter, _Known]:
+def _known(
+    former: Prepared, versions: Sequence[int] | None, parameters: Sequence[Parameter]
+) -> dict[Parameter, _Known]:
     """What is known of the parameters after the last step."""
-    if former is None:
-        return {}
     known = dict(former.known)
-    versions = None if former.versions is None else iter(former.versions)
+    rest = None if versions is None else iter(versions)
     for p in former.updated:
         if known[p].tensors.mask is not None:
             count = len(_watched(p, known[p].tensors.momentum_buffer))
-            own = None if versions is None else [*islice(versions, count)]
-            known[p] = known[p]._replace(versions=own)
+            known[p] = known[p]._replace(versions=None if rest is None else [*islice(rest, count)])
     return {p: known[p] for p in parameters if p in known}
 
 
@@ -189,23 +147,18 @@ def _look(
     groups: Sequence[dict[str, Any]],
     state: State,
     masks: Mapping[Parameter, Tensor],
-    names: Mapping[Tensor, str],
     known: Mapping[Parameter, _Known],
 ) -> list[_Found]:
-    """Look at every parameter, and check what is found. Nothing is written."""
+    """Look at every parameter. Nothing is checked or written."""
     group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
     found = []
     for position, p in enumerate(parameters):
-        gradient, mask, name, group = p.grad, masks.get(p), names[p], group_of[p]
+        gradient, mask, group = p.grad, masks.get(p), group_of[p]
         # What never had a gradient is left alone, as SGD would.
         if gradient is None and (mask is None or p not in known):
             continue
-        if gradient is not None:
-            _check_gradient(gradient, p, mask is not None, name)
         has_momentum = groups[group]["momentum"] != 0
         buffer = state.get(p, {}).get("momentum_buffer") if has_momentum else None
-        if buffer is not None:
-            _check_buffer(buffer, p, name)
         is_new = gradient is not None and buffer is None and has_momentum
         if is_new:
             refuse_capture()
@@ -216,25 +169,24 @@ def _look(
     return found
 
 
-def _apply(f: _Found, rule: int, known: _Known | None) -> _Known:
-    """Zero what lies outside a mask that is new, or whose parameter or buffer others have written."""
-    dtype = f.parameter.dtype if f.gradient is None else f.gradient.dtype
-    version = None if f.mask is None else f.mask._version
-    facts = (*map(_facts, (f.parameter, f.buffer, f.mask)), version, dtype, rule)
-    is_new = known is None or known.facts != facts
+def _get_to_know(f: _Found, rule: int, last: _Known | None) -> _Known:
+    """What is known of a parameter now. What lies outside a mask that is new, or over which others have
+    written, is zeroed."""
+    facts = _facts(f, rule)
+    is_new = last is None or last.facts != facts
     watched = _watched(f.parameter, f.buffer)
-    if f.mask is not None and (is_new or known is None or known.versions != versions_of(watched)):
+    if f.mask is not None and (is_new or last is None or last.versions != versions_of(watched)):
         refuse_capture()
         outside = ~f.mask
         for tensor in watched:
             tensor.masked_fill_(outside, 0)
-    tensors = _tensors(f, dtype, rule) if is_new or known is None else known.tensors
-    return _Known(tensors, facts, versions_of(watched))
+    return _Known(_tensors(f, rule) if is_new or last is None else last.tensors, facts, versions_of(watched))
 
 
-def _tensors(f: _Found, gradient_dtype: torch.dtype, rule: int) -> Tensors:
+def _tensors(f: _Found, rule: int) -> Tensors:
     parameter: Tensor
     parameter, buffer, mask = f.parameter, f.buffer, f.mask
+    gradient_dtype = _gradient_dtype(f)
     if parameter.is_complex():
         # Complex numbers are updated as pairs of real ones: every operation of the rule is real-linear, and
         # a mask with each element doubled has the same ratios of fan-in.
@@ -246,11 +198,15 @@ def _tensors(f: _Found, gradient_dtype: torch.dtype, rule: int) -> Tensors:
     return Tensors(parameter, buffer, mask, gradient_dtype, f.neurons, rule, ham=f.parameter.ndim >= 2)
 
 
-def _facts(tensor: Tensor | None) -> tuple[object, ...]:
-    """Which tensor it is, and how it lies in memory."""
-    if tensor is None:
-        return ()
-    return Same([tensor]), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+def _facts(f: _Found, rule: int) -> tuple[object, ...]:
+    """What its ``Tensors`` are made from: which tensors, how they lie in memory, what is in the mask."""
+    tensors = [f.parameter, f.buffer, f.mask]
+    version = None if f.mask is None else f.mask._version
+    return Identities(tensors), memory_of(tensors), version, _gradient_dtype(f), rule
+
+
+def _gradient_dtype(f: _Found) -> torch.dtype:
+    return f.parameter.dtype if f.gradient is None else f.gradient.dtype
 
 
 def _watched(parameter: Tensor, buffer: Tensor | None) -> list[Tensor]:
@@ -272,7 +228,11 @@ def _group(
     batches = []
     for (device, dtype), members in places.items():
         tensors = [known[f.parameter].tensors for f in members]
-        irregular = [i for i, f in enumerate(members) if not _is_regular(f.gradient, tensors[i].parameter)]
+        irregular = [
+            i
+            for i, f in enumerate(members)
+            if f.gradient is not None and not is_regular(f.gradient, tensors[i].parameter)
+        ]
         last = plans.get((device, dtype))
         is_known = last is not None and (last.tensors, last.backend) == (tensors, backends[device])
         plan = last.plan if last is not None and is_known else plan_with_fallback(backends[device], tensors)
@@ -281,34 +241,23 @@ def _group(
     return batches
 
 
-def _is_regular(gradient: Tensor | None, parameter: Tensor) -> bool:
-    return (
-        gradient is not None
-        and gradient.layout is torch.strided
-        and not gradient.is_complex()
-        and _is_in_order(gradient, parameter)
-    )
-
-
-def _check_gradient(gradient: Tensor, p: Parameter, masked: bool, name: str) -> None:
-    if gradient.layout is not torch.strided and masked:
+def _check(f: _Found, name: str) -> None:
+    """Raise ``ValueError`` unless gradient and momentum buffer, which may come from any checkpoint, fit."""
+    p, gradient, buffer = f.parameter, f.gradient, f.buffer
+    if gradient is not None and gradient.layout is not torch.strided and f.mask is not None:
         raise ValueError(
             f"{name!r} has a mask and a gradient of layout {gradient.layout}, it must be torch.strided"
         )
-    if gradient.shape != p.shape:
+    if gradient is not None and gradient.shape != p.shape:
         raise ValueError(
             f"the gradient of {name!r} has shape {tuple(gradient.shape)}, the parameter has {tuple(p.shape)}"
         )
-
-
-def _check_buffer(buffer: Tensor, p: Parameter, name: str) -> None:
-    """Raise ``ValueError`` unless a momentum buffer, which may come from any checkpoint, fits."""
-    if buffer.shape != p.shape:
+    if buffer is not None and buffer.shape != p.shape:
         raise ValueError(
             f"the momentum_buffer of {name!r} has shape {tuple(buffer.shape)}, the parameter has "
             f"{tuple(p.shape)}: the optimizer's state is that of another network"
         )
-    if buffer.device != p.device:
+    if buffer is not None and buffer.device != p.device:
         raise ValueError(
             f"the momentum_buffer of {name!r} is on {buffer.device}, the parameter on {p.device}"
         )

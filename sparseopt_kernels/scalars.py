@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .gradients import Gradients, regular_gradients
 from .kernels.contract import Inputs, Rule
 from .neurons import arithmetic_dtype
 from .preparation import Batch
@@ -28,8 +29,7 @@ class Amp(NamedTuple):
 
 def inputs_of(
     batch: Batch,
-    gradients: Sequence[Tensor],
-    addresses: bytes,
+    gradients: Gradients,
     groups: Sequence[dict[str, Any]],
     is_first_step: bool,
     amp: Amp,
@@ -38,7 +38,7 @@ def inputs_of(
     """What a batch is given at one step.
 
     Args:
-        batch, gradients, addresses: the gradients of the batch, and where they are.
+        batch, gradients: the batch, and the gradients of all parameters.
         groups: the optimizer's parameter groups.
         is_first_step: as in ``Prepared``.
         amp: what GradScaler says; a step that is skipped does not come here, if the host knows of it.
@@ -52,8 +52,7 @@ def inputs_of(
     if is_first_step:
         rules += [rule._replace(dampening=0.0) for rule in rules]
     return Inputs(
-        gradients,
-        addresses,
+        *regular_gradients(gradients, batch.positions, batch.tensors, batch.irregular),
         rules,
         None if grad_scale is None else _on(grad_scale, batch.device, torch.float32),
         None if found_inf is None else _on(found_inf, batch.device, torch.float32),

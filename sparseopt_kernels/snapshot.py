@@ -17,26 +17,33 @@ State = MutableMapping[Tensor, dict[str, Any]]
 _VERSION = attrgetter("_version")
 
 
-class Same(list[Tensor]):
-    """Tensors that are equal if they are the same objects: PyTorch would compare their elements."""
+class Identities:
+    """Objects that are equal if they are the same ones: PyTorch would compare the elements of tensors."""
+
+    __slots__ = ("_objects",)
+
+    def __init__(self, objects: Iterable[object] = ()) -> None:
+        self._objects = [*objects]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and len(self) == len(other) and all(map(is_, self, other))
+        if not isinstance(other, Identities) or len(self._objects) != len(other._objects):
+            return False
+        return all(map(is_, self._objects, other._objects))
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Snapshot(NamedTuple):
     """All that a prepared step depends on. Gradients may lie elsewhere in every step, but must be as many
     and as they were."""
 
-    groups: list[tuple[Same, bool]]
-    """The parameters of each, and whether it has momentum."""
-    masked: Same
+    groups: list[tuple[Identities, bool, bool]]
+    """The parameters of each, and whether it has momentum and dampening."""
+    masked: Identities
     """The parameters that a dict of masks has; those of a ``Masks`` never change."""
-    stateful: Same
+    stateful: Identities
     """The parameters that have a state."""
-    memory: tuple[Memory | None, Memory | None, Memory | None]
+    memory: tuple[Memory, Memory, Memory]
     """Of parameters, momentum buffers and masks."""
     gradients: object
     """The layout of their memory: their addresses are no part of it."""
@@ -51,36 +58,33 @@ def take_snapshot(
     state: State,
     masks: Mapping[Parameter, Tensor],
     parameters: list[Parameter],
-    gradients: Memory | None,
+    gradients: object,
     watched: Sequence[Tensor],
 ) -> Snapshot | None:
-    """What the next step depends on; None where that cannot be told, and everything is to be looked at.
+    """What the next step depends on; None where something in ``masks`` is no mask.
 
     Args:
         groups, state, masks: the optimizer's.
         parameters: those that were last found in ``groups``, each once.
-        gradients: the memory of their gradients.
+        gradients: the layout of their gradients.
         watched: tensors whose values matter, besides the masks: masked parameters and their buffers.
     """
-    if isinstance(masks, Masks):
-        masked, mask_tensors = Same(), masks.tensors()
-    else:
-        masked, mask_tensors = Same(masks), list(masks.values())
-    # A parameter that was loaded by torch.optim.SGD without momentum has None for a buffer.
-    buffers = [own.get("momentum_buffer") for own in state.values()]
     try:
+        if isinstance(masks, Masks):
+            masked, mask_tensors = Identities(), masks.tensors()
+        else:
+            masked, mask_tensors = Identities(masks), list(masks.values())
         mask_versions = versions_of(mask_tensors)
-    except AttributeError:  # an entry of a dict may be anything, before it is checked
-        return None
-    memory = memory_of(parameters), memory_of(buffers), memory_of(mask_tensors)
-    if gradients is None or None in memory:
+    except (AttributeError, RuntimeError):  # an entry of a dict may be anything, before it is checked
         return None
     return Snapshot(
-        groups=[(Same(group["params"]), group["momentum"] != 0) for group in groups],
+        groups=[
+            (Identities(group["params"]), group["momentum"] != 0, group["dampening"] != 0) for group in groups
+        ],
         masked=masked,
-        stateful=Same(state),
-        memory=memory,
-        gradients=gradients.layout,
+        stateful=Identities(state),
+        memory=(memory_of(parameters), memory_of(_buffers(state)), memory_of(mask_tensors)),
+        gradients=gradients,
         mask_versions=mask_versions,
         versions=versions_of(watched),
     )
@@ -89,3 +93,11 @@ def take_snapshot(
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:
     """How often each has been written, as far as PyTorch sees."""
     return [*map(_VERSION, tensors)]
+
+
+def _buffers(state: State) -> list[Tensor | None]:
+    # A parameter that was loaded by torch.optim.SGD without momentum has None for a buffer.
+    try:
+        return [own.get("momentum_buffer") for own in state.values()]
+    except AttributeError:  # besides parameters, a state may have keys of the user's, with any values
+        return [own.get("momentum_buffer") for own in state.values() if isinstance(own, dict)]

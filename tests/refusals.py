@@ -27,6 +27,11 @@ def words(*parts: str) -> str:
     return ".*".join(re.escape(part) for part in parts)
 
 
+def inference_mask(p: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.ones(p.shape, dtype=torch.bool)
+
+
 BAD_MASKS: dict[str, tuple[Callable[[Tensor], Any], tuple[str, ...]]] = {
     "shape": (lambda p: torch.ones(9, 4, dtype=torch.bool), ("shape (9, 4)", "(4, 9)")),
     "fewer-dimensions": (lambda p: torch.ones(36, dtype=torch.bool), ("shape (36,)", "(4, 9)")),
@@ -36,6 +41,7 @@ BAD_MASKS: dict[str, tuple[Callable[[Tensor], Any], tuple[str, ...]]] = {
     "int64": (lambda p: torch.ones(4, 9, dtype=torch.int64), ("torch.int64", "must be torch.bool")),
     "device": (lambda p: torch.ones(4, 9, dtype=torch.bool, device="meta"), ("meta", "on cpu")),
     "sparse": (lambda p: torch.ones(4, 9, dtype=torch.bool).to_sparse(), ("torch.sparse_coo", "must be")),
+    "inference": (inference_mask, ("torch.inference_mode", "unseen")),
     "list": (lambda p: [[True] * 9] * 4, ("list", "must be", "tensor")),
     "none": (lambda p: None, ("NoneType", "must be", "tensor")),
 }

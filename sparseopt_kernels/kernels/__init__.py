@@ -17,7 +17,8 @@ from .reference import REFERENCE
 from .triton import TRITON
 
 BACKENDS: dict[str, Backend] = {"reference": REFERENCE, "cpu": NATIVE, "triton": TRITON, "cuda": CUDA}
-"""By the name that ``SparseOpt(backend=)`` takes. Put yours in here; ``"auto"`` takes its own alone."""
+"""By the name that ``SparseOpt(backend=)`` takes. Put yours in here, to be asked for by that name:
+``"auto"`` chooses among those of ``_AUTO`` only."""
 # What "auto" tries first, by device.
 _AUTO = {"cpu": ("cpu",), "cuda": ("triton", "cuda"), "xpu": ("triton",)}
 

@@ -7,15 +7,15 @@ captured in a CUDA graph. Nothing waits for the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ..neurons import arithmetic_dtype
 from .contract import Inputs, Rule, Tensors
+from .derived import Derived
 from .device import keep_for_graph, made_current
 from .memory import DTYPE_NAMES, Rows, has_rows, is_walkable, rows_of
 
@@ -64,7 +64,7 @@ def _no_code_for(device: torch.device) -> str | None:
 
 class Cuda:
     def __init__(self) -> None:
-        self._rows: WeakKeyDictionary[Tensors, Rows] = WeakKeyDictionary()
+        self._rows = Derived(partial(rows_of, pack=_pack))
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cuda" or torch.version.cuda is None:
@@ -79,10 +79,7 @@ class Cuda:
         return tensors.parameter.dtype in DTYPE_NAMES and is_walkable(tensors) and has_rows(tensors)
 
     def plan(self, tensors: Sequence[Tensors]) -> CudaPlan:
-        for t in tensors:
-            if t not in self._rows:
-                self._rows[t] = rows_of(t, _pack)
-        return CudaPlan(tensors, [self._rows[t] for t in tensors])
+        return CudaPlan(tensors, self._rows(tensors))
 
 
 class CudaPlan:
@@ -98,7 +95,7 @@ class CudaPlan:
             _cuda.step(
                 self._table,
                 inputs.addresses,
-                [_native_rule(rule) for rule in inputs.rules],
+                _rules(inputs),
                 _address(inputs.grad_scale),
                 _address(inputs.found_inf),
                 _stream(self._device),
@@ -109,9 +106,10 @@ class CudaPlan:
         sums = torch.empty(
             _cuda.partial_sum_count(self._table), dtype=arithmetic_dtype(self._dtype), device=self._device
         )
-        rules = [_native_rule(rule) for rule in inputs.rules]
         with made_current(self._device):
-            _cuda.squared_norm(self._table, inputs.addresses, rules, sums.data_ptr(), _stream(self._device))
+            _cuda.squared_norm(
+                self._table, inputs.addresses, _rules(inputs), sums.data_ptr(), _stream(self._device)
+            )
         return sums.sum(dtype=torch.float64)
 
 
@@ -137,22 +135,20 @@ def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
     return bits, nnz
 
 
+def _rules(inputs: Inputs) -> list[NativeRule]:
+    return [_native_rule(rule) for rule in inputs.rules]
+
+
 def _native_rule(rule: Rule) -> NativeRule:
-    lr, gamma = rule.lr, rule.gamma
-    return _cuda.Rule(
-        lr=0.0 if isinstance(lr, Tensor) else lr,
-        lr_address=_address(lr if isinstance(lr, Tensor) else None),
-        momentum=rule.momentum,
-        dampening=rule.dampening,
-        weight_decay=rule.weight_decay,
-        nesterov=rule.nesterov,
-        maximize=rule.maximize,
-        correction=rule.correction,
-        ham_alpha=rule.ham_alpha,
-        ham_beta=rule.ham_beta,
-        gamma=0.0 if isinstance(gamma, Tensor) else gamma,
-        gamma_address=_address(gamma if isinstance(gamma, Tensor) else None),
-    )
+    numbers = rule._asdict()
+    for name in ("lr", "gamma"):
+        number = numbers[name]
+        is_tensor = isinstance(number, Tensor)
+        numbers |= {
+            name: 0.0 if is_tensor else number,
+            f"{name}_address": _address(number if is_tensor else None),
+        }
+    return _cuda.Rule(**numbers)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from .contract import Inputs, Rule, Tensors
+from .contract import Inputs, Tensors
+from .derived import Derived
 from .memory import DTYPE_NAMES, is_walkable, mask_in_memory_order, memory_grid
 
 _MISSING: str | None = None
@@ -44,7 +44,7 @@ def available_isas() -> tuple[str, ...]:
 
 class Native:
     def __init__(self) -> None:
-        self._tensors: WeakKeyDictionary[Tensors, NativeTensor] = WeakKeyDictionary()
+        self._native_tensors = Derived(_native_tensor)
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -64,10 +64,7 @@ class Native:
         )
 
     def plan(self, tensors: Sequence[Tensors]) -> NativePlan:
-        for t in tensors:
-            if t not in self._tensors:
-                self._tensors[t] = _native_tensor(t)
-        return NativePlan(tensors, [self._tensors[t] for t in tensors])
+        return NativePlan(tensors, self._native_tensors(tensors))
 
 
 class NativePlan:
@@ -103,24 +100,7 @@ def _native_tensor(tensors: Tensors) -> NativeTensor:
 
 
 def _rules(inputs: Inputs) -> list[NativeRule]:
-    return [_native_rule(rule) for rule in inputs.rules]
-
-
-def _native_rule(rule: Rule) -> NativeRule:
-    assert isinstance(rule.lr, float)
-    assert isinstance(rule.gamma, float)
-    return _native.Rule(
-        lr=rule.lr,
-        momentum=rule.momentum,
-        dampening=rule.dampening,
-        weight_decay=rule.weight_decay,
-        nesterov=rule.nesterov,
-        maximize=rule.maximize,
-        correction=rule.correction,
-        ham_alpha=rule.ham_alpha,
-        ham_beta=rule.ham_beta,
-        gamma=rule.gamma,
-    )
+    return [_native.Rule(**rule._asdict()) for rule in inputs.rules]
 
 
 NATIVE = Native()

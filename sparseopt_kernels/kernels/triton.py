@@ -8,13 +8,14 @@ tensors, over all parameters of a dtype. The kernels find their tensors in a tab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from .contract import Inputs, Rule, Tensors
+from .derived import Derived
 from .device import capturing, keep_for_graph, made_current, upload
 from .memory import Rows, has_rows, is_walkable, rows_of
 from .triton_plan import DTYPES, Layout, alignments, pack
@@ -44,7 +45,7 @@ _CORRECTIONS = {"none": 0.0, "layer": 1.0, "unnormalized": 2.0}
 
 class Triton:
     def __init__(self) -> None:
-        self._rows: WeakKeyDictionary[Tensors, Rows] = WeakKeyDictionary()
+        self._rows = Derived(partial(rows_of, pack=pack))
 
     def unavailable(self, device: torch.device) -> str | None:
         if _INTERPRETED:
@@ -63,10 +64,7 @@ class Triton:
         return tensors.parameter.dtype in DTYPES and is_walkable(tensors) and has_rows(tensors)
 
     def plan(self, tensors: Sequence[Tensors]) -> TritonPlan:
-        for t in tensors:
-            if t not in self._rows:
-                self._rows[t] = rows_of(t, pack)
-        return TritonPlan(tensors, [self._rows[t] for t in tensors])
+        return TritonPlan(tensors, self._rows(tensors))
 
 
 class TritonPlan:
@@ -127,7 +125,7 @@ class TritonPlan:
             return layout, self._addresses_on_device
         if layout is None or layout.gradients_aligned != alignments(addresses):
             layout = Layout(self._tensors, self._rows, alignments(addresses))
-        values = torch.frombuffer(bytearray(addresses or bytes(8)), dtype=torch.int64)
+        values = torch.frombuffer(bytearray(addresses), dtype=torch.int64)
         on_device = upload(values, self._device)
         keep_for_graph((layout, self._rows, on_device))
         if not capturing():
