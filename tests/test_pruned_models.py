@@ -1,7 +1,9 @@
 """Models that ``torch.nn.utils.prune`` has masked: what is said of them, and that its advice works."""
 
 import copy
+import pickle
 import re
+import warnings
 
 import pytest
 import torch
@@ -20,9 +22,18 @@ def make_model():
 
 
 def refusal(model):
+    """What is said of a model that has no mask of ours."""
     with pytest.raises(ValueError, match=r"pruned by torch\.nn\.utils\.prune") as caught:
         Masks(model)
     return str(caught.value)
+
+
+def warning(model):
+    """What is said of a model that has masks of ours, too; and those masks."""
+    with pytest.warns(UserWarning, match=r"^a mask is left out: .* was pruned by") as caught:
+        masks = Masks(model)
+    assert [record.filename for record in caught] == [__file__]
+    return str(caught[0].message), masks
 
 
 def follow(message, layer):
@@ -95,16 +106,33 @@ class TestMasks:
         model = make_model()
         model[0].register_buffer("weight_mask", torch.rand(8, 3, 3, 3) < 0.5)
         prune.random_unstructured(model[3], "weight", amount=0.75)
-        follow(refusal(model), model[3])
+        message, masks = warning(model)
+        assert list(masks.named()) == ["0.weight"]
+        assert masks[model[0].weight] is model[0].weight_mask
+        follow(message, model[3])
         assert list(Masks(model).named()) == ["0.weight", "3.weight"]
         assert Masks(model).fan_in(model[3].weight).sum() == 80
 
-    def test_a_copy_is_refused_too(self):
+    @pytest.mark.parametrize(
+        "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+    )
+    def test_of_a_copy_the_same_is_said(self, duplicate):
         model = make_model()
         prune.random_unstructured(model[3], "weight", amount=0.75)
         with torch.no_grad():
             model(torch.ones(2, 3, 4, 4))  # PyTorch copies no tensor that a gradient flows through
-        assert refusal(copy.deepcopy(model)) == refusal(model)
+        message = refusal(model)
+        assert refusal(duplicate(model)) == message
+        model[0].register_buffer("weight_mask", torch.rand(8, 3, 3, 3) < 0.5)
+        for pruned in (model, duplicate(model)):
+            assert warning(pruned)[0] == f"a mask is left out: {message}"
+
+    def test_a_mask_that_does_not_fit_is_an_error_beside_a_pruned_layer(self):
+        model = make_model()
+        model[0].register_buffer("weight_mask", torch.ones(8, 3, 3, 3))
+        prune.random_unstructured(model[3], "weight", amount=0.75)
+        with pytest.raises(ValueError, match=r"mask for '0\.weight' has dtype torch\.float32"):
+            Masks(model)
 
     def test_initial_weights_kept_for_rewinding_are_no_pruning(self):
         # weight_orig is a likely name for them.
@@ -120,17 +148,21 @@ class TestSparsify:
         model = make_model()
         prune.random_unstructured(model[3], "weight", amount=0.75)
         before = model[3].weight_mask.clone()
+        message = refusal(model)
         with pytest.warns(UserWarning, match="is left out") as caught:
             masks = sparsify(model, 0.5)
-        assert [str(warning.message) for warning in caught] == [
-            "layer '3' is left out: its weight is not a parameter "
-            "(pruned by torch.nn.utils.prune: Masks(model) says how to keep its mask)"
+        assert [str(record.message) for record in caught] == [
+            "layer '3' is left out: its weight is not a parameter (pruned by torch.nn.utils.prune)",
+            f"a mask is left out: {message}",
         ]
+        assert [record.filename for record in caught] == [__file__] * 2
         assert list(masks.named()) == ["0.weight"]
         assert masks.nnz() == 108
         assert torch.equal(model[3].weight_mask, before)
+        # What it has made is found again.
+        assert list(warning(model)[1]) == list(masks)
         # As the warning says; afterwards the model has both masks.
-        follow(refusal(model), model[3])
+        follow(message, model[3])
         assert list(Masks(model).named()) == ["0.weight", "3.weight"]
         assert torch.equal(model[3].weight_mask, before.bool())
 
@@ -138,12 +170,16 @@ class TestSparsify:
         model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
         with pytest.warns(UserWarning, match=r"layer '0' is left out: .* \(parametrized\)$"):
             masks = sparsify(model, 0.5)
-        assert list(Masks(model).named()) == list(masks.named()) == ["1.weight"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert list(Masks(model).named()) == list(masks.named()) == ["1.weight"]
 
     def test_after_the_advice_there_is_nothing_left_to_mask(self):
         layer = prune.l1_unstructured(nn.Linear(6, 4), "weight", amount=0.5)
         with (
-            pytest.warns(UserWarning, match=r"Masks\(model\) says how to keep its mask"),
+            pytest.warns(
+                UserWarning, match=r"layer '' is left out: .* \(pruned by torch\.nn\.utils\.prune\)$"
+            ),
             pytest.raises(ValueError, match="nothing to mask"),
         ):
             sparsify(layer, 0.5)
