@@ -1,9 +1,13 @@
 """Models that ``torch.nn.utils.prune`` has masked: what is said of them, and that its advice works."""
 
+from __future__ import annotations
+
 import copy
 import pickle
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +20,19 @@ from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.topology.sparsify import sparsify
 
 
-def make_model():
+def make_model() -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10))
 
 
-def refusal(model):
+def refusal(model: nn.Module) -> str:
     """What is said of a model that has no mask of ours."""
     with pytest.raises(ValueError, match=r"pruned by torch\.nn\.utils\.prune") as caught:
         Masks(model)
     return str(caught.value)
 
 
-def warning(model):
+def warning(model: nn.Module) -> tuple[str, Masks]:
     """What is said of a model that has masks of ours, too; and those masks."""
     with pytest.warns(UserWarning, match=r"^a mask is left out: .* was pruned by") as caught:
         masks = Masks(model)
@@ -36,7 +40,7 @@ def warning(model):
     return str(caught[0].message), masks
 
 
-def follow(message, layer):
+def follow(message: str, layer: nn.Module) -> None:
     """Do with a layer exactly what the message says."""
     recipe = re.search(r"For each such layer: (.*)\. Then call Masks\(model\) again", message)
     assert recipe is not None
@@ -44,7 +48,7 @@ def follow(message, layer):
 
 
 class TestMasks:
-    def test_what_is_said_of_one_layer(self):
+    def test_what_is_said_of_one_layer(self) -> None:
         model = make_model()
         prune.random_unstructured(model[3], "weight", amount=0.75)
         assert refusal(model) == (
@@ -54,7 +58,7 @@ class TestMasks:
             "Then call Masks(model) again"
         )
 
-    def test_the_others_are_counted(self):
+    def test_the_others_are_counted(self) -> None:
         model = make_model()
         prune.random_unstructured(model[0], "weight", amount=0.5)
         prune.random_unstructured(model[3], "bias", amount=0.5)
@@ -63,7 +67,7 @@ class TestMasks:
         assert message.startswith("'0.weight' was pruned")
         assert "and so were 2 more. For each" in message
 
-    def test_a_bare_layer_and_its_bias(self):
+    def test_a_bare_layer_and_its_bias(self) -> None:
         layer = prune.l1_unstructured(nn.Linear(6, 4), "bias", amount=0.5)
         message = refusal(layer)
         assert message.startswith("'bias' was pruned")
@@ -73,7 +77,7 @@ class TestMasks:
         assert masks.nnz() == 2
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_following_the_advice_keeps_network_and_sparsity(self, dtype):
+    def test_following_the_advice_keeps_network_and_sparsity(self, dtype: torch.dtype) -> None:
         model = make_model().to(dtype)
         prune.ln_structured(model[0], "weight", amount=0.5, n=2, dim=0)
         prune.l1_unstructured(model[3], "weight", amount=0.9)
@@ -102,7 +106,7 @@ class TestMasks:
             assert not parameter[~mask].any()
             assert not torch.equal(parameter, value)
 
-    def test_one_layer_pruned_by_each(self):
+    def test_one_layer_pruned_by_each(self) -> None:
         model = make_model()
         model[0].register_buffer("weight_mask", torch.rand(8, 3, 3, 3) < 0.5)
         prune.random_unstructured(model[3], "weight", amount=0.75)
@@ -116,7 +120,7 @@ class TestMasks:
     @pytest.mark.parametrize(
         "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
     )
-    def test_of_a_copy_the_same_is_said(self, duplicate):
+    def test_of_a_copy_the_same_is_said(self, duplicate: Callable[[nn.Module], nn.Module]) -> None:
         model = make_model()
         prune.random_unstructured(model[3], "weight", amount=0.75)
         with torch.no_grad():
@@ -127,14 +131,14 @@ class TestMasks:
         for pruned in (model, duplicate(model)):
             assert warning(pruned)[0] == f"a mask is left out: {message}"
 
-    def test_a_mask_that_does_not_fit_is_an_error_beside_a_pruned_layer(self):
+    def test_a_mask_that_does_not_fit_is_an_error_beside_a_pruned_layer(self) -> None:
         model = make_model()
         model[0].register_buffer("weight_mask", torch.ones(8, 3, 3, 3))
         prune.random_unstructured(model[3], "weight", amount=0.75)
         with pytest.raises(ValueError, match=r"mask for '0\.weight' has dtype torch\.float32"):
             Masks(model)
 
-    def test_initial_weights_kept_for_rewinding_are_no_pruning(self):
+    def test_initial_weights_kept_for_rewinding_are_no_pruning(self) -> None:
         # weight_orig is a likely name for them.
         layer = nn.Linear(6, 4)
         layer.weight_orig = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
@@ -144,7 +148,7 @@ class TestMasks:
 
 
 class TestSparsify:
-    def test_a_mixed_model(self):
+    def test_a_mixed_model(self) -> None:
         model = make_model()
         prune.random_unstructured(model[3], "weight", amount=0.75)
         before = model[3].weight_mask.clone()
@@ -166,7 +170,7 @@ class TestSparsify:
         assert list(Masks(model).named()) == ["0.weight", "3.weight"]
         assert torch.equal(model[3].weight_mask, before.bool())
 
-    def test_a_parametrized_layer_is_not_called_pruned(self):
+    def test_a_parametrized_layer_is_not_called_pruned(self) -> None:
         model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
         with pytest.warns(UserWarning, match=r"layer '0' is left out: .* \(parametrized\)$"):
             masks = sparsify(model, 0.5)
@@ -174,7 +178,7 @@ class TestSparsify:
             warnings.simplefilter("error")
             assert list(Masks(model).named()) == list(masks.named()) == ["1.weight"]
 
-    def test_after_the_advice_there_is_nothing_left_to_mask(self):
+    def test_after_the_advice_there_is_nothing_left_to_mask(self) -> None:
         layer = prune.l1_unstructured(nn.Linear(6, 4), "weight", amount=0.5)
         with (
             pytest.warns(
