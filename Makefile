@@ -11,13 +11,14 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast lint format docs bench traffic gpu-report clean help FORCE
+.PHONY: demo test test-fast lint format docs bench traffic call-cost gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 95% sparse network on real data with SGD and with SparseOpt"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run what needs no compiler, on the reference and the best instruction set: a minute"
 	@echo "make bench       measure the speed of a step against PyTorch's own optimizers"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
+	@echo "make call-cost   measure what the call of a step costs the host, without a GPU"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
 	@echo "make lint        check style and types"
 	@echo "make format      put sources into the style that lint checks"
@@ -40,6 +41,9 @@ bench: $(VENV)/.package
 
 traffic: $(VENV)/.package
 	$(RUN) benchmarks/traffic.py
+
+call-cost: $(VENV)/.package
+	$(RUN) benchmarks/call_cost.py
 
 gpu-report: $(VENV)/.package
 	$(RUN) benchmarks/gpu_report.py

@@ -35,6 +35,7 @@ from sparseopt_kernels.kernels import triton as backend
 from sparseopt_kernels.kernels import triton_plan
 from sparseopt_kernels.kernels.contract import Inputs, Tensors
 from sparseopt_kernels.kernels.triton_plan import Layout, TableRow
+from sparseopt_kernels.text_table import aligned
 from sparseopt_kernels.training.models import resnet20
 
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.97, 0.99)
@@ -216,20 +217,20 @@ def main(
 def _print_network(name: str, by_sparsity: Mapping[float, list[Layer]]) -> None:
     layers = next(iter(by_sparsity.values()))
     print(f"\n{name}, {sum(layer.weights for layer in layers)} weights, bytes per weight:")
-    print(f"{'sparsity':>8}{'sectors':>10}{'pairs':>10}{'floor':>10}{'/ floor':>10}{'/ dense SGD':>13}")
+    rows = [["sparsity", "sectors", "pairs", "floor", "/ floor", "/ dense SGD"]]
     for sparsity, layers in by_sparsity.items():
         total = _total(layers)
         sectors, pairs, least = (cost / total.weights for cost in (total.sectors, total.pairs, total.floor))
-        print(
-            f"{sparsity:8}{sectors:10.3f}{pairs:10.3f}{least:10.3f}"
-            f"{_ratio(total):10.3f}{sectors / _DENSE_SGD:13.3f}"
-        )
+        figures = (sectors, pairs, least, _ratio(total), sectors / _DENSE_SGD)
+        rows.append([str(sparsity), *(f"{figure:.3f}" for figure in figures)])
+    print("\n".join(aligned(rows)))
     print("sectors / floor of the worst layer, by columns of a row and sparsity:")
-    print(f"{'columns':>8}" + "".join(f"{sparsity:8}" for sparsity in by_sparsity))
+    rows = [["columns", *map(str, by_sparsity), "at most"]]
     for columns in sorted({layer.columns for layer in layers}):
         ratios = [max(map(_ratio, _of_columns(found, columns))) for found in by_sparsity.values()]
-        required = f"  at most {BOUND}" if columns >= BOUND_COLUMNS else ""
-        print(f"{columns or 'dense':>8}" + "".join(f"{ratio:8.3f}" for ratio in ratios) + required)
+        required = str(BOUND) if columns >= BOUND_COLUMNS else ""
+        rows.append([str(columns or "dense"), *(f"{ratio:.3f}" for ratio in ratios), required])
+    print("\n".join(aligned(rows)))
 
 
 def _verdict(measured: Mapping[str, Mapping[float, list[Layer]]]) -> int:

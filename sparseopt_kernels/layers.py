@@ -99,11 +99,8 @@ def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[
         # A parametrized layer (weight_norm, ...) computes its weight: there is no parameter to mask.
         parameter = module._parameters.get("weight")
         if parameter is None:
-            reason = (
-                "pruned by torch.nn.utils.prune: Masks(model) says how to keep its mask"
-                if "weight" in pruned_by_pytorch(module)
-                else "parametrized"
-            )
+            pruned = "weight" in pruned_by_pytorch(module)
+            reason = "pruned by torch.nn.utils.prune" if pruned else "parametrized"
             warnings.warn(
                 f"layer {module_name!r} is left out: its weight is not a parameter ({reason})", stacklevel=3
             )

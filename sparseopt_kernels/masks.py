@@ -6,6 +6,8 @@ blocks) is the kernel's business.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -24,30 +26,28 @@ class Masks(Mapping[Parameter, Tensor]):
     shape and on its device. ``Masks`` only refers to those buffers: it holds no copy, so
     ``model.to()``, ``load_state_dict`` and writes in place are all seen through it.
 
+    The masks of ``torch.nn.utils.prune`` are of another kind and are left out. A warning says how to keep
+    them, or an error where the model has no others.
+
     Args:
         model: a module in which :func:`sparsify` (or the user) has registered masks: the trained model,
             its ``deepcopy``, or one that was unpickled.
 
     Raises:
-        ValueError: the model has no mask, a mask's dtype is not bool or its shape not the parameter's, or
-            ``torch.nn.utils.prune`` has pruned a layer; the message says how to keep that layer's mask.
+        ValueError: the model has no mask, or a mask's dtype is not bool or its shape not the parameter's.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        _check_not_pruned(model)
         self._places = _places(model)
+        advice = _advice_on_pruned(model)
         if not self._places:
             raise ValueError(
-                "the model has no mask: call sparsify(model, sparsity=...) first, "
+                advice
+                or "the model has no mask: call sparsify(model, sparsity=...) first, "
                 "or register a boolean buffer weight_mask beside a weight"
             )
-
-    @classmethod
-    def _beside_pruned(cls, model: nn.Module) -> Masks:
-        """``Masks(model)`` for ``sparsify``, which leaves out what PyTorch has pruned, and warns of it."""
-        masks = cls.__new__(cls)
-        masks._places = _places(model)
-        return masks
+        if advice is not None:
+            warnings.warn(f"a mask is left out: {advice}", stacklevel=_level_of_caller())
 
     def __getitem__(self, parameter: Parameter) -> Tensor:
         return _buffer(*self._places[parameter])
@@ -110,20 +110,31 @@ def _places(model: nn.Module) -> _Places:
     return places
 
 
-def _check_not_pruned(model: nn.Module) -> None:
-    """Raise ``ValueError``, with the way out, if ``torch.nn.utils.prune`` holds a mask of the model."""
+def _advice_on_pruned(model: nn.Module) -> str | None:
+    """How to keep the masks of the model that ``torch.nn.utils.prune`` holds; None: it holds none."""
     modules = model.named_modules()
     pruned = [(name, tensor) for name, module in modules for tensor in pruned_by_pytorch(module)]
     if not pruned:
-        return
+        return None
     tensor = pruned[0][1]
     others = f", and so were {len(pruned) - 1} more" if len(pruned) > 1 else ""
-    raise ValueError(
+    return (
         f"{_qualified(*pruned[0])!r} was pruned by torch.nn.utils.prune (its layer has the parameter "
         f"{tensor}_orig and a float {tensor}_mask){others}. For each such layer: "
         f"mask = layer.{tensor}_mask.bool(); torch.nn.utils.prune.remove(layer, {tensor!r}); "
         f"layer.register_buffer('{tensor}_mask', mask). Then call Masks(model) again"
     )
+
+
+def _level_of_caller() -> int:
+    """``stacklevel`` of a warning of ``Masks()``: that of the first caller outside of this package.
+
+    Users call ``sparsify``, too, which calls ``Masks``.
+    """
+    level, frame = 2, sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _qualified(module_name: str, attribute: str) -> str:

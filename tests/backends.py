@@ -46,28 +46,18 @@ _EPS64 = torch.finfo(torch.float64).eps
 # units: the oracle scales its terms by the exponent, so the same number serves.
 _ROUNDINGS = 8.0
 
-TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
-    # Plain PyTorch, one operation after another.
-    ("reference", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),
-    ("reference", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
+# Of every backend. All do the same operations as plain PyTorch, one after another, or fused multiply-adds,
+# which only take roundings away. What a backend leaves to the reference has the reference's.
+TOLERANCES: dict[torch.dtype, Tolerance] = {
+    torch.float64: Tolerance(_EPS64, _ROUNDINGS, 0.0),
+    torch.float32: Tolerance(_EPS32, _ROUNDINGS, 0.0),
     # float32 arithmetic, then one rounding: a backend that rounds b before it is used in u fails.
-    ("reference", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, _HALF_BFLOAT16),
-    ("reference", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
-    # The native paths do the same operations; fused multiply-adds only take roundings away.
-    ("cpu", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),
-    ("cpu", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
-    ("cpu", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, _HALF_BFLOAT16),
-    ("cpu", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
-    # The GPU backends too, but that Triton's interpreter cuts bfloat16 off where a GPU rounds: a whole unit.
-    ("triton", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
+    torch.bfloat16: Tolerance(_EPS32, _ROUNDINGS, _HALF_BFLOAT16),
+    torch.float16: Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
+}
+OTHER_TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
+    # Triton's interpreter cuts bfloat16 off where a GPU rounds: a whole unit.
     ("triton", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, (1 + INTERPRETED) * _HALF_BFLOAT16),
-    ("triton", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
-    # It leaves them to the reference.
-    ("triton", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),
-    ("cuda", torch.float64): Tolerance(_EPS64, _ROUNDINGS, 0.0),
-    ("cuda", torch.float32): Tolerance(_EPS32, _ROUNDINGS, 0.0),
-    ("cuda", torch.bfloat16): Tolerance(_EPS32, _ROUNDINGS, _HALF_BFLOAT16),
-    ("cuda", torch.float16): Tolerance(_EPS32, _ROUNDINGS, _HALF_FLOAT16),
 }
 
 
@@ -95,7 +85,7 @@ class Backend:
     def on_device(self) -> bool:
         """Whether what AMP says stays in a tensor. The host does not know then whether a step was skipped,
         and a momentum buffer may be there, of zeros, before the first step that was not."""
-        return self.name in ("triton", "cuda") or self.isa == "device" or self.device != "cpu"
+        return not kernels.BACKENDS[self.name].host_scalars(torch.device(self.device))
 
     @property
     def is_slow(self) -> bool:
@@ -103,7 +93,7 @@ class Backend:
         return INTERPRETED
 
     def tolerance(self, dtype: torch.dtype) -> Tolerance:
-        return TOLERANCES[self.name, dtype]
+        return OTHER_TOLERANCES.get((self.name, dtype), TOLERANCES[dtype])
 
 
 def why_not(backend: Backend) -> str | None:

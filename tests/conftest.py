@@ -13,7 +13,7 @@ import torch
 from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
 from cuda_on_cpu.build import build, load
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import BACKENDS, native
 from sparseopt_kernels.kernels.reference import REFERENCE
 
 
@@ -37,16 +37,19 @@ if INTERPRETED:
     interpreter.prepare()
     PATHS: list[Any] = ["triton"]
 else:
-    # "device": as on an accelerator, scalars stay in tensors. "emulated": the CUDA sources, on the CPU.
-    PATHS = [
-        "reference",
-        pytest.param("reference-device", marks=pytest.mark.slow),
-        *(
+    # A backend is tested by its name, but for these.
+    others: dict[str, list[Any]] = {
+        # "device": as on an accelerator, scalars stay in tensors.
+        "reference": ["reference", pytest.param("reference-device", marks=pytest.mark.slow)],
+        "cpu": [
             pytest.param(f"cpu-{isa}", marks=[] if isa in native.available_isas()[:1] else pytest.mark.slow)
             for isa in NATIVE_ISAS
-        ),
-        pytest.param("cuda-emulated", marks=pytest.mark.compiled),
-    ]
+        ],
+        "triton": [],  # in the run where it is interpreted
+        # "emulated": the CUDA sources, on the CPU.
+        "cuda": [pytest.param("cuda-emulated", marks=pytest.mark.compiled)],
+    }
+    PATHS = [path for name in BACKENDS for path in others.get(name, [name])]
 
 
 def fixtures_of(item: pytest.Item) -> list[str]:

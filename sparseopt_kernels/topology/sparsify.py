@@ -61,4 +61,4 @@ def sparsify(
         module.register_buffer(f"{attribute}_mask", mask)
         with torch.no_grad():
             parameter.masked_fill_(~mask, 0.0)
-    return Masks._beside_pruned(model)
+    return Masks(model)

@@ -1,7 +1,10 @@
 """What SET and RigL tell of their last step: ``updated``, and nothing returned."""
 
+from __future__ import annotations
+
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from sparseopt_kernels.topology.dynamic import SET, RigL
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])
 
 
-def make(cls, **options):
+def make(cls: type[SET | RigL], **options: Any) -> SET | RigL:
     """400 weights, half of them active; every second step drops all of these, or as many as said."""
     torch.manual_seed(0)
     mask = torch.arange(400) < 200
@@ -22,14 +25,14 @@ def make(cls, **options):
 
 
 @BOTH
-def test_step_returns_nothing_whether_masks_change_or_not(cls):
+def test_step_returns_nothing_whether_masks_change_or_not(cls: type[SET | RigL]) -> None:
     # ``if pruner(): optimizer.step()`` of other libraries means the opposite of "the topology changed".
     dst = make(cls)
     assert [dst.step() for _ in range(4)] == [None] * 4
 
 
 @BOTH
-def test_it_is_about_the_last_step_alone(cls):
+def test_it_is_about_the_last_step_alone(cls: type[SET | RigL]) -> None:
     dst = make(cls)
     (parameter,) = dst.masks
     seen = [dst.updated]
@@ -42,7 +45,7 @@ def test_it_is_about_the_last_step_alone(cls):
 
 @BOTH
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-def test_one_changed_layer_is_enough(cls, first):
+def test_one_changed_layer_is_enough(cls: type[SET | RigL], first: bool) -> None:
     full = nn.Parameter(torch.ones(4))
     full.grad = torch.ones(4)
     masks = [*make(cls).masks.items(), (full, torch.ones(4, dtype=torch.bool))]
@@ -52,13 +55,13 @@ def test_one_changed_layer_is_enough(cls, first):
 
 
 @BOTH
-def test_it_is_not_to_be_written(cls):
+def test_it_is_not_to_be_written(cls: type[SET | RigL]) -> None:
     with pytest.raises(AttributeError):
-        make(cls).updated = True
+        make(cls).updated = True  # type: ignore[misc]
 
 
 @BOTH
-def test_a_resumed_run_has_not_made_a_step(cls):
+def test_a_resumed_run_has_not_made_a_step(cls: type[SET | RigL]) -> None:
     dst = make(cls)
     dst.step()
     dst.step()
@@ -69,7 +72,7 @@ def test_a_resumed_run_has_not_made_a_step(cls):
     assert not any("updated" in key for key in state)
 
 
-def test_a_refused_step_has_changed_nothing():
+def test_a_refused_step_has_changed_nothing() -> None:
     dst = make(RigL, update_every=1)
     dst.step()
     assert dst.updated
@@ -81,7 +84,7 @@ def test_a_refused_step_has_changed_nothing():
 
 
 @BOTH
-def test_a_copy_remembers(cls):
+def test_a_copy_remembers(cls: type[SET | RigL]) -> None:
     dst = make(cls)
     dst.step()
     dst.step()

@@ -1,7 +1,13 @@
 """Models that ``torch.nn.utils.prune`` has masked: what is said of them, and that its advice works."""
 
+from __future__ import annotations
+
 import copy
+import pickle
 import re
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,18 +20,27 @@ from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.topology.sparsify import sparsify
 
 
-def make_model():
+def make_model() -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10))
 
 
-def refusal(model):
+def refusal(model: nn.Module) -> str:
+    """What is said of a model that has no mask of ours."""
     with pytest.raises(ValueError, match=r"pruned by torch\.nn\.utils\.prune") as caught:
         Masks(model)
     return str(caught.value)
 
 
-def follow(message, layer):
+def warning(model: nn.Module) -> tuple[str, Masks]:
+    """What is said of a model that has masks of ours, too; and those masks."""
+    with pytest.warns(UserWarning, match=r"^a mask is left out: .* was pruned by") as caught:
+        masks = Masks(model)
+    assert [record.filename for record in caught] == [__file__]
+    return str(caught[0].message), masks
+
+
+def follow(message: str, layer: nn.Module) -> None:
     """Do with a layer exactly what the message says."""
     recipe = re.search(r"For each such layer: (.*)\. Then call Masks\(model\) again", message)
     assert recipe is not None
@@ -33,7 +48,7 @@ def follow(message, layer):
 
 
 class TestMasks:
-    def test_what_is_said_of_one_layer(self):
+    def test_what_is_said_of_one_layer(self) -> None:
         model = make_model()
         prune.random_unstructured(model[3], "weight", amount=0.75)
         assert refusal(model) == (
@@ -43,7 +58,7 @@ class TestMasks:
             "Then call Masks(model) again"
         )
 
-    def test_the_others_are_counted(self):
+    def test_the_others_are_counted(self) -> None:
         model = make_model()
         prune.random_unstructured(model[0], "weight", amount=0.5)
         prune.random_unstructured(model[3], "bias", amount=0.5)
@@ -52,7 +67,7 @@ class TestMasks:
         assert message.startswith("'0.weight' was pruned")
         assert "and so were 2 more. For each" in message
 
-    def test_a_bare_layer_and_its_bias(self):
+    def test_a_bare_layer_and_its_bias(self) -> None:
         layer = prune.l1_unstructured(nn.Linear(6, 4), "bias", amount=0.5)
         message = refusal(layer)
         assert message.startswith("'bias' was pruned")
@@ -62,7 +77,7 @@ class TestMasks:
         assert masks.nnz() == 2
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_following_the_advice_keeps_network_and_sparsity(self, dtype):
+    def test_following_the_advice_keeps_network_and_sparsity(self, dtype: torch.dtype) -> None:
         model = make_model().to(dtype)
         prune.ln_structured(model[0], "weight", amount=0.5, n=2, dim=0)
         prune.l1_unstructured(model[3], "weight", amount=0.9)
@@ -91,22 +106,39 @@ class TestMasks:
             assert not parameter[~mask].any()
             assert not torch.equal(parameter, value)
 
-    def test_one_layer_pruned_by_each(self):
+    def test_one_layer_pruned_by_each(self) -> None:
         model = make_model()
         model[0].register_buffer("weight_mask", torch.rand(8, 3, 3, 3) < 0.5)
         prune.random_unstructured(model[3], "weight", amount=0.75)
-        follow(refusal(model), model[3])
+        message, masks = warning(model)
+        assert list(masks.named()) == ["0.weight"]
+        assert masks[model[0].weight] is model[0].weight_mask
+        follow(message, model[3])
         assert list(Masks(model).named()) == ["0.weight", "3.weight"]
         assert Masks(model).fan_in(model[3].weight).sum() == 80
 
-    def test_a_copy_is_refused_too(self):
+    @pytest.mark.parametrize(
+        "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+    )
+    def test_of_a_copy_the_same_is_said(self, duplicate: Callable[[nn.Module], nn.Module]) -> None:
         model = make_model()
         prune.random_unstructured(model[3], "weight", amount=0.75)
         with torch.no_grad():
             model(torch.ones(2, 3, 4, 4))  # PyTorch copies no tensor that a gradient flows through
-        assert refusal(copy.deepcopy(model)) == refusal(model)
+        message = refusal(model)
+        assert refusal(duplicate(model)) == message
+        model[0].register_buffer("weight_mask", torch.rand(8, 3, 3, 3) < 0.5)
+        for pruned in (model, duplicate(model)):
+            assert warning(pruned)[0] == f"a mask is left out: {message}"
 
-    def test_initial_weights_kept_for_rewinding_are_no_pruning(self):
+    def test_a_mask_that_does_not_fit_is_an_error_beside_a_pruned_layer(self) -> None:
+        model = make_model()
+        model[0].register_buffer("weight_mask", torch.ones(8, 3, 3, 3))
+        prune.random_unstructured(model[3], "weight", amount=0.75)
+        with pytest.raises(ValueError, match=r"mask for '0\.weight' has dtype torch\.float32"):
+            Masks(model)
+
+    def test_initial_weights_kept_for_rewinding_are_no_pruning(self) -> None:
         # weight_orig is a likely name for them.
         layer = nn.Linear(6, 4)
         layer.weight_orig = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
@@ -116,34 +148,42 @@ class TestMasks:
 
 
 class TestSparsify:
-    def test_a_mixed_model(self):
+    def test_a_mixed_model(self) -> None:
         model = make_model()
         prune.random_unstructured(model[3], "weight", amount=0.75)
         before = model[3].weight_mask.clone()
+        message = refusal(model)
         with pytest.warns(UserWarning, match="is left out") as caught:
             masks = sparsify(model, 0.5)
-        assert [str(warning.message) for warning in caught] == [
-            "layer '3' is left out: its weight is not a parameter "
-            "(pruned by torch.nn.utils.prune: Masks(model) says how to keep its mask)"
+        assert [str(record.message) for record in caught] == [
+            "layer '3' is left out: its weight is not a parameter (pruned by torch.nn.utils.prune)",
+            f"a mask is left out: {message}",
         ]
+        assert [record.filename for record in caught] == [__file__] * 2
         assert list(masks.named()) == ["0.weight"]
         assert masks.nnz() == 108
         assert torch.equal(model[3].weight_mask, before)
+        # What it has made is found again.
+        assert list(warning(model)[1]) == list(masks)
         # As the warning says; afterwards the model has both masks.
-        follow(refusal(model), model[3])
+        follow(message, model[3])
         assert list(Masks(model).named()) == ["0.weight", "3.weight"]
         assert torch.equal(model[3].weight_mask, before.bool())
 
-    def test_a_parametrized_layer_is_not_called_pruned(self):
+    def test_a_parametrized_layer_is_not_called_pruned(self) -> None:
         model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
         with pytest.warns(UserWarning, match=r"layer '0' is left out: .* \(parametrized\)$"):
             masks = sparsify(model, 0.5)
-        assert list(Masks(model).named()) == list(masks.named()) == ["1.weight"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert list(Masks(model).named()) == list(masks.named()) == ["1.weight"]
 
-    def test_after_the_advice_there_is_nothing_left_to_mask(self):
+    def test_after_the_advice_there_is_nothing_left_to_mask(self) -> None:
         layer = prune.l1_unstructured(nn.Linear(6, 4), "weight", amount=0.5)
         with (
-            pytest.warns(UserWarning, match=r"Masks\(model\) says how to keep its mask"),
+            pytest.warns(
+                UserWarning, match=r"layer '' is left out: .* \(pruned by torch\.nn\.utils\.prune\)$"
+            ),
             pytest.raises(ValueError, match="nothing to mask"),
         ):
             sparsify(layer, 0.5)
