@@ -6,7 +6,6 @@ blocks) is the kernel's business.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -47,7 +46,7 @@ class Masks(Mapping[Parameter, Tensor]):
                 "or register a boolean buffer weight_mask beside a weight"
             )
         if advice is not None:
-            warnings.warn(f"a mask is left out: {advice}", stacklevel=_level_of_caller())
+            warnings.warn(f"a mask is left out: {advice}", stacklevel=2)
 
     def __getitem__(self, parameter: Parameter) -> Tensor:
         return _buffer(*self._places[parameter])
@@ -124,17 +123,6 @@ def _advice_on_pruned(model: nn.Module) -> str | None:
         f"mask = layer.{tensor}_mask.bool(); torch.nn.utils.prune.remove(layer, {tensor!r}); "
         f"layer.register_buffer('{tensor}_mask', mask). Then call Masks(model) again"
     )
-
-
-def _level_of_caller() -> int:
-    """``stacklevel`` of a warning of ``Masks()``: that of the first caller outside of this package.
-
-    Users call ``sparsify``, too, which calls ``Masks``.
-    """
-    level, frame = 2, sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _qualified(module_name: str, attribute: str) -> str:

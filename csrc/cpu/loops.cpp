@@ -2,6 +2,7 @@
 // that this compilation defines, SPARSEOPT_ISA the instruction set. Everything else here has internal
 // linkage, so that no code of one set is linked into another.
 #include <cstring>
+#include <type_traits>
 
 #include "../dtypes.h"
 #include "../update_rule.h"
@@ -66,6 +67,23 @@ SPARSEOPT_INLINE unsigned block_bits(const uint8_t* bits, int64_t element) {
   return at[0] | unsigned(at[1]) << 8;
 }
 
+// The bit of each lane in the mask of a block: from a table, since not all vectors can shift by lane.
+alignas(64) constexpr uint32_t kBitOfLane[kLanes] = {
+    1u << 0, 1u << 1, 1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,
+    1u << 8, 1u << 9, 1u << 10, 1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15};
+
+// `value`, or 0 where `keep` is false. Not a choice, which compilers make a branch of: bits, which they
+// vectorise.
+template <class T>
+SPARSEOPT_INLINE T kept(T value, bool keep) {
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits &= keep ? ~Bits(0) : Bits(0);
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
 // `count` consecutive weights, of which those with a bit in `active` are updated and the others zeroed.
 template <Momentum kMomentum, bool kHam, bool kMasked, class Stored, class T>
 SPARSEOPT_INLINE void update_lanes(Pointers<Stored> at, int count, unsigned active, T scale,
@@ -75,9 +93,9 @@ SPARSEOPT_INLINE void update_lanes(Pointers<Stored> at, int count, unsigned acti
     T p = load(at.p[i]);
     T b = kMomentum == Momentum::kNone ? T(0) : load(at.b[i]);
     update_weight<kMomentum, kHam>(p, scale * load(at.g[i]), b, k);
-    const bool keep = !kMasked || ((active >> i) & 1u) != 0;
-    store(at.p[i], keep ? p : T(0));
-    if (kMomentum != Momentum::kNone) store(at.b[i], keep ? b : T(0));
+    const bool keep = !kMasked || (active & kBitOfLane[i]) != 0;
+    store(at.p[i], kept(p, keep));
+    if (kMomentum != Momentum::kNone) store(at.b[i], kept(b, keep));
   }
 }
 

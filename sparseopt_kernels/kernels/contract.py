@@ -1,7 +1,8 @@
 """What a backend is asked: to make a plan for some tensors, once, and to carry it out at every step.
 
 A backend is an object of type ``Backend``, in the registry of ``kernels``. Everything it is handed is
-complete and frozen, and was validated: it raises nothing but errors of the device.
+complete and frozen. Tensors fit together, and corrections are known; other hyperparameters were checked when
+their group was made, and may be any numbers since. It raises nothing but errors of the device.
 """
 
 from __future__ import annotations
