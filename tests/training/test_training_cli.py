@@ -319,7 +319,7 @@ def test_ctrl_c_keeps_what_is_finished(uninterrupted, tmp_path):
     for attempt in range(5):  # on a busy machine, it may have finished before the signal arrives
         output = tmp_path / f"out{attempt}"
         process = start(tmp_path, *TINY, "--output", output, "--checkpoint")
-        wait_until(lambda output=output: len(rows(output)) >= 2, process)
+        wait_until(lambda: len(rows(output)) >= 2, process)  # noqa: B023
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         if process.returncode != 0:
