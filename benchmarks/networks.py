@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sparseopt_kernels.training.models import resnet20
+from sparseopt_kernels.training.models import resnet
 
 Shape = tuple[int, ...]
 
@@ -38,7 +38,7 @@ def _shapes(model: Callable[[], nn.Module]) -> list[Shape]:
         return [tuple(p.shape) for p in model().parameters()]
 
 
-RESNET20 = _shapes(lambda: resnet20(3, 10))
+RESNET20 = _shapes(lambda: resnet(3, 10, blocks=3))
 RESNET50 = _shapes(resnet50)
 LAYERS_4096X2048: list[Shape] = [(4096, 2048)] * 4
 LAYERS_8192X8192: list[Shape] = [(8192, 8192)] * 4

@@ -36,7 +36,7 @@ from sparseopt_kernels.kernels import triton_plan
 from sparseopt_kernels.kernels.contract import Inputs, Tensors
 from sparseopt_kernels.kernels.triton_plan import Layout, TableRow
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.training.models import resnet20
+from sparseopt_kernels.training.models import resnet
 
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.97, 0.99)
 BOUND, BOUND_COLUMNS = 1.05, 512
@@ -186,7 +186,7 @@ def _own_bytes(tensors: Tensors, gradient: Tensor, bits: int, touched: Touched) 
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "ResNet-20": lambda: resnet20(3, 10),
+    "ResNet-20": lambda: resnet(3, 10, blocks=3),
     "ResNet-50": resnet50,
     "4096x4096": lambda: nn.Linear(4096, 4096, bias=False),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from importlib.util import find_spec
 from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import load_checkpoint
 from .config import OPTIONS, Config, new_config, saved_config
 from .data import load_dataset
-from .errors import TrainingError
+from .errors import TrainingError, check_packages
 from .experiment import CONFIG, RESULTS, WEIGHTS, Experiment
 from .options import CHECKPOINT_NAME, add_experiment, add_machine, add_training
 from .report import table
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 _RUNS = Path("runs")
 _PICTURE = "curves.png"
-_EXTRA = ("numpy", "scipy", "sklearn", "matplotlib", "tqdm")
 
 _EPILOG = """\
 Without options: an MLP on scikit-learn's digits, 95% sparse (ERK), RigL, trained by masked SGD and by
@@ -61,7 +59,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
 def run(args: argparse.Namespace) -> int:
     """Run ``train`` with parsed arguments, print the results or what is wrong, and return the exit code."""
     try:
-        _check_packages()
+        check_packages("train")
         return _run(args)
     except TrainingError as error:
         print(f"sparseopt train: error: {error}", file=sys.stderr)
@@ -204,12 +202,3 @@ def _how_to_go_on(experiment: Experiment) -> str:
     if path == experiment.output / CHECKPOINT_NAME:
         path = experiment.output
     return f"Continue with: python -m sparseopt_kernels train --resume {shlex.quote(str(path))}"
-
-
-def _check_packages() -> None:
-    missing = [name for name in _EXTRA if find_spec(name) is None]
-    if missing:
-        raise TrainingError(
-            f"train needs packages that are not installed ({', '.join(missing)}): "
-            "in a checkout of sparseopt_kernels, run pip install '.[train]'"
-        )

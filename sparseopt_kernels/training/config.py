@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -47,7 +47,9 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     drop_fraction: float = 0.3
+    regrow: Literal["original", "corrected"] = "original"
     ham_alpha: float = 0.0
+    max_grad_norm: float | None = None
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     backend: str = "auto"
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-MODELS = ("mlp", "convnet", "resnet20")
+MODELS = ("mlp", "convnet", "resnet8", "resnet20")
 
 
 def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -20,8 +20,10 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         return mlp(channels * height * width, num_classes)
     if name == "convnet":
         return convnet(channels, num_classes)
+    if name == "resnet8":
+        return resnet(channels, num_classes, blocks=1)
     if name == "resnet20":
-        return resnet20(channels, num_classes)
+        return resnet(channels, num_classes, blocks=3)
     raise ValueError(f"model is {name!r}, it must be one of {', '.join(map(repr, MODELS))}")
 
 
@@ -49,11 +51,12 @@ def convnet(in_channels: int, num_classes: int, widths: tuple[int, ...] = (32, 6
     return nn.Sequential(OrderedDict(layers))
 
 
-def resnet20(in_channels: int, num_classes: int) -> nn.Sequential:
-    """The ResNet-20 of He et al. (2016) for small images, with their parameter-free shortcuts (option A).
+def resnet(in_channels: int, num_classes: int, blocks: int) -> nn.Sequential:
+    """The ResNet of He et al. (2016) for small images, with their parameter-free shortcuts (option A).
 
-    19 convolutions, 19 batch norms and a classifier: 59 parameter tensors, 0.27 million parameters.
-    Takes ``(N, in_channels, H, W)`` of any size.
+    Three stages of ``blocks`` blocks of two convolutions. ResNet-20 has three blocks a stage: 19
+    convolutions, 19 batch norms and a classifier, 59 parameter tensors, 0.27 million parameters. ResNet-8
+    has one. Takes ``(N, in_channels, H, W)`` of any size.
     """
     layers: dict[str, nn.Module] = {
         "conv": _conv3x3(in_channels, 16),
@@ -61,8 +64,8 @@ def resnet20(in_channels: int, num_classes: int) -> nn.Sequential:
         "relu": nn.ReLU(),
     }
     for i, (fan_in, width, stride) in enumerate(((16, 16, 1), (16, 32, 2), (32, 64, 2)), start=1):
-        blocks = _Block(fan_in, width, stride), _Block(width, width), _Block(width, width)
-        layers[f"stage{i}"] = nn.Sequential(*blocks)
+        rest = (_Block(width, width) for _ in range(blocks - 1))
+        layers[f"stage{i}"] = nn.Sequential(_Block(fan_in, width, stride), *rest)
     layers |= {"mean": _GlobalMean(), "classifier": nn.Linear(64, num_classes)}
     model = nn.Sequential(OrderedDict(layers))
     for module in model.modules():

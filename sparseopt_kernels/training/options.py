@@ -95,6 +95,17 @@ def add_training(group: argparse._ArgumentGroup) -> None:
         help=f"between updates of SET or RigL {_by_data('update_every')}",
     )
     group.add_argument(
+        "--regrow",
+        choices=("original", "corrected"),
+        help=f"by which gradient RigL grows weights (default: {Config.regrow})",
+    )
+    group.add_argument(
+        "--max-grad-norm",
+        type=positive,
+        metavar="NORM",
+        help="limit of the global norm of the gradients, with every optimizer (default: none)",
+    )
+    group.add_argument(
         "--ham-alpha",
         type=not_negative,
         metavar="ALPHA",

@@ -22,7 +22,7 @@ _COLOURS = {"sgd": "#d55e00", "sparseopt": "#0072b2"}  # distinct to the colour-
 _LABELS = {"sgd": "SGD (masked)", "sparseopt": "SparseOpt"}
 _GREY = "#999999"
 _COLUMNS = 4
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.spines.top": False,
@@ -50,7 +50,7 @@ def curves_png(progress: Progress, config: Config) -> bytes:
     rows_below = math.ceil(len(layers) / _COLUMNS)
     heights = [3.6, 0.35 + 1.75 * rows_below] if layers else [3.6]
     # A figure of its own, without pyplot: no global state, no display.
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 0.4 + sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(_title(config), fontsize=12, fontweight="bold")

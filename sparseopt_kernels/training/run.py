@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ..optimizer import SparseOpt
@@ -76,13 +76,16 @@ class Run:
             masks=self.masks,
             correction=_CORRECTION[optimizer],  # type: ignore[arg-type]
             ham_alpha=config.ham_alpha,
+            max_grad_norm=config.max_grad_norm,
             backend=config.backend,
         )
         steps = steps_per_epoch(len(dataset.train_labels), config.batch_size)
         self.schedule = warmup_cosine(self.optimizer, config.warmup_epochs * steps, config.epochs * steps)
         self.topology: SET | RigL | None = None
         if config.method != "static":
-            topology: Callable[..., SET | RigL] = partial(SET, seed=seed) if config.method == "set" else RigL
+            topology: Callable[..., SET | RigL] = partial(SET, seed=seed)
+            if config.method == "rigl":
+                topology = partial(RigL, regrow=config.regrow)
             self.topology = topology(
                 self.masks,
                 config.drop_fraction,
@@ -104,7 +107,7 @@ class Run:
         with self._own_random_state(), _reproducible(self._device):
             train_loss, train_accuracy, lr = self._train(on_step)
         seconds = time.perf_counter() - started
-        test_loss, test_accuracy = self._test()
+        test_loss, test_accuracy = evaluate(self.model, self.dataset.test_images, self.dataset.test_labels)
         self.epoch += 1
         self.diverged = not (math.isfinite(train_loss) and math.isfinite(test_loss))
         if self.diverged:
@@ -147,14 +150,6 @@ class Run:
             correct += (scores.argmax(dim=1) == label_batch).sum()
             on_step()
         return loss_sum.item() / len(labels), correct.item() / len(labels), lr
-
-    @torch.no_grad()
-    def _test(self) -> tuple[float, float]:
-        self.model.eval()
-        images, labels = self.dataset.test_images, self.dataset.test_labels
-        scores = torch.cat([self.model(batch) for batch in torch.split(images, _TEST_BATCH)])
-        loss = F.cross_entropy(scores.double(), labels).item()
-        return loss, (scores.argmax(dim=1) == labels).double().mean().item()
 
     def fan_in(self) -> dict[str, list[int]]:
         """The fan-in of each neuron of each masked layer, now."""
@@ -201,6 +196,17 @@ class Run:
 
     def _cuda_devices(self) -> list[torch.device]:
         return [self._device] if self._device.type == "cuda" else []
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The mean cross entropy and the accuracy, in [0, 1]. The model's mode stays as it is."""
+    mode = model.training
+    model.eval()
+    scores = torch.cat([model(batch) for batch in torch.split(images, _TEST_BATCH)])
+    model.train(mode)
+    loss = F.cross_entropy(scores.double(), labels).item()
+    return loss, (scores.argmax(dim=1) == labels).double().mean().item()
 
 
 @contextmanager

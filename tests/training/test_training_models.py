@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt_kernels.training.models import MODELS, build_model, resnet20
+from sparseopt_kernels.training.models import MODELS, build_model, resnet
 
 
 def test_resnet20_is_the_classic_one():
-    model = resnet20(3, 10)
+    model = resnet(3, 10, blocks=3)
     assert len(list(model.parameters())) == 59
     assert sum(p.numel() for p in model.parameters()) == 269_722
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 19
@@ -24,7 +24,7 @@ def test_model_takes_images_and_gives_scores(name, image_shape):
 
 
 def test_shortcut_subsamples_and_pads_with_zeros():
-    block = resnet20(1, 10).stage2[0].eval()  # type: ignore[index, union-attr]
+    block = resnet(1, 10, blocks=3).stage2[0].eval()  # type: ignore[index, union-attr]
     nn.init.zeros_(block.bn2.weight)
     x = torch.rand(1, 16, 4, 4)
     out = block(x)

@@ -1,0 +1,71 @@
+"""What an experiment of the paper is: cases to be measured one by one, a table and a picture of the results.
+
+How cases are run, kept and resumed is in ``runner.py``; each experiment has a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+"""A line of the CSV file, by column."""
+Case = dict[str, Any]
+"""The columns that tell one measurement from all others, and their values."""
+
+
+class Settings(NamedTuple):
+    """What the user decides of a machine; no result depends on it."""
+
+    data_dir: str | None = None
+    """Where the files of the data set are; None: where the package finds or downloads them."""
+
+
+class Experiment(Protocol):
+    """An experiment is an object that is pickled into other processes: it holds nothing but its settings."""
+
+    @property
+    def name(self) -> str:
+        """As the command and the files are called: ``figure2``."""
+
+    @property
+    def source(self) -> str:
+        """Where the paper has it: ``Figure 2, Sections 3.2 and E.3``."""
+
+    @property
+    def shows(self) -> str:
+        """What it shows, in a line."""
+
+    @property
+    def columns(self) -> Mapping[str, type]:
+        """The columns of the CSV file, and the types of their values: str, int, float or bool."""
+
+    @property
+    def key(self) -> Sequence[str]:
+        """The columns of a ``Case``."""
+
+    def cases(self, rows: Sequence[Row]) -> list[Case]:
+        """What is to be measured, in this order.
+
+        Args:
+            rows: what has been measured so far. Cases may depend on it (seeds at the learning rate that was
+                best, say): they are asked for again until all of them are measured.
+        """
+
+    def seconds(self, case: Case) -> float:
+        """About how long a case takes with one thread of a current processor."""
+
+    def check(self, settings: Settings) -> None:
+        """Raise ``TrainingError`` if something is missing (data, say), before anything is measured."""
+
+    def measure(self, case: Case, settings: Settings) -> list[Row]:
+        """One or several rows; each has the columns of the case. Called with one thread."""
+
+    def table(self, rows: Sequence[Row]) -> list[str]:
+        """The result in a few lines, with the paper's own figures beside where there are any."""
+
+    def draw(self, rows: Sequence[Row], figure: Figure) -> None:
+        """The picture, on an empty figure whose size may be set."""
