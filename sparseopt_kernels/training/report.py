@@ -11,9 +11,8 @@ from statistics import mean, median, stdev
 
 from ..text_table import aligned
 from .config import Config
+from .paired import FEWEST_PAIRS, paired
 from .run import Row
-
-_FEWEST_SEEDS = 3  # two may agree by chance
 
 
 def results_csv(rows: Sequence[Row]) -> str:
@@ -67,24 +66,16 @@ def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test
     ]
     if not differences:
         return f"{name} and {baseline} have no seed in common: no comparison"
-    difference = f"{name} - {baseline}: {mean(differences):+.2f} points"
-    if len(differences) < _FEWEST_SEEDS:
-        return f"{difference}, noise unknown: name at least {_FEWEST_SEEDS} --seeds to judge it"
-    half_width = t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
-    # Accuracies are multiples of one example: equal differences are no sign of a small spread.
-    half_width = max(half_width, 100 / test_examples)
-    verdict = "more than" if abs(mean(differences)) > half_width * (1 + 1e-9) else "within"
+    # Accuracies are multiples of one example.
+    result = paired(differences, resolution=100 / test_examples)
+    difference = f"{name} - {baseline}: {result.mean:+.2f} points"
+    if len(differences) < FEWEST_PAIRS:
+        return f"{difference}, noise unknown: name at least {FEWEST_PAIRS} --seeds to judge it"
+    verdict = "more than" if result.beyond_noise else "within"
     return (
-        f"{difference} ± {half_width:.2f} (95% confidence, {len(differences)} paired seeds): "
+        f"{difference} ± {result.half_width:.2f} (95% confidence, {len(differences)} paired seeds): "
         f"{verdict} the noise of the seeds"
     )
-
-
-def t_quantile(degrees_of_freedom: int) -> float:
-    """The 97.5% quantile of Student's t distribution."""
-    from scipy.special import stdtrit  # installed with the extra "train"
-
-    return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def _line(name: str, rows: Sequence[Row], final: dict[tuple[str, int], Row], level: float) -> tuple[str, ...]:

@@ -3,7 +3,8 @@ import math
 import pytest
 
 from sparseopt_kernels.training.config import new_config
-from sparseopt_kernels.training.report import comparison, results_csv, t_quantile, table
+from sparseopt_kernels.training.paired import t_quantile
+from sparseopt_kernels.training.report import comparison, results_csv, table
 from sparseopt_kernels.training.run import Row
 
 
