@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from .experiment import Experiment
+from .figure2 import Figure2
+from .layernorm import LayerNorm
 from .prediction import Prediction
 from .small import Small
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (Small(), Prediction())}
+_ALL: tuple[Experiment, ...] = (Figure2(), LayerNorm(), Prediction(), Small())
+EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

@@ -6,15 +6,16 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..atomic import write_atomically
-from ..text_table import aligned
 from ..training.errors import TrainingError, check_packages
 from .catalogue import EXPERIMENTS
-from .experiment import Experiment, Row, Settings
-from .runner import Results, measure_all
+from .experiment import Case, Experiment, Row, Settings
+from .results import Results
+from .runner import measure_all
 
 if TYPE_CHECKING:
     # What add_subparsers() returns has no public name.
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 _OUTPUT = Path("runs") / "reproduce"
 _EPILOG = """\
 An experiment writes NAME.csv and NAME.png into the output folder and prints a table. Rows that are in the
-CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command goes on.
+CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command goes on. To measure
+anew, name another folder with --output. Do not run an experiment twice at a time in one folder.
 """
 
 
@@ -64,58 +66,46 @@ def run(args: argparse.Namespace) -> int:
         if args.list:
             print("\n".join(_listed()))
             return 0
+        experiment = _experiment(args.name)
         check_packages("reproduce")
-        return _reproduce(_experiment(args.name), args)
+        return _reproduce(experiment, args)
     except TrainingError as error:
         print(f"sparseopt reproduce: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on where it was", file=sys.stderr)
+        return 130
 
 
 def _listed() -> list[str]:
-    header = ("name", "of the paper", "one thread", "what it shows")
-    rows = [
-        (name, e.source, _duration(sum(map(e.seconds, e.cases([])))), e.shows)
-        for name, e in EXPERIMENTS.items()
-    ]
-    return [line.rstrip() for line in aligned([header, *rows])]
+    width = max(map(len, EXPERIMENTS), default=0)
+    lines = []
+    for name, e in EXPERIMENTS.items():
+        lines.append(
+            f"{name:{width}}  {e.source}; about {_duration(_seconds(e, e.cases([])))} with one process"
+        )
+        lines.append(f"{'':{width}}  {e.shows}")
+    return lines
 
 
 def _experiment(name: str | None) -> Experiment:
+    known = ", ".join(EXPERIMENTS)
+    if name is None:
+        raise TrainingError(f"NAME is missing, it must be one of {known} (see --list)")
     if name not in EXPERIMENTS:
-        known = ", ".join(EXPERIMENTS)
         raise TrainingError(f"NAME is {name!r}, it must be one of {known} (see --list)")
     return EXPERIMENTS[name]
 
 
 def _reproduce(experiment: Experiment, args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     settings = Settings(args.data_dir)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make the output folder: {error}") from error
-    results = Results(experiment, args.output / f"{experiment.name}.csv")
-    missing = results.missing()
-    if missing:
-        experiment.check(settings)
+    results = _open_results(experiment, args.output)
     if not args.quiet:
         print(_announcement(experiment, results, args.workers), file=sys.stderr)
-    bar = tqdm(
-        total=sum(map(experiment.seconds, missing)),
-        disable=args.quiet or not sys.stderr.isatty(),
-        bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
-        leave=False,
-    )
-    try:
-        with bar:
-            measure_all(results, settings, args.workers, lambda case: bar.update(experiment.seconds(case)))
-    except KeyboardInterrupt:
-        print(
-            f"stopped with {len(results.missing())} cases to go: run the same command again to go on",
-            file=sys.stderr,
-        )
-        return 130
+    if results.missing():
+        experiment.check(settings)
+        results.save()  # a folder that cannot be written to is found out now, not after the first case
+        _measure(results, settings, args)
     rows = results.rows()
     picture = results.path.with_suffix(".png")
     try:
@@ -123,20 +113,59 @@ def _reproduce(experiment: Experiment, args: argparse.Namespace) -> int:
     except OSError as error:
         raise TrainingError(f"cannot write {picture}: {error}", exit_code=1) from error
     print("\n".join(experiment.table(rows)))
-    print(f"numbers: {results.path}\npicture: {picture}")
+    if not args.quiet:
+        print(f"numbers: {results.path}\npicture: {picture}")
     return 0
+
+
+def _open_results(experiment: Experiment, folder: Path) -> Results:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make the output folder: {error}") from error
+    return Results(experiment, folder / f"{experiment.name}.csv")
+
+
+def _measure(results: Results, settings: Settings, args: argparse.Namespace) -> None:
+    """Measure what is missing, with a progress bar that counts seconds of one process."""
+    from tqdm import tqdm
+
+    experiment = results.experiment
+
+    def on_case(case: Case) -> None:
+        # Cases that were not known of before may have come up.
+        bar.total = bar.n + experiment.seconds(case) + _seconds(experiment, results.missing())
+        bar.update(experiment.seconds(case))
+
+    with tqdm(
+        total=_seconds(experiment, results.missing()),
+        disable=args.quiet or not sys.stderr.isatty(),
+        bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
+        leave=False,
+    ) as bar:
+        measure_all(results, settings, args.workers, on_case)
 
 
 def _announcement(experiment: Experiment, results: Results, workers: int) -> str:
     missing = results.missing()
     if not missing:
-        return f"{experiment.name}: all of it is in {results.path} already"
-    seconds = sum(map(experiment.seconds, missing)) / min(workers, len(missing))
-    there = f", {len(results.rows())} rows are there already" if results.rows() else ""
+        return f"{experiment.name}: all of it is in {results.path} already, nothing is measured"
+    workers = min(workers, len(missing))
+    there = f"; {len(results.rows())} rows are there already" if results.rows() else ""
     return (
-        f"{experiment.name} ({experiment.source}): {len(missing)} cases, about {_duration(seconds)} with "
-        f"{workers} processes{there}"
+        f"{experiment.name} ({experiment.source}): {_counted(len(missing), 'case')}, about "
+        f"{_duration(_seconds(experiment, missing) / workers)} with {_counted(workers, 'process')}{there}"
     )
+
+
+def _seconds(experiment: Experiment, cases: Sequence[Case]) -> float:
+    """With one process."""
+    return sum(map(experiment.seconds, cases))
+
+
+def _counted(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """What an experiment of the paper is: cases to be measured one by one, a table and a picture of the results.
 
-How cases are run, kept and resumed is in ``runner.py``; each experiment has a file of its own.
+How cases are run is in ``runner.py``, how they are kept and resumed in ``results.py``; each experiment has a
+file of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ Case = dict[str, Any]
 
 
 class Settings(NamedTuple):
-    """What the user decides of a machine; no result depends on it."""
+    """What the user decides of a machine. No result depends on it, but for the data of an experiment that
+    says in its column ``data`` what they were."""
 
     data_dir: str | None = None
     """Where the files of the data set are; None: where the package finds or downloads them."""
@@ -41,18 +43,22 @@ class Experiment(Protocol):
 
     @property
     def columns(self) -> Mapping[str, type]:
-        """The columns of the CSV file, and the types of their values: str, int, float or bool."""
+        """The columns of the CSV file, and the types of their values: exactly str, int, float or bool.
+
+        A column ``data``, the name of the data set, must be the same in all rows of a file.
+        """
 
     @property
     def key(self) -> Sequence[str]:
-        """The columns of a ``Case``."""
+        """The columns of a ``Case``. A NaN is no value for them: it does not equal itself."""
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
         """What is to be measured, in this order.
 
         Args:
-            rows: what has been measured so far. Cases may depend on it (seeds at the learning rate that was
-                best, say): they are asked for again until all of them are measured.
+            rows: what has been measured so far, in any order, of any cases. Cases may depend on it (seeds
+                at the learning rate that was best, say): they are asked for again until all of them are
+                measured.
         """
 
     def seconds(self, case: Case) -> float:

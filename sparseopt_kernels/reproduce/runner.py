@@ -1,128 +1,130 @@
-"""Measures the cases of an experiment in several processes, and keeps each on the disk at once.
+"""Measures the cases of an experiment in several processes, one after another in each.
 
-The CSV file is the only state: what it has is not measured again, so an experiment that was stopped in any
-way goes on where it was.
+What is kept of them is in ``results.py``: at once, so that an experiment that was stopped in any way goes on
+where it was.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-from pathlib import Path
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
-from ..atomic import write_atomically
 from ..training.errors import TrainingError
 from .experiment import Case, Experiment, Row, Settings
-
-_Key = tuple[object, ...]
-
-
-class Results:
-    """The rows of an experiment in its CSV file.
-
-    Raises:
-        TrainingError: the file is there and is not one of this experiment.
-    """
-
-    def __init__(self, experiment: Experiment, path: Path) -> None:
-        self.experiment = experiment
-        self.path = path
-        self._rows: dict[_Key, list[Row]] = {}
-        if path.exists():
-            for row in self._read():
-                self._rows.setdefault(self._key(row), []).append(row)
-
-    def rows(self) -> list[Row]:
-        """All rows, in the order of the cases, whatever the order in which they were measured."""
-        every = [row for rows in self._rows.values() for row in rows]
-        order = [self._key(case) for case in self.experiment.cases(every)]
-        return [row for key in order for row in self._rows.get(key, [])]
-
-    def missing(self) -> list[Case]:
-        """The cases that are known of by now and were not measured."""
-        every = [row for rows in self._rows.values() for row in rows]
-        return [case for case in self.experiment.cases(every) if self._key(case) not in self._rows]
-
-    def add(self, case: Case, rows: list[Row]) -> None:
-        """Keep a case: on the disk, too."""
-        self._rows[self._key(case)] = rows
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.experiment.columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        try:
-            write_atomically(self.path, text.getvalue().encode())
-        except OSError as error:
-            raise TrainingError(f"cannot write {self.path}: {error}", exit_code=1) from error
-
-    def _key(self, values: Row) -> _Key:
-        return tuple(values[column] for column in self.experiment.key)
-
-    def _read(self) -> list[Row]:
-        columns = self.experiment.columns
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames is None or list(reader.fieldnames) != list(columns):
-                raise TrainingError(
-                    f"{self.path} has columns {reader.fieldnames}, {self.experiment.name} has "
-                    f"{list(columns)}: name another folder with --output, or move the file away"
-                )
-            try:
-                return [{name: _parse(row[name], columns[name]) for name in columns} for row in reader]
-            except (ValueError, TypeError) as error:
-                raise TrainingError(
-                    f"{self.path}, line {reader.line_num}: {error}. Mend or remove that line"
-                ) from error
+from .results import Results
 
 
 def measure_all(
     results: Results, settings: Settings, workers: int, on_case: Callable[[Case], object] = lambda case: None
 ) -> None:
-    """Measure what is missing.
+    """Measure what is missing. What is finished when something goes wrong is kept.
 
     Args:
         results: of the experiment; they are added to.
         workers: how many processes; with 1 it happens in this one.
         on_case: called after each case.
+
+    Raises:
+        TrainingError: a case failed, or its process was killed.
+        KeyboardInterrupt: cases that are not finished are dropped, their processes ended.
     """
     while cases := results.missing():
-        for case, rows in _measured(results.experiment, cases, settings, workers):
-            results.add(case, rows)
-            on_case(case)
+        with closing(_measured(results.experiment, cases, settings, workers)) as measured:
+            for case, rows in measured:
+                results.add(case, rows)
+                on_case(case)
 
 
 def _measured(
     experiment: Experiment, cases: Sequence[Case], settings: Settings, workers: int
-) -> Iterator[tuple[Case, list[Row]]]:
+) -> Generator[tuple[Case, list[Row]], None, None]:
     if workers == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             for case in cases:
-                yield case, experiment.measure(case, settings)
+                yield case, _measure(experiment, case, settings)
         finally:
             torch.set_num_threads(threads)
         return
     # Not forked: a process that has used threads cannot be copied safely.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    others = set(active_children())
     try:
-        futures = {pool.submit(experiment.measure, case, settings): case for case in cases}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        with _interrupts_ignored():  # and by the processes that are started here, for good
+            futures = {pool.submit(_measure, experiment, case, settings): case for case in cases}
+        yield from _collected(futures)
+    except BaseException:
+        # Interrupted, or a full disk: to wait for what cannot be kept is no use.
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _parse(text: str, kind: type) -> object:
-    if kind is bool:
-        if text not in ("True", "False"):
-            raise ValueError(f"{text!r} must be True or False")
-        return text == "True"
-    return kind(text)
+def _collected(futures: dict[Future[list[Row]], Case]) -> Iterator[tuple[Case, list[Row]]]:
+    """Cases as they are finished. After a failure no other is begun, but those that run are waited for."""
+    waiting = dict(futures)
+    failure: BaseException | None = None
+    for future in as_completed(futures):
+        failure = future.exception()
+        if failure is not None:
+            break
+        yield waiting.pop(future), future.result()
+    if failure is None:
+        return
+    running = [future for future in waiting if not future.cancel()]
+    for future in as_completed(running):
+        if future.exception() is None:
+            yield waiting[future], future.result()
+    if isinstance(failure, BrokenProcessPool):
+        raise TrainingError(
+            "a process was ended from outside, for want of memory perhaps: try fewer --workers", exit_code=1
+        ) from failure
+    raise failure
+
+
+def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row]:
+    """What an experiment measures. An error names the case, and where it is one of the program, the place."""
+    try:
+        return experiment.measure(case, settings)
+    except Exception as error:
+        shown = ", ".join(f"{column} {value}" for column, value in case.items())
+        reason = str(error) if isinstance(error, TrainingError) else traceback.format_exc().rstrip()
+        raise TrainingError(f"{experiment.name} failed at {shown}: {reason}", exit_code=1) from error
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for cases for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C goes to the whole group of processes: of those that are started here, the parent ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread has handlers
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,139 @@
+"""The results of an experiment in its CSV file, which is the only state there is.
+
+What the file has is not measured again; who measures is ``runner.py``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..atomic import write_atomically
+from ..training.errors import TrainingError
+from .experiment import Case, Experiment, Row
+
+_Key = tuple[object, ...]
+_SAME_IN_ALL_ROWS = "data"
+
+
+class Results:
+    """The rows of an experiment in its CSV file.
+
+    Raises:
+        TrainingError: the file is there and cannot be read, is not one of this experiment, or is damaged.
+    """
+
+    def __init__(self, experiment: Experiment, path: Path) -> None:
+        self.experiment = experiment
+        self.path = path
+        self._rows: dict[_Key, list[Row]] = {}
+        if path.exists():
+            for row in self._read():
+                self._rows.setdefault(self._key(row), []).append(row)
+
+    def rows(self) -> list[Row]:
+        """The rows of all cases, in the order of the cases, in whatever order they were measured."""
+        return [row for case in self._cases() for row in self._rows.get(self._key(case), [])]
+
+    def missing(self) -> list[Case]:
+        """The cases that are known of by now and were not measured."""
+        return [case for case in self._cases() if self._key(case) not in self._rows]
+
+    def add(self, case: Case, rows: list[Row]) -> None:
+        """Keep a case: on the disk, too.
+
+        Raises:
+            TrainingError: the rows are of other data than those there, or the file cannot be written.
+            TypeError: the rows are not those of a case of this experiment.
+        """
+        self._check(case, rows)
+        self._rows[self._key(case)] = rows
+        self.save()
+
+    def save(self) -> None:
+        """Write the file: rows in the order of the cases, then those that no case asks for now.
+
+        Raises:
+            TrainingError: it cannot be written. The former file is as it was.
+        """
+        # A case may be asked for again once those that it depends on are measured: it is not thrown away.
+        order = dict.fromkeys([self._key(case) for case in self._cases()] + list(self._rows))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.experiment.columns), lineterminator="\n")
+        writer.writeheader()
+        for key in order:
+            writer.writerows(self._rows.get(key, []))
+        try:
+            write_atomically(self.path, text.getvalue().encode())
+        except OSError as error:
+            raise TrainingError(f"cannot write {self.path}: {error}", exit_code=1) from error
+
+    def _cases(self) -> list[Case]:
+        return self.experiment.cases([row for rows in self._rows.values() for row in rows])
+
+    def _key(self, values: Row) -> _Key:
+        return tuple(values[column] for column in self.experiment.key)
+
+    def _check(self, case: Case, rows: list[Row]) -> None:
+        name, columns = self.experiment.name, self.experiment.columns
+        if not rows:
+            raise TypeError(f"{name} measured no row for {case}")
+        for row in rows:
+            # Exactly these types: what is read from the file must equal what was written.
+            if row.keys() != columns.keys() or any(type(row[c]) is not columns[c] for c in columns):
+                raise TypeError(f"{name} measured {row}, its columns are {dict(columns)}")
+            if self._key(row) != self._key(case):
+                raise TypeError(f"{name} measured {row} for {case}")
+        there = next((row for group in self._rows.values() for row in group), rows[0])
+        for row in (there, *rows):
+            if row.get(_SAME_IN_ALL_ROWS) != rows[0].get(_SAME_IN_ALL_ROWS):
+                raise TrainingError(
+                    f"{self.path} has results from {there[_SAME_IN_ALL_ROWS]}, these are from "
+                    f"{rows[0][_SAME_IN_ALL_ROWS]}: name another folder with --output"
+                )
+
+    def _read(self) -> list[Row]:
+        try:
+            lines = list(_lines(self.path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, csv.Error) as error:
+            raise TrainingError(f"cannot read {self.path}: {error}") from error
+        columns = self.experiment.columns
+        _, header = lines[0] if lines else (1, [])
+        if header != list(columns):
+            raise TrainingError(
+                f"{self.path} has columns {', '.join(header) or 'none'}; {self.experiment.name} has "
+                f"{', '.join(columns)}: name another folder with --output, or move the file away"
+            )
+        return [self._parse(number, line) for number, line in lines[1:]]
+
+    def _parse(self, number: int, line: list[str]) -> Row:
+        columns = self.experiment.columns
+        try:
+            if len(line) != len(columns):
+                raise ValueError(f"there are {len(line)} values, it must be {len(columns)}")
+            return {
+                name: _value(text, kind) for text, (name, kind) in zip(line, columns.items(), strict=True)
+            }
+        except ValueError as error:
+            raise TrainingError(
+                f"{self.path}, line {number}: {error}. Mend that line, or remove all lines with the same "
+                f"{', '.join(self.experiment.key)}, which are measured again then"
+            ) from error
+
+
+def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines that are not empty, and where each ends, counted from 1."""
+    reader = csv.reader(io.StringIO(text), strict=True)
+    for line in reader:
+        if line:
+            yield reader.line_num, line
+
+
+def _value(text: str, kind: type) -> object:
+    if kind is bool:
+        if text not in ("True", "False"):
+            raise ValueError(f"{text!r} must be True or False")
+        return text == "True"
+    return kind(text)
