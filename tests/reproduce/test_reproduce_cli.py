@@ -18,6 +18,8 @@ from sparseopt_kernels.__main__ import main
 from sparseopt_kernels.reproduce import cli
 from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
 
+TESTS = Path(__file__).parents[1]
+
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
@@ -226,7 +228,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", driver],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(source / "tests")])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(TESTS)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
