@@ -127,9 +127,9 @@ class LayerNorm:
         _draw_ratios(right, rows, "mixed", _MIXED)
         right.axhline(theory(_AVERAGE), color="black", linestyle=":", label="1/√(1 - s_avg)")
         left.set_title("every neuron has the same sparsity", loc="left")
-        slopes = ", ".join(f"{mean(_exponents(rows, norm)):.2f} {label}" for norm, label, _ in _NORMS)
+        slopes = ", ".join(f"{mean(_exponents(rows, norm)):.2f} {norm}" for norm, label, _ in _NORMS)
         right.set_title(
-            f"neurons of {len(_MIXED)} sparsities in one layer\nexponent of 1 - sᵢ: {slopes}", loc="left"
+            f"neurons of {len(_MIXED)} sparsities in one layer\nexponent of 1 - sᵢ: {slopes} norm", loc="left"
         )
         left.set_ylabel("mean |gradient| of active weights, sparse / dense")
         for axes in (left, right):
