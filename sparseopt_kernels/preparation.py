@@ -22,7 +22,7 @@ from .kernels.contract import Backend, Plan, Tensors
 from .kernels.device import refuse_capture
 from .kernels.fallback import plan_with_fallback
 from .masks import Masks
-from .neurons import Correction, Neurons, fan_in
+from .neurons import Correction, Neurons, largest_fan_in
 from .snapshot import Identities, State, versions_of
 from .tensor_memory import memory_of
 
@@ -210,9 +210,12 @@ def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None
     """Warn of a layer in which Eq. 12 makes some c_i larger than 3, unless only a device knows its mask."""
     if f.mask is None or f.mask.device.type != "cpu":  # no step waits for a device
         return
-    counts = fan_in(f.mask, f.neurons)
-    active, neurons = int(counts.sum()), counts.numel()
-    largest = int(counts.max()) if neurons else 0
+    active = int(f.mask.count_nonzero())
+    if f.mask.numel() <= _CONCENTRATED**2 * active:  # no neuron can have so many
+        return
+    groups, _, per_group, _ = f.neurons.grid(f.mask.shape)
+    neurons = groups * per_group
+    largest = largest_fan_in(f.mask, f.neurons) if active else 0
     if largest * neurons <= _CONCENTRATED**2 * active:
         return
     warned.add(f.parameter)

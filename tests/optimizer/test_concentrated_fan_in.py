@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.masks import Masks
-from sparseopt_kernels.neurons import Neurons, fan_in
+from sparseopt_kernels.neurons import Neurons, largest_fan_in
 from sparseopt_kernels.optimizer import SparseOpt
 
 CONCENTRATED = r"fan-in is concentrated"
@@ -182,16 +182,16 @@ def test_only_masks_that_changed_are_counted(backend: Backend, monkeypatch: pyte
         step(optimizer)
     counted: list[Tensor] = []
 
-    def count(mask: Tensor, neurons: Neurons) -> Tensor:
+    def count(mask: Tensor, neurons: Neurons) -> int:
         counted.append(mask)
-        return fan_in(mask, neurons)
+        return largest_fan_in(mask, neurons)
 
-    monkeypatch.setattr("sparseopt_kernels.preparation.fan_in", count)
+    monkeypatch.setattr("sparseopt_kernels.preparation.largest_fan_in", count)
     step(optimizer)
     model.layer0.bias.grad = None  # all is prepared anew
     optimizer.step()
     assert counted == []
-    model.layer1.weight_mask.copy_(~even())
+    model.layer1.weight_mask.copy_(even().flip(1))
     step(optimizer)
     assert len(counted) == 1
     assert counted[0] is model.layer1.weight_mask
