@@ -1,6 +1,7 @@
 """SparseOpt: a fused, mask-aware SGD for sparse training in PyTorch."""
 
 from ._version import __version__
+from .feeding_norm import layers_feeding_norm
 from .kernels import build_info
 from .masks import Masks
 from .optimizer import SparseOpt
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "build_info",
     "layer_densities",
+    "layers_feeding_norm",
     "sparsify",
     "warmup_cosine",
 ]

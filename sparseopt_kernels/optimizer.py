@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from .preparation import NOTHING, Prepared, prepare
 from .scalars import Amp, inputs_of, limit_norm
 from .snapshot import Snapshot, take_snapshot, versions_of
 
-_CORRECTIONS = get_args(Correction)
+_CORRECTIONS = (*get_args(Correction), "auto")
 
 
 class SparseOpt(Optimizer):
@@ -56,9 +56,13 @@ class SparseOpt(Optimizer):
     pointers are invisible to PyTorch's version counter: after one, write once more in the open,
     ``p.mul_(masks[p])`` under ``torch.no_grad()`` for a weight, ``mask.copy_(mask)`` for a mask.
 
+    A ``UserWarning``, once for each layer, says where Eq. 12 makes a ``c_i`` larger than 3: fan-in has become
+    concentrated in few neurons. Only masks on the CPU are looked at for it, when they are new: no step waits
+    for a device to tell. On a GPU, ask ``masks.fan_in(p)`` where you can wait.
+
     Args:
-        params: parameters, named parameters, or parameter groups; every keyword below except ``masks``
-            and ``backend`` may be set per group.
+        params: parameters, named parameters, or parameter groups; every keyword below except ``masks``,
+            ``feeding_norm`` and ``backend`` may be set per group.
         lr: learning rate ``eta``, a number or a one-element tensor.
         momentum: ``mu``.
         dampening: ``tau``.
@@ -69,7 +73,11 @@ class SparseOpt(Optimizer):
             from parameter to tensor of its shape and device. In a plain mapping, dimension 0 of a
             weight counts the neurons; ``Masks`` knows better for ``ConvTranspose``.
         correction: ``"layer"`` (Eq. 12), ``"unnormalized"`` (``c_i = sqrt(1 - s_i)``, the
-            preconditioner D alone) or ``"none"`` (masked SGD, the paper's baseline).
+            preconditioner D alone), ``"none"`` (masked SGD, the paper's baseline), or ``"auto"``: Eq. 12 for
+            the weights in ``feeding_norm``, ``c_i = 1`` for all others.
+        feeding_norm: for ``"auto"``, the weights whose layers feed a batch norm, by name: what
+            :func:`layers_feeding_norm` returns, or a dict of your own. They are read once, and are no part of
+            ``state_dict``.
         ham_alpha: ``alpha`` of Hyperbolic Aware Minimization (h1 = 80 in Table 4); 0 switches it off.
         ham_beta: ``beta`` of the same. HAM applies to parameters of two or more dimensions.
         max_grad_norm: limit for the global l2 norm of all corrected, masked gradients (Appendix F).
@@ -90,6 +98,8 @@ class SparseOpt(Optimizer):
 
     _masks: Mapping[Parameter, Tensor]
     _backend_name: str
+    _feeding_norm: set[Parameter] | None
+    _warned: set[Parameter]  # of the masks of these there was a warning
     _prepared: Prepared
     _snapshot: Snapshot | None  # after the last step; None: all is to be looked at before the next one
     _uncompiled_update: Callable[[], None]
@@ -105,7 +115,8 @@ class SparseOpt(Optimizer):
         *,
         maximize: bool = False,
         masks: Mapping[Parameter, Tensor] | None = None,
-        correction: Correction = "layer",
+        correction: Correction | Literal["auto"] = "layer",
+        feeding_norm: Mapping[str, Parameter] | None = None,
         ham_alpha: float = 0.0,
         ham_beta: float = 0.0,
         max_grad_norm: float | None = None,
@@ -120,6 +131,8 @@ class SparseOpt(Optimizer):
                 f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
             )
         self._masks = {} if masks is None else masks
+        self._feeding_norm = None if feeding_norm is None else _parameters_in(feeding_norm)
+        self._warned = set()
         self._prepared, self._snapshot = NOTHING, None
         defaults = {
             "lr": lr,
@@ -138,7 +151,12 @@ class SparseOpt(Optimizer):
         }
         _check_group(defaults)
         super().__init__(params, defaults)
-        self._check_masks(self._names())
+        names = self._names()
+        self._check_masks(names)
+        if self._feeding_norm and self._feeding_norm.isdisjoint(names):
+            raise ValueError(
+                "feeding_norm has none of the optimizer's parameters: it is that of another model or a copy"
+            )
         self._leave_out_of_graphs()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -159,6 +177,7 @@ class SparseOpt(Optimizer):
         group = self.param_groups[-1]
         try:
             _check_group(group)
+            self._check_auto(group)
             for p in group["params"]:
                 if hasattr(p, "device_mesh"):  # the fan-in of a neuron would span several ranks
                     raise ValueError(f"a parameter of shape {tuple(p.shape)} is a DTensor: not supported")
@@ -202,6 +221,7 @@ class SparseOpt(Optimizer):
         """What changed since the last step is prepared anew; then the step is made."""
         for group in self.param_groups:
             _check_correction(group["correction"])
+            self._check_auto(group)
         gradients = read_gradients(self._prepared.parameters)
         snapshot = self._take_snapshot(gradients)
         if snapshot is None or snapshot != self._snapshot:
@@ -225,7 +245,15 @@ class SparseOpt(Optimizer):
         backend_for = partial(kernels.backend_for, self._backend_name)
         versions = None if self._snapshot is None else self._snapshot.versions
         self._prepared = prepare(
-            self.param_groups, self.state, self._masks, names, backend_for, self._prepared, versions
+            self.param_groups,
+            self.state,
+            self._masks,
+            names,
+            backend_for,
+            self._feeding_norm or (),
+            self._warned,
+            self._prepared,
+            versions,
         )
 
     def _make_step(self, gradients: Gradients) -> None:
@@ -262,6 +290,13 @@ class SparseOpt(Optimizer):
         if not hasattr(cls, "_uncompiled_update"):
             cls._uncompiled_update = torch.compiler.disable(cls._update)  # type: ignore[no-untyped-call]
 
+    def _check_auto(self, group: dict[str, Any]) -> None:
+        if group["correction"] == "auto" and self._feeding_norm is None:
+            raise ValueError(
+                "correction is 'auto', but which layers feed a batch norm is not known: make SparseOpt with "
+                "feeding_norm=sk.layers_feeding_norm(model, example_input)"
+            )
+
     def _check_masks(self, names: Mapping[Tensor, str]) -> None:
         for parameter, mask in self._masks.items():
             if parameter not in names:
@@ -283,7 +318,8 @@ class SparseOpt(Optimizer):
         return names
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_masks": self._masks, "_backend_name": self._backend_name}
+        own = {name: getattr(self, name) for name in ("_masks", "_backend_name", "_feeding_norm", "_warned")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # From load_state_dict, groups may be those of torch.optim.SGD, of any age: what it has no word for
@@ -305,9 +341,23 @@ def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:
     return f"a parameter of shape {tuple(parameter.shape)}"
 
 
+def _parameters_in(feeding_norm: Mapping[str, Parameter]) -> set[Parameter]:
+    if not isinstance(feeding_norm, Mapping):
+        raise TypeError(
+            f"feeding_norm is a {type(feeding_norm).__name__}, it must be a mapping from name to "
+            "parameter, as layers_feeding_norm returns it"
+        )
+    for name, parameter in feeding_norm.items():
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"feeding_norm[{name!r}] is a {type(parameter).__name__}, it must be a parameter of the model"
+            )
+    return set(feeding_norm.values())
+
+
 def _check_group(group: dict[str, Any]) -> None:
     """Raise ``ValueError``, naming the hyperparameter, unless all of them are valid."""
-    for name in ("masks", "backend"):
+    for name in ("masks", "feeding_norm", "backend"):
         if name in group:
             raise ValueError(f"a parameter group has {name!r}: that is one for the whole optimizer")
     lr = group["lr"]

@@ -7,7 +7,9 @@ and dtype, with a plan of one backend for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -20,9 +22,14 @@ from .kernels.contract import Backend, Plan, Tensors
 from .kernels.device import refuse_capture
 from .kernels.fallback import plan_with_fallback
 from .masks import Masks
-from .neurons import Neurons
+from .neurons import Correction, Neurons, largest_fan_in
 from .snapshot import Identities, State, versions_of
 from .tensor_memory import memory_of
+
+_CONCENTRATED = 3
+"""Of a neuron with a larger c_i there is a warning."""
+_LEVELS_TO_CALLER = 8
+"""How far up the call of ``SparseOpt.step`` is where the warning is made."""
 
 
 class Batch(NamedTuple):
@@ -61,8 +68,7 @@ class Prepared(NamedTuple):
     new_buffers: dict[Parameter, Tensor]
     """The momentum buffers that the state is to have after the step."""
     is_first_step: bool
-    """Whether parameters of a group with dampening are updated for the first time, which goes without: the
-    rules of those parameters come behind those of all groups."""
+    """Whether parameters of a group with dampening are updated for the first time, which goes without."""
     watched: list[Tensor]
     """Masked parameters and their buffers; what others write there is to be masked."""
     known: dict[Parameter, _Known]
@@ -76,12 +82,21 @@ class _Found(NamedTuple):
 
     parameter: Parameter
     position: int
-    group: int
     gradient: Tensor | None
     buffer: Tensor | None
     is_new: bool  # the buffer is not in the state yet
+    is_undampened: bool  # it is a first step, of a group with dampening
     mask: Tensor | None
     neurons: Neurons
+    correction: Correction  # "auto" is resolved
+    rule: int
+
+
+def has_auto(groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether a group leaves it to the layer whether its gradients are corrected. Then there are twice the
+    rules of the groups, those of layers that are not behind those of layers that are; and behind all of
+    these, in a step in which ``is_first_step``, they are once more, without dampening."""
+    return any(group["correction"] == "auto" for group in groups)
 
 
 def prepare(
@@ -90,6 +105,8 @@ def prepare(
     masks: Mapping[Parameter, Tensor],
     names: Mapping[Tensor, str],
     backend_for: Callable[[torch.device], Backend],
+    feeding_norm: Collection[Parameter],
+    warned: set[Parameter],
     former: Prepared,
     versions: Sequence[int] | None,
 ) -> Prepared:
@@ -99,6 +116,8 @@ def prepare(
         groups, state, masks: the optimizer's; the masks were checked.
         names: what to call each parameter in an error.
         backend_for: the backend for a device; raises if there is none.
+        feeding_norm: what is corrected, in the groups whose correction is "auto".
+        warned: the parameters of whose mask there was a warning; those of which there is one now are added.
         former: what was prepared before.
         versions: of what ``former`` watched, after the last step; None if that was broken off.
 
@@ -109,21 +128,22 @@ def prepare(
     """
     parameters = list(dict.fromkeys(p for group in groups for p in group["params"]))
     known = _known(former, versions, parameters)
-    found = _look(parameters, groups, state, masks, known)
+    found = _look(parameters, groups, state, masks, feeding_norm, known)
     for f in found:
         _check(f, names[f.parameter])
-    backends = {f.parameter.device: backend_for(f.parameter.device) for f in found if f.gradient is not None}
-    dampened = {i for i, group in enumerate(groups) if group["dampening"] != 0}
     for f in found:
-        rule = f.group + len(groups) * (f.is_new and f.group in dampened)
-        known[f.parameter] = _get_to_know(f, rule, known.get(f.parameter))
+        if f.correction == "layer" and f.parameter not in warned and _is_new(f, known.get(f.parameter)):
+            _warn_of_concentration(f, names[f.parameter], warned)
+    backends = {f.parameter.device: backend_for(f.parameter.device) for f in found if f.gradient is not None}
+    for f in found:
+        known[f.parameter] = _get_to_know(f, known.get(f.parameter))
     updated = [f for f in found if f.gradient is not None]
     return Prepared(
         parameters,
         [f.parameter for f in updated],
         _group(updated, known, backends, former.batches),
         {f.parameter: f.buffer for f in updated if f.is_new and f.buffer is not None},
-        any(f.is_new and f.group in dampened for f in updated),
+        any(f.is_undampened for f in updated),
         [t for f in updated if f.mask is not None for t in _watched(f.parameter, f.buffer)],
         known,
     )
@@ -147,43 +167,82 @@ def _look(
     groups: Sequence[dict[str, Any]],
     state: State,
     masks: Mapping[Parameter, Tensor],
+    feeding_norm: Collection[Parameter],
     known: Mapping[Parameter, _Known],
 ) -> list[_Found]:
     """Look at every parameter. Nothing is checked or written."""
     group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
+    blocks = 1 + has_auto(groups)
     found = []
     for position, p in enumerate(parameters):
-        gradient, mask, group = p.grad, masks.get(p), group_of[p]
+        gradient, mask, index = p.grad, masks.get(p), group_of[p]
+        group = groups[index]
         # What never had a gradient is left alone, as SGD would.
         if gradient is None and (mask is None or p not in known):
             continue
-        has_momentum = groups[group]["momentum"] != 0
+        has_momentum = group["momentum"] != 0
         buffer = state.get(p, {}).get("momentum_buffer") if has_momentum else None
         is_new = gradient is not None and buffer is None and has_momentum
         if is_new:
             refuse_capture()
             with torch.inference_mode(False):  # an inference tensor has no version to watch
                 buffer = torch.zeros_like(p, requires_grad=False)
+        is_undampened = is_new and group["dampening"] != 0
         neurons = masks.neurons(p) if isinstance(masks, Masks) and mask is not None else Neurons()
-        found.append(_Found(p, position, group, gradient, buffer, is_new, mask, neurons))
+        is_auto = group["correction"] == "auto"
+        is_excepted = is_auto and mask is not None and p not in feeding_norm
+        correction: Correction = group["correction"]
+        if is_auto:
+            correction = "none" if is_excepted else "layer"
+        rule = index + len(groups) * (is_excepted + blocks * is_undampened)
+        found.append(
+            _Found(p, position, gradient, buffer, is_new, is_undampened, mask, neurons, correction, rule)
+        )
     return found
 
 
-def _get_to_know(f: _Found, rule: int, last: _Known | None) -> _Known:
+def _is_new(f: _Found, last: _Known | None) -> bool:
+    """Whether anything about a parameter is another than in the last step."""
+    return last is None or last.facts != _facts(f)
+
+
+def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None:
+    """Warn of a layer in which Eq. 12 makes some c_i larger than 3, unless only a device knows its mask."""
+    if f.mask is None or f.mask.device.type != "cpu":  # no step waits for a device
+        return
+    active = int(f.mask.count_nonzero())
+    if f.mask.numel() <= _CONCENTRATED**2 * active:  # no neuron can have so many
+        return
+    groups, _, per_group, _ = f.neurons.grid(f.mask.shape)
+    neurons = groups * per_group
+    largest = largest_fan_in(f.mask, f.neurons) if active else 0
+    if largest * neurons <= _CONCENTRATED**2 * active:
+        return
+    warned.add(f.parameter)
+    warnings.warn(
+        f"{name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
+        f"c_i = {math.sqrt(largest * neurons / active):.2f}: its fan-in is {largest}, the mean of the layer "
+        f"{active / neurons:.1f}. With RigL at high sparsity this was seen to cost accuracy: compare with "
+        "correction='none' or 'unnormalized' in the parameter group of this layer, or with SET",
+        stacklevel=_LEVELS_TO_CALLER,
+    )
+
+
+def _get_to_know(f: _Found, last: _Known | None) -> _Known:
     """What is known of a parameter now. What lies outside a mask that is new, or over which others have
     written, is zeroed."""
-    facts = _facts(f, rule)
-    is_new = last is None or last.facts != facts
+    facts = _facts(f)
+    is_new = _is_new(f, last)
     watched = _watched(f.parameter, f.buffer)
     if f.mask is not None and (is_new or last is None or last.versions != versions_of(watched)):
         refuse_capture()
         outside = ~f.mask
         for tensor in watched:
             tensor.masked_fill_(outside, 0)
-    return _Known(_tensors(f, rule) if is_new or last is None else last.tensors, facts, versions_of(watched))
+    return _Known(_tensors(f) if is_new or last is None else last.tensors, facts, versions_of(watched))
 
 
-def _tensors(f: _Found, rule: int) -> Tensors:
+def _tensors(f: _Found) -> Tensors:
     parameter: Tensor
     parameter, buffer, mask = f.parameter, f.buffer, f.mask
     gradient_dtype = _gradient_dtype(f)
@@ -195,14 +254,15 @@ def _tensors(f: _Found, rule: int) -> Tensors:
         mask = None if mask is None else mask.unsqueeze(-1).expand(parameter.shape)
         gradient_dtype = gradient_dtype.to_real()
     # Biases and normalisation parameters are left out of HAM.
-    return Tensors(parameter, buffer, mask, gradient_dtype, f.neurons, rule, ham=f.parameter.ndim >= 2)
+    return Tensors(parameter, buffer, mask, gradient_dtype, f.neurons, f.rule, ham=f.parameter.ndim >= 2)
 
 
-def _facts(f: _Found, rule: int) -> tuple[object, ...]:
-    """What its ``Tensors`` are made from: which tensors, how they lie in memory, what is in the mask."""
+def _facts(f: _Found) -> tuple[object, ...]:
+    """What its ``Tensors`` are made from: which tensors, how they lie in memory, what is in the mask; and
+    what decides on a warning."""
     tensors = [f.parameter, f.buffer, f.mask]
     version = None if f.mask is None else f.mask._version
-    return Identities(tensors), memory_of(tensors), version, _gradient_dtype(f), rule
+    return Identities(tensors), memory_of(tensors), version, _gradient_dtype(f), f.rule, f.correction
 
 
 def _gradient_dtype(f: _Found) -> torch.dtype:

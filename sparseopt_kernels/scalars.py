@@ -16,7 +16,7 @@ from torch import Tensor
 from .gradients import Gradients, regular_gradients
 from .kernels.contract import Inputs, Rule
 from .neurons import arithmetic_dtype
-from .preparation import Batch
+from .preparation import Batch, has_auto
 
 
 class Amp(NamedTuple):
@@ -49,6 +49,8 @@ def inputs_of(
         gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
         grad_scale = found_inf = None
     rules = [_rule(group, batch, gamma, on_host) for group in groups]
+    if has_auto(groups):
+        rules += [rule._replace(correction="none") for rule in rules]
     if is_first_step:
         rules += [rule._replace(dampening=0.0) for rule in rules]
     return Inputs(
@@ -108,7 +110,7 @@ def _rule(group: dict[str, Any], batch: Batch, gamma: float, on_host: bool) -> R
         weight_decay=float(group["weight_decay"]),
         nesterov=group["nesterov"],
         maximize=group["maximize"],
-        correction=group["correction"],
+        correction="layer" if group["correction"] == "auto" else group["correction"],
         ham_alpha=float(group["ham_alpha"]),
         ham_beta=float(group["ham_beta"]),
         gamma=gamma,

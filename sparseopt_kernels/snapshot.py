@@ -37,8 +37,8 @@ class Snapshot(NamedTuple):
     """All that a prepared step depends on. Gradients may lie elsewhere in every step, but must be as many
     and as they were."""
 
-    groups: list[tuple[Identities, bool, bool]]
-    """The parameters of each, and whether it has momentum and dampening."""
+    groups: list[tuple[Identities, bool, bool, str]]
+    """The parameters of each, whether it has momentum and dampening, and its correction."""
     masked: Identities
     """The parameters that a dict of masks has; those of a ``Masks`` never change."""
     stateful: Identities
@@ -79,7 +79,13 @@ def take_snapshot(
         return None
     return Snapshot(
         groups=[
-            (Identities(group["params"]), group["momentum"] != 0, group["dampening"] != 0) for group in groups
+            (
+                Identities(group["params"]),
+                group["momentum"] != 0,
+                group["dampening"] != 0,
+                group["correction"],
+            )
+            for group in groups
         ],
         masked=masked,
         stateful=Identities(state),

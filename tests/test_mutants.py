@@ -91,6 +91,12 @@ MUTANTS = {
         "False",
         "optimizer/test_preparation.py::test_dampening_switched_on_before_the_first_step_is_made",
     ),
+    "correction-of-a-group-not-compared": Mutant(
+        "snapshot.py",
+        'group["correction"],',
+        '"layer",',
+        "optimizer/test_correction_auto.py::test_written_into_a_group_later",
+    ),
     "memory-of-parameters-not-compared": Mutant(
         "snapshot.py",
         "memory_of(parameters)",
@@ -191,8 +197,8 @@ MUTANTS = {
     ),
     "tensors-keep-their-first-rule": Mutant(
         "preparation.py",
-        "rule = f.group +",
-        "rule = known[f.parameter].tensors.group if f.parameter in known else f.group +",
+        "rule = index +",
+        "rule = known[p].tensors.group if p in known else index +",
         "optimizer/test_param_groups.py::test_a_parameter_moved_to_another_group",
     ),
     "plan-kept-though-its-tensors-are-others": Mutant(
@@ -216,9 +222,21 @@ MUTANTS = {
     ),
     "first-step-dampened": Mutant(
         "preparation.py",
-        "rule = f.group + len(groups) *",
-        "rule = f.group + 0 *",
+        "blocks * is_undampened)",
+        "0 * is_undampened)",
         "optimizer/test_amp.py::test_a_group_added_after_a_first_step_that_was_skipped",
+    ),
+    "first-step-of-the-corrected-takes-the-rule-of-the-uncorrected": Mutant(
+        "preparation.py",
+        "blocks * is_undampened)",
+        "is_undampened)",
+        "optimizer/test_correction_auto.py::test_as_with_groups_by_hand",
+    ),
+    "correction-is-not-what-tensors-are-made-from": Mutant(
+        "preparation.py",
+        "f.rule, f.correction",
+        "f.rule",
+        "optimizer/test_concentrated_fan_in.py::test_not_without_eq_12",
     ),
     "verdict-of-amp-is-one-or-nothing": Mutant(
         "optimizer.py",

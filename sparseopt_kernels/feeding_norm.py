@@ -1,0 +1,245 @@
+"""Which weights feed a batch norm: found in the graph that ``torch.export`` makes of a model.
+
+Nothing here knows of masks or optimizers. The way from a layer to its batch norm is followed with tensors of
+neuron numbers in place of activations: what only moves elements is carried out on them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.nn.parameter import Parameter
+
+# Operations by their names in the graph, and over how many dimensions, the last ones, they go.
+_SPATIAL = {f"conv{n}d": n for n in (1, 2, 3)}
+_SPATIAL_TRANSPOSED = {f"conv_transpose{n}d": n for n in (1, 2, 3)}
+_POOL_KINDS = ("max", "avg", "adaptive_max", "adaptive_avg")
+_POOLED = {f"{kind}_pool{n}d": n for n in (1, 2, 3) for kind in _POOL_KINDS}
+# fmt: off
+_MOVE = frozenset((
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "mT",
+    "movedim", "swapaxes", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind",
+    "getitem", "cat", "stack", "expand", "repeat", "flip", "roll", "pixel_shuffle", "channel_shuffle",
+))
+_KEEP = frozenset((
+    "alias", "clone", "contiguous", "to", "_to_copy",
+    "dropout", "dropout_", "feature_dropout", "feature_dropout_",
+))
+# fmt: on
+_NO_USE = frozenset({"_assert_tensor_metadata"})
+_NO_NEURON = -1  # an element that is no output of a layer
+
+
+def layers_feeding_norm(model: nn.Module, example_input: Any) -> dict[str, Parameter]:
+    """The weights whose layer's output goes into a batch norm, and nowhere else: those that Eq. 12 is for.
+
+    Such a layer is a linear or convolutional one (transposed too, a call of ``torch.nn.functional`` too). Its
+    output goes straight into a batch norm that uses the statistics of the batch, or by operations that treat
+    each neuron alone and are as proportional to its weights as the layer: adding one number per neuron,
+    dropout, average and maximum pooling, changes of shape, of order (flatten, permute, concatenate, split)
+    and of floating-point type. (With a bias, dropout and padded average pooling are so only nearly.) Each
+    channel of the batch norm must hold one neuron: a ``Linear`` whose output ``(N, T, F)`` goes into
+    ``BatchNorm1d(T)`` is none. Not found are layers whose output goes into an activation, another norm or a
+    sum first, into a batch norm and something else, and weights that are used more than once unless every
+    use is as described.
+
+    The model is traced by ``torch.export``, without computing anything: neither its buffers nor the random
+    state change. That takes from a second to a minute. Use the bare model, before ``torch.compile``
+    and ``DistributedDataParallel``; the parameters stay the same.
+
+    Args:
+        model: a model in training mode. What feeds a batch norm that is in evaluation mode is left out.
+        example_input: what ``model`` is called with, of the usual shape and on the model's device; a tuple
+            for several arguments. Two examples are enough: more take more time.
+
+    Returns:
+        The weights by their name in the model, in model order: for ``feeding_norm`` of :class:`SparseOpt`.
+
+    Raises:
+        ValueError: the model is in evaluation mode, in which batch norm does not normalise by the batch.
+        RuntimeError: ``torch.export`` cannot trace the model with this input (its control flow depends on
+            values, say), or a batch norm is under an ``autocast`` or ``no_grad`` within ``forward``, where
+            there is no following it; the message says why, and how to name the layers by hand.
+    """
+    if not model.training:
+        raise ValueError(
+            "model is in evaluation mode, in which batch norm does not use the statistics of the batch: "
+            "call model.train() first"
+        )
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    try:
+        program = torch.export.export(model, arguments, strict=False)
+    except Exception as error:  # of any type: the model's own code runs
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise _not_traced(model, f"torch.export says: {reason}") from error
+    if any(_has_batch_norm(part) for part in program.graph_module.children()):
+        raise _not_traced(
+            model, "a batch norm is under an autocast or no_grad, or in a branch, in its forward"
+        )
+    names = program.graph_signature.inputs_to_parameters
+    search = _Search({name: model.get_parameter(path) for name, path in names.items()})
+    for node in program.graph.nodes:
+        search.look_at(node)
+    return {name: p for name, p in model.named_parameters() if search.feeds_norm(p)}
+
+
+def _not_traced(model: nn.Module, reason: str) -> RuntimeError:
+    return RuntimeError(
+        f"{type(model).__name__} cannot be traced with this example_input: {reason}\n"
+        "Without a trace, name the layers by hand: correction='layer' in the parameter group of the weights "
+        "that feed a batch norm, correction='none' in that of the others"
+    )
+
+
+def _has_batch_norm(part: nn.Module) -> bool:
+    graphs = [m.graph for m in part.modules() if isinstance(m, GraphModule)]
+    return any(_name(node) == "batch_norm" for graph in graphs for node in graph.nodes)
+
+
+class _Layer(NamedTuple):
+    """How a parameter is used as the weight of a layer."""
+
+    is_transposed: bool
+    neurons: range
+    """Their numbers, which no other layer has."""
+
+
+class _Search:
+    """What has been seen of a graph, node after node."""
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self._parameters = parameters  # by the name of their placeholder
+        self._numbers: dict[Node, Any] = {}  # whose output each element is, of values made of layers' outputs
+        self._layers: dict[Parameter, _Layer] = {}
+        self._count = 0
+        self._in_norm: set[int] = set()
+        self._elsewhere: set[int] = set()
+        self._misused: set[Parameter | None] = set()
+
+    def feeds_norm(self, parameter: Parameter) -> bool:
+        layer = self._layers.get(parameter)
+        if layer is None or parameter in self._misused:
+            return False
+        return self._in_norm.issuperset(layer.neurons) and self._elsewhere.isdisjoint(layer.neurons)
+
+    def look_at(self, node: Node) -> None:
+        """Note where the outputs of layers go at a node, and what it makes of them."""
+        if node.op in ("placeholder", "get_attr"):
+            return
+        name = _name(node)
+        if name in ("linear", *_SPATIAL, *_SPATIAL_TRANSPOSED):
+            self._look_at_layer(node, name)
+            return
+        self._misused |= {self._parameter(source) for source in node.all_input_nodes}
+        sources = [source for source in node.all_input_nodes if source in self._numbers]
+        if not sources or name in _NO_USE:
+            return
+        if name == "batch_norm" and node.args[5] and sources == [node.args[0]]:  # by the batch's statistics
+            self._enter_norm(self._numbers[sources[0]])
+            return
+        made = self._made(node, name, sources)
+        if made is None:
+            for source in sources:
+                self._elsewhere |= _neurons_in(self._numbers[source])
+        else:
+            self._numbers[node] = made
+
+    def _look_at_layer(self, node: Node, name: str) -> None:
+        for source in node.all_input_nodes:
+            self._elsewhere |= _neurons_in(self._numbers.get(source))
+        weight = node.args[1]
+        parameter = self._parameter(weight)
+        others = {self._parameter(source) for source in node.all_input_nodes if source is not weight}
+        self._misused |= others
+        if parameter is None:
+            return
+        shape, is_transposed = node.meta["val"].shape, name in _SPATIAL_TRANSPOSED
+        dim = len(shape) - 1 - {**_SPATIAL, **_SPATIAL_TRANSPOSED}.get(name, 0)
+        neurons = range(self._count, self._count + shape[dim])
+        layer = self._layers.setdefault(parameter, _Layer(is_transposed, neurons))
+        self._count = max(self._count, layer.neurons.stop)
+        if layer.is_transposed != is_transposed:  # its rows are neurons here, its columns there
+            self._misused.add(parameter)
+            return
+        along = [-1 if i == dim else 1 for i in range(len(shape))]
+        self._numbers[node] = torch.tensor(layer.neurons, dtype=torch.int32).view(along).expand(shape)
+
+    def _parameter(self, value: object) -> Parameter | None:
+        return self._parameters.get(value.name) if isinstance(value, Node) else None
+
+    def _made(self, node: Node, name: str, sources: Sequence[Node]) -> Any:
+        """The neuron numbers of what a node makes; None: of outputs of layers it makes something else."""
+        numbers = self._numbers[sources[0]]
+        if name in _MOVE:
+            return self._moved(node)
+        if name in _KEEP:
+            return numbers
+        if name in _POOLED:
+            return _pooled(numbers, range(-_POOLED[name], 0), node.meta["val"])
+        if name == "mean" and len(node.args) > 1:
+            dims = cast("list[int]", node.args[1])
+            return _pooled(numbers, dims, node.meta["val"], keepdim=len(node.args) > 2 and bool(node.args[2]))
+        if name == "add" and len(node.args) == 2 and len(sources) == 1:
+            addend = self._parameter(node.args[1] if node.args[0] is sources[0] else node.args[0])
+            return numbers if addend is not None and _is_one_per_neuron(addend, numbers) else None
+        return None
+
+    def _moved(self, node: Node) -> Any:
+        """What a node that only moves elements makes of neuron numbers, and of others' elements."""
+
+        def numbers_of(source: Node) -> Any:
+            if source in self._numbers:
+                return self._numbers[source]
+            return torch.full(source.meta["val"].shape, _NO_NEURON, dtype=torch.int32)
+
+        arguments = map_arg((node.args, node.kwargs), numbers_of)
+        return cast("Callable[..., Any]", node.target)(*arguments[0], **arguments[1])
+
+    def _enter_norm(self, numbers: Tensor) -> None:
+        channels = [i for i in range(numbers.ndim) if i != 1]
+        low, high = numbers.amin(dim=channels), numbers.amax(dim=channels)
+        alone = low == high
+        self._in_norm |= _neurons_in(low[alone])
+        self._elsewhere |= _neurons_in(numbers[:, ~alone])
+
+
+def _name(node: Node) -> str:
+    """That of its operation, without the namespace and the overload."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target).removeprefix("aten.").partition(".")[0]  # "aten.split.Tensor"
+    return "getitem" if target is operator.getitem else str(target)
+
+
+def _neurons_in(numbers: Any) -> set[int]:
+    """Those that occur in a tensor of numbers, or in any of several."""
+    if isinstance(numbers, Tensor):
+        return set(torch.unique(numbers).tolist()) - {_NO_NEURON}
+    return set().union(*map(_neurons_in, numbers or ()))
+
+
+def _pooled(numbers: Tensor, dims: Sequence[int], made: Any, keepdim: bool = True) -> Any:
+    """The numbers of what pooling makes; None where it mixes neurons. It may come with indices."""
+    low, high = numbers.amin(dim=tuple(dims), keepdim=keepdim), numbers.amax(dim=tuple(dims), keepdim=keepdim)
+    if not torch.equal(low, high):
+        return None
+    if isinstance(made, Tensor):
+        return low.expand(made.shape)
+    return low.expand(made[0].shape), torch.full(made[1].shape, _NO_NEURON, dtype=torch.int32)
+
+
+def _is_one_per_neuron(addend: Tensor, numbers: Tensor) -> bool:
+    """Whether a parameter that is added to values adds the same to all of a neuron."""
+    positions = torch.arange(addend.numel()).view(addend.shape)
+    try:
+        positions = positions.expand(numbers.shape)
+    except RuntimeError:  # the sum has another shape than the values
+        return False
+    pairs = torch.stack([numbers.flatten(), positions.flatten()])
+    return len(torch.unique(pairs, dim=1)[0]) == len(torch.unique(numbers))
