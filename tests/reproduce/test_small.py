@@ -11,7 +11,8 @@ from sparseopt_kernels import RigL
 from sparseopt_kernels.reproduce.cli import _png
 from sparseopt_kernels.reproduce.experiment import Settings
 from sparseopt_kernels.reproduce.prediction import Prediction, draw_fan_in, row_counts, scale_by_norm
-from sparseopt_kernels.reproduce.runner import Results, measure_all
+from sparseopt_kernels.reproduce.results import Results
+from sparseopt_kernels.reproduce.runner import measure_all
 from sparseopt_kernels.reproduce.searched import Search, Setting, images, measured
 from sparseopt_kernels.reproduce.small import Small
 from sparseopt_kernels.training.config import Config
