@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from .balance import Balance
 from .experiment import Experiment
+from .one_neuron import OneNeuron
+from .student_teacher import DENSE_STD
+from .two_neurons import TwoNeurons
 
-EXPERIMENTS: dict[str, Experiment] = {}
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        Balance(),
+        OneNeuron("figure7", lr=0.01, steps=10_000),
+        OneNeuron("figure8", lr=0.1, steps=1000, init_stds=(DENSE_STD, 1.0)),
+        TwoNeurons(),
+    )
+}
