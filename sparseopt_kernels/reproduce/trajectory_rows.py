@@ -79,13 +79,13 @@ def rows_of(
                         "seed": seed,
                         "neuron": name,
                         "step": point.step,
-                        "loss": point.loss[i].item(),
-                        "a": point.a[i, k].item(),
-                        "gamma": point.gamma[i, k].item(),
-                        "beta": point.beta[i, k].item(),
-                        "angle": degrees[i, k].item(),
-                        "balance": balances[i, k].item(),
-                        "drift": drift[i, k].item(),
+                        "loss": _rounded(point.loss[i]),
+                        "a": _rounded(point.a[i, k]),
+                        "gamma": _rounded(point.gamma[i, k]),
+                        "beta": _rounded(point.beta[i, k]),
+                        "angle": _rounded(degrees[i, k]),
+                        "balance": _rounded(balances[i, k]),
+                        "drift": _rounded(drift[i, k]),
                         "flipped_at": int(flipped_at[i, k].item()),
                         "found_at": int(found_at[i].item()),
                     }
@@ -97,6 +97,11 @@ def rows_of(
 def kept_steps(steps: int, count: int = 50) -> list[int]:
     """At most ``count`` steps from 0 to ``steps``, both among them, evenly spaced on a logarithmic axis."""
     return sorted({round((steps + 1) ** (i / (count - 1))) - 1 for i in range(count)})
+
+
+def _rounded(value: torch.Tensor) -> float:
+    """To six digits: what a picture or a table can show, and a third of the size of the file."""
+    return float(f"{value.item():.6g}")
 
 
 def trajectories(rows: Sequence[Row], **columns: object) -> list[list[Row]]:
