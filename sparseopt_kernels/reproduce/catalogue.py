@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from .balance import Balance
 from .experiment import Experiment
 from .figure2 import Figure2
 from .layernorm import LayerNorm
+from .one_neuron import OneNeuron
 from .prediction import Prediction
 from .small import Small
+from .student_teacher import DENSE_STD
+from .two_neurons import TwoNeurons
 
-_ALL: tuple[Experiment, ...] = (Figure2(), LayerNorm(), Prediction(), Small())
+_ALL: tuple[Experiment, ...] = (
+    Figure2(),
+    Balance(),
+    OneNeuron("figure7", lr=0.01, steps=10_000),
+    OneNeuron("figure8", lr=0.1, steps=1000, init_stds=(DENSE_STD, 1.0)),
+    TwoNeurons(),
+    LayerNorm(),
+    Small(),
+    Prediction(),
+)
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

@@ -1,0 +1,206 @@
+"""Figures 7 and 8: a neuron that must change the sign of its outer weight to become the teacher.
+
+Figure 7 has a small learning rate, figure 8 a large one; both train for the same time of the flow. The paper
+says neither how ``w`` is drawn nor how often: here there are many seeds, and in figure 8 two scales.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..neurons import Correction
+from ..text_table import aligned
+from .experiment import Case, Row, Settings
+from .student_teacher import (
+    DENSE_STD,
+    INPUTS,
+    RELEVANT,
+    Method,
+    Students,
+    new_tasks,
+    trajectory,
+)
+from .trajectory_rows import (
+    COLOURS,
+    COLUMNS,
+    CORRECTION_LABELS,
+    OPTIMIZER_LABELS,
+    OPTIMIZERS,
+    flipped,
+    found,
+    median_step,
+    method_label,
+    rows_of,
+    share,
+    trajectories,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# In a layer of one neuron, c_i of Eq. 12 is 1: the paper's scaling is D alone.
+CORRECTIONS: tuple[Correction, ...] = ("none", "unnormalized")
+_SECONDS_PER_STEP = 1e-3
+_PAPER = (
+    "paper: HAM converges with and without scaling to the ground truth, gradient descent fails; scaling",
+    "       improves convergence, especially for the larger learning rate",
+)
+
+
+class OneNeuron:
+    """Students of one neuron with the right mask: gradient descent and HAM, with and without scaling.
+
+    ``a`` is -1 at the start, the teacher's is 1. A case trains the students of all seeds side by side; they
+    have the same data, teachers and weights in every case.
+
+    Args:
+        name: ``figure7`` or ``figure8``.
+        lr: the learning rate.
+        steps: how many.
+        init_stds: standard deviations of the weights ``w`` at the start.
+        seeds: of data, teacher and student.
+    """
+
+    key = ("init_std", "optimizer", "correction")
+
+    def __init__(
+        self,
+        name: str,
+        lr: float,
+        steps: int,
+        init_stds: Sequence[float] = (DENSE_STD,),
+        seeds: Sequence[int] = tuple(range(20)),
+    ) -> None:
+        self.name = name
+        self.source = f"Figure {name.removeprefix('figure')}, Appendix A.1"
+        self.shows = (
+            f"a neuron must flip the sign of its outer weight, with gradient descent and HAM (lr {lr:g})"
+        )
+        self.columns: dict[str, type] = {"init_std": float, "optimizer": str, "correction": str, **COLUMNS}
+        self._lr, self._steps, self._init_stds, self._seeds = lr, steps, init_stds, seeds
+
+    def cases(self, rows: Sequence[Row]) -> list[Case]:
+        """All settings."""
+        settings = product(self._init_stds, OPTIMIZERS, CORRECTIONS)
+        return [dict(zip(self.key, values, strict=True)) for values in settings]
+
+    def seconds(self, case: Case) -> float:
+        """In proportion to the steps."""
+        return _SECONDS_PER_STEP * self._steps
+
+    def check(self, settings: Settings) -> None:
+        """Nothing is needed."""
+
+    def measure(self, case: Case, settings: Settings) -> list[Row]:
+        """Train the students of all seeds with one method."""
+        tasks = new_tasks(self._seeds, neurons=1)
+        students = Students(tasks.weights * case["init_std"], torch.full_like(tasks.weights[..., 0], -1.0))
+        mask = torch.zeros(1, INPUTS, dtype=torch.bool)
+        mask[:, :RELEVANT] = True
+        method = Method(self._lr, case["correction"], OPTIMIZERS[case["optimizer"]])
+        points = trajectory(students, mask, tasks, method, self._steps)
+        return rows_of(case, points, self._seeds, ["sparse"], tasks.directions, self._steps)
+
+    def table(self, rows: Sequence[Row]) -> list[str]:
+        """How many students changed the sign of ``a`` and became the teacher, and when."""
+        header = (
+            "method",
+            "std of w",
+            "a flipped",
+            "at step",
+            "found teacher",
+            "of starts < 90°",
+            "of starts > 90°",
+            "at step",
+            "end loss",
+            "largest drift",
+        )
+        lines = []
+        for optimizer, correction, std in product(OPTIMIZERS, CORRECTIONS, self._init_stds):
+            runs = trajectories(rows, optimizer=optimizer, correction=correction, init_std=std)
+            ends = [run[-1] for run in runs]
+            lines.append(
+                (
+                    method_label(optimizer, correction),
+                    f"{std:.2f}",
+                    share(ends, flipped),
+                    median_step(ends, "flipped_at"),
+                    share(ends, found),
+                    share([run[-1] for run in runs if run[0]["angle"] < 90], found),
+                    share([run[-1] for run in runs if run[0]["angle"] >= 90], found),
+                    median_step(ends, "found_at"),
+                    f"{statistics.median(end['loss'] for end in ends):.1e}",
+                    f"{max(end['drift'] for end in ends):.4f}",
+                )
+            )
+        return [
+            *aligned([header, *lines]),
+            "medians over seeds; degrees: between w and the teacher's at the start; drift: of the balance",
+            *(_scaling_compared(rows, std) for std in self._init_stds),
+            *_PAPER,
+        ]
+
+    def draw(self, rows: Sequence[Row], figure: Figure) -> None:
+        """Loss, ``a`` and the drift of the balance over steps: left gradient descent, right HAM."""
+        std = self._init_stds[0]
+        figure.set_size_inches(8, 7)
+        grid = figure.subplots(3, 2, sharex=True, sharey="row", squeeze=False)
+        for column, optimizer in enumerate(OPTIMIZERS):
+            for correction, colour in zip(CORRECTIONS, COLOURS, strict=True):
+                runs = trajectories(rows, optimizer=optimizer, correction=correction, init_std=std)
+                count = share([run[-1] for run in runs], found)
+                label = f"{CORRECTION_LABELS[correction]}: {count} found the teacher"
+                for axes, what in zip(grid[:, column], ("loss", "a", "drift"), strict=True):
+                    _draw_runs(axes, runs, what, colour, label)
+            grid[0, column].set_title(OPTIMIZER_LABELS[optimizer], loc="left")
+            grid[0, column].legend(loc="lower left")
+            grid[1, column].axhline(0, color="#000000", linewidth=0.8)
+            grid[2, column].set_xlabel("step")
+        grid[0, 0].set_ylabel("loss")
+        grid[0, 0].set_yscale("log")
+        grid[0, 0].set_ylim(bottom=1e-10)
+        grid[1, 0].set_ylabel("outer weight a (teacher: 1)")
+        grid[2, 0].set_ylabel("drift of the balance so far")
+        figure.suptitle(
+            f"Only HAM lets a pass 0; not every start then finds the teacher (learning rate {self._lr:g})",
+            fontweight="bold",
+        )
+
+
+def _draw_runs(axes: Axes, runs: Sequence[list[Row]], what: str, colour: str, label: str) -> None:
+    for i, run in enumerate(runs):
+        axes.plot(
+            [row["step"] for row in run],
+            [row[what] for row in run],
+            color=colour,
+            linewidth=2.0 if colour == COLOURS[0] else 0.8,  # both are seen where they coincide
+            alpha=0.7,
+            label=label if i == 0 else None,
+        )
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=0)
+
+
+def _scaling_compared(rows: Sequence[Row], std: float) -> str:
+    """The same starts with and without scaling, with HAM."""
+    plain, scaled = (
+        {
+            run[0]["seed"]: run[-1]["found_at"]
+            for run in trajectories(rows, optimizer="ham", correction=correction, init_std=std)
+            if found(run[-1])
+        }
+        for correction in CORRECTIONS
+    )
+    both = plain.keys() & scaled.keys()
+    sooner = sum(scaled[seed] < plain[seed] for seed in both)
+    only_scaled, only_plain = len(scaled.keys() - plain.keys()), len(plain.keys() - scaled.keys())
+    return (
+        f"HAM, std {std:.2f}, the same starts: teacher found only with scaling {only_scaled}, only without "
+        f"{only_plain}, both {len(both)} (sooner with scaling: {sooner})"
+    )

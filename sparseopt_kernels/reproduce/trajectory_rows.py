@@ -1,0 +1,138 @@
+"""What figures 6 to 9 keep of trajectories: about 50 points of each, as rows, and what is said of them.
+
+The trajectories themselves are in ``student_teacher.py``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from .experiment import Case, Row
+from .student_teacher import Point, angles, balance
+
+COLUMNS: dict[str, type] = {
+    "seed": int,
+    "neuron": str,
+    "step": int,
+    "loss": float,
+    "a": float,
+    "gamma": float,
+    "beta": float,
+    "angle": float,  # between w and the teacher's, in degrees
+    "balance": float,  # what Lemma A.1 or A.3 says is constant
+    "drift": float,  # the largest distance of the balance from that of step 0, over all steps so far
+    "flipped_at": int,  # the step of the last change of sign, -1 while the sign of a is that of step 0
+    "found_at": int,  # the first step with the teacher's loss, -1 before it
+}
+"""Those of a point; an experiment puts the columns of its cases before them."""
+OPTIMIZERS = {"gd": 0.0, "ham": 4.0}
+"""``alpha`` of each (Appendix A.1)."""
+OPTIMIZER_LABELS = {"gd": "gradient descent", "ham": "HAM"}
+CORRECTION_LABELS = {"none": "not scaled", "unnormalized": "scaled by D", "layer": "scaled by Eq. 12"}
+COLOURS = ("#d55e00", "#0072b2")  # distinct to the colour-blind too (Okabe and Ito)
+_TEACHERS_LOSS = 1e-4
+"""Below it a student has found the teacher, whose loss is 0; without any output it is about 0.25."""
+
+
+def rows_of(
+    case: Case,
+    points: Iterable[Point],
+    seeds: Sequence[int],
+    neurons: Sequence[str],
+    directions: torch.Tensor,
+    steps: int,
+) -> list[Row]:
+    """The kept points of a case: for each seed and neuron all of them, in order.
+
+    Args:
+        case: its columns; ``optimizer`` says which balance it is.
+        points: of all steps from 0 to ``steps``.
+        seeds: of the students.
+        neurons: the names of those of a student.
+        directions: of the teachers, ``(students, inputs)``.
+    """
+    ham_alpha = OPTIMIZERS[case["optimizer"]]
+    kept = set(kept_steps(steps))
+    rows: list[Row] = []
+    for point in points:
+        balances = balance(point.a, point.gamma, point.beta, ham_alpha)
+        if point.step == 0:
+            first_a, first_balances = point.a, balances
+            drift, flipped_at = torch.zeros_like(balances), torch.full_like(balances, -1)
+            found_at = torch.full_like(point.loss, -1)
+        drift = torch.maximum(drift, (balances - first_balances).abs())
+        flipped = point.a * first_a < 0
+        flipped_at = torch.where(flipped & (flipped_at < 0), point.step, flipped_at)
+        flipped_at = torch.where(flipped, flipped_at, -1)
+        found_at = torch.where((point.loss < _TEACHERS_LOSS) & (found_at < 0), point.step, found_at)
+        if point.step not in kept:
+            continue
+        degrees = angles(point, directions)
+        for i, seed in enumerate(seeds):
+            for k, name in enumerate(neurons):
+                rows.append(
+                    {
+                        **case,
+                        "seed": seed,
+                        "neuron": name,
+                        "step": point.step,
+                        "loss": _rounded(point.loss[i]),
+                        "a": _rounded(point.a[i, k]),
+                        "gamma": _rounded(point.gamma[i, k]),
+                        "beta": _rounded(point.beta[i, k]),
+                        "angle": _rounded(degrees[i, k]),
+                        "balance": _rounded(balances[i, k]),
+                        "drift": _rounded(drift[i, k]),
+                        "flipped_at": int(flipped_at[i, k].item()),
+                        "found_at": int(found_at[i].item()),
+                    }
+                )
+    # Stable: the steps stay in order.
+    return sorted(rows, key=lambda row: (seeds.index(row["seed"]), neurons.index(row["neuron"])))
+
+
+def kept_steps(steps: int, count: int = 50) -> list[int]:
+    """At most ``count`` steps from 0 to ``steps``, both among them, evenly spaced on a logarithmic axis."""
+    return sorted({round((steps + 1) ** (i / (count - 1))) - 1 for i in range(count)})
+
+
+def _rounded(value: torch.Tensor) -> float:
+    """To six digits: what a picture or a table can show, and a third of the size of the file."""
+    return float(f"{value.item():.6g}")
+
+
+def trajectories(rows: Sequence[Row], **columns: object) -> list[list[Row]]:
+    """The rows of each case, seed and neuron; only those with these values in these columns."""
+    own = [row for row in rows if all(row[name] == value for name, value in columns.items())]
+    # A trajectory starts at step 0.
+    starts = [i for i, row in enumerate(own) if row["step"] == 0]
+    return [own[i:j] for i, j in zip(starts, [*starts[1:], len(own)], strict=True)]
+
+
+def method_label(optimizer: str, correction: str) -> str:
+    """``HAM, not scaled``."""
+    return f"{OPTIMIZER_LABELS[optimizer]}, {CORRECTION_LABELS[correction]}"
+
+
+def flipped(end: Row) -> bool:
+    """Whether ``a`` has the other sign than at the start."""
+    return bool(end["flipped_at"] >= 0)
+
+
+def found(end: Row) -> bool:
+    """Whether the teacher was found."""
+    return bool(end["found_at"] >= 0)
+
+
+def share(rows: Sequence[Row], says: Callable[[Row], bool]) -> str:
+    """In how many of the rows it is so: ``7/10``."""
+    return f"{sum(map(says, rows))}/{len(rows)}"
+
+
+def median_step(rows: Sequence[Row], column: str) -> str:
+    """The median of a column of steps, over the rows that have one."""
+    steps = [row[column] for row in rows if row[column] >= 0]
+    return f"{statistics.median(steps):.0f}" if steps else "-"

@@ -1,0 +1,187 @@
+"""Figure 9: a neuron with the right mask beside one that has only the inputs that do not matter.
+
+The teacher is that of one neuron. The paper says neither which scaling it takes (with two neurons Eq. 12 has
+something to say; D alone, as in figures 7 and 8, is the other reading) nor with which sign the dense neuron
+starts: all are tried.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..neurons import Correction
+from ..text_table import aligned
+from .experiment import Case, Row, Settings
+from .student_teacher import DENSE_STD, INPUTS, RELEVANT, Method, Students, new_tasks, trajectory
+from .trajectory_rows import (
+    COLOURS,
+    COLUMNS,
+    CORRECTION_LABELS,
+    OPTIMIZER_LABELS,
+    OPTIMIZERS,
+    flipped,
+    found,
+    method_label,
+    rows_of,
+    share,
+    trajectories,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CORRECTIONS: tuple[Correction, ...] = ("none", "unnormalized", "layer")
+_DENSE_STARTS = (-1.0, 1.0)
+_OFF = 0.05
+_SECONDS_PER_STEP = 1.2e-3
+_PAPER = (
+    "paper: HAM is needed for the sign flip; if we rescale, the dense neuron is turned off, which is not the",
+    "       case in the other scenario",
+)
+
+
+class TwoNeurons:
+    """Is the dense neuron switched off?
+
+    The dense neuron has all inputs but the relevant two, the sparse one those two. ``a`` of the sparse neuron
+    starts at -1 (the teacher has 1), that of the dense one at -1 or 1. A case trains the students of all
+    seeds side by side.
+
+    Args:
+        lr: the learning rate.
+        steps: how many.
+        seeds: of data, teacher and student.
+    """
+
+    name = "figure9"
+    source = "Figure 9, Appendix A.1"
+    shows = "a dense neuron beside a sparse one with the right mask: does scaling switch it off?"
+    key = ("dense_start", "optimizer", "correction")
+
+    def __init__(self, lr: float = 0.1, steps: int = 1000, seeds: Sequence[int] = tuple(range(20))) -> None:
+        self.columns: dict[str, type] = {"dense_start": float, "optimizer": str, "correction": str, **COLUMNS}
+        self._lr, self._steps, self._seeds = lr, steps, seeds
+
+    def cases(self, rows: Sequence[Row]) -> list[Case]:
+        """All settings."""
+        settings = product(_DENSE_STARTS, OPTIMIZERS, CORRECTIONS)
+        return [dict(zip(self.key, values, strict=True)) for values in settings]
+
+    def seconds(self, case: Case) -> float:
+        """In proportion to the steps."""
+        return _SECONDS_PER_STEP * self._steps
+
+    def check(self, settings: Settings) -> None:
+        """Nothing is needed."""
+
+    def measure(self, case: Case, settings: Settings) -> list[Row]:
+        """Train the students of all seeds with one method."""
+        tasks = new_tasks(self._seeds, neurons=2)
+        a = torch.tensor([case["dense_start"], -1.0], dtype=torch.float64).repeat(len(self._seeds), 1)
+        mask = torch.zeros(2, INPUTS, dtype=torch.bool)
+        mask[0, RELEVANT:] = True
+        mask[1, :RELEVANT] = True
+        method = Method(self._lr, case["correction"], OPTIMIZERS[case["optimizer"]])
+        points = trajectory(Students(tasks.weights * DENSE_STD, a), mask, tasks, method, self._steps)
+        return rows_of(case, points, self._seeds, ["dense", "sparse"], tasks.directions, self._steps)
+
+    def table(self, rows: Sequence[Row]) -> list[str]:
+        """How often the dense neuron was switched off, and what the sparse one became."""
+        header = (
+            "method",
+            "a_dense at start",
+            f"|a_dense| < {_OFF}",
+            "median |a_dense|",
+            "a_sparse flipped",
+            "found teacher",
+            "median loss",
+            "largest drift",
+        )
+        lines = []
+        for optimizer, correction, start in product(OPTIMIZERS, CORRECTIONS, _DENSE_STARTS):
+            ends = [
+                run[-1]
+                for run in trajectories(rows, optimizer=optimizer, correction=correction, dense_start=start)
+            ]
+            dense = [end for end in ends if end["neuron"] == "dense"]
+            sparse = [end for end in ends if end["neuron"] == "sparse"]
+            lines.append(
+                (
+                    method_label(optimizer, correction),
+                    f"{start:g}",
+                    share(dense, _off),
+                    f"{statistics.median(abs(end['a']) for end in dense):.3f}",
+                    share(sparse, flipped),
+                    share(sparse, found),
+                    f"{statistics.median(end['loss'] for end in sparse):.1e}",
+                    f"{max(end['drift'] for end in ends):.4f}",
+                )
+            )
+        return [
+            *aligned([header, *lines]),
+            "all but the first two columns: at the end. Drift: of the balance of either neuron",
+            *(_scaling_compared(rows, correction) for correction in CORRECTIONS if correction != "none"),
+            *_PAPER,
+        ]
+
+    def draw(self, rows: Sequence[Row], figure: Figure) -> None:
+        """``a_dense`` over steps: a column for each scaling, a row for each sign at the start."""
+        figure.set_size_inches(8, 5.8)
+        grid = figure.subplots(len(_DENSE_STARTS), len(CORRECTIONS), sharex=True, sharey=True, squeeze=False)
+        for (i, start), (j, correction) in product(enumerate(_DENSE_STARTS), enumerate(CORRECTIONS)):
+            axes = grid[i, j]
+            for optimizer, colour in zip(OPTIMIZERS, COLOURS, strict=True):
+                runs = trajectories(
+                    rows, optimizer=optimizer, correction=correction, dense_start=start, neuron="dense"
+                )
+                _draw_runs(axes, runs, colour, OPTIMIZER_LABELS[optimizer])
+            off = share([run[-1] for run in runs], _off)
+            axes.set_title(f"{CORRECTION_LABELS[correction]}\nHAM: {off} switched off", loc="left")
+            axes.set_xlabel("step" if i == len(_DENSE_STARTS) - 1 else "")
+            axes.set_ylabel(f"a_dense, from {start:g}" if j == 0 else "")
+        grid[0, 0].legend(loc="upper left")
+        figure.suptitle(
+            "Whether the dense neuron is switched off depends on the start, hardly on scaling",
+            fontweight="bold",
+        )
+
+
+def _draw_runs(axes: Axes, runs: Sequence[list[Row]], colour: str, label: str) -> None:
+    for i, run in enumerate(runs):
+        axes.plot(
+            [row["step"] for row in run],
+            [row["a"] for row in run],
+            color=colour,
+            linewidth=1.0,
+            alpha=0.7,
+            label=label if i == 0 else None,
+        )
+    axes.axhline(0, color="#000000", linewidth=0.8)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=0)
+
+
+def _scaling_compared(rows: Sequence[Row], correction: Correction) -> str:
+    """The same starts with and without this scaling, with HAM."""
+    plain, scaled = (
+        {
+            (run[0]["seed"], run[0]["dense_start"])
+            for run in trajectories(rows, optimizer="ham", correction=which, neuron="dense")
+            if _off(run[-1])
+        }
+        for which in ("none", correction)
+    )
+    return (
+        f"HAM, the same starts, {CORRECTION_LABELS[correction]} or not: dense neuron off only if scaled "
+        f"{len(scaled - plain)}, only if not {len(plain - scaled)}, both {len(plain & scaled)}"
+    )
+
+
+def _off(end: Row) -> bool:
+    return bool(abs(end["a"]) < _OFF)
