@@ -155,5 +155,5 @@ def _radius_at_zero(run: Sequence[Row]) -> float | None:
     if not passed:
         return None
     before, after = passed[-1]
-    part = before["a"] / (before["a"] - after["a"])
+    part: float = before["a"] / (before["a"] - after["a"])
     return _radius(before) + part * (_radius(after) - _radius(before))

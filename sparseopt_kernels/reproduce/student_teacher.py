@@ -141,7 +141,8 @@ def trajectory(students: Students, mask: Tensor, tasks: Tasks, method: Method, s
 
 def losses_of(students: Students, tasks: Tasks) -> Tensor:
     """``1/(2m) sum_j (y_j - f(z_j))^2`` of each student, the loss of Appendix A.1."""
-    return (students(tasks.inputs) - tasks.outputs).square().mean(1) / 2
+    errors: Tensor = students(tasks.inputs) - tasks.outputs
+    return errors.square().mean(1) / 2
 
 
 def balance(a: Tensor, gamma: Tensor, beta: Tensor, ham_alpha: float) -> Tensor:

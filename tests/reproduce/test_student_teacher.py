@@ -13,7 +13,8 @@ from sparseopt_kernels.reproduce.balance import Balance
 from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
 from sparseopt_kernels.reproduce.experiment import Settings
 from sparseopt_kernels.reproduce.one_neuron import OneNeuron
-from sparseopt_kernels.reproduce.runner import Results, measure_all
+from sparseopt_kernels.reproduce.results import Results
+from sparseopt_kernels.reproduce.runner import measure_all
 from sparseopt_kernels.reproduce.student_teacher import (
     BN_EPS,
     Method,
