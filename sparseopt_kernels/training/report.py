@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from statistics import mean, median, stdev
+from typing import NamedTuple
 
 from ..text_table import aligned
 from .config import Config
@@ -30,7 +31,7 @@ def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
 
     Accuracies are those after the last epoch: nothing is chosen by looking at the test set.
     """
-    final = {(row.optimizer, row.seed): row for row in rows if row.epoch == config.epochs and _is_ok(row)}
+    final = last_rows(rows, config)
     diverged = [row for row in rows if not _is_ok(row)]
     runs = len(config.seeds) * len(config.optimizer)
     ended = [name for name in config.optimizer if any(optimizer == name for optimizer, _ in final)]
@@ -50,8 +51,9 @@ def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
         lines.append(
             f"{runs - len(final) - len(diverged)} of {runs} runs did not end and are not in the table"
         )
-    if "sgd" in ended:
-        lines += [comparison(name, "sgd", final, test_examples) for name in ended if name != "sgd"]
+    baseline = next((name for name in ("by-hand", "sgd") if name in ended), None)
+    if baseline is not None:
+        lines += [comparison(name, baseline, final, test_examples) for name in ended if name != baseline]
     return "\n".join(lines)
 
 
@@ -61,23 +63,56 @@ def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test
     The difference of two runs of one seed is what is averaged: they share initial weights, masks and
     order of examples. It counts as more than noise when 0 is outside its 95% confidence interval.
     """
+    found = paired_difference(name, baseline, final, test_examples)
+    if not found.seeds:
+        return f"{name} and {baseline} have no seed in common: no comparison"
+    difference = f"{name} - {baseline}: {found.points:+.2f} points"
+    if found.half_width is None:
+        return f"{difference}, noise unknown: name at least {_FEWEST_SEEDS} --seeds to judge it"
+    verdict = "more than" if found.is_more_than_noise else "within"
+    return (
+        f"{difference} ± {found.half_width:.2f} (95% confidence, {found.seeds} paired seeds): "
+        f"{verdict} the noise of the seeds"
+    )
+
+
+class PairedDifference(NamedTuple):
+    """The mean difference in test accuracy of two optimizers, in points (per cent)."""
+
+    points: float
+    half_width: float | None
+    """Of its 95% confidence interval; None of fewer than three seeds."""
+    seeds: int
+    """How many seeds both have; if none, ``points`` is NaN."""
+
+    @property
+    def is_more_than_noise(self) -> bool:
+        return self.half_width is not None and abs(self.points) > self.half_width * (1 + 1e-9)
+
+
+def paired_difference(
+    name: str, baseline: str, final: dict[tuple[str, int], Row], test_examples: int
+) -> PairedDifference:
+    """The accuracy of ``name`` less that of ``baseline``, over the seeds that both have.
+
+    Args:
+        final: the last rows of runs, by optimizer and seed.
+        test_examples: how many there are.
+    """
     seeds = [seed for optimizer, seed in final if optimizer == name and (baseline, seed) in final]
     differences = [
         100 * (final[name, seed].test_accuracy - final[baseline, seed].test_accuracy) for seed in seeds
     ]
-    if not differences:
-        return f"{name} and {baseline} have no seed in common: no comparison"
-    difference = f"{name} - {baseline}: {mean(differences):+.2f} points"
     if len(differences) < _FEWEST_SEEDS:
-        return f"{difference}, noise unknown: name at least {_FEWEST_SEEDS} --seeds to judge it"
+        return PairedDifference(mean(differences) if differences else math.nan, None, len(differences))
     half_width = t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
     # Accuracies are multiples of one example: equal differences are no sign of a small spread.
-    half_width = max(half_width, 100 / test_examples)
-    verdict = "more than" if abs(mean(differences)) > half_width * (1 + 1e-9) else "within"
-    return (
-        f"{difference} ± {half_width:.2f} (95% confidence, {len(differences)} paired seeds): "
-        f"{verdict} the noise of the seeds"
-    )
+    return PairedDifference(mean(differences), max(half_width, 100 / test_examples), len(differences))
+
+
+def last_rows(rows: Sequence[Row], config: Config) -> dict[tuple[str, int], Row]:
+    """The last rows of the runs that came to their end, by optimizer and seed."""
+    return {(row.optimizer, row.seed): row for row in rows if row.epoch == config.epochs and _is_ok(row)}
 
 
 def t_quantile(degrees_of_freedom: int) -> float:
