@@ -125,7 +125,7 @@ def _report(accuracies: str, measured: StepTimes) -> list[str]:
         f"Speed: a step on {measured.weights / 1e6:.2f} million weights, {measured.sparsity:.1%} sparse, on "
         f"{machine()}, {measured.threads} threads",
         *times_table(measured),
-        *speed_conclusions(measured.times),
+        *speed_conclusions(measured),
         agreement(measured),
         "",
     ]

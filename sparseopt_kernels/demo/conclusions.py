@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..text_table import aligned
 from ..timing import Summary
@@ -51,12 +51,21 @@ def speed(own: Summary, rival: Summary) -> str:
     return "within noise as fast as"
 
 
-def speed_title(times: Mapping[str, Summary]) -> str:
-    return f"SparseOpt's step is {speed(times[PLAIN], times[BY_HAND])} by hand"
+def speed_title(measured: StepTimes) -> str:
+    if not measured.is_reliable:
+        return "Time of a step (other programs were running: not reliable)"
+    return f"SparseOpt's step is {speed(measured.times[PLAIN], measured.times[BY_HAND])} by hand"
 
 
-def speed_conclusions(times: Mapping[str, Summary]) -> list[str]:
+def speed_conclusions(measured: StepTimes) -> list[str]:
     """What can be said of SparseOpt's step, against each rival, and what the correction costs."""
+    if not measured.is_reliable:
+        return [
+            f"Other programs were running: a thread got {measured.processor_share:.0%} of a processor. Nothing is "
+            "concluded from",
+            "times of steps then. Run it again on a quiet machine.",
+        ]
+    times = measured.times
     own = times[PLAIN]
     return [
         f"SparseOpt's masked SGD is {speed(own, times[BY_HAND])} masked SGD by hand.",

@@ -50,7 +50,7 @@ def fake_times(**ms: float) -> dict[str, Summary]:
 
 
 def fake_measurement(**changes: object) -> StepTimes:
-    measured = StepTimes(fake_times(by_hand=80.0), 8_540_000, 0.95, 2, 63, 1e-7, 0.5)
+    measured = StepTimes(fake_times(by_hand=80.0), 8_540_000, 0.95, 2, 63, 1e-7, 0.5, 1.0)
     return dataclasses.replace(measured, **changes)  # type: ignore[arg-type]
 
 
@@ -104,21 +104,39 @@ def test_a_wide_spread_is_noise() -> None:
 
 
 def test_each_sentence_is_on_its_own_rival() -> None:
-    by_hand, tuned, dense, correction, _ = speed_conclusions(
-        fake_times(by_hand=80.0, tuned=20.0, dense=5.0, corrected=30.0)
-    )
+    times = fake_times(by_hand=80.0, tuned=20.0, dense=5.0, corrected=30.0)
+    by_hand, tuned, dense, correction, _ = speed_conclusions(fake_measurement(times=times))
     assert "8.0 times as fast as masked SGD by hand." in by_hand
     assert "2.0 times as fast as masked SGD by hand, tuned" in tuned
     assert "slower (2.00 times as long) than PyTorch's fused SGD" in dense
     assert "Eq. 12 it is slower (3.00 times as long) than without" in correction
 
 
-def test_titles_say_what_is_seen() -> None:
-    assert speed_title(fake_times(by_hand=80.0)) == "SparseOpt's step is 8.0 times as fast as by hand"
-    assert (
-        speed_title(fake_times(by_hand=5.0)) == "SparseOpt's step is slower (2.00 times as long) than by hand"
-    )
-    assert speed_title(fake_times()) == "SparseOpt's step is within noise as fast as by hand"
+@pytest.mark.parametrize(
+    ("ms", "words"),
+    [
+        (80.0, "8.0 times as fast as by hand"),
+        (5.0, "slower (2.00 times as long) than by hand"),
+        (10.0, "within noise as fast as by hand"),
+    ],
+)
+def test_the_title_says_what_is_seen(ms: float, words: str) -> None:
+    measured = fake_measurement(times=fake_times(by_hand=ms))
+    assert speed_title(measured) == f"SparseOpt's step is {words}"
+
+
+def test_nothing_is_concluded_from_times_on_a_busy_machine() -> None:
+    measured = fake_measurement(processor_share=0.4)
+    assert "not reliable" in speed_title(measured)
+    text = " ".join(speed_conclusions(measured))
+    assert "a thread got 40% of a processor" in text
+    assert "times as fast" not in text
+
+
+def test_a_process_that_sleeps_has_no_share_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that has to wait for others: time passes, and its own time on the processor does not."""
+    monkeypatch.setattr("time.thread_time", lambda: 1.0)
+    assert not measure(load_dataset("digits"), TINY).is_reliable
 
 
 @pytest.mark.parametrize(
@@ -196,7 +214,7 @@ def test_files_and_their_content(finished: Finished) -> None:
 
 
 def test_what_is_printed(finished: Finished) -> None:
-    for words in ("sgd - by-hand:", "sparseopt - by-hand:", "SparseOpt's masked SGD is", "equal to rounding"):
+    for words in ("sgd - by-hand:", "sparseopt - by-hand:", "fused SGD, no mask", "equal to rounding"):
         assert words in finished.printed
     *results, picture, _, _ = finished.printed.splitlines()
     assert picture == f"picture: {finished.output / 'demo.png'}"
