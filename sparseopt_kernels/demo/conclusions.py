@@ -61,9 +61,8 @@ def speed_conclusions(measured: StepTimes) -> list[str]:
     """What can be said of SparseOpt's step, against each rival, and what the correction costs."""
     if not measured.is_reliable:
         return [
-            f"Other programs were running: a thread got {measured.processor_share:.0%} of a processor. Nothing is "
-            "concluded from",
-            "times of steps then. Run it again on a quiet machine.",
+            f"Other programs were running: a thread got {measured.processor_share:.0%} of a processor.",
+            "Nothing is concluded from the times of steps then. Run it again on a quiet machine.",
         ]
     times = measured.times
     own = times[PLAIN]
