@@ -76,7 +76,7 @@ def _draw_times(axes: Axes, measured: StepTimes) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * max(t.p80_ms for t in summaries))
     axes.grid(visible=False, axis="y")
-    axes.set_title(speed_title(measured), loc="left")
+    axes.set_title(speed_title(measured), loc="right")  # its room is that of the names, too
     axes.set_xlabel(
         f"time of an optimizer step in ms: {measured.weights / 1e6:.1f} million weights,\n"
         f"{measured.sparsity:.0%} sparse; {machine()}, {measured.threads} threads"
