@@ -13,7 +13,7 @@ NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup
 
 .PHONY: demo test test-fast lint format docs bench traffic call-cost gpu-report clean help FORCE
 help:
-	@echo "make demo        train a 95% sparse network on real data with SGD and with SparseOpt"
+	@echo "make demo        train a 95% sparse network on real data with and without this package, and time a step"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run what needs no compiler, on the reference and the best instruction set: a minute"
 	@echo "make bench       measure the speed of a step against PyTorch's own optimizers"
@@ -26,7 +26,7 @@ help:
 	@echo "make clean       remove .venv and everything that was built"
 
 demo: $(VENV)/.package
-	$(RUN) -m sparseopt_kernels train
+	$(RUN) -m sparseopt_kernels demo
 
 # Triton decides when it is imported whether it compiles or interprets: two runs.
 test: $(VENV)/.package

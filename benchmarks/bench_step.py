@@ -17,7 +17,8 @@ import torch
 from contestants import Contestant, Network, reference_weights
 from cpu_report import THREADS, Comparison
 from networks import LAYERS_4096X2048, RESNET20, Shape
-from timing import CpuTimer, Rounds, copied_gb_per_s, copying, take_turns
+
+from sparseopt_kernels.timing import CpuTimer, Rounds, copied_gb_per_s, copying, take_turns
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.95, 0.97, 0.99)
 _CACHE_LINE = 64  # bytes

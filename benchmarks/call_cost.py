@@ -20,13 +20,13 @@ from unittest.mock import patch
 
 import torch
 from networks import RESNET50
-from timing import CpuTimer, Rounds, Turn, take_turns
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels import cuda, triton
 from sparseopt_kernels.text_table import aligned
+from sparseopt_kernels.timing import CpuTimer, Rounds, Turn, take_turns
 
 _OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 _ROUNDS = Rounds(timed=400, warmup=40)

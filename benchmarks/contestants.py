@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from networks import Shape, floor_bytes
-from timing import Turn
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import SparseOpt, layer_densities
 from sparseopt_kernels.neurons import Neurons, correction_factors
+from sparseopt_kernels.timing import Turn
 from sparseopt_kernels.topology.densities import Distribution
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import torch
-from timing import Summary
 
 from sparseopt_kernels import __version__, build_info
+from sparseopt_kernels.machine import machine
 from sparseopt_kernels.text_table import aligned
+from sparseopt_kernels.timing import Summary
 
 THREADS = 2
 OURS = "sparseopt"
@@ -84,13 +84,3 @@ def append_csv(comparisons: Sequence[Comparison], path: Path) -> None:
 
 def _isa() -> str:
     return os.environ.get("SPARSEOPT_CPU_ISA") or "".join(build_info().get("isas", ())[:1])
-
-
-def machine() -> str:
-    """The processor's name, which only Linux tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        return f"{names[0]}, {len(names)} cores"
-    except (OSError, IndexError):
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -42,12 +42,12 @@ from gpu_runs import (
     measure,
 )
 from networks import LAYERS_8192X8192, RESNET20, RESNET50
-from timing import CudaTimer, Timer
 
 from sparseopt_kernels import __version__
 from sparseopt_kernels.atomic import write_atomically
 from sparseopt_kernels.kernels import BACKENDS
 from sparseopt_kernels.text_table import aligned
+from sparseopt_kernels.timing import CudaTimer, Timer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

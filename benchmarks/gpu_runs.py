@@ -27,7 +27,8 @@ from contestants import (
     sparseopt,
 )
 from networks import Shape
-from timing import Rounds, Timer, copied_gb_per_s, copying, take_turns
+
+from sparseopt_kernels.timing import Rounds, Timer, copied_gb_per_s, copying, take_turns
 
 SGD_FUSED = "SGD fused, no mask"
 OURS = "SparseOpt "  # how the names of this package's contestants begin

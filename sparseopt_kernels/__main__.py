@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from . import doctor
 from ._version import __version__
+from .demo import cli as demo
 from .reproduce import cli as reproduce
 from .training import cli as training
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"sparseopt_kernels {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     doctor.add_parser(subparsers)
+    demo.add_parser(subparsers)
     training.add_parser(subparsers)
     reproduce.add_parser(subparsers)
     args = parser.parse_args(argv)

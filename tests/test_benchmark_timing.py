@@ -20,7 +20,17 @@ import contestants
 import cpu_report
 from contestants import Contestant, Network
 from cpu_report import Comparison
-from timing import CpuTimer, Rounds, Summary, Timing, Turn, copied_gb_per_s, copying, take_turns
+
+from sparseopt_kernels.timing import (
+    CpuTimer,
+    Rounds,
+    Summary,
+    Timing,
+    Turn,
+    copied_gb_per_s,
+    copying,
+    take_turns,
+)
 
 
 class Counter:

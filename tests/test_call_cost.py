@@ -5,9 +5,9 @@ from __future__ import annotations
 import call_cost
 import pytest
 import torch
-from timing import Rounds
 
 from sparseopt_kernels import kernels
+from sparseopt_kernels.timing import Rounds
 
 MISSING = {
     "triton": kernels.BACKENDS["triton"].unavailable(torch.device("cuda")),

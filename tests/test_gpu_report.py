@@ -22,10 +22,11 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import contestants
 import gpu_report
 import gpu_runs
-import timing
 from contestants import Contestant, Network
 from gpu_runs import LEFT_OUT, NO_MEMORY, OK, SGD_FUSED, WRONG, Deadline, Maker, Result, Run
-from timing import CudaTimer, Rounds
+
+from sparseopt_kernels import timing
+from sparseopt_kernels.timing import CudaTimer, Rounds
 
 pytestmark = pytest.mark.slow
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import load_checkpoint
-from .config import OPTIONS, Config, new_config, saved_config
+from .config import OPTIONS, new_config, saved_config
 from .data import load_dataset
 from .errors import TrainingError, check_packages
 from .experiment import CONFIG, RESULTS, WEIGHTS, Experiment
+from .folders import RUNS, claim, claim_default, default_folders
 from .options import CHECKPOINT_NAME, add_experiment, add_machine, add_training
 from .report import table
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     # What add_subparsers() returns has no public name.
     from argparse import _SubParsersAction
 
-_RUNS = Path("runs")
 _PICTURE = "curves.png"
 
 _EPILOG = """\
@@ -107,7 +106,7 @@ def _started(args: argparse.Namespace) -> Experiment:
             f"--checkpoint {checkpoint} exists: continue it with --resume {checkpoint}, or name another"
         )
     try:
-        output = _claim(args.output) if hasattr(args, "output") else _claim_default(config)
+        output = claim(args.output) if hasattr(args, "output") else claim_default(config.name)
         if hasattr(args, "checkpoint"):
             checkpoint = checkpoint or output / CHECKPOINT_NAME
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +129,7 @@ def _resumed(args: argparse.Namespace) -> Experiment:
     dataset = load_dataset(config.data, config.data_dir)
     try:
         if output.resolve() != former_output.resolve():
-            _claim(output)
+            claim(output)
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make the output folder: {error}") from error
@@ -147,42 +146,11 @@ def _file_to_resume(args: argparse.Namespace) -> Path:
     path: Path | None = args.resume or getattr(args, "checkpoint", None) or getattr(args, "output", None)
     if path is None:
         name = new_config(_given(args)).name
-        started = [folder for folder in _default_folders(name) if (folder / CHECKPOINT_NAME).exists()]
+        started = [folder for folder in default_folders(name) if (folder / CHECKPOINT_NAME).exists()]
         if not started:
-            raise TrainingError(f"there is no checkpoint in {_RUNS / name}: name the folder, --resume FOLDER")
+            raise TrainingError(f"there is no checkpoint in {RUNS / name}: name the folder, --resume FOLDER")
         path = started[-1]
     return path if path.is_file() else path / CHECKPOINT_NAME
-
-
-def _claim(folder: Path) -> Path:
-    """Make a folder that the user named, unless it has the results of another experiment."""
-    for name in (RESULTS, CHECKPOINT_NAME):
-        if (folder / name).exists():
-            raise TrainingError(
-                f"--output {folder} has the results of another experiment ({name}): name another folder, or "
-                "continue that one with --resume"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _claim_default(config: Config) -> Path:
-    _RUNS.mkdir(exist_ok=True)
-    existing = _default_folders(config.name)
-    for number in count(len(existing) + 1):
-        folder = _RUNS / (config.name if number == 1 else f"{config.name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:  # by another process, just now
-            continue
-        return folder
-    raise AssertionError("unreachable")
-
-
-def _default_folders(name: str) -> list[Path]:
-    """``runs/NAME``, ``runs/NAME-2``, and so on as far as there are any."""
-    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return list(takewhile(Path.exists, (_RUNS / name for name in names)))
 
 
 def _files(output: Path) -> str:

@@ -14,7 +14,7 @@ from ..topology.densities import Distribution
 from .errors import TrainingError
 
 METHODS = ("static", "set", "rigl")
-OPTIMIZERS = ("sgd", "sparseopt")
+OPTIMIZERS = ("by-hand", "sgd", "sparseopt")
 
 # What suits 1,200 small images does not suit 60,000: on them a second thread costs more than it saves.
 DEFAULTS_BY_DATA: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ class Config:
     method: str = "rigl"
     sparsity: float = 0.95
     distribution: Distribution = "erk"
-    optimizer: tuple[str, ...] = OPTIMIZERS
+    optimizer: tuple[str, ...] = ("sgd", "sparseopt")
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -124,6 +124,10 @@ def check(config: Config) -> None:
         values = getattr(config, name)
         if len(set(values)) < len(values):
             raise TrainingError(f"{option(name)} names something twice: {_shown(values)}")
+    if "by-hand" in config.optimizer and (config.ham_alpha or config.max_grad_norm):
+        raise TrainingError(
+            "--optimizer by-hand is plain PyTorch: it has neither --ham-alpha nor --max-grad-norm"
+        )
     _check_device(config)
 
 

@@ -48,7 +48,8 @@ def add_experiment(group: argparse._ArgumentGroup) -> None:
         "--optimizer",
         choices=OPTIMIZERS,
         nargs="+",
-        help="one or several: sgd is masked SGD, SparseOpt without its correction (default: both)",
+        help="one or several: sgd is masked SGD, SparseOpt without its correction; by-hand the same in plain "
+        f"PyTorch (default: {' '.join(Config.optimizer)})",
     )
     group.add_argument(
         "--seeds",
@@ -103,13 +104,13 @@ def add_training(group: argparse._ArgumentGroup) -> None:
         "--max-grad-norm",
         type=positive,
         metavar="NORM",
-        help="limit of the global norm of the gradients, with every optimizer (default: none)",
+        help="limit of the global norm of the gradients, with every optimizer but by-hand (default: none)",
     )
     group.add_argument(
         "--ham-alpha",
         type=not_negative,
         metavar="ALPHA",
-        help="strength of Hyperbolic Aware Minimization, with every optimizer (default: 0, off)",
+        help="strength of Hyperbolic Aware Minimization, with every optimizer but by-hand (default: 0, off)",
     )
 
 

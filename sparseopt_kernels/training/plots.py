@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = {"sgd": "#d55e00", "sparseopt": "#0072b2"}  # distinct to the colour-blind too (Okabe and Ito)
-_LABELS = {"sgd": "SGD (masked)", "sparseopt": "SparseOpt"}
+# Distinct to the colour-blind too (Okabe and Ito).
+COLOURS = {"by-hand": "#000000", "sgd": "#d55e00", "sparseopt": "#0072b2"}
+LABELS = {"by-hand": "SGD (masked by hand)", "sgd": "SGD (masked)", "sparseopt": "SparseOpt"}
 _GREY = "#999999"
 _COLUMNS = 4
 STYLE: dict[Any, Any] = {
@@ -57,7 +58,7 @@ def curves_png(progress: Progress, config: Config) -> bytes:
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.04, squeeze=False)
         _draw_curves(parts[0, 0], progress.rows, config)
         if layers:
-            _draw_fan_in(parts[1, 0], progress.finished, config, layers, rows_below)
+            draw_fan_in(parts[1, 0], progress.finished, config, layers, rows_below)
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=130)
     return content.getvalue()
@@ -71,34 +72,54 @@ def _title(config: Config) -> str:
 
 def _draw_curves(figure: Figure, rows: Sequence[Row], config: Config) -> None:
     accuracy_axes, loss_axes = figure.subplots(1, 2)
-    lowest = []
+    draw_accuracy(accuracy_axes, rows, config)
     for name in config.optimizer:
-        own = [row for row in rows if row.optimizer == name and row.status == "ok"]
+        own = _rows_of(name, rows)
         if not own:
             continue
-        accuracy = _by_epoch([(row.epoch, 100 * row.test_accuracy) for row in own])
-        lowest.append(float(np.min((accuracy[1] - accuracy[2])[len(accuracy[0]) // 5 :])))
-        _draw_band(accuracy_axes, accuracy, name)
         _draw_band(
             loss_axes,
             _by_epoch([(row.epoch, math.log10(max(row.train_loss, 1e-12))) for row in own]),
             name,
+            LABELS[name],
             log=True,
         )
-    if lowest:
-        # The first epochs would squeeze all that follows into a line.
-        bottom = max(0.0, math.floor(min(lowest)) - 1)
-        accuracy_axes.set_ylim(bottom, 100 + 0.02 * (100 - bottom))
-        accuracy_axes.legend(loc="lower right")
     seeds = len(config.seeds)
     over = f" (mean ± std over {seeds} seeds)" if seeds > 1 else ""
     accuracy_axes.set_title(f"Test accuracy in %{over}", loc="left")
     loss_axes.set_title("Training loss", loc="left")
     loss_axes.set_yscale("log")
-    for axes in (accuracy_axes, loss_axes):
-        axes.set_xlabel("epoch")
-        axes.set_xlim(1, max(2, config.epochs))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    _set_epochs(loss_axes, config)
+
+
+def draw_accuracy(
+    axes: Axes, rows: Sequence[Row], config: Config, labels: Mapping[str, str] = LABELS
+) -> None:
+    """Test accuracy in per cent by epoch, for each optimizer: the mean over seeds, and a band of one standard
+    deviation. ``labels`` names the optimizers in the legend."""
+    lowest = []
+    for name in config.optimizer:
+        own = _rows_of(name, rows)
+        if own:
+            accuracy = _by_epoch([(row.epoch, 100 * row.test_accuracy) for row in own])
+            lowest.append(float(np.min((accuracy[1] - accuracy[2])[len(accuracy[0]) // 5 :])))
+            _draw_band(axes, accuracy, name, labels[name])
+    if lowest:
+        # The first epochs would squeeze all that follows into a line.
+        bottom = max(0.0, math.floor(min(lowest)) - 1)
+        axes.set_ylim(bottom, 100 + 0.02 * (100 - bottom))
+        axes.legend(loc="lower right")
+    _set_epochs(axes, config)
+
+
+def _rows_of(name: str, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.optimizer == name and row.status == "ok"]
+
+
+def _set_epochs(axes: Axes, config: Config) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xlim(1, max(2, config.epochs))
+    axes.locator_params(axis="x", integer=True)
 
 
 def _by_epoch(values: Sequence[tuple[int, float]]) -> tuple[NDArray[np.float64], ...]:
@@ -110,25 +131,34 @@ def _by_epoch(values: Sequence[tuple[int, float]]) -> tuple[NDArray[np.float64],
     return np.array(epochs, dtype=float), np.array(means), np.array(spreads)
 
 
-def _draw_band(axes: Axes, curve: tuple[NDArray[np.float64], ...], name: str, *, log: bool = False) -> None:
+def _draw_band(
+    axes: Axes, curve: tuple[NDArray[np.float64], ...], name: str, label: str, *, log: bool = False
+) -> None:
     """A line and its band; with ``log``, the values are logarithms to the base of ten."""
     epochs, means, spreads = curve
     middle, low, high = means, means - spreads, means + spreads
     if log:
         middle, low, high = (np.power(10.0, v) for v in (middle, low, high))
-    axes.fill_between(epochs, low, high, color=_COLOURS[name], alpha=0.18, linewidth=0)
+    axes.fill_between(epochs, low, high, color=COLOURS[name], alpha=0.18, linewidth=0)
     marker = "o" if len(epochs) == 1 else None  # one epoch makes no line
-    axes.plot(epochs, middle, color=_COLOURS[name], label=_LABELS[name], linewidth=1.8, marker=marker)
+    axes.plot(epochs, middle, color=COLOURS[name], label=label, linewidth=1.8, marker=marker)
 
 
-def _draw_fan_in(
-    figure: Figure, finished: Sequence[FinishedRun], config: Config, layers: Sequence[str], rows: int
+def draw_fan_in(
+    figure: Figure,
+    finished: Sequence[FinishedRun],
+    config: Config,
+    layers: Sequence[str],
+    rows: int,
+    labels: Mapping[str, str] = LABELS,
 ) -> None:
-    figure.suptitle("Fan-in of the neurons, layer by layer", fontsize=10, x=0.01, ha="left")
+    """A histogram of the fan-in of each of ``layers``, over the neurons of all finished runs, before and
+    after training, in so many rows. ``labels`` names the optimizers in the legend."""
+    figure.suptitle("Fan-in by layer", fontsize=10, x=0.01, ha="left")
     columns = min(_COLUMNS, len(layers))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, layer in zip(grid, layers, strict=False):
-        _draw_layer(axes, finished, config, layer)
+        _draw_layer(axes, finished, config, layer, labels)
     for axes in grid[len(layers) :]:
         axes.set_axis_off()
     handles, labels = grid[0].get_legend_handles_labels()
@@ -137,7 +167,9 @@ def _draw_fan_in(
     figure.supxlabel("fan-in (active weights of a neuron)", fontsize=9)
 
 
-def _draw_layer(axes: Axes, finished: Sequence[FinishedRun], config: Config, layer: str) -> None:
+def _draw_layer(
+    axes: Axes, finished: Sequence[FinishedRun], config: Config, layer: str, labels: Mapping[str, str]
+) -> None:
     ends = [np.array(run.fan_in[layer]) for run in finished]
     starts = [np.array(run.initial_fan_in[layer]) for run in finished]
     all_fan_in = np.concatenate(ends + starts)
@@ -146,7 +178,7 @@ def _draw_layer(axes: Axes, finished: Sequence[FinishedRun], config: Config, lay
     for name in config.optimizer:
         own = [np.array(run.fan_in[layer]) for run in finished if run.optimizer == name]
         if own:
-            _draw_histogram(axes, own, bins, color=_COLOURS[name], label=f"after, {_LABELS[name]}")
+            _draw_histogram(axes, own, bins, color=COLOURS[name], label=f"after, {labels[name]}")
     axes.set_title(f"{layer.removesuffix('.weight')} (largest {all_fan_in.max()})", fontsize=8, pad=3)
     axes.tick_params(labelsize=7.5)
     axes.locator_params(nbins=4, integer=True)

@@ -29,7 +29,7 @@ def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
 
     Accuracies are those after the last epoch: nothing is chosen by looking at the test set.
     """
-    final = {(row.optimizer, row.seed): row for row in rows if row.epoch == config.epochs and _is_ok(row)}
+    final = last_rows(rows, config)
     diverged = [row for row in rows if not _is_ok(row)]
     runs = len(config.seeds) * len(config.optimizer)
     ended = [name for name in config.optimizer if any(optimizer == name for optimizer, _ in final)]
@@ -49,8 +49,9 @@ def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
         lines.append(
             f"{runs - len(final) - len(diverged)} of {runs} runs did not end and are not in the table"
         )
-    if "sgd" in ended:
-        lines += [comparison(name, "sgd", final, test_examples) for name in ended if name != "sgd"]
+    baseline = next((name for name in ("by-hand", "sgd") if name in ended), None)
+    if baseline is not None:
+        lines += [comparison(name, baseline, final, test_examples) for name in ended if name != baseline]
     return "\n".join(lines)
 
 
@@ -60,10 +61,7 @@ def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test
     The difference of two runs of one seed is what is averaged: they share initial weights, masks and
     order of examples. It counts as more than noise when 0 is outside its 95% confidence interval.
     """
-    seeds = [seed for optimizer, seed in final if optimizer == name and (baseline, seed) in final]
-    differences = [
-        100 * (final[name, seed].test_accuracy - final[baseline, seed].test_accuracy) for seed in seeds
-    ]
+    differences = accuracy_differences(name, baseline, final)
     if not differences:
         return f"{name} and {baseline} have no seed in common: no comparison"
     # Accuracies are multiples of one example.
@@ -76,6 +74,18 @@ def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test
         f"{difference} ± {result.half_width:.2f} (95% confidence, {len(differences)} paired seeds): "
         f"{verdict} the noise of the seeds"
     )
+
+
+def accuracy_differences(name: str, baseline: str, final: dict[tuple[str, int], Row]) -> list[float]:
+    """The accuracy of ``name`` less that of ``baseline``, in points, for each seed that both have in
+    ``final``, the last rows by optimizer and seed."""
+    seeds = [seed for optimizer, seed in final if optimizer == name and (baseline, seed) in final]
+    return [100 * (final[name, seed].test_accuracy - final[baseline, seed].test_accuracy) for seed in seeds]
+
+
+def last_rows(rows: Sequence[Row], config: Config) -> dict[tuple[str, int], Row]:
+    """The last rows of the runs that came to their end, by optimizer and seed."""
+    return {(row.optimizer, row.seed): row for row in rows if row.epoch == config.epochs and _is_ok(row)}
 
 
 def _line(name: str, rows: Sequence[Row], final: dict[tuple[str, int], Row], level: float) -> tuple[str, ...]:

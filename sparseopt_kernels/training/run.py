@@ -18,6 +18,7 @@ from ..optimizer import SparseOpt
 from ..schedules import warmup_cosine
 from ..topology.dynamic import SET, RigL
 from ..topology.sparsify import sparsify
+from .by_hand import MaskedSGD
 from .config import Config
 from .data import Dataset, batches, steps_per_epoch
 from .models import build_model
@@ -68,17 +69,7 @@ class Run:
             self._random_state = self._get_random_state()
         self.masks = sparsify(self.model, config.sparsity, config.distribution, seed=seed)
         self.initial_fan_in = self.fan_in()
-        self.optimizer = SparseOpt(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            masks=self.masks,
-            correction=_CORRECTION[optimizer],  # type: ignore[arg-type]
-            ham_alpha=config.ham_alpha,
-            max_grad_norm=config.max_grad_norm,
-            backend=config.backend,
-        )
+        self.optimizer = self._make_optimizer()
         steps = steps_per_epoch(len(dataset.train_labels), config.batch_size)
         self.schedule = warmup_cosine(self.optimizer, config.warmup_epochs * steps, config.epochs * steps)
         self.topology: SET | RigL | None = None
@@ -92,6 +83,28 @@ class Run:
                 config.update_every,
                 stop_at=_STOP_AT * config.epochs * steps,
             )
+
+    def _make_optimizer(self) -> SparseOpt | MaskedSGD:
+        config = self.config
+        if self.optimizer_name == "by-hand":
+            return MaskedSGD(
+                self.model.parameters(),
+                self.masks,
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+            )
+        return SparseOpt(
+            self.model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            masks=self.masks,
+            correction=_CORRECTION[self.optimizer_name],  # type: ignore[arg-type]
+            ham_alpha=config.ham_alpha,
+            max_grad_norm=config.max_grad_norm,
+            backend=config.backend,
+        )
 
     @property
     def done(self) -> bool:

@@ -1,7 +1,8 @@
 """Times contestants on a CPU or a GPU. They take turns within one process, because machines are noisy and the
 noise lasts: each round times one turn of each.
 
-Nothing here asks for a GPU but ``CudaTimer``. Who the contestants are is in ``contestants``.
+Nothing here asks for a GPU but ``CudaTimer``. Who the contestants are is not known here: the benchmarks and
+the demo have their own.
 """
 
 from __future__ import annotations

@@ -1,0 +1,104 @@
+"""What is said of what was measured. Every sentence is chosen by the numbers, none by what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..text_table import aligned
+from ..timing import Summary
+from ..training.config import Config
+from ..training.paired import FEWEST_PAIRS, paired
+from ..training.report import accuracy_differences, last_rows
+from ..training.run import Row
+from .step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, StepTimes
+
+NAMES = {
+    BY_HAND: "by hand",
+    TUNED: "by hand, tuned",
+    DENSE: "fused SGD, no mask",
+    PLAIN: "SparseOpt, no correction",
+    CORRECTED: "SparseOpt, Eq. 12",
+}
+_ROUNDING = 1e-4  # of the largest change: float32 has seven digits, and each step loses some
+
+
+def times_table(measured: StepTimes) -> list[str]:
+    """A line for each contestant: median, the middle 60% of the steps, and its time as a multiple of
+    SparseOpt's without correction."""
+    own = measured.times[PLAIN]
+    header = ("step", "median", "middle 60% of the steps", "time / SparseOpt's", "masked")
+    rows = [
+        (
+            NAMES[name],
+            f"{t.p50_ms:.3g} ms",
+            f"{t.p20_ms:.3g} to {t.p80_ms:.3g} ms",
+            f"{t.p50_ms / own.p50_ms:.2f}",
+            "no" if name == DENSE else "yes",
+        )
+        for name, t in measured.times.items()
+    ]
+    return aligned([header, *rows])
+
+
+def speed(own: Summary, rival: Summary) -> str:
+    """How fast a step is beside another's: "it is ... <the other>" makes a sentence.
+
+    Two steps differ if the middle 60% of their times have nothing in common.
+    """
+    if own.p80_ms < rival.p20_ms:
+        return f"{rival.p50_ms / own.p50_ms:.1f} times as fast as"
+    if rival.p80_ms < own.p20_ms:
+        return f"slower ({own.p50_ms / rival.p50_ms:.2f} times as long) than"
+    return "within noise as fast as"
+
+
+def speed_title(measured: StepTimes) -> str:
+    if not measured.is_reliable:
+        return "Time of a step (other programs were running: not reliable)"
+    return f"SparseOpt's step is {speed(measured.times[PLAIN], measured.times[BY_HAND])} by hand"
+
+
+def speed_conclusions(measured: StepTimes) -> list[str]:
+    """What can be said of SparseOpt's step, against each rival, and what the correction costs."""
+    if not measured.is_reliable:
+        return [
+            f"Other programs were running: a thread got {measured.processor_share:.0%} of a processor.",
+            "Nothing is concluded from the times of steps then. Run it again on a quiet machine.",
+        ]
+    times = measured.times
+    own = times[PLAIN]
+    return [
+        f"SparseOpt's masked SGD is {speed(own, times[BY_HAND])} masked SGD by hand.",
+        f"It is {speed(own, times[TUNED])} masked SGD by hand, tuned (float32 masks, fused SGD inside).",
+        f"It is {speed(own, times[DENSE])} PyTorch's fused SGD, which masks nothing.",
+        f"With the correction of Eq. 12 it is {speed(times[CORRECTED], own)} without.",
+        "(within noise: the middle 60% of the steps overlap)",
+    ]
+
+
+def agreement(measured: StepTimes) -> str:
+    """Whether SparseOpt without correction computes what the code by hand does."""
+    verdict = "equal to rounding" if measured.difference <= _ROUNDING * measured.moved else "NOT equal"
+    return (
+        f"Weights by SparseOpt without correction and by hand, after {measured.steps} steps on the same "
+        f"gradients:\n{verdict} (they differ by {measured.difference:.1e} at most, and moved by up to "
+        f"{measured.moved:.1e})"
+    )
+
+
+def accuracy_title(rows: Sequence[Row], config: Config, test_examples: int) -> str:
+    """The accuracies of all optimizers against those by hand, in a line."""
+    final = last_rows(rows, config)
+    by_seed = {
+        name: accuracy_differences(name, BY_HAND, final) for name in config.optimizer if name != BY_HAND
+    }
+    if any(len(differences) < FEWEST_PAIRS for differences in by_seed.values()):
+        return "Test accuracy"
+    found = {name: paired(differences, 100 / test_examples) for name, differences in by_seed.items()}
+    differing = [
+        f"{NAMES[name]} {difference.mean:+.1f} points"
+        for name, difference in found.items()
+        if difference.beyond_noise
+    ]
+    within_noise = f"no difference beyond noise ({len(config.seeds)} seeds)"
+    return "Test accuracy: " + (", ".join(differing) or within_noise)

@@ -1,0 +1,83 @@
+"""The picture of the demo: accuracy by epoch, the time of a step, the fan-in of the neurons."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING
+
+from ..machine import machine
+from ..training.checkpoint import Progress
+from ..training.config import Config
+from ..training.plots import COLOURS, STYLE, draw_accuracy, draw_fan_in
+from .conclusions import NAMES, accuracy_title, speed_title
+from .step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, StepTimes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLUMNS = 4
+_COLOURS = {**COLOURS, TUNED: "#666666", DENSE: "#ffffff"}
+_ORDER = (BY_HAND, TUNED, DENSE, PLAIN, CORRECTED)
+
+
+def demo_png(progress: Progress, config: Config, measured: StepTimes, test_examples: int) -> bytes:
+    """The picture as a PNG file; at least one run is finished."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layers = list(progress.finished[0].fan_in)
+    rows_below = math.ceil(len(layers) / _COLUMNS)
+    heights = [3.2, 0.35 + 1.6 * rows_below]
+    # A figure of its own, without pyplot: no global state, no display.
+    with mpl.rc_context({**STYLE, "font.size": 8.0, "axes.titlesize": 8.5}):
+        figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+        FigureCanvasAgg(figure)
+        parts = figure.subfigures(2, 1, height_ratios=heights, hspace=0.04, squeeze=False)
+        above, below = parts[0, 0], parts[1, 0]
+        accuracy, times = above.subplots(1, 2)
+        draw_accuracy(accuracy, progress.rows, config, NAMES)
+        accuracy.set_title(accuracy_title(progress.rows, config, test_examples), loc="left")
+        accuracy.set_ylabel(f"test accuracy in %, {config.data}")
+        _draw_times(times, measured)
+        draw_fan_in(below, progress.finished, config, layers, rows_below, NAMES)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
+    return content.getvalue()
+
+
+def _draw_times(axes: Axes, measured: StepTimes) -> None:
+    """A bar for each contestant up to its median, with its value, and a whisker over the middle 60%."""
+    summaries = [measured.times[name] for name in _ORDER]
+    medians = [t.p50_ms for t in summaries]
+    bars = axes.barh(
+        [NAMES[name].replace(", ", ",\n") for name in _ORDER],
+        medians,
+        xerr=(
+            [t.p50_ms - t.p20_ms for t in summaries],
+            [t.p80_ms - t.p50_ms for t in summaries],
+        ),
+        color=[_COLOURS[name] for name in _ORDER],
+        edgecolor="#333333",
+        error_kw={"elinewidth": 1.0, "capsize": 3, "ecolor": "#999999"},
+        height=0.66,
+    )
+    bars[_ORDER.index(DENSE)].set_hatch("///")  # not the same work
+    for bar, t in zip(bars, summaries, strict=True):
+        axes.annotate(
+            f"{t.p50_ms:.3g} ms",
+            (t.p80_ms, bar.get_y() + bar.get_height() / 2),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontweight="bold",
+        )
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.22 * max(t.p80_ms for t in summaries))
+    axes.grid(visible=False, axis="y")
+    axes.set_title(speed_title(measured), loc="right")  # its room is that of the names, too
+    axes.set_xlabel(
+        f"time of an optimizer step in ms: {measured.weights / 1e6:.1f} million weights,\n"
+        f"{measured.sparsity:.0%} sparse; {machine()}, {measured.threads} threads"
+    )

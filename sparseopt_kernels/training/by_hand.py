@@ -1,0 +1,43 @@
+"""Masked SGD as one writes it without this package: what its own optimizers are compared with.
+
+No use is made here of anything of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+
+class MaskedSGD(torch.optim.SGD):
+    """Mask the gradients, let ``torch.optim.SGD`` step, mask the weights.
+
+    With masks that stay as they are it computes what ``SparseOpt(correction="none")`` does, to rounding.
+    When a mask changes, the momentum of a weight that is dropped is left here to decay, where SparseOpt
+    zeroes it.
+
+    Args:
+        params: as of ``torch.optim.SGD``.
+        masks: by parameter, of its shape: what its gradient is multiplied by, bool or of its dtype. The
+            mapping and its tensors may change between two steps.
+        sgd: all other arguments of ``torch.optim.SGD``.
+    """
+
+    def __init__(self, params: Iterable[Parameter], masks: Mapping[Parameter, Tensor], **sgd: Any) -> None:
+        super().__init__(params, **sgd)
+        self._masks = masks
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. Unlike SparseOpt it writes into ``p.grad``: what RigL ranks by must be read before."""
+        for p, mask in self._masks.items():
+            if p.grad is not None:
+                p.grad.mul_(mask)
+        loss = super().step(closure)
+        for p, mask in self._masks.items():
+            p.mul_(mask)
+        return loss
