@@ -59,7 +59,7 @@ def layers_feeding_norm(model: nn.Module, example_input: Any) -> dict[str, Param
             for several arguments. Two examples are enough: more take more time.
 
     Returns:
-        The weights by their name in the model, in model order: for ``feeding_norm`` of :class:`SparseOpt`.
+        The weights by their name in the model, in model order, for ``feeding_norm`` of :class:`SparseOpt`.
 
     Raises:
         ValueError: the model is in evaluation mode, in which batch norm does not normalise by the batch.
