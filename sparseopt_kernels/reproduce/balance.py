@@ -88,7 +88,7 @@ class Balance:
                 (
                     method_label(optimizer, correction),
                     f"{level:.3f}",
-                    f"{math.sqrt(-level):.3f}",
+                    f"{math.sqrt(max(0.0, -level)):.3f}",
                     f"{statistics.mean(radii):.3f} in {len(radii)}/{len(runs)} runs"
                     if radii
                     else "never there",

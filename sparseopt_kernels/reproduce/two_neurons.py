@@ -95,13 +95,14 @@ class TwoNeurons:
         """How often the dense neuron was switched off, and what the sparse one became."""
         header = (
             "method",
-            "a_dense at start",
+            "a_dense from",
             f"|a_dense| < {_OFF}",
-            "median |a_dense|",
+            "median",
             "a_sparse flipped",
             "found teacher",
             "median loss",
-            "largest drift",
+            "largest drift, found",
+            "not found",
         )
         lines = []
         for optimizer, correction, start in product(OPTIMIZERS, CORRECTIONS, _DENSE_STARTS):
@@ -120,12 +121,13 @@ class TwoNeurons:
                     share(sparse, flipped),
                     share(sparse, found),
                     f"{statistics.median(end['loss'] for end in sparse):.1e}",
-                    f"{max(end['drift'] for end in ends):.4f}",
+                    _largest_drift([end for end in ends if found(end)]),
+                    _largest_drift([end for end in ends if not found(end)]),
                 )
             )
         return [
             *aligned([header, *lines]),
-            "all but the first two columns: at the end. Drift: of the balance of either neuron",
+            "drift: of the balance of either neuron, where the teacher was found and where not",
             *(_scaling_compared(rows, correction) for correction in CORRECTIONS if correction != "none"),
             *_PAPER,
         ]
@@ -147,7 +149,7 @@ class TwoNeurons:
             axes.set_ylabel(f"a_dense, from {start:g}" if j == 0 else "")
         grid[0, 0].legend(loc="upper left")
         figure.suptitle(
-            "Whether the dense neuron is switched off depends on the start, hardly on scaling",
+            "Whether the dense neuron is switched off depends on the start more than on scaling",
             fontweight="bold",
         )
 
@@ -181,6 +183,10 @@ def _scaling_compared(rows: Sequence[Row], correction: Correction) -> str:
         f"HAM, the same starts, {CORRECTION_LABELS[correction]} or not: dense neuron off only if scaled "
         f"{len(scaled - plain)}, only if not {len(plain - scaled)}, both {len(plain & scaled)}"
     )
+
+
+def _largest_drift(ends: Sequence[Row]) -> str:
+    return f"{max(end['drift'] for end in ends):.3f}" if ends else "-"
 
 
 def _off(end: Row) -> bool:
