@@ -129,13 +129,13 @@ class Balance:
                 )
         axes.plot([-1], [1], "k*", markersize=13, linestyle="none", label="start")
         axes.plot([1], [1], "kP", markersize=9, linestyle="none", label="teacher")
-        axes.axvline(0, color="#000000", linewidth=0.8)
+        axes.vlines(0, -0.02, 1.3, color="#000000", linewidth=0.8)
         axes.set_xlabel("outer weight a")
         axes.set_ylabel("sqrt(gamma² + beta²)")
-        axes.set_ylim(bottom=-0.02)
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.06))
+        axes.set_ylim(-0.02, 1.75)  # the legend is above the curves
+        axes.legend(loc="upper center", ncols=2)
         figure.suptitle(
-            "Gradient descent's curve ends at the origin, HAM's passes a = 0; trajectories stay on them",
+            "Trajectories stay on the curves: gradient descent's ends at 0, HAM's passes a = 0",
             fontweight="bold",
         )
 
