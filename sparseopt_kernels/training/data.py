@@ -36,6 +36,15 @@ class Dataset:
     def num_classes(self) -> int:
         return int(self.train_labels.max()) + 1
 
+    def first(self, train: int, test: int) -> Dataset:
+        """The first ``train`` training examples and the first ``test`` test examples, or all there are."""
+        return Dataset(
+            self.train_images[:train],
+            self.train_labels[:train],
+            self.test_images[:test],
+            self.test_labels[:test],
+        )
+
     def to(self, device: torch.device) -> Dataset:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 

@@ -62,6 +62,7 @@ class Run:
         self.seed = seed
         self.epoch = 0
         self.diverged = False
+        self.batch: tuple[Tensor, Tensor]  # images and labels of the last step
         self._device = torch.device(config.device)
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(seed)
@@ -150,6 +151,7 @@ class Run:
         for image_batch, label_batch in batches(
             images, labels, self.config.batch_size, torch.randperm(len(labels))
         ):
+            self.batch = image_batch, label_batch
             self.optimizer.zero_grad()
             scores = self.model(image_batch)
             loss = F.cross_entropy(scores, label_batch)
