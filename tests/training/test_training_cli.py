@@ -208,7 +208,7 @@ def test_values_that_argparse_refuses(capsys, options, message):
         ("--optimizer sgd sgd", "--optimizer names something twice"),
         ("--device nonsense", "--device nonsense cannot be used"),
         ("--device cuda:99", "--device cuda:99 cannot be used"),
-        ("--data-dir here", "--data-dir is for --data fashion-mnist"),
+        ("--data-dir here", "--data-dir is not for --data digits"),
         ("--data fashion-mnist --data-dir nowhere", "--data-dir nowhere does not have"),
         ("--resume nowhere", "there is no checkpoint nowhere"),
         ("--resume", "there is no checkpoint in runs"),
