@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from .experiment import Experiment
+from .tables import TABLES
 
-EXPERIMENTS: dict[str, Experiment] = {}
+EXPERIMENTS: dict[str, Experiment] = {
+    **TABLES,
+}

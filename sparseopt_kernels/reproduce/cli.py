@@ -6,21 +6,29 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
 
 from ..atomic import write_atomically
 from ..text_table import aligned
+from ..training import distributed
+from ..training.config import Config, check_device, option
 from ..training.errors import TrainingError, check_packages
+from ..training.options import add_speed
 from .catalogue import EXPERIMENTS
-from .experiment import Experiment, Row, Settings
-from .runner import Results, measure_all
+from .experiment import Case, Experiment, PaperSized, Row, Settings
+from .runner import Results, measure_all, parse_value
 
 if TYPE_CHECKING:
     # What add_subparsers() returns has no public name.
     from argparse import _SubParsersAction
 
 _OUTPUT = Path("runs") / "reproduce"
+_OF_PAPER_SIZED = ("device", "amp", "channels_last", "loader_workers")
 _EPILOG = """\
 An experiment writes NAME.csv and NAME.png into the output folder and prints a table. Rows that are in the
 CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command goes on.
@@ -49,11 +57,21 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument(
         "--workers",
         type=_at_least_1,
-        default=os.cpu_count() or 1,
         metavar="N",
-        help="processes, of one thread each (default: as many as there are processors)",
+        help="processes, of one thread each (default: as many as there are processors; 1 on a GPU)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="measure only the cases with these values, as they are in the CSV file; a column that is named "
+        "twice may have either value",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, the table only")
+    tables = parser.add_argument_group("the paper's tables (table1 to table9), also under torchrun")
+    tables.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    add_speed(tables)
     parser.set_defaults(run=run)
     return parser
 
@@ -65,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join(_listed()))
             return 0
         check_packages("reproduce")
-        return _reproduce(_experiment(args.name), args)
+        experiment = _experiment(args.name)
+        settings = _settings(experiment, args)
+        with distributed.joined(settings.device):
+            return _reproduce(experiment, settings, args)
     except TrainingError as error:
         print(f"sparseopt reproduce: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -87,35 +108,94 @@ def _experiment(name: str | None) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def _reproduce(experiment: Experiment, args: argparse.Namespace) -> int:
+def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
+    options = {name: getattr(args, name) for name in _OF_PAPER_SIZED}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    if not isinstance(experiment, PaperSized):
+        if given:
+            raise TrainingError(f"{option(next(iter(given)))} is for the tables, not for {experiment.name}")
+        if dist.is_torchelastic_launched():
+            raise TrainingError(f"{experiment.name} is not made for torchrun: start it without")
+        return Settings(args.data_dir)
+    values: dict[str, Any] = {
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "loader_workers": Config.loader_workers,
+        **given,
+    }
+    check_device(values["device"], Config.backend)
+    checkpoints = args.output / f"{experiment.name}-checkpoints"
+    return Settings(args.data_dir, **values, checkpoints=checkpoints, progress=not args.quiet)
+
+
+def _workers(settings: Settings, args: argparse.Namespace) -> int:
+    one = distributed.ranks() > 1 or settings.device.startswith("cuda")
+    if distributed.ranks() > 1 and args.workers not in (None, 1):
+        raise TrainingError(
+            f"--workers is {args.workers}, under torchrun it must be 1: ranks share each case"
+        )
+    workers: int = args.workers or (1 if one else os.cpu_count() or 1)
+    return workers
+
+
+def _only(experiment: Experiment, texts: Sequence[str]) -> dict[str, list[object]]:
+    """``["seed=0", "seed=1"]`` as ``{"seed": [0, 1]}``."""
+    only: dict[str, list[object]] = {}
+    for text in texts:
+        column, equals, value = text.partition("=")
+        if not equals or column not in experiment.key:
+            columns = ", ".join(experiment.key)
+            raise TrainingError(
+                f"--only has {text!r}, it must be COLUMN=VALUE with a column out of {columns}"
+            )
+        try:
+            only.setdefault(column, []).append(parse_value(value, experiment.columns[column]))
+        except ValueError as error:
+            raise TrainingError(f"--only has {text!r}: {error}") from error
+    return only
+
+
+def _reproduce(experiment: Experiment, settings: Settings, args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    settings = Settings(args.data_dir)
+    only = _only(experiment, args.only)
+    workers = _workers(settings, args)
+    is_first = distributed.rank() == 0
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make the output folder: {error}") from error
-    results = Results(experiment, args.output / f"{experiment.name}.csv")
+    results = Results(experiment, args.output / f"{experiment.name}.csv", only)
     missing = results.missing()
+    if not missing and not results.rows():
+        raise TrainingError(f"--only {' '.join(args.only)} leaves no case of {experiment.name}")
     if missing:
         experiment.check(settings)
-    if not args.quiet:
-        print(_announcement(experiment, results, args.workers), file=sys.stderr)
+    if not args.quiet and is_first:
+        print(_announcement(experiment, results, workers), file=sys.stderr)
     bar = tqdm(
         total=sum(map(experiment.seconds, missing)),
-        disable=args.quiet or not sys.stderr.isatty(),
+        disable=args.quiet or not is_first or not sys.stderr.isatty(),
         bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
         leave=False,
     )
+
+    def on_case(case: Case) -> None:
+        bar.update(experiment.seconds(case))
+        checkpoint = settings.checkpoint(case)
+        if checkpoint is not None and is_first:
+            checkpoint.unlink(missing_ok=True)
+
     try:
         with bar:
-            measure_all(results, settings, args.workers, lambda case: bar.update(experiment.seconds(case)))
+            measure_all(results, settings, workers, on_case)
     except KeyboardInterrupt:
         print(
             f"stopped with {len(results.missing())} cases to go: run the same command again to go on",
             file=sys.stderr,
         )
         return 130
+    if not is_first:
+        return 0
     rows = results.rows()
     picture = results.path.with_suffix(".png")
     try:
@@ -131,18 +211,20 @@ def _announcement(experiment: Experiment, results: Results, workers: int) -> str
     missing = results.missing()
     if not missing:
         return f"{experiment.name}: all of it is in {results.path} already"
-    seconds = sum(map(experiment.seconds, missing)) / min(workers, len(missing))
     there = f", {len(results.rows())} rows are there already" if results.rows() else ""
-    return (
-        f"{experiment.name} ({experiment.source}): {len(missing)} cases, about {_duration(seconds)} with "
-        f"{workers} processes{there}"
-    )
+    cases = f"{experiment.name} ({experiment.source}): {len(missing)} cases"
+    if isinstance(experiment, PaperSized):
+        return f"{cases}{there}, {experiment.cost(missing)}"
+    seconds = sum(map(experiment.seconds, missing)) / min(workers, len(missing))
+    return f"{cases}, about {_duration(seconds)} with {workers} processes{there}"
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
 def _png(experiment: Experiment, rows: list[Row]) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..atomic import write_atomically
+from ..training import distributed
 from ..training.errors import TrainingError
 from .experiment import Case, Experiment, Row, Settings
 
@@ -25,13 +26,21 @@ _Key = tuple[object, ...]
 class Results:
     """The rows of an experiment in its CSV file.
 
+    Args:
+        experiment: whose rows.
+        path: of the file.
+        only: the values, by column, that cases have to be measured; columns that are not in it may have any.
+
     Raises:
         TrainingError: the file is there and is not one of this experiment.
     """
 
-    def __init__(self, experiment: Experiment, path: Path) -> None:
+    def __init__(
+        self, experiment: Experiment, path: Path, only: Mapping[str, Sequence[object]] | None = None
+    ) -> None:
         self.experiment = experiment
         self.path = path
+        self._only = only or {}
         self._rows: dict[_Key, list[Row]] = {}
         if path.exists():
             for row in self._read():
@@ -44,13 +53,20 @@ class Results:
         return [row for key in order for row in self._rows.get(key, [])]
 
     def missing(self) -> list[Case]:
-        """The cases that are known of by now and were not measured."""
+        """The cases that are asked for, are known of by now and were not measured."""
         every = [row for rows in self._rows.values() for row in rows]
-        return [case for case in self.experiment.cases(every) if self._key(case) not in self._rows]
+        return [
+            case
+            for case in self.experiment.cases(every)
+            if self._key(case) not in self._rows
+            and all(case[column] in values for column, values in self._only.items())
+        ]
 
     def add(self, case: Case, rows: list[Row]) -> None:
         """Keep a case: on the disk, too."""
         self._rows[self._key(case)] = rows
+        if distributed.rank() != 0:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.experiment.columns), lineterminator="\n")
         writer.writeheader()
@@ -73,7 +89,7 @@ class Results:
                     f"{list(columns)}: name another folder with --output, or move the file away"
                 )
             try:
-                return [{name: _parse(row[name], columns[name]) for name in columns} for row in reader]
+                return [{name: parse_value(row[name], columns[name]) for name in columns} for row in reader]
             except (ValueError, TypeError) as error:
                 raise TrainingError(
                     f"{self.path}, line {reader.line_num}: {error}. Mend or remove that line"
@@ -120,7 +136,8 @@ def _measured(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _parse(text: str, kind: type) -> object:
+def parse_value(text: str, kind: type) -> object:
+    """A value as it is in a CSV file; ``ValueError`` if it is not one of that type."""
     if kind is bool:
         if text not in ("True", "False"):
             raise ValueError(f"{text!r} must be True or False")

@@ -139,23 +139,24 @@ def check(config: Config) -> None:
         values = getattr(config, name)
         if len(set(values)) < len(values):
             raise TrainingError(f"{option(name)} names something twice: {_shown(values)}")
-    _check_device(config)
+    check_device(config.device, config.backend)
 
 
-def _check_device(config: Config) -> None:
+def check_device(name: str, backend: str) -> None:
+    """Raise ``TrainingError`` unless the device is there and the backend of the optimizers runs on it."""
     try:
-        device = distributed.local_device(config.device)
+        device = distributed.local_device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"--device {config.device} cannot be used ({reason}): use --device cpu, or install a PyTorch "
+            f"--device {name} cannot be used ({reason}): use --device cpu, or install a PyTorch "
             "build for the device"
         ) from error
     try:
-        kernels.backend_for(kernels.chosen_name(config.backend), device)
+        kernels.backend_for(kernels.chosen_name(backend), device)
     except (RuntimeError, ValueError) as error:
-        raise TrainingError(f"--backend {config.backend}: {error}") from error
+        raise TrainingError(f"--backend {backend}: {error}") from error
 
 
 def _shown(value: Any) -> str:

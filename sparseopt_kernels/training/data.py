@@ -207,11 +207,3 @@ def split_order(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     The batches differ in size by at most one: a short last one would disturb batch normalisation.
     """
     return order.tensor_split(steps_per_epoch(len(order), batch_size))
-
-
-def batches(
-    images: Tensor, labels: Tensor, batch_size: int, order: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels in the batches of :func:`split_order`, without augmentation."""
-    for indices in split_order(order.to(images.device), batch_size):
-        yield images[indices], labels[indices]
