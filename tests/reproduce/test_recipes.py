@@ -117,12 +117,8 @@ def test_a_run_has_what_the_recipe_says(tmp_path):
     assert (config.momentum, config.weight_decay, config.warmup_epochs) == (0.9, 5e-4, 5)
     assert (config.drop_fraction, config.update_every, config.distribution) == (0.3, 100, "erk")
     assert (config.amp, config.channels_last, config.model) == ("bfloat16", True, "resnet20")
-    without = recipes.CIFAR100.config(replace_cell(cell, ham=False), 3, None, settings)
+    without = recipes.CIFAR100.config(cell._replace(ham=False), 3, None, settings)
     assert (without.ham_alpha, without.max_grad_norm) == (0, None)
-
-
-def replace_cell(cell, **changes):
-    return cell._replace(**changes)
 
 
 @pytest.mark.parametrize(("ranks", "batch", "peak"), [(1, 128, 0.05), (8, 1024, 0.4)])
