@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from ..atomic import write_atomically
 from ..text_table import aligned
@@ -114,7 +113,7 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
     if not isinstance(experiment, PaperSized):
         if given:
             raise TrainingError(f"{option(next(iter(given)))} is for the tables, not for {experiment.name}")
-        if dist.is_torchelastic_launched():
+        if distributed.launched():
             raise TrainingError(f"{experiment.name} is not made for torchrun: start it without")
         return Settings(args.data_dir)
     values: dict[str, Any] = {

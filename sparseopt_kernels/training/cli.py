@@ -9,6 +9,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import distributed
 from .checkpoint import load_checkpoint
 from .config import OPTIONS, Config, new_config, saved_config
 from .data import open_dataset
@@ -60,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     """Run ``train`` with parsed arguments, print the results or what is wrong, and return the exit code."""
     try:
         check_packages("train")
+        if distributed.launched():
+            raise TrainingError(
+                "train is not made for torchrun, reproduce is (table1 to table9): start it without"
+            )
         return _run(args)
     except TrainingError as error:
         print(f"sparseopt train: error: {error}", file=sys.stderr)

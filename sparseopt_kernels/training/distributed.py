@@ -14,10 +14,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def launched() -> bool:
+    """Whether torchrun has started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Be one of the ranks that torchrun has started, until the block ends."""
-    if not dist.is_torchelastic_launched():
+    if not launched():
         yield
         return
     on_cuda = torch.device(device).type == "cuda"
@@ -48,7 +53,7 @@ def wait_for_all() -> None:
 
 def local_device(device: str) -> torch.device:
     """The device of this rank: of ``"cuda"``, the GPU of its number on this machine."""
-    if device == "cuda" and dist.is_torchelastic_launched():
+    if device == "cuda" and launched():
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(device)
 

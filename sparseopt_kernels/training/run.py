@@ -172,7 +172,7 @@ class Run:
         for batch, (images, labels) in zip(batches, on_this_rank, strict=True):
             self.optimizer.zero_grad()
             with self._autocast():
-                scores = self._forward(self._formatted(images))
+                scores = self._forward(self._formatted(images)).float()
                 loss = F.cross_entropy(scores, labels)
             sums[0] += loss.detach() * len(labels)
             sums[1] += (scores.argmax(dim=1) == labels).sum()
