@@ -62,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         check_packages("train")
         if distributed.launched():
-            raise TrainingError(
-                "train is not made for torchrun, reproduce is (table1 to table9): start it without"
-            )
+            raise TrainingError("train is not made for torchrun, as reproduce is: start it without")
         return _run(args)
     except TrainingError as error:
         print(f"sparseopt train: error: {error}", file=sys.stderr)

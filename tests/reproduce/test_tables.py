@@ -7,9 +7,9 @@ import pytest
 from miniatures import make_cifar100, make_imagenet
 
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.reproduce import tables
 from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.tables import TABLES
+from sparseopt_kernels.reproduce.tables import TABLES, _resume
+from sparseopt_kernels.training.errors import TrainingError
 from sparseopt_kernels.training.run import Run
 
 CIFAR = [name for name, table in TABLES.items() if table.recipe.data == "cifar-100"]
@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(reproduce, tmp_path,
     only = ("--only", "sparsity=0.9", "optimizer=sparseopt", "ham=True")
     _, output, uninterrupted = reproduce(table, data, *only, "--amp", "bfloat16", "--channels-last")
     (output / "table2.csv").unlink()
-    trained = []
+    trained: list[Run] = []
     train_epoch = Run.train_epoch
 
     def stopped(run):
@@ -146,8 +146,8 @@ def test_a_run_that_diverged_is_named_and_left_out():
 def test_a_damaged_checkpoint_is_named(tmp_path):
     path = tmp_path / "case.pt"
     path.write_bytes(b"nonsense")
-    with pytest.raises(tables.TrainingError, match=r"case\.pt cannot be read"):
-        tables._resume(None, path)  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match=r"case\.pt cannot be read"):
+        _resume(None, path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", TABLES)
