@@ -19,6 +19,7 @@ import torch
 from ..atomic import write_atomically
 from ..text_table import aligned
 from ..training import distributed
+from ..training.config import saved_config
 from ..training.data import open_dataset
 from ..training.errors import TrainingError
 from ..training.run import Row as Epoch
@@ -152,7 +153,7 @@ class Table:
         while not run.done:
             epoch = run.train_epoch()
             seconds += epoch.seconds
-            if settings.progress:
+            if settings.progress and distributed.rank() == 0:
                 _report(self.name, case, epoch)
             if checkpoint is not None and not run.done and distributed.rank() == 0:
                 _save(run, seconds, checkpoint)
@@ -254,7 +255,7 @@ def _shown(middle: float, std: float | None) -> str:
 
 def _save(run: Run, seconds: float, checkpoint: Path) -> None:
     content = io.BytesIO()
-    torch.save({"run": run.state_dict(), "seconds": seconds}, content)
+    torch.save({"config": run.config.to_dict(), "run": run.state_dict(), "seconds": seconds}, content)
     try:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(checkpoint, content.getvalue())
@@ -270,6 +271,7 @@ def _resume(run: Run, checkpoint: Path) -> float:
         raise TrainingError(
             f"{checkpoint} cannot be read ({str(error).splitlines()[0]}): remove it to start that run again"
         ) from error
+    saved_config(state["config"], run.config.to_dict(), checkpoint)  # refuses other options
     run.load_state_dict(state["run"])
     return float(state["seconds"])
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -203,7 +204,10 @@ class Run:
             return self.model
         # Buffers are not sent around in every step: masks are equal by themselves, and the statistics of
         # batch normalisation are averaged once an epoch.
-        return DistributedDataParallel(self.model, broadcast_buffers=False)
+        names = ("forward_sync_buffers", "broadcast_buffers")  # the latter before PyTorch 2.13
+        known = signature(DistributedDataParallel).parameters
+        off: dict[str, Any] = {next(name for name in names if name in known): False}
+        return DistributedDataParallel(self.model, **off)
 
     def _autocast(self) -> torch.autocast:
         dtype = _AMP_TYPES[self.config.amp]
