@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..machine import machine
 from ..training.config import OPTIMIZERS, Config, new_config
 from ..training.data import load_dataset
@@ -105,7 +107,7 @@ def demonstrate(config: Config, size: Size, output: Path | None, *, quiet: bool)
         bar.close()
     if not quiet:
         print(f"timing steps, at most {size.seconds:.0f} seconds", file=sys.stderr)
-    measured = measure(experiment.dataset, size)
+    measured = measure(dataset.to(torch.device(config.device)), size)
 
     rows, test_examples = experiment.progress.rows, len(dataset.test_labels)
     experiment.write(STEP_TIMES, _csv(measured).encode())

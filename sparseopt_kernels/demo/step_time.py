@@ -21,7 +21,7 @@ from ..optimizer import SparseOpt
 from ..timing import CpuTimer, CudaTimer, Rounds, Summary, Turn, take_turns
 from ..topology.sparsify import sparsify
 from ..training.by_hand import MaskedSGD
-from ..training.data import Dataset, batches
+from ..training.data import Dataset, split_order
 from ..training.models import mlp
 
 BY_HAND, TUNED, DENSE, PLAIN, CORRECTED = "by-hand", "by-hand-tuned", "dense", "sgd", "sparseopt"
@@ -177,7 +177,8 @@ def _gradients(model: nn.Module, dataset: Dataset, batch_size: int) -> Iterator[
     generator = torch.Generator().manual_seed(_SEED)
     while True:
         order = torch.randperm(len(dataset.train_labels), generator=generator)
-        for images, labels in batches(dataset.train_images, dataset.train_labels, batch_size, order):
+        for indices in split_order(order, batch_size):
+            images, labels = dataset.train_images[indices], dataset.train_labels[indices]
             loss = F.cross_entropy(model(images), labels)
             yield list(torch.autograd.grad(loss, list(model.parameters())))
 

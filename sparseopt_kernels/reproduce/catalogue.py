@@ -12,6 +12,7 @@ from .prediction import Prediction
 from .skew import SKEW
 from .small import Small
 from .student_teacher import DENSE_STD
+from .tables import TABLES
 from .two_neurons import TwoNeurons
 
 _ALL: tuple[Experiment, ...] = (
@@ -26,5 +27,6 @@ _ALL: tuple[Experiment, ...] = (
     SKEW,
     Small(),
     Prediction(),
+    *TABLES.values(),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

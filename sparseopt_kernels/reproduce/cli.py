@@ -6,15 +6,20 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..atomic import write_atomically
+from ..training import distributed
+from ..training.config import Config, check_device, option
 from ..training.errors import TrainingError, check_packages
+from ..training.options import add_speed
 from .catalogue import EXPERIMENTS
-from .experiment import Case, Experiment, Row, Settings
-from .results import Results
+from .experiment import Case, Experiment, PaperSized, Row, Settings
+from .results import Results, parse_value
 from .runner import measure_all
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _OUTPUT = Path("runs") / "reproduce"
+_OF_PAPER_SIZED = ("device", "amp", "channels_last", "loader_workers")
 _EPILOG = """\
 An experiment writes NAME.csv and NAME.png into the output folder and prints a table. Rows that are in the
 CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command goes on. To measure
@@ -51,11 +57,21 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument(
         "--workers",
         type=_at_least_1,
-        default=os.cpu_count() or 1,
         metavar="N",
-        help="processes, of one thread each (default: as many as there are processors)",
+        help="processes, of one thread each (default: as many as there are processors; 1 on a GPU)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="measure only the cases with these values, as they are in the CSV file; a column that is named "
+        "twice may have either value",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, the table only")
+    tables = parser.add_argument_group("the paper's tables (table1 to table9), also under torchrun")
+    tables.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    add_speed(tables)
     parser.set_defaults(run=run)
     return parser
 
@@ -68,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
             return 0
         experiment = _experiment(args.name)
         check_packages("reproduce")
-        return _reproduce(experiment, args)
+        settings = _settings(experiment, args)
+        with distributed.joined(settings.device):
+            return _reproduce(experiment, settings, args)
     except TrainingError as error:
         print(f"sparseopt reproduce: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -97,15 +115,66 @@ def _experiment(name: str | None) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def _reproduce(experiment: Experiment, args: argparse.Namespace) -> int:
-    settings = Settings(args.data_dir)
-    results = _open_results(experiment, args.output)
-    if not args.quiet:
-        print(_announcement(experiment, results, args.workers), file=sys.stderr)
+def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
+    options = {name: getattr(args, name) for name in _OF_PAPER_SIZED}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    if not isinstance(experiment, PaperSized):
+        if given:
+            raise TrainingError(f"{option(next(iter(given)))} is for the tables, not for {experiment.name}")
+        if distributed.launched():
+            raise TrainingError(f"{experiment.name} is not made for torchrun: start it without")
+        return Settings(args.data_dir)
+    values: dict[str, Any] = {
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "loader_workers": Config.loader_workers,
+        **given,
+    }
+    check_device(values["device"], Config.backend)
+    checkpoints = args.output / f"{experiment.name}-checkpoints"
+    return Settings(args.data_dir, **values, checkpoints=checkpoints, progress=not args.quiet)
+
+
+def _workers(settings: Settings, args: argparse.Namespace) -> int:
+    one = distributed.ranks() > 1 or settings.device.startswith("cuda")
+    if distributed.ranks() > 1 and args.workers not in (None, 1):
+        raise TrainingError(
+            f"--workers is {args.workers}, under torchrun it must be 1: ranks share each case"
+        )
+    workers: int = args.workers or (1 if one else os.cpu_count() or 1)
+    return workers
+
+
+def _only(experiment: Experiment, texts: Sequence[str]) -> dict[str, list[object]]:
+    """``["seed=0", "seed=1"]`` as ``{"seed": [0, 1]}``."""
+    only: dict[str, list[object]] = {}
+    for text in texts:
+        column, equals, value = text.partition("=")
+        if not equals or column not in experiment.key:
+            columns = ", ".join(experiment.key)
+            raise TrainingError(
+                f"--only has {text!r}, it must be COLUMN=VALUE with a column out of {columns}"
+            )
+        try:
+            only.setdefault(column, []).append(parse_value(value, experiment.columns[column]))
+        except ValueError as error:
+            raise TrainingError(f"--only has {text!r}: {error}") from error
+    return only
+
+
+def _reproduce(experiment: Experiment, settings: Settings, args: argparse.Namespace) -> int:
+    workers = _workers(settings, args)
+    is_first = distributed.rank() == 0
+    results = _open_results(experiment, args.output, _only(experiment, args.only))
+    if not results.missing() and not results.rows():
+        raise TrainingError(f"--only {' '.join(args.only)} leaves no case of {experiment.name}")
+    if not args.quiet and is_first:
+        print(_announcement(experiment, results, workers), file=sys.stderr)
     if results.missing():
         experiment.check(settings)
         results.save()  # a folder that cannot be written to is found out now, not after the first case
-        _measure(results, settings, args)
+        _measure(results, settings, workers, show=is_first and not args.quiet)
+    if not is_first:
+        return 0
     rows = results.rows()
     picture = results.path.with_suffix(".png")
     try:
@@ -118,15 +187,15 @@ def _reproduce(experiment: Experiment, args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_results(experiment: Experiment, folder: Path) -> Results:
+def _open_results(experiment: Experiment, folder: Path, only: Mapping[str, Sequence[object]]) -> Results:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make the output folder: {error}") from error
-    return Results(experiment, folder / f"{experiment.name}.csv")
+    return Results(experiment, folder / f"{experiment.name}.csv", only)
 
 
-def _measure(results: Results, settings: Settings, args: argparse.Namespace) -> None:
+def _measure(results: Results, settings: Settings, workers: int, *, show: bool) -> None:
     """Measure what is missing, with a progress bar that counts seconds of one process."""
     from tqdm import tqdm
 
@@ -136,26 +205,30 @@ def _measure(results: Results, settings: Settings, args: argparse.Namespace) -> 
         # Cases that were not known of before may have come up.
         bar.total = bar.n + experiment.seconds(case) + _seconds(experiment, results.missing())
         bar.update(experiment.seconds(case))
+        checkpoint = settings.checkpoint(case)
+        if checkpoint is not None and distributed.rank() == 0:
+            checkpoint.unlink(missing_ok=True)
 
     with tqdm(
         total=_seconds(experiment, results.missing()),
-        disable=args.quiet or not sys.stderr.isatty(),
+        disable=not (show and sys.stderr.isatty()),
         bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
         leave=False,
     ) as bar:
-        measure_all(results, settings, args.workers, on_case)
+        measure_all(results, settings, workers, on_case)
 
 
 def _announcement(experiment: Experiment, results: Results, workers: int) -> str:
     missing = results.missing()
     if not missing:
         return f"{experiment.name}: all of it is in {results.path} already, nothing is measured"
-    workers = min(workers, len(missing))
     there = f"; {len(results.rows())} rows are there already" if results.rows() else ""
-    return (
-        f"{experiment.name} ({experiment.source}): {_counted(len(missing), 'case')}, about "
-        f"{_duration(_seconds(experiment, missing) / workers)} with {_counted(workers, 'process')}{there}"
-    )
+    cases = f"{experiment.name} ({experiment.source}): {_counted(len(missing), 'case')}"
+    if isinstance(experiment, PaperSized):
+        return f"{cases}{there}, {experiment.cost(missing)}"
+    workers = min(workers, len(missing))
+    duration = _duration(_seconds(experiment, missing) / workers)
+    return f"{cases}, about {duration} with {_counted(workers, 'process')}{there}"
 
 
 def _seconds(experiment: Experiment, cases: Sequence[Case]) -> float:
@@ -171,7 +244,9 @@ def _counted(number: int, noun: str) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
 def _png(experiment: Experiment, rows: list[Row]) -> bytes:

@@ -7,7 +7,10 @@ file of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from ..training.config import AMP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +27,22 @@ class Settings(NamedTuple):
 
     data_dir: str | None = None
     """Where the files of the data set are; None: where the package finds or downloads them."""
+    device: str = "cpu"
+    """This and what follows is for experiments of the paper's own size, ``PaperSized``."""
+    amp: AMP = "none"
+    channels_last: bool = False
+    loader_workers: int = 0
+    """Processes that decode images."""
+    checkpoints: Path | None = None
+    """A folder in which cases may keep how far they are."""
+    progress: bool = False
+    """Whether cases say on standard error how far they are."""
+
+    def checkpoint(self, case: Case) -> Path | None:
+        """The file of a case; it is removed when the case is in the results."""
+        if self.checkpoints is None:
+            return None
+        return self.checkpoints / ("-".join(f"{name}_{value}" for name, value in case.items()) + ".pt")
 
 
 class Experiment(Protocol):
@@ -75,3 +94,11 @@ class Experiment(Protocol):
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         """The picture, on an empty figure whose size may be set."""
+
+
+@runtime_checkable
+class PaperSized(Experiment, Protocol):
+    """An experiment that takes days on a GPU. Under torchrun, all ranks measure a case together."""
+
+    def cost(self, cases: Sequence[Case]) -> str:
+        """How long the cases take, on what assumptions, and how a part of them is asked for."""

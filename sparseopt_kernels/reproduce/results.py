@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..atomic import write_atomically
+from ..training import distributed
 from ..training.errors import TrainingError
 from .experiment import Case, Experiment, Row
 
@@ -21,13 +22,21 @@ _SAME_IN_ALL_ROWS = "data"
 class Results:
     """The rows of an experiment in its CSV file.
 
+    Args:
+        experiment: whose rows.
+        path: of the file. Under torchrun, rank 0 alone writes it.
+        only: the values, by column, that cases have to be measured; columns that are not in it may have any.
+
     Raises:
         TrainingError: the file is there and cannot be read, is not one of this experiment, or is damaged.
     """
 
-    def __init__(self, experiment: Experiment, path: Path) -> None:
+    def __init__(
+        self, experiment: Experiment, path: Path, only: Mapping[str, Sequence[object]] | None = None
+    ) -> None:
         self.experiment = experiment
         self.path = path
+        self._only = only or {}
         self._rows: dict[_Key, list[Row]] = {}
         if path.exists():
             for row in self._read():
@@ -38,8 +47,13 @@ class Results:
         return [row for case in self._cases() for row in self._rows.get(self._key(case), [])]
 
     def missing(self) -> list[Case]:
-        """The cases that are known of by now and were not measured."""
-        return [case for case in self._cases() if self._key(case) not in self._rows]
+        """The cases that are asked for, are known of by now and were not measured."""
+        return [
+            case
+            for case in self._cases()
+            if self._key(case) not in self._rows
+            and all(case[column] in values for column, values in self._only.items())
+        ]
 
     def add(self, case: Case, rows: list[Row]) -> None:
         """Keep a case: on the disk, too.
@@ -58,6 +72,8 @@ class Results:
         Raises:
             TrainingError: it cannot be written. The former file is as it was.
         """
+        if distributed.rank() != 0:
+            return
         # A case may be asked for again once those that it depends on are measured: it is not thrown away.
         order = dict.fromkeys([self._key(case) for case in self._cases()] + list(self._rows))
         text = io.StringIO()
@@ -114,7 +130,8 @@ class Results:
             if len(line) != len(columns):
                 raise ValueError(f"there are {len(line)} values, it must be {len(columns)}")
             return {
-                name: _value(text, kind) for text, (name, kind) in zip(line, columns.items(), strict=True)
+                name: parse_value(text, kind)
+                for text, (name, kind) in zip(line, columns.items(), strict=True)
             }
         except ValueError as error:
             raise TrainingError(
@@ -131,7 +148,8 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, line
 
 
-def _value(text: str, kind: type) -> object:
+def parse_value(text: str, kind: type) -> object:
+    """A value as it is in a CSV file; ``ValueError`` if it is not one of that type."""
     if kind is bool:
         if text not in ("True", "False"):
             raise ValueError(f"{text!r} must be True or False")

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import distributed
 from .checkpoint import load_checkpoint
 from .config import OPTIONS, new_config, saved_config
-from .data import load_dataset
+from .data import open_dataset
 from .errors import TrainingError, check_packages
 from .experiment import CONFIG, RESULTS, WEIGHTS, Experiment
 from .folders import RUNS, claim, claim_default, default_folders
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Run ``train`` with parsed arguments, print the results or what is wrong, and return the exit code."""
     try:
         check_packages("train")
+        if distributed.launched():
+            raise TrainingError("train is not made for torchrun, as reproduce is: start it without")
         return _run(args)
     except TrainingError as error:
         print(f"sparseopt train: error: {error}", file=sys.stderr)
@@ -87,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if progress.rows:
         experiment.write(_PICTURE, curves_png(progress, config))
-        print(table(progress.rows, config, len(experiment.dataset.test_labels)))
+        print(table(progress.rows, config, experiment.dataset.test_size))
     print(_files(experiment.output))
     if interrupted:
         print(f"stopped after {len(progress.rows)} epochs, which are kept. {_how_to_go_on(experiment)}")
@@ -99,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
 def _started(args: argparse.Namespace) -> Experiment:
     """A new experiment in a folder of its own."""
     config = new_config(_given(args))
-    dataset = load_dataset(config.data, config.data_dir)
+    dataset = open_dataset(config.data, config.data_dir, config.loader_workers)
     checkpoint: Path | None = getattr(args, "checkpoint", None)
     if checkpoint is not None and checkpoint.exists():
         raise TrainingError(
@@ -126,7 +129,7 @@ def _resumed(args: argparse.Namespace) -> Experiment:
     config = saved_config(saved.config, _given(args), file)
     former_output = file.parent / saved.output
     output: Path = getattr(args, "output", former_output)
-    dataset = load_dataset(config.data, config.data_dir)
+    dataset = open_dataset(config.data, config.data_dir, config.loader_workers)
     try:
         if output.resolve() != former_output.resolve():
             claim(output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ import torch
 
 from .. import kernels
 from ..topology.densities import Distribution
+from . import distributed
 from .errors import TrainingError
 
+AMP = Literal["none", "float16", "bfloat16"]
 METHODS = ("static", "set", "rigl")
 OPTIMIZERS = ("by-hand", "sgd", "sparseopt")
 
@@ -20,6 +22,8 @@ OPTIMIZERS = ("by-hand", "sgd", "sparseopt")
 DEFAULTS_BY_DATA: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 40, "batch_size": 64, "warmup_epochs": 2, "update_every": 25, "threads": 1},
     "fashion-mnist": {"epochs": 15, "batch_size": 128, "warmup_epochs": 1, "update_every": 100},
+    "cifar-100": {"epochs": 100, "batch_size": 256, "warmup_epochs": 5, "update_every": 100},
+    "imagenet": {"epochs": 90, "batch_size": 128, "warmup_epochs": 5, "update_every": 100},
 }
 
 
@@ -44,6 +48,8 @@ class Config:
     distribution: Distribution = "erk"
     optimizer: tuple[str, ...] = ("sgd", "sparseopt")
     lr: float = 0.1
+    start_lr: float = 0.0
+    end_lr: float = 1e-6
     momentum: float = 0.9
     weight_decay: float = 5e-4
     drop_fraction: float = 0.3
@@ -51,6 +57,9 @@ class Config:
     ham_alpha: float = 0.0
     max_grad_norm: float | None = None
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    amp: AMP = "none"
+    channels_last: bool = False
+    loader_workers: int = 4
     backend: str = "auto"
 
     @property
@@ -64,6 +73,10 @@ class Config:
 
 
 OPTIONS = tuple(field.name for field in fields(Config))
+# What a checkpoint that is older than the option was made with.
+_DEFAULTS = {field.name: field.default for field in fields(Config) if field.default is not MISSING}
+# Where the data lie and who reads them may change between two machines; what they are does not.
+_MACHINE = ("data_dir", "loader_workers")
 
 
 def new_config(given: Mapping[str, Any]) -> Config:
@@ -93,11 +106,13 @@ def saved_config(saved: Mapping[str, Any], given: Mapping[str, Any], source: Pat
     """
     for name, value in given.items():
         value = list(value) if isinstance(value, tuple) else value
-        # Where the data lie may change between two machines; what they are does not.
-        if name != "data_dir" and value != saved[name]:
+        if name in _MACHINE:
+            continue
+        started_with = saved.get(name, _DEFAULTS.get(name))
+        if value != started_with:
             raise TrainingError(
                 f"{option(name)} is {_shown(value)}, but the experiment in {source} was started with "
-                f"{_shown(saved[name])}: leave the option out to continue it, or start another with --output"
+                f"{_shown(started_with)}: leave the option out to continue it, or start another with --output"
             )
     values: dict[str, Any] = {**saved, **given}
     for name in ("optimizer", "seeds"):
@@ -119,7 +134,7 @@ def check(config: Config) -> None:
             f"--warmup-epochs is {config.warmup_epochs}, it must be less than --epochs ({config.epochs})"
         )
     if config.data_dir and config.data == "digits":
-        raise TrainingError("--data-dir is for --data fashion-mnist; digits comes with scikit-learn")
+        raise TrainingError("--data-dir is not for --data digits, which comes with scikit-learn")
     for name in ("optimizer", "seeds"):
         values = getattr(config, name)
         if len(set(values)) < len(values):
@@ -128,23 +143,24 @@ def check(config: Config) -> None:
         raise TrainingError(
             "--optimizer by-hand is plain PyTorch: it has neither --ham-alpha nor --max-grad-norm"
         )
-    _check_device(config)
+    check_device(config.device, config.backend)
 
 
-def _check_device(config: Config) -> None:
+def check_device(name: str, backend: str) -> None:
+    """Raise ``TrainingError`` unless the device is there and the backend of the optimizers runs on it."""
     try:
-        device = torch.device(config.device)
+        device = distributed.local_device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"--device {config.device} cannot be used ({reason}): use --device cpu, or install a PyTorch "
+            f"--device {name} cannot be used ({reason}): use --device cpu, or install a PyTorch "
             "build for the device"
         ) from error
     try:
-        kernels.backend_for(kernels.chosen_name(config.backend), device)
+        kernels.backend_for(kernels.chosen_name(backend), device)
     except (RuntimeError, ValueError) as error:
-        raise TrainingError(f"--backend {config.backend}: {error}") from error
+        raise TrainingError(f"--backend {backend}: {error}") from error
 
 
 def _shown(value: Any) -> str:

@@ -1,31 +1,75 @@
-"""The data sets, as tensors: which examples train and which test, normalised, and in which order.
+"""What the loop trains on: batches in an order that it is given, and batches to test with.
 
-Where Fashion-MNIST comes from is in ``fashion_mnist.py``.
+Here are the data sets that fit into memory, normalised. Those that are read from files while training are in
+``imagenet.py``; where files come from is in ``fashion_mnist.py`` and ``cifar100.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import fashion_mnist
+from . import cifar100, fashion_mnist
+from .augmentation import CropAndFlip
 from .errors import TrainingError
+from .imagenet import ImageNet
 
-DATASETS = ("digits", "fashion-mnist")
+DATASETS = ("digits", "fashion-mnist", "cifar-100", "imagenet")
+_TEST_BATCH = 1000
+
+
+class Data(Protocol):
+    """A data set. Batches are images ``(B, channels, height, width)`` float32, normalised, and labels
+    ``(B,)`` int64."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def train_size(self) -> int:
+        """How many examples there are to train on."""
+
+    @property
+    def test_size(self) -> int: ...
+
+    def to(self, device: torch.device) -> Data:
+        """The same, with batches on a device."""
+
+    def train_batches(
+        self, batches: Sequence[Tensor], seed: int, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The examples of each batch.
+
+        Args:
+            batches: the examples' numbers, a tensor ``(B,)`` for each batch.
+            seed: of the augmentation. What is drawn for an example depends on ``seed``, ``epoch`` and its
+                number alone: it is the same in any order, on any rank and after a resume.
+            epoch: counted from 0.
+        """
+
+    def test_batches(self, rank: int, ranks: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every ``ranks``-th test example, the first being number ``rank``, in batches."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images ``(N, channels, height, width)`` float32, labels ``(N,)`` int64, all on one device."""
+    """A data set in memory, all on one device: images ``(N, channels, height, width)`` float32, labels
+    ``(N,)`` int64. ``augment`` changes the training images anew in every epoch."""
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    augment: CropAndFlip | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -38,32 +82,86 @@ class Dataset:
 
     def first(self, train: int, test: int) -> Dataset:
         """The first ``train`` training examples and the first ``test`` test examples, or all there are."""
-        return Dataset(
-            self.train_images[:train],
-            self.train_labels[:train],
-            self.test_images[:test],
-            self.test_labels[:test],
+        return replace(
+            self,
+            train_images=self.train_images[:train],
+            train_labels=self.train_labels[:train],
+            test_images=self.test_images[:test],
+            test_labels=self.test_labels[:test],
         )
 
+    @property
+    def train_size(self) -> int:
+        return len(self.train_labels)
+
+    @property
+    def test_size(self) -> int:
+        return len(self.test_labels)
+
     def to(self, device: torch.device) -> Dataset:
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+    def train_batches(
+        self, batches: Sequence[Tensor], seed: int, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        drawn = self.augment.draw(self.train_size, seed, epoch) if self.augment else None
+        for indices in batches:
+            at = indices.to(self.train_images.device)
+            images = self.train_images[at]
+            if self.augment and drawn is not None:
+                images = self.augment(images, drawn[indices])
+            yield images, self.train_labels[at]
+
+    def test_batches(self, rank: int, ranks: int) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self.test_images[rank::ranks], self.test_labels[rank::ranks]
+        yield from zip(torch.split(images, _TEST_BATCH), torch.split(labels, _TEST_BATCH), strict=True)
+
+
+def open_dataset(name: str, data_dir: str | None = None, loader_workers: int = 0) -> Data:
+    """The data set ``name`` of :data:`DATASETS`, in memory or in files.
+
+    Args:
+        name, data_dir: as in :func:`load_dataset`; also ``"imagenet"``, whose folder has to be named.
+        loader_workers: processes that read and decode images, for ``"imagenet"``.
+
+    Raises:
+        TrainingError: the data are nowhere to be found, or not what they should be.
+    """
+    if name != "imagenet":
+        return load_dataset(name, data_dir)
+    if not data_dir:
+        raise TrainingError(
+            "imagenet cannot be downloaded without an account: name the folder that has train/CLASS/*.JPEG "
+            "and val/CLASS/*.JPEG with --data-dir"
+        )
+    return ImageNet(Path(data_dir), loader_workers)
 
 
 def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
-    """The data set ``name`` of :data:`DATASETS`, on the CPU.
+    """The data set ``name``, one of those of :data:`DATASETS` that fit into memory, on the CPU.
 
     Args:
-        name: ``"digits"`` (1,797 images of 8x8, from scikit-learn) or ``"fashion-mnist"`` (70,000 of
-            28x28).
-        data_dir: where the files of ``"fashion-mnist"`` are; without it, see :mod:`.fashion_mnist`.
+        name: ``"digits"`` (1,797 images of 8x8, from scikit-learn), ``"fashion-mnist"`` (70,000 of 28x28)
+            or ``"cifar-100"`` (60,000 of 3x32x32, with random crops and flips).
+        data_dir: where the files of ``"fashion-mnist"`` or ``"cifar-100"`` are; without it, see
+            :mod:`.fashion_mnist` and :mod:`.cifar100`.
 
     Raises:
         TrainingError: the data are nowhere to be found, or damaged.
     """
+    folder = Path(data_dir) if data_dir else None
     if name == "digits":
         return _digits()
     if name == "fashion-mnist":
-        return _normalised(*fashion_mnist.load(Path(data_dir) if data_dir else None))
+        return _grey(*fashion_mnist.load(folder))
+    if name == "cifar-100":
+        return _coloured(*cifar100.load(folder))
     raise TrainingError(f"--data is {name!r}, it must be one of {', '.join(DATASETS)}")
 
 
@@ -74,7 +172,7 @@ def _digits() -> Dataset:
     images = torch.from_numpy(digits.images).float()
     labels = torch.from_numpy(digits.target).long()
     test = _every_third_of_each_class(labels)
-    return _normalised(images[~test], labels[~test], images[test], labels[test])
+    return _grey(images[~test], labels[~test], images[test], labels[test])
 
 
 def _every_third_of_each_class(labels: Tensor) -> Tensor:
@@ -85,26 +183,37 @@ def _every_third_of_each_class(labels: Tensor) -> Tensor:
     return chosen
 
 
-def _normalised(
-    train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor
-) -> Dataset:
+def _grey(train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor) -> Dataset:
     """Grey images ``(N, height, width)`` to mean 0 and variance 1 over the training set."""
     train, test = train_images.float().unsqueeze(1), test_images.float().unsqueeze(1)
     std, mean = torch.std_mean(train)
     return Dataset((train - mean) / std, train_labels.long(), (test - mean) / std, test_labels.long())
 
 
+def _coloured(
+    train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor
+) -> Dataset:
+    """Images ``(N, 3, height, width)`` to mean 0 and variance 1 in each channel over the training set, with
+    random crops out of a black border of 4 pixels and random flips."""
+    train, test = train_images.float(), test_images.float()
+    std, mean = torch.std_mean(train, dim=(0, 2, 3), keepdim=True)
+    return Dataset(
+        (train - mean) / std,
+        train_labels.long(),
+        (test - mean) / std,
+        test_labels.long(),
+        CropAndFlip(padding=4, fill=tuple((-mean / std).flatten().tolist())),
+    )
+
+
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """How many batches :func:`batches` makes."""
+    """How many batches :func:`split_order` makes."""
     return -(-examples // batch_size)
 
 
-def batches(
-    images: Tensor, labels: Tensor, batch_size: int, order: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
+def split_order(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     """All examples, in the given order, in batches of at most ``batch_size``.
 
     The batches differ in size by at most one: a short last one would disturb batch normalisation.
     """
-    for indices in order.to(images.device).tensor_split(steps_per_epoch(len(order), batch_size)):
-        yield images[indices], labels[indices]
+    return order.tensor_split(steps_per_epoch(len(order), batch_size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-_EXTRA = ("numpy", "scipy", "sklearn", "matplotlib", "tqdm")
+_EXTRA = ("numpy", "scipy", "sklearn", "matplotlib", "tqdm", "PIL")
 
 
 class TrainingError(Exception):

@@ -21,9 +21,10 @@ import torch
 from .. import kernels
 from .._version import __version__
 from ..atomic import write_atomically
+from . import distributed
 from .checkpoint import Checkpoint, FinishedRun, Progress, save_checkpoint
 from .config import Config
-from .data import Dataset, steps_per_epoch
+from .data import Data, steps_per_epoch
 from .errors import TrainingError
 from .report import results_csv
 from .run import Row, Run
@@ -54,13 +55,13 @@ class Experiment:
     def __init__(
         self,
         config: Config,
-        dataset: Dataset,
+        dataset: Data,
         output: Path,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.config = config
-        self.dataset = dataset.to(torch.device(config.device))
+        self.dataset = dataset.to(distributed.local_device(config.device))
         self.output = output
         self.checkpoint = checkpoint
         self.progress = progress or Progress()
@@ -85,7 +86,7 @@ class Experiment:
         progress = self.progress
         if progress.current is not None:
             run.load_state_dict(progress.current)
-        steps = steps_per_epoch(len(run.dataset.train_labels), self.config.batch_size)
+        steps = steps_per_epoch(run.dataset.train_size, self.config.batch_size)
         watcher.start(run, steps)
         while not run.done:
             row = run.train_epoch(watcher.step)

@@ -7,20 +7,15 @@ cache; a download into the cache.
 from __future__ import annotations
 
 import gzip
-import hashlib
-import os
 import struct
-import sys
-import urllib.request
 import zlib
-from http.client import HTTPException
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..atomic import write_atomically
+from . import download
 from .errors import TrainingError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -38,8 +33,7 @@ MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
 _CLASSES = 10
-_TIMEOUT_SECONDS = 30
-_LARGEST_FILE = 1 << 28  # bytes: several times the largest of the four, unpacked
+_LARGEST_FILE = 1 << 25  # bytes: the largest of the four has 26 million
 
 _WAYS = f"""Fashion-MNIST can be had in three ways:
   - on Debian or Ubuntu: apt install dataset-fashion-mnist (it is then found in {DEBIAN_FOLDER});
@@ -75,8 +69,7 @@ def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def cache_folder() -> Path:
     """Where downloads are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sparseopt_kernels" / "fashion-mnist"
+    return download.cache_folder("fashion-mnist")
 
 
 def _files(data_dir: Path | None) -> list[Path]:
@@ -97,28 +90,15 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _download(name: str, folder: Path) -> Path:
-    failures = []
-    for mirror in MIRRORS:
-        print(f"downloading {mirror}{name}", file=sys.stderr)
-        try:
-            with urllib.request.urlopen(mirror + name, timeout=_TIMEOUT_SECONDS) as response:
-                content: bytes = response.read(_LARGEST_FILE)
-        except (OSError, HTTPException) as error:
-            failures.append(f"  {mirror}{name}: {error}")
-            continue
-        digest = hashlib.sha256(content).hexdigest()
-        if digest == SHA256[name]:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / name, content)
-            except OSError as error:
-                raise TrainingError(f"cannot keep the download in {folder}: {error}") from error
-            return folder / name
-        failures.append(
-            f"  {mirror}{name}: the checksum is wrong (SHA-256 {digest}, it must be {SHA256[name]}); "
-            "nothing was kept"
-        )
-    raise TrainingError("\n".join([f"cannot download {name}:", *failures, _WAYS]))
+    return download.download(
+        name,
+        MIRRORS,
+        folder,
+        algorithm="sha256",
+        digest=SHA256[name],
+        size=_LARGEST_FILE,
+        ways=_WAYS,
+    )
 
 
 def read_idx(path: Path) -> Tensor:

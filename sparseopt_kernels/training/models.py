@@ -10,7 +10,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-MODELS = ("mlp", "convnet", "resnet8", "resnet20")
+from .layers import GlobalMean
+from .resnet50 import resnet50
+
+MODELS = ("mlp", "convnet", "resnet8", "resnet20", "resnet50")
 
 
 def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -24,6 +27,8 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         return resnet(channels, num_classes, blocks=1)
     if name == "resnet20":
         return resnet(channels, num_classes, blocks=3)
+    if name == "resnet50":
+        return resnet50(channels, num_classes)
     raise ValueError(f"model is {name!r}, it must be one of {', '.join(map(repr, MODELS))}")
 
 
@@ -47,7 +52,7 @@ def convnet(in_channels: int, num_classes: int, widths: tuple[int, ...] = (32, 6
     for i, (fan_in, width) in enumerate(pairwise((in_channels, *widths)), start=1):
         layers[f"conv{i}"] = _conv3x3(fan_in, width, stride=1 if i == 1 else 2)
         layers |= {f"bn{i}": nn.BatchNorm2d(width), f"relu{i}": nn.ReLU()}
-    layers |= {"mean": _GlobalMean(), "classifier": nn.Linear(widths[-1], num_classes)}
+    layers |= {"mean": GlobalMean(), "classifier": nn.Linear(widths[-1], num_classes)}
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -66,7 +71,7 @@ def resnet(in_channels: int, num_classes: int, blocks: int) -> nn.Sequential:
     for i, (fan_in, width, stride) in enumerate(((16, 16, 1), (16, 32, 2), (32, 64, 2)), start=1):
         rest = (_Block(width, width) for _ in range(blocks - 1))
         layers[f"stage{i}"] = nn.Sequential(_Block(fan_in, width, stride), *rest)
-    layers |= {"mean": _GlobalMean(), "classifier": nn.Linear(64, num_classes)}
+    layers |= {"mean": GlobalMean(), "classifier": nn.Linear(64, num_classes)}
     model = nn.Sequential(OrderedDict(layers))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -93,12 +98,6 @@ class _Block(nn.Module):
         half = self.new_channels // 2
         shortcut = F.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half))
         return F.relu(out + shortcut)
-
-
-class _GlobalMean(nn.Module):
-    # AdaptiveAvgPool2d(1) adds in no fixed order in its backward pass on a GPU; mean() does.
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

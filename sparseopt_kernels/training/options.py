@@ -10,7 +10,7 @@ from typing import TypeVar, get_args
 
 from .. import kernels
 from ..topology.densities import Distribution
-from .config import DEFAULTS_BY_DATA, METHODS, OPTIMIZERS, Config
+from .config import AMP, DEFAULTS_BY_DATA, METHODS, OPTIMIZERS, Config
 from .data import DATASETS
 from .models import MODELS
 
@@ -25,8 +25,9 @@ def add_experiment(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--data-dir",
         metavar="DIR",
-        help="folder with the four files of fashion-mnist (default: that of Debian's package "
-        "dataset-fashion-mnist, else they are downloaded)",
+        help="folder with the files of fashion-mnist (default: that of Debian's package "
+        "dataset-fashion-mnist, else they are downloaded), of cifar-100 (default: they are downloaded) or of "
+        "imagenet (train/CLASS/*.JPEG and val/CLASS/*.JPEG)",
     )
     group.add_argument("--model", choices=MODELS, help=f"network (default: {Config.model})")
     group.add_argument(
@@ -73,6 +74,12 @@ def add_training(group: argparse._ArgumentGroup) -> None:
         help=_by_data("batch_size"),
     )
     group.add_argument("--lr", type=positive, help=f"peak of warm-up and cosine decay (default: {Config.lr})")
+    group.add_argument(
+        "--start-lr", type=not_negative, help=f"where the warm-up starts (default: {Config.start_lr})"
+    )
+    group.add_argument(
+        "--end-lr", type=not_negative, help=f"where the cosine decay ends (default: {Config.end_lr})"
+    )
     group.add_argument(
         "--warmup-epochs",
         type=_number(int, lambda v: v >= 0, "an integer of at least 0"),
@@ -121,6 +128,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         choices=("auto", *kernels.BACKENDS),
         help=f"of the optimizers (default: {Config.backend})",
     )
+    add_speed(group)
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     group.add_argument(
         "--threads",
@@ -152,6 +160,24 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         "of the start",
     )
     group.add_argument("--quiet", action="store_true", help="no progress bar, the table only")
+
+
+def add_speed(group: argparse._ArgumentGroup) -> None:
+    """What makes training faster, ``reproduce`` has it too."""
+    group.add_argument(
+        "--amp",
+        choices=get_args(AMP),
+        help="mixed precision: torch.autocast in this type, with a loss scale for float16 (default: none)",
+    )
+    group.add_argument(
+        "--channels-last", action="store_true", help="weights and images in channels_last memory format"
+    )
+    group.add_argument(
+        "--loader-workers",
+        type=_number(int, lambda v: 0 <= v <= 4096, "an integer of at least 0"),
+        metavar="N",
+        help=f"processes that decode images, for imagenet (default: {Config.loader_workers})",
+    )
 
 
 def _number(parse: Callable[[str], _T], accepts: Callable[[_T], bool], expected: str) -> Callable[[str], _T]:

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.parallel import DistributedDataParallel
 
 from ..optimizer import SparseOpt
 from ..schedules import warmup_cosine
 from ..topology.dynamic import SET, RigL
 from ..topology.sparsify import sparsify
+from . import distributed
 from .by_hand import MaskedSGD
 from .config import Config
-from .data import Dataset, batches, steps_per_epoch
+from .data import Data, split_order, steps_per_epoch
+from .errors import TrainingError
 from .models import build_model
+
+if TYPE_CHECKING:
+    from torch.amp.grad_scaler import GradScaler
 
 _CORRECTION = {"sparseopt": "layer", "sgd": "none"}
 _STOP_AT = 0.75  # of all steps: the masks stay as they are in the last quarter (RigL)
 _TEST_BATCH = 1000
+_AMP_TYPES = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,23 @@ class Row:
 
 class Run:
     """A network in training. Two runs of one seed have the same initial weights, masks and order of
-    examples, whatever their optimizer; the random state of the caller is never touched."""
+    examples, whatever their optimizer; the random state of the caller is never touched.
 
-    def __init__(self, config: Config, dataset: Dataset, optimizer: str, seed: int) -> None:
+    Under torchrun, each rank trains on its part of every batch. Gradients, and so weights and masks, are
+    the same on all of them; batch normalisation uses the statistics of a rank's part, and the running ones
+    are averaged before a test.
+
+    Args:
+        config: of the experiment.
+        dataset: ``config.data``, on the device.
+        optimizer: ``"sgd"`` or ``"sparseopt"``.
+        seed: of everything random.
+
+    Raises:
+        TrainingError: a batch is too small to be shared by the ranks.
+    """
+
+    def __init__(self, config: Config, dataset: Data, optimizer: str, seed: int) -> None:
         self.config = config
         self.dataset = dataset
         self.optimizer_name = optimizer
@@ -63,16 +85,28 @@ class Run:
         self.epoch = 0
         self.diverged = False
         self.batch: tuple[Tensor, Tensor]  # images and labels of the last step
-        self._device = torch.device(config.device)
+        self._device = distributed.local_device(config.device)
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(seed)
-            self.model = build_model(config.model, dataset.image_shape, dataset.num_classes).to(self._device)
+            self.model = build_model(config.model, dataset.image_shape, dataset.num_classes)
+            self.model.to(self._device)
+            if config.channels_last:
+                self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._random_state = self._get_random_state()
         self.masks = sparsify(self.model, config.sparsity, config.distribution, seed=seed)
         self.initial_fan_in = self.fan_in()
         self.optimizer = self._make_optimizer()
-        steps = steps_per_epoch(len(dataset.train_labels), config.batch_size)
-        self.schedule = warmup_cosine(self.optimizer, config.warmup_epochs * steps, config.epochs * steps)
+        self._scaler = _scaler(config.amp, self._device)
+        self._forward = self._replicated()
+        steps = steps_per_epoch(dataset.train_size, config.batch_size)
+        _check_share(dataset.train_size // steps)
+        self.schedule = warmup_cosine(
+            self.optimizer,
+            config.warmup_epochs * steps,
+            config.epochs * steps,
+            start_lr=config.start_lr,
+            end_lr=config.end_lr,
+        )
         self.topology: SET | RigL | None = None
         if config.method != "static":
             topology: Callable[..., SET | RigL] = partial(SET, seed=seed)
@@ -121,7 +155,8 @@ class Run:
         with self._own_random_state(), _reproducible(self._device):
             train_loss, train_accuracy, lr = self._train(on_step)
         seconds = time.perf_counter() - started
-        test_loss, test_accuracy = evaluate(self.model, self.dataset.test_images, self.dataset.test_labels)
+        distributed.average_statistics(self.model)
+        test_loss, test_accuracy = self._test()
         self.epoch += 1
         self.diverged = not (math.isfinite(train_loss) and math.isfinite(test_loss))
         if self.diverged:
@@ -144,27 +179,57 @@ class Run:
 
     def _train(self, on_step: Callable[[], object]) -> tuple[float, float, float]:
         self.model.train()
-        images, labels = self.dataset.train_images, self.dataset.train_labels
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)  # of losses, and of right answers
         lr = 0.0
-        for image_batch, label_batch in batches(
-            images, labels, self.config.batch_size, torch.randperm(len(labels))
-        ):
-            self.batch = image_batch, label_batch
+        batches = split_order(torch.randperm(self.dataset.train_size), self.config.batch_size)
+        shares = [distributed.share_of(batch) for batch in batches]
+        on_this_rank = self.dataset.train_batches(shares, self.seed, self.epoch)
+        for batch, (images, labels) in zip(batches, on_this_rank, strict=True):
+            self.batch = images, labels
             self.optimizer.zero_grad()
-            scores = self.model(image_batch)
-            loss = F.cross_entropy(scores, label_batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            with self._autocast():
+                scores = self._forward(self._formatted(images)).float()
+                loss = F.cross_entropy(scores, labels)
+            sums[0] += loss.detach() * len(labels)
+            sums[1] += (scores.argmax(dim=1) == labels).sum()
+            if distributed.ranks() > 1:
+                # Their gradients are averaged: so weighted, that is the mean over the examples.
+                loss = loss * (distributed.ranks() * len(labels) / len(batch))
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if self.topology:
                 self.topology.step()
             lr = float(self.optimizer.param_groups[0]["lr"])
-            self.optimizer.step()
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
             self.schedule.step()
-            loss_sum += loss.detach() * len(label_batch)
-            correct += (scores.argmax(dim=1) == label_batch).sum()
             on_step()
-        return loss_sum.item() / len(labels), correct.item() / len(labels), lr
+        loss_sum, correct = distributed.sum_over_ranks(sums).tolist()
+        return loss_sum / self.dataset.train_size, correct / self.dataset.train_size, lr
+
+    def _test(self) -> tuple[float, float]:
+        batches = self.dataset.test_batches(distributed.rank(), distributed.ranks())
+        with self._autocast():
+            sums = _sums(self.model, ((self._formatted(images), labels) for images, labels in batches))
+        loss_sum, correct = distributed.sum_over_ranks(sums.to(self._device)).tolist()
+        return loss_sum / self.dataset.test_size, correct / self.dataset.test_size
+
+    def _replicated(self) -> nn.Module:
+        """The model, or, with several ranks, the wrapper that averages their gradients in ``backward``."""
+        if distributed.ranks() == 1:
+            return self.model
+        # Buffers are not sent around in every step: masks are equal by themselves, and the statistics of
+        # batch normalisation are averaged once an epoch.
+        names = ("forward_sync_buffers", "broadcast_buffers")  # the latter before PyTorch 2.13
+        known = signature(DistributedDataParallel).parameters
+        off: dict[str, Any] = {next(name for name in names if name in known): False}
+        return DistributedDataParallel(self.model, **off)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = _AMP_TYPES[self.config.amp]
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+
+    def _formatted(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
 
     def fan_in(self) -> dict[str, list[int]]:
         """The fan-in of each neuron of each masked layer, now."""
@@ -179,6 +244,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "topology": self.topology.state_dict() if self.topology else None,
             "random_state": self._random_state,
         }
@@ -190,6 +256,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
         if self.topology:
             self.topology.load_state_dict(state["topology"])
         self._random_state = state["random_state"]
@@ -213,15 +281,39 @@ class Run:
         return [self._device] if self._device.type == "cuda" else []
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
     """The mean cross entropy and the accuracy, in [0, 1]. The model's mode stays as it is."""
+    batches = zip(torch.split(images, _TEST_BATCH), torch.split(labels, _TEST_BATCH), strict=True)
+    loss_sum, correct = _sums(model, batches).tolist()
+    return loss_sum / len(labels), correct / len(labels)
+
+
+@torch.no_grad()
+def _sums(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sum of the cross entropies and the number of right answers, ``(2,)`` float64."""
     mode = model.training
     model.eval()
-    scores = torch.cat([model(batch) for batch in torch.split(images, _TEST_BATCH)])
+    sums = torch.zeros(2, dtype=torch.float64)
+    for images, labels in batches:
+        scores = model(images).double()
+        losses = F.cross_entropy(scores, labels, reduction="sum")
+        sums = sums.to(losses.device) + torch.stack([losses, (scores.argmax(dim=1) == labels).sum()])
     model.train(mode)
-    loss = F.cross_entropy(scores.double(), labels).item()
-    return loss, (scores.argmax(dim=1) == labels).double().mean().item()
+    return sums
+
+
+def _scaler(amp: str, device: torch.device) -> GradScaler:
+    """float16 alone needs a loss scale: the exponents of bfloat16 are those of float32."""
+    return torch.amp.GradScaler(device.type, enabled=amp == "float16")
+
+
+def _check_share(batch: int) -> None:
+    """Batch normalisation has no variance to divide by in a part of one."""
+    if distributed.ranks() > 1 and batch < 2 * distributed.ranks():
+        raise TrainingError(
+            f"a batch of {batch} is shared by {distributed.ranks()} ranks: each needs at least 2 examples, "
+            "so name a larger --batch-size or start fewer"
+        )
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def test_values_that_argparse_refuses(capsys, options, message):
         ("--optimizer sgd sgd", "--optimizer names something twice"),
         ("--device nonsense", "--device nonsense cannot be used"),
         ("--device cuda:99", "--device cuda:99 cannot be used"),
-        ("--data-dir here", "--data-dir is for --data fashion-mnist"),
+        ("--data-dir here", "--data-dir is not for --data digits"),
         ("--data fashion-mnist --data-dir nowhere", "--data-dir nowhere does not have"),
         ("--resume nowhere", "there is no checkpoint nowhere"),
         ("--resume", "there is no checkpoint in runs"),
@@ -219,6 +219,13 @@ def test_values_that_are_refused_before_training(tmp_path, monkeypatch, capsys, 
     assert train(*options.split()) == 2
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_train_is_not_for_torchrun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert train("--output", tmp_path / "out") == 2
+    assert "train is not made for torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_cannot_be_made(tmp_path, capsys):

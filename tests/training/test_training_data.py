@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparseopt_kernels.training import fashion_mnist
-from sparseopt_kernels.training.data import batches, load_dataset, steps_per_epoch
+from sparseopt_kernels.training.data import Dataset, load_dataset, split_order, steps_per_epoch
 from sparseopt_kernels.training.errors import TrainingError
 
 THREE_WAYS = ("apt install dataset-fashion-mnist", "downloaded", "--data-dir FOLDER")
@@ -67,7 +67,8 @@ def test_digits_is_split_the_same_way_every_time_and_normalised():
 
 def test_batches_hold_every_example_once_and_differ_in_size_by_at_most_one():
     images, labels = torch.arange(65).view(65, 1, 1, 1), torch.arange(65)
-    made = list(batches(images, labels, 32, torch.randperm(65)))
+    data = Dataset(images, labels, images, labels)
+    made = list(data.train_batches(split_order(torch.randperm(65), 32), seed=0, epoch=0))
     assert len(made) == steps_per_epoch(65, 32) == 3
     assert {len(b) for _, b in made} == {21, 22}
     assert torch.equal(torch.cat([b for _, b in made]).sort().values, labels)

@@ -13,6 +13,15 @@ def test_resnet20_is_the_classic_one():
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 19
 
 
+def test_resnet50_is_the_classic_one():
+    model = build_model("resnet50", (3, 224, 224), 1000)
+    assert len(list(model.parameters())) == 161
+    assert sum(p.numel() for p in model.parameters()) == 25_557_032
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 53
+    strides = [m.stride[0] for m in model.stage2[0].modules() if isinstance(m, nn.Conv2d)]  # type: ignore[index, union-attr]
+    assert strides == [1, 2, 1, 2]  # v1.5: in the 3x3 convolution, and in the shortcut
+
+
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 7, 5)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_model_takes_images_and_gives_scores(name, image_shape):

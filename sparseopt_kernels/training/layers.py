@@ -1,0 +1,13 @@
+"""A layer that several of the networks have."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class GlobalMean(nn.Module):
+    """The mean over the image: ``(N, channels, H, W)`` to ``(N, channels)``."""
+
+    # AdaptiveAvgPool2d(1) adds in no fixed order in its backward pass on a GPU; mean() does.
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
