@@ -345,7 +345,7 @@ def test_ctrl_c_before_training(monkeypatch, tmp_path, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_dataset", interrupted)
+    monkeypatch.setattr(cli, "open_dataset", interrupted)
     assert train("--output", tmp_path / "out") == 130
     assert "stopped" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
