@@ -99,8 +99,9 @@ def _listed() -> list[str]:
     width = max(map(len, EXPERIMENTS), default=0)
     lines = []
     for name, e in EXPERIMENTS.items():
+        duration = f"about {_duration(_seconds(e, e.cases([])))} with one process"
         lines.append(
-            f"{name:{width}}  {e.source}; about {_duration(_seconds(e, e.cases([])))} with one process"
+            f"{name:{width}}  {e.source}; {'days on GPUs' if isinstance(e, PaperSized) else duration}"
         )
         lines.append(f"{'':{width}}  {e.shows}")
     return lines

@@ -98,7 +98,7 @@ class Table:
         network = {"resnet20": "ResNet-20 on CIFAR-100", "resnet50": "ResNet-50 on ImageNet"}
         norm = ", renormalised gradients" if self.max_grad_norm else ""
         dst = " and ".join(_DST[name] for name in self.dst)
-        return f"test accuracy of {network[self.recipe.model]}, {dst}{norm}: GPU-days"
+        return f"test accuracy of {network[self.recipe.model]}, {dst}{norm}"
 
     @property
     def columns(self) -> Mapping[str, type]:
@@ -208,7 +208,7 @@ class Table:
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         draw_table(
             figure,
-            f"Table {self.number}: {self.shows.removesuffix(': GPU-days')}",
+            f"Table {self.number}: {self.shows}",
             {
                 (dst, s): {
                     _NAMES[o, h]: (
