@@ -273,12 +273,14 @@ class SparseOpt(Optimizer):
         limits = [group["max_grad_norm"] for group in self.param_groups]
         if batches and any(limit is not None for limit in limits):
             inputs = limit_norm(batches, inputs, limits, on_host)
-        for batch, own in zip(batches, inputs, strict=True):
-            batch.plan.step(own)
-        # Kernels write through pointers: autograd must still notice a weight that changed under it.
-        increment_version(prepared.updated)
-        for p, buffer in prepared.new_buffers.items():
-            self.state[p]["momentum_buffer"] = buffer
+        try:
+            for batch, own in zip(batches, inputs, strict=True):
+                batch.plan.step(own)
+        finally:  # where a device breaks off, other batches were updated
+            # Kernels write through pointers: autograd must still notice a weight that changed under it.
+            increment_version(prepared.updated)
+            for p, buffer in prepared.new_buffers.items():
+                self.state[p]["momentum_buffer"] = buffer
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:
@@ -329,7 +331,9 @@ class SparseOpt(Optimizer):
         for i, group in enumerate(self.param_groups):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
-        self._prepared, self._snapshot = NOTHING, None
+        self._snapshot = None
+        if former is None:  # a copy: load_state_dict does not change which parameters had a gradient
+            self._prepared = NOTHING
         self._leave_out_of_graphs()
 
 

@@ -177,8 +177,8 @@ def _look(
     for position, p in enumerate(parameters):
         gradient, mask, index = p.grad, masks.get(p), group_of[p]
         group = groups[index]
-        # What never had a gradient is left alone, as SGD would.
-        if gradient is None and (mask is None or p not in known):
+        # What never had a gradient is left alone, as SGD would. In a copy, what has a state had one.
+        if gradient is None and (mask is None or not (p in known or state.get(p))):
             continue
         has_momentum = group["momentum"] != 0
         buffer = state.get(p, {}).get("momentum_buffer") if has_momentum else None

@@ -166,13 +166,13 @@ MUTANTS = {
     ),
     "mask-not-applied-without-a-gradient": Mutant(
         "preparation.py",
-        "(mask is None or p not in known)",
+        "(mask is None or not (p in known or state.get(p)))",
         "True",
         "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-applied-before-the-first-gradient": Mutant(
         "preparation.py",
-        "(mask is None or p not in known)",
+        "(mask is None or not (p in known or state.get(p)))",
         "mask is None",
         "optimizer/test_moving_masks.py::test_mask_of_a_parameter_that_gets_its_gradient_later",
     ),

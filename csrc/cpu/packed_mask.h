@@ -36,9 +36,9 @@ class PackedMask {
   int64_t row_bytes() const { return row_bytes_; }
   int64_t segment_bytes() const { return (length_ + 7) / 8; }
 
-  // The list of the blocks that hold an active weight, row after row. Walking it with prefetch beats
-  // reading everything in order at any density. There is none for rows of several segments, and for
-  // tensors of 2^32 weights and more.
+  // The list of the blocks that hold an active weight, row after row. Walking it with prefetch beat reading
+  // everything in order at any density on the first machine, not on all. There is none for rows of several
+  // segments, and for tensors of 2^32 weights and more.
   bool has_active_blocks() const { return !block_start_.empty(); }
   int64_t block_begin(int64_t row) const { return block_start_[row]; }
   int64_t block_end(int64_t row) const { return block_start_[row + 1]; }

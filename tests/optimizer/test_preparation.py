@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import weakref
 from typing import Any
 
@@ -152,6 +153,28 @@ class TestMaskChanges:
         optimizer.step()
         assert p.tolist() == [[0.0] * 4, [1.0] * 4]
         assert optimizer.state[p]["momentum_buffer"].tolist() == [[0.0] * 4, [1.0] * 4]
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_of_a_parameter_without_a_gradient_after_loading(self, backend: Backend, momentum: float) -> None:
+        p = Parameter(torch.ones(2, 4))
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        optimizer = stepped(p, backend, momentum=momentum, masks={p: mask})
+        p.grad = None
+        optimizer.load_state_dict(optimizer.state_dict())
+        mask[0] = False
+        optimizer.step()
+        assert p.tolist() == [[0.0] * 4, [1.0] * 4]
+
+    def test_of_a_parameter_without_a_gradient_after_a_copy(self, backend: Backend) -> None:
+        p = Parameter(torch.ones(2, 4))
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        optimizer = stepped(p, backend, momentum=0.9, masks={p: mask})
+        p.grad = None
+        copied = pickle.loads(pickle.dumps(optimizer))
+        [q] = copied.param_groups[0]["params"]
+        copied._masks[q][0] = False
+        copied.step()
+        assert q.tolist() == [[0.0] * 4, [1.0] * 4]
 
     def test_through_data(self, backend: Backend) -> None:
         p = Parameter(torch.ones(2, 4))
