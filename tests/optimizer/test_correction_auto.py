@@ -48,7 +48,11 @@ def test_as_with_groups_by_hand(backend: Backend, hyper: dict[str, Any], limit: 
     model, twin, uncorrected = Network(), Network(), Network()
     run(model, automatic(model, backend, max_grad_norm=limit, **hyper), range(4))
     run(twin, by_hand(twin, backend, max_grad_norm=limit, **hyper), range(4))
-    assert_same(model, twin)
+    if limit is None:
+        assert_same(model, twin)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        # The norm is summed group by group: its last digit depends on how many there are.
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
     options: dict[str, Any] = {"max_grad_norm": limit, "correction": "none", "backend": backend.name}
     run(
         uncorrected,
