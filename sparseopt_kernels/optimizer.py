@@ -273,14 +273,12 @@ class SparseOpt(Optimizer):
         limits = [group["max_grad_norm"] for group in self.param_groups]
         if batches and any(limit is not None for limit in limits):
             inputs = limit_norm(batches, inputs, limits, on_host)
-        try:
-            for batch, own in zip(batches, inputs, strict=True):
-                batch.plan.step(own)
-        finally:  # where a device breaks off, other batches were updated
-            # Kernels write through pointers: autograd must still notice a weight that changed under it.
-            increment_version(prepared.updated)
-            for p, buffer in prepared.new_buffers.items():
-                self.state[p]["momentum_buffer"] = buffer
+        for batch, own in zip(batches, inputs, strict=True):
+            batch.plan.step(own)
+        # Kernels write through pointers: autograd must still notice a weight that changed under it.
+        increment_version(prepared.updated)
+        for p, buffer in prepared.new_buffers.items():
+            self.state[p]["momentum_buffer"] = buffer
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:

@@ -190,7 +190,7 @@ def test_equation_12_first_step_of_sparseopt(backend: Backend) -> None:
 
 @pytest.mark.same_bits_as_sgd
 def test_equation_12_is_plain_sgd_for_a_homogeneous_layer(backend: Backend) -> None:
-    weight, _, mask = random_layer(torch.float32)
+    weight, _, mask = random_layer(torch.float64)
     plain = Parameter(weight.detach().clone())
     assert weight.grad is not None
     plain.grad = weight.grad.clone()
