@@ -298,6 +298,7 @@ class TestGradientsUnder:
 
 class TestProbe:
     @pytest.mark.parametrize("method", ["rigl", "set"])
+    @pytest.mark.slow
     def test_it_changes_nothing_of_the_run(self, method):
         alone, watched = make_run("sparseopt", method=method), make_run("sparseopt", method=method)
         train(alone, lambda: None)

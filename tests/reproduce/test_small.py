@@ -216,6 +216,7 @@ def test_a_run_that_diverges_has_no_accuracy():
     [(TINY_SMALL, 4 * (4 + 2)), (TINY_PREDICTION, 2 * 3 * 2 * 3)],
     ids=lambda x: str(x)[:10],
 )
+@pytest.mark.slow
 def test_rows_table_and_picture(experiment, count, tmp_path):
     results = Results(experiment, tmp_path / "results.csv")
     measure_all(results, Settings(), workers=1)
