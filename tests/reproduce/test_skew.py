@@ -4,28 +4,15 @@ import dataclasses
 import math
 
 import pytest
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import tensor
 
 from sparseopt_kernels.reproduce import skew_probe
 from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
 from sparseopt_kernels.reproduce.experiment import Settings
 from sparseopt_kernels.reproduce.skew import SKEW, average, second_half, select
 
-DEGREES = 1e-3
-ALL = tensor([[True, True], [True, True]])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As experiments are measured: on small tensors a second thread costs more than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FIRST = {"seed": 0, "method": "rigl", "optimizer": "sgd", "weight_decay": 5e-4, "update_every": 25}
 OTHERS = {"method": "set", "optimizer": "sparseopt", "weight_decay": 0.0, "update_every": 100}

@@ -32,13 +32,7 @@ DEGREES = 1e-3
 ALL = tensor([[True, True], [True, True]])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As experiments are measured: on small tensors a second thread costs more than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestAngles:
