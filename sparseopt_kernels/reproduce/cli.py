@@ -63,6 +63,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument(
         "--only",
         nargs="+",
+        action="extend",
         default=[],
         metavar="COLUMN=VALUE",
         help="measure only the cases with these values, as they are in the CSV file; a column that is named "

@@ -46,7 +46,7 @@ def test_only_the_cases_that_are_asked_for_are_measured_and_all_rows_are_kept(co
     assert counting("--only", "b=0.9", "a=0", "a=2") == 0
     rows = (tmp_path / "counting.csv").read_text().splitlines()
     assert rows == ["a,b,value", "0,0.9,0.9", "2,0.9,2.9"]
-    assert counting("--only", "a=1") == 0
+    assert counting("--only", "a=1", "--only", "b=0.5", "b=0.9") == 0
     rows = (tmp_path / "counting.csv").read_text().splitlines()
     assert rows[1:] == ["0,0.9,0.9", "1,0.5,1.5", "1,0.9,1.9", "2,0.9,2.9"]
     assert counting() == 0
