@@ -20,7 +20,7 @@ from sparseopt_kernels.timing import Rounds
 
 SPARSITIES = (0.0, 0.9, 0.95, 0.99)
 _WEIGHTS = 1 << 23
-_ROUNDS = Rounds(25, warmup=2)
+_ROUNDS = Rounds(20, warmup=2)
 
 
 class Options(NamedTuple):

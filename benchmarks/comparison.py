@@ -58,14 +58,7 @@ class Comparison:
 
 def entrants(case: Case, rivals: Sequence[Maker]) -> list[Contestant]:
     """SparseOpt and its rivals, each with weights and gradients of its own, warmed up."""
-    network = case.make()
-    found = []
-    for make in (lambda own: sparseopt(own, **case.options), *rivals):
-        own = network.copy()
-        own.own_gradients()  # one that is shared would be in the cache for all but the first of a round
-        found.append(make(own))
-        found[-1].warm_up()
-    return found
+    return _on(case.make(), case, rivals)
 
 
 def checked_entrants(case: Case, rivals: Sequence[Maker]) -> list[Contestant]:
@@ -74,10 +67,21 @@ def checked_entrants(case: Case, rivals: Sequence[Maker]) -> list[Contestant]:
     Raises:
         AssertionError: the weights of one are not those of the reference.
     """
-    found = entrants(case, rivals)
-    want = reference_weights(case.make(), **case.options)
+    network = case.make()
+    found = _on(network, case, rivals)
+    want = reference_weights(network, **case.options)
     for contestant in found:
         contestant.check(want)
+    return found
+
+
+def _on(network: Network, case: Case, rivals: Sequence[Maker]) -> list[Contestant]:
+    found = []
+    for make in (lambda own: sparseopt(own, **case.options), *rivals):
+        own = network.copy()
+        own.own_gradients()  # one that is shared would be in the cache for all but the first of a round
+        found.append(make(own))
+        found[-1].warm_up()
     return found
 
 

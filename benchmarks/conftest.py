@@ -17,10 +17,12 @@ from cpu_results import MAP, STEP, instruction_set, own_rows, path_of, picture_o
 
 from sparseopt_kernels.atomic import write_atomically
 from sparseopt_kernels.machine import machine
+from sparseopt_kernels.timing import QUIET, processor_share
 
 RESULTS = Path(__file__).parent / "results"
 _FOUND = pytest.StashKey[dict[str, list[Comparison]]]()
 _START = pytest.StashKey[float]()
+_SHARE = pytest.StashKey[float]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
             own_rows(path_of(RESULTS, kind, machine()), machine())
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_SHARE] = processor_share()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,6 +75,11 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         for path in (path for kind in measured for path in _write(kind, found[kind])):
             shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
             terminalreporter.write_line(f"written: {shown}")
+    share = min(config.stash[_SHARE], processor_share())
+    if measured and share < QUIET:
+        terminalreporter.write_line(
+            f"Other programs were running, a thread got {share:.0%} of a processor: these times mean little."
+        )
     minutes, seconds = divmod(round(time.monotonic() - config.stash[_START]), 60)
     terminalreporter.write_line(f"{minutes} min {seconds} s in all")
 
