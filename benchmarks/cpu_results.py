@@ -102,7 +102,7 @@ def replace(path: Path, rows: Sequence[Row], machine: str) -> list[Row]:
         groups.setdefault(_group(row), []).append(row)
     groups |= {key: [row for row in rows if _group(row) == key] for key in map(_group, rows)}
     result = [row for group in groups.values() for row in group]
-    text = io.StringIO(newline="")
+    text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(result)

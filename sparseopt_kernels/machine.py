@@ -38,19 +38,19 @@ def machine_of(cpuinfo: str) -> str:
     """
     lines = [line.partition(":") for line in cpuinfo.splitlines()]
     fields = [(key.strip(), value.strip()) for key, _, value in lines]
-    first = dict(reversed(fields))  # of the first core: all are taken to be alike
+    core = dict(fields)  # the last: all are taken to be alike
     cores = sum(key == "processor" and value.isdigit() for key, value in fields)
-    if {"vendor_id", "cpu family", "model", "model name"} <= first.keys():
-        name, microarchitecture = first["model name"], _x86(first)
-    elif "CPU part" in first:
+    if {"vendor_id", "cpu family", "model", "model name"} <= core.keys():
+        name, microarchitecture = core["model name"], _x86(core)
+    elif "CPU part" in core:
         name = "ARM"
-        microarchitecture = f"implementer {first.get('CPU implementer', '?')} part {first['CPU part']}"
+        microarchitecture = f"implementer {core.get('CPU implementer', '?')} part {core['CPU part']}"
     else:
         raise ValueError("no processor is named")
     return f"{name} ({microarchitecture}), {cores} cores"
 
 
-def _x86(first: dict[str, str]) -> str:
-    family, model = int(first["cpu family"]), int(first["model"])
-    known = _MICROARCHITECTURES.get((first["vendor_id"], family, model))
+def _x86(core: dict[str, str]) -> str:
+    family, model = int(core["cpu family"]), int(core["model"])
+    known = _MICROARCHITECTURES.get((core["vendor_id"], family, model))
     return known or f"family {family} model {model}"
