@@ -91,13 +91,13 @@ def own_rows(path: Path, machine: str) -> list[Row]:
 
 
 def replace(path: Path, rows: Sequence[Row], machine: str) -> list[Row]:
-    """Put rows of this machine in the place of those of the same instruction set and network, and keep the
-    rest. All rows that the file has then are returned.
+    """Put rows of this machine in the place of those of the same instruction set, network and number of
+    weights, and keep the rest. All rows that the file has then are returned.
 
     Raises:
         ValueError: as ``own_rows``; the file is left as it was.
     """
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in own_rows(path, machine):
         groups.setdefault(_group(row), []).append(row)
     groups |= {key: [row for row in rows if _group(row) == key] for key in map(_group, rows)}
@@ -118,5 +118,5 @@ def caption(rows: Sequence[Row]) -> str:
     return f"{row['machine']}, {row['threads']} threads, {row['isa']}; PyTorch {row['torch']}; {when}"
 
 
-def _group(row: Row) -> tuple[str, str]:
-    return row["isa"], row["network"]
+def _group(row: Row) -> tuple[str, ...]:
+    return row["isa"], row["network"], row["weights"]

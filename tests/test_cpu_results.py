@@ -116,10 +116,12 @@ def test_rows_of_the_same_network_and_instruction_set_are_replaced(
     replace(path, rows_of([a_comparison(0.5, 7.0, "net")], HERE), HERE)
     monkeypatch.setenv("SPARSEOPT_CPU_ISA", "avx512")
     replace(path, rows_of([a_comparison(0.0, 9.0, "net")], HERE), HERE)
+    replace(path, rows_of([a_comparison(0.5, 5.0, "other", weights=10)], HERE), HERE)
     assert measured(cpu_results.read(path)) == [
         ("avx512", "net", "0.0", "9.0000"),
         ("avx512", "other", "0.5", "1.0000"),
         ("avx2", "net", "0.5", "7.0000"),
+        ("avx512", "other", "0.5", "5.0000"),
     ]
 
 
