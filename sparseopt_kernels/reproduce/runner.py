@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -97,7 +98,10 @@ def _collected(futures: dict[Future[list[Row]], Case]) -> Iterator[tuple[Case, l
 def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row]:
     """What an experiment measures. An error names the case, and where it is one of the program, the place."""
     try:
-        return experiment.measure(case, settings)
+        with warnings.catch_warnings():
+            # What c_i does where fan-in is concentrated is what experiments are to find out.
+            warnings.filterwarnings("ignore", ".*fan-in is concentrated")
+            return experiment.measure(case, settings)
     except Exception as error:
         shown = ", ".join(f"{column} {value}" for column, value in case.items())
         reason = str(error) if isinstance(error, TrainingError) else traceback.format_exc().rstrip()
