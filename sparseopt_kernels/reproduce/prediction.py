@@ -37,7 +37,7 @@ OPTIMIZERS = ("sgd", "eq12", "norm")
 """Masked SGD; Eq. 12; masked SGD with each row's gradient times norm(w_i) / rms of the layer's row norms."""
 _LABELS = {"eq12": "Eq. 12", "norm": "norm(w) / rms"}
 _MODEL = "mlp"
-_RATES = (0.03, 0.1, 0.3)
+_RATES = (0.01, 0.03, 0.1, 0.3)
 _WIDE_FACTOR = 4
 _WIDE_SHARE = 0.1
 _SECONDS = 10.0  # of one thread of an AMD EPYC that others were using, too

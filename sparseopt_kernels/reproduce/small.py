@@ -33,9 +33,10 @@ OPTIMIZERS = {
     "eq12+ham": ("sparseopt", 80.0),
 }
 _PAIRS = (("eq12", "sgd"), ("eq12+ham", "sgd+ham"))
-_COLOURS = {"sgd": "#d55e00", "eq12": "#0072b2", "sgd+ham": "#e69f00", "eq12+ham": "#56b4e9"}
+_COLOURS = {"eq12": "#0072b2", "eq12+ham": "#56b4e9"}
 _LABELS = {"sgd": "masked SGD", "eq12": "Eq. 12", "sgd+ham": "SGD + HAM", "eq12+ham": "Eq. 12 + HAM"}
 _MODEL_LABELS = {"mlp": "MLP", "convnet": "convnet", "resnet8": "ResNet-8"}
+_METHOD_COLOURS = {"static": "#999999", "set": "#009e73", "rigl": "#cc79a7"}
 _METHOD_LABELS = {"static": "static", "set": "SET", "rigl": "RigL"}
 # Averaging the image over 2x2 pixels makes convolutions four times cheaper at their full width, without which
 # a layer at sparsity 0.99 has no weights left to speak of.
@@ -151,6 +152,15 @@ class Small:
         for optimizer, baseline in _PAIRS:
             own = [c for c in judged if c.optimizer == optimizer]
             lines.append(_summary(optimizer, baseline, own, adjusted, len(judged)))
+        lines += [
+            "",
+            *aligned(
+                [("mean differences", "masks", "all", *map(str, self.sparsities)), *self._pooled(judged)]
+            ),
+        ]
+        lines.append(
+            "(each seed's mean over the settings; ± over seeds, not corrected for the number of means)"
+        )
         edges = sum(_at_edge(c.model, rows) for c in comparisons for rows in (c.rows, c.baseline_rows))
         lines.append(f"the best rate is at an end of its grid in {edges} of {2 * len(comparisons)} searches")
         unknown = len(self._search().settings) - 2 * len(comparisons)
@@ -167,19 +177,24 @@ class Small:
         )
         grid = figure.subplots(2, len(self.models), squeeze=False, height_ratios=(1.35, 1))
         comparisons = self.comparisons(rows)
-        best = self._search().at_best_rate(rows)
         for column, model in enumerate(self.models):
             self._draw_differences(grid[0, column], [c for c in comparisons if c.model == model])
-            self._draw_early(grid[1, column], {k: v for k, v in best.items() if k[0] == model})
+            self._draw_early(grid[1, column], [c for c in comparisons if c.model == model])
             grid[0, column].set_title(_MODEL_LABELS[model])
         grid[0, 0].set_ylabel("masks, sparsity")
-        grid[1, 0].set_ylabel("accuracy on held-out images (%)")
+        grid[1, 0].set_ylabel("difference in accuracy (points)")
         handles = {
             label: handle
             for axes in grid.flat
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=2,
+            title="95% intervals over seeds",
+        )
 
     def comparisons(self, rows: Sequence[Row]) -> list[Comparison]:
         """Eq. 12 against none, without and with HAM, wherever both best rates are known."""
@@ -191,6 +206,16 @@ class Small:
                 result = paired(differences(a, b, "test_accuracy"), 100 / self.test_images)
                 found.append(Comparison(model, method, sparsity, *pair, a, b, result))
         return found
+
+    def _pooled(self, comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
+        """Over all settings of a method and over those of one sparsity: a single one tells little."""
+        lines = []
+        for (optimizer, baseline), method in product(_PAIRS, self.methods):
+            own = [c for c in comparisons if (c.optimizer, c.method) == (optimizer, method)]
+            groups = [own, *([c for c in own if c.sparsity == sparsity] for sparsity in self.sparsities)]
+            cells = [_shown(group, 100 / self.test_images) for group in groups]
+            lines.append((f"{_LABELS[optimizer]} - {_LABELS[baseline]}", _METHOD_LABELS[method], *cells))
+        return lines
 
     def _search(self) -> Search:
         columns = ("model", "method", "sparsity", "optimizer")
@@ -211,7 +236,7 @@ class Small:
                 capsize=2,
                 linewidth=1.2,
                 color=_COLOURS[optimizer],
-                label=f"difference: {_LABELS[optimizer]} - same without Eq. 12 (95% interval)",
+                label=f"{_LABELS[optimizer]} - same without Eq. 12, at the end",
             )
         axes.axvline(0, color="black", linewidth=0.8)
         labels = [f"{_METHOD_LABELS[method]} {sparsity:g}" for method, sparsity in places]
@@ -219,28 +244,33 @@ class Small:
         axes.set_ylim(len(places) - 0.5, -0.5)
         for border in range(len(self.sparsities), len(places), len(self.sparsities)):
             axes.axhline(border - 0.5, color="#bbbbbb", linewidth=0.8)
-        axes.set_xlabel("test accuracy (points)")
+        axes.set_xscale("symlog", linthresh=1.0)
+        axes.set_xticks([-10, -1, 0, 1], ["-10", "-1", "0", "1"])
+        axes.set_xlabel("difference in test accuracy (points)")
 
-    def _draw_early(self, axes: Axes, best: Mapping[tuple[object, ...], dict[int, Row]]) -> None:
-        """Averaged over the methods that every optimizer has rows of."""
-        styles = ("-", "--", ":")
-        for sparsity, style in zip(self.sparsities, styles, strict=False):
-            for optimizer in ("sgd", "eq12"):
-                own = [runs for key, runs in best.items() if key[2:] == (sparsity, optimizer)]
-                if not own:
-                    continue
-                curve = [100 * mean(row[c] for runs in own for row in runs.values()) for c in _TIMES]
-                axes.plot(
-                    list(_TIMES.values()),
-                    curve,
-                    style,
-                    marker="o",
-                    markersize=3,
-                    color=_COLOURS[optimizer],
-                    label=f"{_LABELS[optimizer]}, {sparsity:g}",
-                )
-        axes.set_xticks(list(_TIMES.values()), ["¼", "½", "1"])
-        axes.set_xlabel("epochs (mean over methods)")
+    def _draw_early(self, axes: Axes, comparisons: Sequence[Comparison]) -> None:
+        """Without HAM, averaged over sparsities."""
+        for k, method in enumerate(self.methods):
+            own = [c for c in comparisons if (c.optimizer, c.method) == ("eq12", method)]
+            if not own:
+                continue
+            results = [
+                _pooled_difference(own, column, 100 / self.held_out_images)
+                for column in (*_TIMES, "test_accuracy")
+            ]
+            axes.errorbar(
+                [x + 0.12 * (k - 1) for x in range(len(results))],
+                [result.mean for result in results],
+                yerr=[0.0 if math.isnan(result.half_width) else result.half_width for result in results],
+                fmt="o",
+                markersize=3.5,
+                capsize=2,
+                linewidth=1.2,
+                color=_METHOD_COLOURS[method],
+                label=f"Eq. 12 - masked SGD, {_METHOD_LABELS[method]}",
+            )
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(_TIMES) + 1), ["¼ epoch", "½", "1", "end (test)"])
 
 
 def _name(c: Comparison) -> tuple[object, ...]:
@@ -278,6 +308,19 @@ def _summary(
         f"{len(own)} settings; better beyond noise in {len(better)}, worse in {len(worse)}; after Holm's "
         f"correction for {family} comparisons {sure[0]} and {sure[1]}"
     )
+
+
+def _pooled_difference(comparisons: Sequence[Comparison], column: str, resolution: float) -> Paired:
+    """Of each seed's mean over the settings, in percentage points."""
+    by_setting = [differences(c.rows, c.baseline_rows, column) for c in comparisons]
+    return paired([mean(values) for values in zip(*by_setting, strict=False)], resolution)
+
+
+def _shown(comparisons: Sequence[Comparison], resolution: float) -> str:
+    if not comparisons:
+        return "-"
+    result = _pooled_difference(comparisons, "test_accuracy", resolution)
+    return f"{result.mean:+.2f} ± {result.half_width:.2f}"
 
 
 def _lr(rows: Mapping[int, Row]) -> float:
