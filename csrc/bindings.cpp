@@ -77,18 +77,16 @@ PYBIND11_MODULE(_native, module) {
 
   py::class_<PackedMask>(module, "PackedMask")
       .def(py::init([](uintptr_t mask, int64_t groups, int64_t segments, int64_t neurons_per_group,
-                       int64_t length) {
+                       int64_t length, int threads) {
              py::gil_scoped_release release;
              return PackedMask(reinterpret_cast<const uint8_t*>(mask), groups, segments, neurons_per_group,
-                               length);
+                               length, threads);
            }),
            py::arg("mask"), py::arg("groups"), py::arg("segments"), py::arg("neurons_per_group"),
-           py::arg("length"))
+           py::arg("length"), py::arg("threads"))
       .def_property_readonly("nnz", &PackedMask::nnz)
-      .def("row_bits", [](const PackedMask& mask, int64_t row) {
-        if (row < 0 || row >= mask.rows()) throw py::index_error("row is out of range");
-        return py::bytes(reinterpret_cast<const char*>(mask.row_bits(row)), size_t(mask.row_bytes()));
-      });
+      .def_property_readonly("bits", &PackedMask::bits)
+      .def_property_readonly("live_blocks", &PackedMask::live_blocks);
 
   py::class_<Tensor>(module, "Tensor")
       .def(py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer,

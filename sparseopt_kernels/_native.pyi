@@ -4,11 +4,17 @@ from collections.abc import Sequence
 
 class PackedMask:
     def __init__(
-        self, mask: int, groups: int, segments: int, neurons_per_group: int, length: int
+        self, mask: int, groups: int, segments: int, neurons_per_group: int, length: int, threads: int
     ) -> None: ...
     @property
     def nnz(self) -> int: ...
-    def row_bits(self, row: int) -> bytes: ...
+    @property
+    def bits(self) -> list[int]:
+        """Of each 16 weights as they lie in memory, the lowest first."""
+
+    @property
+    def live_blocks(self) -> list[int]:
+        """The indices of the bits that are not 0; empty where nearly all are."""
 
 class Tensor:
     def __init__(

@@ -1,11 +1,13 @@
 // The loops around the update rule. Compiled once per instruction set: SPARSEOPT_LOOPS names the table
 // that this compilation defines, SPARSEOPT_ISA the instruction set. Everything else here has internal
 // linkage, so that no code of one set is linked into another.
+#include <algorithm>
 #include <cstring>
-#include <type_traits>
+#include <limits>
 
 #include "../dtypes.h"
 #include "../update_rule.h"
+#include "lanes.h"
 #include "step.h"
 
 namespace sparseopt::cpu {
@@ -23,165 +25,6 @@ struct Pointers {
   Pointers at(int64_t offset) const { return {p + offset, g + offset, b ? b + offset : nullptr}; }
 };
 
-// The rule with everything that does not change from weight to weight worked out.
-template <class T>
-struct Prepared {
-  Coefficients<T> coefficients;
-  T signed_gamma;
-  bool corrected;
-  double divisor;
-
-  T scale(int64_t fan_in) const {
-    return corrected ? static_cast<T>(correction_factor(fan_in, divisor)) * signed_gamma : signed_gamma;
-  }
-};
-
-template <class T>
-Prepared<T> prepare(const Update& update) {
-  const Rule& rule = *update.rule;
-  const PackedMask* mask = update.tensor->mask;
-  Prepared<T> prepared;
-  prepared.coefficients = {T(rule.lr),           T(rule.momentum),  T(1.0 - rule.dampening),
-                           T(rule.weight_decay), T(rule.ham_alpha), T(rule.ham_beta)};
-  prepared.signed_gamma = T(rule.maximize ? -rule.gamma : rule.gamma);
-  // An empty mask has no weight to correct, and no mean fan-in to divide by.
-  prepared.corrected = mask != nullptr && mask->nnz() > 0 && rule.correction != Correction::kNone;
-  if (prepared.corrected)
-    prepared.divisor = rule.correction == Correction::kLayer ? double(mask->nnz()) / double(mask->rows())
-                                                             : double(mask->columns());
-  return prepared;
-}
-
-int64_t count_bits(const uint8_t* bits, int64_t bytes) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < bytes; i += 8) {
-    uint64_t word;
-    std::memcpy(&word, bits + i, 8);
-    count += __builtin_popcountll(word);
-  }
-  return count;
-}
-
-SPARSEOPT_INLINE unsigned block_bits(const uint8_t* bits, int64_t element) {
-  const uint8_t* at = bits + element / 8;
-  return at[0] | unsigned(at[1]) << 8;
-}
-
-// The bit of each lane in the mask of a block: from a table, since not all vectors can shift by lane.
-alignas(64) constexpr uint32_t kBitOfLane[kLanes] = {
-    1u << 0, 1u << 1, 1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,
-    1u << 8, 1u << 9, 1u << 10, 1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15};
-
-// `value`, or 0 where `keep` is false. Not a choice, which compilers make a branch of: bits, which they
-// vectorise.
-template <class T>
-SPARSEOPT_INLINE T kept(T value, bool keep) {
-  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-  Bits bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  bits &= keep ? ~Bits(0) : Bits(0);
-  std::memcpy(&value, &bits, sizeof bits);
-  return value;
-}
-
-// `count` consecutive weights, of which those with a bit in `active` are updated and the others zeroed.
-template <Momentum kMomentum, bool kHam, bool kMasked, class Stored, class T>
-SPARSEOPT_INLINE void update_lanes(Pointers<Stored> at, int count, unsigned active, T scale,
-                                   const Coefficients<T>& k) {
-#pragma omp simd
-  for (int i = 0; i < count; ++i) {
-    T p = load(at.p[i]);
-    T b = kMomentum == Momentum::kNone ? T(0) : load(at.b[i]);
-    update_weight<kMomentum, kHam>(p, scale * load(at.g[i]), b, k);
-    const bool keep = !kMasked || (active & kBitOfLane[i]) != 0;
-    store(at.p[i], kept(p, keep));
-    if (kMomentum != Momentum::kNone) store(at.b[i], kept(b, keep));
-  }
-}
-
-template <Momentum kMomentum, bool kHam, class Stored, class T>
-SPARSEOPT_INLINE void update_run(Pointers<Stored> at, int64_t length, const uint8_t* bits, T scale,
-                                 const Coefficients<T>& k) {
-  int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes)
-    update_lanes<kMomentum, kHam, true>(at.at(i), kLanes, block_bits(bits, i), scale, k);
-  if (i < length) {
-    // The last block may end at an odd byte of its segment: its second byte is another segment's.
-    const int rest = static_cast<int>(length - i);
-    const unsigned active = rest > 8 ? block_bits(bits, i) : bits[i / 8];
-    update_lanes<kMomentum, kHam, true>(at.at(i), rest, active, scale, k);
-  }
-}
-
-template <Momentum kMomentum, bool kHam, class Stored, class T>
-SPARSEOPT_INLINE void update_active_blocks(Pointers<Stored> tensor, const PackedMask& mask, int64_t row,
-                                           T scale, const Coefficients<T>& k) {
-  const uint32_t* offset = mask.block_offset();
-  const uint16_t* bits = mask.block_bits();
-  const int64_t row_end = mask.row_offset(row) + mask.length();
-  const int64_t end = mask.block_end(row), list_end = mask.block_end(mask.rows() - 1);
-  for (int64_t i = mask.block_begin(row); i < end; ++i) {
-    if (i + kPrefetchDistance < list_end) {
-      const int64_t ahead = offset[i + kPrefetchDistance];
-      __builtin_prefetch(tensor.p + ahead, 1);
-      __builtin_prefetch(tensor.g + ahead, 0);
-      if (kMomentum != Momentum::kNone) __builtin_prefetch(tensor.b + ahead, 1);
-    }
-    const int64_t element = offset[i];
-    if (element + kLanes <= row_end)
-      update_lanes<kMomentum, kHam, true>(tensor.at(element), kLanes, bits[i], scale, k);
-    else
-      update_lanes<kMomentum, kHam, true>(tensor.at(element), int(row_end - element), bits[i], scale, k);
-  }
-}
-
-template <Momentum kMomentum, bool kHam, class Stored>
-void update_masked(const Chunk& chunk, Pointers<Stored> tensor) {
-  using T = typename ArithmeticOf<Stored>::type;
-  const PackedMask& mask = *chunk.update->tensor->mask;
-  const Prepared<T> prepared = prepare<T>(*chunk.update);
-  for (int64_t row = chunk.begin; row < chunk.end; ++row) {
-    const uint8_t* bits = mask.row_bits(row);
-    const T scale = prepared.scale(count_bits(bits, mask.row_bytes()));
-    if (mask.has_active_blocks()) {
-      update_active_blocks<kMomentum, kHam>(tensor, mask, row, scale, prepared.coefficients);
-      continue;
-    }
-    const Pointers<Stored> at = tensor.at(mask.row_offset(row));
-    for (int64_t segment = 0; segment < mask.segments(); ++segment)
-      update_run<kMomentum, kHam>(at.at(segment * mask.segment_stride()), mask.length(),
-                                  bits + segment * mask.segment_bytes(), scale, prepared.coefficients);
-  }
-}
-
-template <Momentum kMomentum, bool kHam, class Stored>
-void update_dense(const Chunk& chunk, Pointers<Stored> tensor) {
-  using T = typename ArithmeticOf<Stored>::type;
-  const Prepared<T> prepared = prepare<T>(*chunk.update);
-  const T scale = prepared.signed_gamma;
-  int64_t i = chunk.begin;
-  for (; i + kLanes <= chunk.end; i += kLanes)
-    update_lanes<kMomentum, kHam, false>(tensor.at(i), kLanes, 0, scale, prepared.coefficients);
-  update_lanes<kMomentum, kHam, false>(tensor.at(i), int(chunk.end - i), 0, scale, prepared.coefficients);
-}
-
-template <Momentum kMomentum, bool kHam, class Stored>
-void update_chunk(const Chunk& chunk, Pointers<Stored> tensor) {
-  if (chunk.update->tensor->mask)
-    update_masked<kMomentum, kHam>(chunk, tensor);
-  else
-    update_dense<kMomentum, kHam>(chunk, tensor);
-}
-
-template <Momentum kMomentum, class Stored>
-void with_ham(const Chunk& chunk, Pointers<Stored> tensor) {
-  const Rule& rule = *chunk.update->rule;
-  if (chunk.update->tensor->ham && (rule.ham_alpha != 0 || rule.ham_beta != 0))
-    update_chunk<kMomentum, true>(chunk, tensor);
-  else
-    update_chunk<kMomentum, false>(chunk, tensor);
-}
-
 template <class Stored>
 Pointers<Stored> pointers(const Chunk& chunk) {
   const Tensor& tensor = *chunk.update->tensor;
@@ -189,15 +32,181 @@ Pointers<Stored> pointers(const Chunk& chunk) {
           static_cast<Stored*>(tensor.momentum_buffer)};
 }
 
+template <class T>
+Coefficients<Lanes<T>> coefficients(const Rule& rule) {
+  const auto lanes = [](double value) { return Lanes<T>(T(value)); };
+  return {lanes(rule.lr),           lanes(rule.momentum),  lanes(1.0 - rule.dampening),
+          lanes(rule.weight_decay), lanes(rule.ham_alpha), lanes(rule.ham_beta)};
+}
+
+// What the gradients of a block are multiplied with, weight by weight: c_i of the run that it lies in, times
+// `gamma`. To be asked for blocks in ascending order.
+template <class T>
+class Scales {
+ public:
+  Scales(const PackedMask* mask, Correction correction, T gamma) : gamma_(gamma) {
+    if (mask && !mask->factors(correction).empty()) {
+      factors_ = mask->factors(correction).data();
+      runs_ = static_cast<int64_t>(mask->factors(correction).size());
+      length_ = mask->length();
+      end_ = 0;
+    } else {
+      fill(current_, gamma);
+    }
+  }
+
+  // Of the weights `element` to `element + kBlock - 1`.
+  __attribute__((always_inline)) inline const T* at(int64_t element) {
+    if (element + kBlock <= end_) return current_;
+    return at_another(element);
+  }
+
+ private:
+  static void fill(T (&block)[kBlock], T value) {
+    for (T& lane : block) lane = value;
+  }
+
+  T factor(int64_t run) const { return static_cast<T>(factors_[run]) * gamma_; }
+
+  __attribute__((noinline)) const T* at_another(int64_t element) {
+    if (element >= end_) {
+      const int64_t near = 8 * length_;
+      if (element < end_ + near)
+        for (; element >= end_; end_ += length_) ++run_;
+      else {
+        run_ = element / length_;
+        end_ = (run_ + 1) * length_;
+      }
+      fill(current_, factor(run_));
+    }
+    if (element + kBlock <= end_) return current_;
+    std::copy(current_, current_ + kBlock, mixed_);
+    int64_t run = run_, begin = end_;
+    for (; begin < element + kBlock && ++run < runs_; begin += length_) fill_from(int(begin - element), factor(run));
+    return mixed_;
+  }
+
+  // Lanes of a block of several runs: the later ones have the factor of the next run.
+  void fill_from(int lane, T value) {
+    using L = Lanes<T>;
+    using Integer = typename L::Integer;
+    const L next(value);
+    for (int first = 0; first < kBlock; first += L::kCount) {
+      const typename L::Bits later = lane_numbers<T>() + Integer(first) >= (typename L::Bits{} + Integer(lane));
+      store_lanes(mixed_ + first, select(later, next, load_lanes(mixed_ + first)));
+    }
+  }
+
+  T gamma_;
+  const double* factors_ = nullptr;
+  int64_t runs_ = 0, length_ = 0;
+  int64_t run_ = -1, end_ = std::numeric_limits<int64_t>::max();  // the run that current_ is of, and its end
+  alignas(64) T current_[kBlock];
+  alignas(64) T mixed_[kBlock];
+};
+
+// One block: the weights with a bit in `active` are updated, the others become zeros.
+template <Momentum kMomentum, bool kHam, bool kMasked, class Stored, class T>
+SPARSEOPT_INLINE void update_block(Pointers<Stored> at, unsigned active, const T* scales,
+                                   const Coefficients<Lanes<T>>& k) {
+  for (int i = 0; i < kBlock; i += Lanes<T>::kCount) {
+    Lanes<T> p = load_lanes(at.p + i);
+    Lanes<T> b(T(0));
+    if (kMomentum != Momentum::kNone) b = load_lanes(at.b + i);
+    update_weight<kMomentum, kHam>(p, load_lanes(scales + i) * load_lanes(at.g + i), b, k);
+    if (kMasked) {
+      const auto choice = expanded<T>(active, i);
+      p = kept(choice, p);
+      b = kept(choice, b);
+    }
+    store_lanes(at.p + i, p);
+    if (kMomentum != Momentum::kNone) store_lanes(at.b + i, b);
+  }
+}
+
+// Calls visit(block, bits) for the blocks of a chunk.
+template <bool kMasked, class Visit, class Prefetch>
+SPARSEOPT_INLINE void for_each_block(const Chunk& chunk, int64_t end, Prefetch prefetch, Visit visit) {
+  const PackedMask* mask = chunk.update->tensor->mask;
+  if (!kMasked) {
+    for (int64_t block = chunk.begin; block < end; ++block) visit(block, 0xffffu);
+    return;
+  }
+  const uint16_t* bits = mask->bits().data();
+  if (chunk.strategy == Strategy::kStream) {
+    for (int64_t block = chunk.begin; block < end; ++block) visit(block, bits[block]);
+    return;
+  }
+  const std::vector<uint32_t>& list = mask->live_blocks();
+  const uint32_t* at = std::lower_bound(list.data(), list.data() + list.size(), chunk.begin);
+  const uint32_t* list_end = list.data() + list.size();
+  for (; at < list_end && *at < end; ++at) {
+    if (at + kPrefetchDistance < list_end) prefetch(at[kPrefetchDistance]);
+    visit(*at, bits[*at]);
+  }
+}
+
+// Calls `inside` for every complete block of a chunk, and `rest` for one that ends with the tensor.
+template <Momentum kMomentum, bool kHam, bool kMasked, class Stored>
+void update_chunk(const Chunk& chunk) {
+  using T = typename ArithmeticOf<Stored>::type;
+  const Tensor& tensor = *chunk.update->tensor;
+  const Rule& rule = *chunk.update->rule;
+  const Pointers<Stored> all = pointers<Stored>(chunk);
+  const Coefficients<Lanes<T>> k = coefficients<T>(rule);
+  Scales<T> scales(kMasked ? tensor.mask : nullptr, rule.correction, T(rule.maximize ? -rule.gamma : rule.gamma));
+  const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
+  for_each_block<kMasked>(
+      chunk, complete,
+      [&](int64_t block) {
+        const Pointers<Stored> ahead = all.at(block * kBlock);
+        __builtin_prefetch(ahead.p, 1);
+        __builtin_prefetch(ahead.g, 0);
+        if (kMomentum != Momentum::kNone) __builtin_prefetch(ahead.b, 1);
+      },
+      [&](int64_t block, unsigned active) {
+        const int64_t element = block * kBlock;
+        update_block<kMomentum, kHam, kMasked>(all.at(element), active, scales.at(element), k);
+      });
+  if (complete == chunk.end) return;
+  // The tensor ends within this block.
+  const int64_t element = complete * kBlock;
+  const size_t size = static_cast<size_t>(tensor.numel - element) * sizeof(Stored);
+  Stored p[kBlock] = {}, g[kBlock] = {}, b[kBlock] = {};
+  const Pointers<Stored> last = all.at(element);
+  std::memcpy(p, last.p, size);
+  std::memcpy(g, last.g, size);
+  if (kMomentum != Momentum::kNone) std::memcpy(b, last.b, size);
+  const unsigned active = kMasked ? tensor.mask->bits()[complete] : 0xffffu;
+  update_block<kMomentum, kHam, kMasked>(Pointers<Stored>{p, g, b}, active, scales.at(element), k);
+  std::memcpy(last.p, p, size);
+  if (kMomentum != Momentum::kNone) std::memcpy(last.b, b, size);
+}
+
+template <Momentum kMomentum, bool kHam, class Stored>
+void with_mask(const Chunk& chunk) {
+  if (chunk.update->tensor->mask)
+    update_chunk<kMomentum, kHam, true, Stored>(chunk);
+  else
+    update_chunk<kMomentum, kHam, false, Stored>(chunk);
+}
+
+template <Momentum kMomentum, class Stored>
+void with_ham(const Chunk& chunk) {
+  if (chunk.update->ham())
+    with_mask<kMomentum, true, Stored>(chunk);
+  else
+    with_mask<kMomentum, false, Stored>(chunk);
+}
+
 template <class Stored>
 void update_stored(const Chunk& chunk) {
-  const Pointers<Stored> tensor = pointers<Stored>(chunk);
-  if (!tensor.b)
-    with_ham<Momentum::kNone>(chunk, tensor);
+  if (!chunk.update->tensor->momentum_buffer)
+    with_ham<Momentum::kNone, Stored>(chunk);
   else if (chunk.update->rule->nesterov)
-    with_ham<Momentum::kNesterov>(chunk, tensor);
+    with_ham<Momentum::kNesterov, Stored>(chunk);
   else
-    with_ham<Momentum::kHeavyBall>(chunk, tensor);
+    with_ham<Momentum::kHeavyBall, Stored>(chunk);
 }
 
 // Calls `loop` with a value of the type the tensor is stored in.
@@ -220,62 +229,68 @@ void update(const Chunk& chunk) {
   with_stored(chunk, [&](auto stored) { update_stored<decltype(stored)>(chunk); });
 }
 
-// One sum per lane, so that the order of additions does not depend on how a compiler vectorises it.
-struct LaneSums {
-  double lane[kLanes] = {};
+// A sum for each weight of a block, so that the order of additions depends on nothing else.
+struct BlockSums {
+  static constexpr int kVectors = kBlock / Lanes<double>::kCount;
+  Lanes<double> sums[kVectors];
+
+  BlockSums() {
+    for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
+  }
+
+  template <class T>
+  __attribute__((always_inline)) inline void add_squares(const T (&values)[kBlock]) {
+    for (int i = 0; i < kVectors; ++i) {
+      const Lanes<double> value = load_doubles(values + i * Lanes<double>::kCount);
+      sums[i] = multiply_add(value, value, sums[i]);
+    }
+  }
 
   double total() const {
-    double sum = 0;
-    for (double value : lane) sum += value;
-    return sum;
+    double total = 0;
+    for (const Lanes<double>& lanes : sums)
+      for (int i = 0; i < Lanes<double>::kCount; ++i) total += lanes.v[i];
+    return total;
   }
 };
 
-template <class Stored, class T>
-SPARSEOPT_INLINE void add_squares(LaneSums& sums, const Stored* __restrict g, int count, unsigned active,
-                                  T scale) {
-#pragma omp simd
-  for (int i = 0; i < count; ++i) {
-    const double value = ((active >> i) & 1u) != 0 ? double(scale * load(g[i])) : 0.0;
-    sums.lane[i] = multiply_add(value, value, sums.lane[i]);
-  }
-}
-
-template <class Stored>
-double squared_norm_stored(const Chunk& chunk) {
+template <bool kMasked, class Stored>
+double squared_norm_of_chunk(const Chunk& chunk) {
   using T = typename ArithmeticOf<Stored>::type;
-  const PackedMask* mask = chunk.update->tensor->mask;
+  const Tensor& tensor = *chunk.update->tensor;
   const Stored* g = static_cast<const Stored*>(chunk.update->grad);
-  LaneSums sums;
-  if (!mask) {
-    int64_t i = chunk.begin;
-    for (; i + kLanes <= chunk.end; i += kLanes) add_squares(sums, g + i, kLanes, 0xffffu, T(1));
-    add_squares(sums, g + i, int(chunk.end - i), 0xffffu, T(1));
-    return sums.total();
-  }
-  Prepared<T> prepared = prepare<T>(*chunk.update);
-  prepared.signed_gamma = T(1);
-  for (int64_t row = chunk.begin; row < chunk.end; ++row) {
-    const uint8_t* bits = mask->row_bits(row);
-    const T scale = prepared.scale(count_bits(bits, mask->row_bytes()));
-    for (int64_t segment = 0; segment < mask->segments(); ++segment) {
-      const Stored* run = g + mask->row_offset(row) + segment * mask->segment_stride();
-      const uint8_t* run_bits = bits + segment * mask->segment_bytes();
-      int64_t i = 0;
-      for (; i + kLanes <= mask->length(); i += kLanes) {
-        const unsigned active = block_bits(run_bits, i);
-        if (active) add_squares(sums, run + i, kLanes, active, scale);
-      }
-      const int rest = int(mask->length() - i);
-      if (rest > 0)
-        add_squares(sums, run + i, rest, rest > 8 ? block_bits(run_bits, i) : run_bits[i / 8], scale);
+  Scales<T> scales(kMasked ? tensor.mask : nullptr, chunk.update->rule->correction, T(1));
+  BlockSums sums;
+  const auto add_block = [&](const Stored* at, unsigned active, const T* scale) __attribute__((always_inline)) {
+    T values[kBlock];
+    for (int i = 0; i < kBlock; i += Lanes<T>::kCount) {
+      Lanes<T> value = load_lanes(scale + i) * load_lanes(at + i);
+      if (kMasked) value = kept(expanded<T>(active, i), value);
+      store_lanes(values + i, value);
     }
+    sums.add_squares(values);
+  };
+  const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
+  for_each_block<kMasked>(
+      chunk, complete, [&](int64_t block) { __builtin_prefetch(g + block * kBlock, 0); },
+      [&](int64_t block, unsigned active) {
+        add_block(g + block * kBlock, active, scales.at(block * kBlock));
+      });
+  if (complete < chunk.end) {
+    const int64_t element = complete * kBlock;
+    Stored last[kBlock] = {};
+    std::memcpy(last, g + element, static_cast<size_t>(tensor.numel - element) * sizeof(Stored));
+    add_block(last, kMasked ? tensor.mask->bits()[complete] : 0xffffu, scales.at(element));
   }
   return sums.total();
 }
 
 double squared_norm(const Chunk& chunk) {
-  return with_stored(chunk, [&](auto stored) { return squared_norm_stored<decltype(stored)>(chunk); });
+  return with_stored(chunk, [&](auto stored) {
+    using Stored = decltype(stored);
+    return chunk.update->tensor->mask ? squared_norm_of_chunk<true, Stored>(chunk)
+                                      : squared_norm_of_chunk<false, Stored>(chunk);
+  });
 }
 
 }  // namespace

@@ -88,7 +88,7 @@ def _native_tensor(tensors: Tensors) -> NativeTensor:
         grid = memory_grid(tensors)
         assert grid is not None
         ordered = mask_in_memory_order(tensors)  # it must live until it is packed
-        mask = _native.PackedMask(ordered.data_ptr(), *grid)
+        mask = _native.PackedMask(ordered.data_ptr(), *grid, threads=torch.get_num_threads())
     return _native.Tensor(
         dtype=DTYPE_NAMES[parameter.dtype],
         parameter=parameter.data_ptr(),
