@@ -8,6 +8,7 @@
 
 #include "cpu/packed_mask.h"
 #include "cpu/step.h"
+#include "cpu/strategy.h"
 #include "memory_reader.h"
 
 namespace py = pybind11;
@@ -135,6 +136,16 @@ PYBIND11_MODULE(_native, module) {
 
   define_over_table(module, "step", step);
   define_over_table(module, "squared_norm", squared_norm);
+  py::class_<Decision>(module, "Decision")
+      .def_property_readonly("step_bytes", [](const Decision& d) { return d.kind.step_bytes; })
+      .def_property_readonly("live_share", [](const Decision& d) { return d.kind.live_share; })
+      .def_property_readonly("element_bytes", [](const Decision& d) { return d.kind.element_bytes; })
+      .def_property_readonly("ham", [](const Decision& d) { return d.kind.ham; })
+      .def_property_readonly("strategy",
+                             [](const Decision& d) { return d.strategy == Strategy::kList ? "list" : "stream"; })
+      .def_readonly("stream_ns", &Decision::stream_ns)
+      .def_readonly("list_ns", &Decision::list_ns);
+  module.def("decisions", &decisions);
   module.def("available_isas", &available_isas);
   module.def("build_info", &build_info);
 }

@@ -61,5 +61,17 @@ class MemoryReader:
     def read(self, tensors: Sequence[object]) -> tuple[bytes, bytes] | None:
         """Layouts and addresses of tensors and Nones; None where one of them cannot be read."""
 
+class Decision:
+    """A strategy that was measured for tensors of a kind, and what a block of 16 weights took."""
+
+    step_bytes: int
+    live_share: float
+    element_bytes: int
+    ham: bool
+    strategy: str
+    stream_ns: float
+    list_ns: float
+
+def decisions() -> list[Decision]: ...
 def available_isas() -> list[str]: ...
 def build_info() -> dict[str, object]: ...

@@ -25,6 +25,7 @@ except ImportError as error:
     _MISSING = f"the native library cannot be loaded ({error})"
 
 if TYPE_CHECKING:
+    from .._native import Decision
     from .._native import Rule as NativeRule
     from .._native import Tensor as NativeTensor
 
@@ -40,6 +41,11 @@ def available_isas() -> tuple[str, ...]:
     """The instruction sets this processor can run, the best first. The environment variable
     ``SPARSEOPT_CPU_ISA`` names another one than the first."""
     return () if _MISSING else tuple(_native.available_isas())
+
+
+def decisions() -> list[Decision]:
+    """How the CPU backend visits masked tensors, as far as steps of this process have measured it."""
+    return [] if _MISSING else _native.decisions()
 
 
 class Native:
