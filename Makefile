@@ -16,7 +16,7 @@ help:
 	@echo "make demo        train a 95% sparse network on real data with and without this package, and time a step"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run what needs no compiler, on the reference and the best instruction set: two minutes"
-	@echo "make bench       measure the speed of a step against PyTorch's own optimizers"
+	@echo "make bench       measure the speed of a step against PyTorch's own optimizers: ten minutes, table and pictures"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make call-cost   measure what the call of a step costs the host, without a GPU"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"

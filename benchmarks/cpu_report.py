@@ -1,44 +1,21 @@
-"""What becomes of the times of a step on a CPU: a table to read, and rows of a CSV that is added to."""
+"""What was measured on a CPU, as a text to read."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
+from comparison import OURS, Comparison
 
-from sparseopt_kernels import __version__, build_info
-from sparseopt_kernels.machine import machine
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.timing import Summary
 
-THREADS = 2
-OURS = "sparseopt"
-COLUMNS = (
-    *("date", "version", "torch", "machine", "threads", "isa", "network", "weights", "sparsity"),
-    *("floor_bytes", "copy_gb_per_s", "contestant", "p20_ms", "p50_ms", "p80_ms", "rounds"),
-)
+_CLAIMED_SPARSITY, _CLAIMED_RATIO = 0.9, 0.95  # up to that sparsity no more than 5% slower: what is aimed at
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What was measured on one network at one sparsity."""
-
-    network: str
-    sparsity: float
-    weights: int
-    floor_bytes: int  # that a step of SparseOpt must touch
-    copy_gb_per_s: float
-    times: Mapping[str, Summary]  # by contestant
-
-
-def table(comparisons: Sequence[Comparison]) -> str:
+def table(comparisons: Sequence[Comparison], machine: str, isa: str) -> str:
     """For each network, the medians by sparsity, and how many times slower than SparseOpt the others are."""
-    lines = [f"One step, median milliseconds on {machine()}; in brackets: how many times SparseOpt is faster"]
+    lines = [
+        f"One step, median milliseconds on {machine}, {isa}; in brackets: how many times SparseOpt is faster"
+    ]
     for network in dict.fromkeys(c.network for c in comparisons):
         own = [c for c in comparisons if c.network == network]
         rivals = [name for name in own[0].times if name != OURS]
@@ -62,25 +39,18 @@ def _row(comparison: Comparison, rivals: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def append_csv(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Add a row for each contestant; a new file begins with ``COLUMNS``."""
-    path.parent.mkdir(exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(COLUMNS)
-        for c in comparisons:
-            for name, times in c.times.items():
-                writer.writerow(
-                    [
-                        *(date.today(), __version__, torch.__version__, machine(), THREADS, _isa()),
-                        *(c.network, c.weights, c.sparsity, c.floor_bytes, f"{c.copy_gb_per_s:.2f}", name),
-                        *(f"{ms:.4f}" for ms in (times.p20_ms, times.p50_ms, times.p80_ms)),
-                        times.rounds,
-                    ]
-                )
-
-
-def _isa() -> str:
-    return os.environ.get("SPARSEOPT_CPU_ISA") or "".join(build_info().get("isas", ())[:1])
+def worst_of_map(comparisons: Sequence[Comparison]) -> str:
+    """For each kind of network and rival, where SparseOpt is slowest beside it, up to a sparsity of 0.9."""
+    lines = []
+    for network in dict.fromkeys(c.network for c in comparisons):
+        own = [c for c in comparisons if c.network == network and c.sparsity <= _CLAIMED_SPARSITY]
+        for rival in [name for name in own[0].times if name != OURS] if own else []:
+            ratios = {(c.weights, c.sparsity): c.times[rival].p50_ms / c.times[OURS].p50_ms for c in own}
+            weights, sparsity = min(ratios, key=ratios.__getitem__)
+            slower = sum(ratio < _CLAIMED_RATIO for ratio in ratios.values())
+            lines.append(
+                f"{network}, against {rival}: at worst {ratios[weights, sparsity]:.2f} times as fast, with "
+                f"{weights} weights at {sparsity}; below {_CLAIMED_RATIO} in {slower} of {len(ratios)} cases "
+                f"up to {_CLAIMED_SPARSITY}"
+            )
+    return "\n".join(lines)

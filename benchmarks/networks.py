@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -42,6 +43,12 @@ RESNET20 = _shapes(lambda: resnet(3, 10, blocks=3))
 RESNET50 = _shapes(resnet50)
 LAYERS_4096X2048: list[Shape] = [(4096, 2048)] * 4
 LAYERS_8192X8192: list[Shape] = [(8192, 8192)] * 4
+
+
+def nearly_square(weights: int) -> Shape:
+    """The shape of one layer of so many weights, or a few less."""
+    rows = math.isqrt(weights)
+    return (rows, weights // rows)
 
 
 def floor_bytes(parameter: Tensor, mask: Tensor | None, line: int = 32) -> int:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+QUIET = 0.85  # of a processor, at least, for times to be believed
+_PROBE_SECONDS = 0.5
 _EVICTING = 256 << 20  # bytes that are read between steps, at least
 _LEAD_MS = 10.0  # before it is known how long the host takes to issue a step
 
@@ -130,9 +132,18 @@ def _in_a_row(turn: Turn) -> Callable[[], object]:
     return turn.step if turn.steps == 1 else steps
 
 
+def processor_share() -> float:
+    """What other programs leave: the time on a processor of a thread that does nothing but compute, as part
+    of the time that passes."""
+    start, used = time.perf_counter(), time.thread_time()
+    while time.perf_counter() - start < _PROBE_SECONDS:
+        pass
+    return min(1.0, (time.thread_time() - used) / (time.perf_counter() - start))
+
+
 def copying(nbytes: int, device: torch.device | str = "cpu") -> Turn:
     """Copy so many bytes within the device's memory: what any other step's traffic is compared with."""
-    source = torch.randn(nbytes // 4, device=device)
+    source = torch.ones(nbytes // 4, device=device)
     target = torch.empty_like(source)
     return Turn(lambda: target.copy_(source))
 

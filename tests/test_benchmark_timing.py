@@ -1,13 +1,11 @@
-"""How the benchmarks time: whose turn it is, what is counted, and what is written. No times are looked at."""
+"""How the benchmarks time: whose turn it is, what is counted, who is let in. No times are looked at."""
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +13,11 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import bench_step
+import comparison
 import contestants
-import cpu_report
+import networks
+from comparison import Case, Maker
 from contestants import Contestant, Network
-from cpu_report import Comparison
 
 from sparseopt_kernels.timing import (
     CpuTimer,
@@ -93,22 +91,44 @@ def test_the_bandwidth_of_a_copy_counts_reads_and_writes() -> None:
 
 
 SHAPES = [(8, 3, 3, 3), (8,), (16, 40)]
-
-
-def compare(benchmark: Any, *rivals: Callable[[Network], Contestant], steps: int = 1) -> Comparison:
-    return bench_step.compare(benchmark, "small", SHAPES, 0.5, rivals, Rounds(3, warmup=1), steps)
+SMALL = Case("small", SHAPES, 0.5)
 
 
 def test_a_comparison_of_steps_on_the_cpu() -> None:
-    asked: list[dict[str, int]] = []
-    benchmark = SimpleNamespace(pedantic=lambda step, **keywords: asked.append(keywords))
-    found = compare(benchmark, contestants.sgd_fused, contestants.eager_chain, steps=2)
-    assert asked == [{"iterations": 2, "rounds": 3, "warmup_rounds": 1}]
-    assert list(found.times) == ["sparseopt", "sgd fused, no mask", "eager chain"]
+    rivals: list[Maker] = [contestants.sgd_fused, contestants.eager_chain, contestants.tuned_chain]
+    found = comparison.timed(SMALL, comparison.checked_entrants(SMALL, rivals), Rounds(3, warmup=1), steps=2)
+    assert list(found.times) == ["sparseopt", "sgd fused, no mask", "eager chain", "eager chain, tuned"]
     assert {times.rounds for times in found.times.values()} == {3}
-    assert found.weights == 8 * 27 + 8 + 16 * 40
+    assert (found.network, found.sparsity, found.weights) == ("small", 0.5, 8 * 27 + 8 + 16 * 40)
     assert 0 < found.floor_bytes < 20 * found.weights + found.weights
     assert found.copy_gb_per_s > 0
+
+
+def test_a_comparison_ends_when_its_seconds_are_over() -> None:
+    found = comparison.timed(
+        SMALL, comparison.entrants(SMALL, []), Rounds(50, warmup=1, fewest=4), seconds=0.0
+    )
+    assert found.times["sparseopt"].rounds == 4
+
+
+def test_contestants_share_neither_weights_nor_gradients() -> None:
+    found = comparison.entrants(SMALL, [contestants.sgd_fused, contestants.tuned_chain])
+    parameters = [p for contestant in found for p in contestant.network.parameters]
+    tensors = [*parameters, *(p.grad for p in parameters if p.grad is not None)]
+    assert len({tensor.data_ptr() for tensor in tensors}) == 2 * 3 * len(SHAPES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"nesterov": True}, {"ham_alpha": 1e-3}, {"max_grad_norm": 1.0}], ids=str
+)
+def test_every_option_agrees_with_the_reference(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    case = Case("small", SHAPES, 0.5, dtype, options)
+    [ours] = comparison.checked_entrants(case, [])
+    assert {p.dtype for p in ours.network.parameters} == {dtype}
+    plain = contestants.reference_weights(Case("small", SHAPES, 0.5, dtype).make())
+    same = all(map(torch.equal, ours.network.parameters, plain))
+    assert not (options and same), "the option had no effect"
 
 
 def test_who_disagrees_with_the_reference_is_not_timed() -> None:
@@ -119,43 +139,20 @@ def test_who_disagrees_with_the_reference_is_not_timed() -> None:
         return contestant
 
     with pytest.raises(AssertionError, match="not close"):
-        compare(SimpleNamespace(), disagreeing)
+        comparison.checked_entrants(SMALL, [disagreeing])
 
 
-def a_comparison(sparsity: float, ours_ms: float) -> Comparison:
-    def times(ms: float) -> Summary:
-        return Summary(ms - 0.1, ms, ms + 0.1, ms, 60)
-
-    return Comparison(
-        "net", sparsity, 10**6, 5 * 10**6, 30.25, {"sparseopt": times(ours_ms), "chain": times(4.0)}
-    )
-
-
-def test_the_table_of_the_cpu_tells_how_many_times_faster() -> None:
-    lines = cpu_report.table([a_comparison(0.5, 2.0), a_comparison(0.95, 1.0)]).splitlines()
-    at = lines.index("net, 1000000 weights")
-    assert lines[at + 1].split() == ["sparsity", "SparseOpt", "chain", "bytes/weight", "GB/s", "copy", "GB/s"]
-    assert lines[at + 3].split() == ["0.5", "2.000", "4.000", "[2.00]", "5.00", "2.5", "30.2"]
-    assert lines[at + 4].split() == ["0.95", "1.000", "4.000", "[4.00]", "5.00", "5.0", "30.2"]
+def test_the_rival_of_a_limited_norm_limits_it_too() -> None:
+    network = SMALL.make()
+    rival = contestants.sgd_fused(network.copy(), max_grad_norm=1.0)
+    rival.step()
+    gradients = [p.grad for p in rival.network.parameters if p.grad is not None]
+    assert torch.nn.utils.get_total_norm(gradients) == pytest.approx(1.0, rel=1e-4)
+    assert torch.nn.utils.get_total_norm(network.gradients) > 10  # they are the others', too
 
 
-def test_the_csv_of_the_cpu_is_added_to(tmp_path: Path) -> None:
-    path = tmp_path / "results" / "cpu_step.csv"
-    cpu_report.append_csv([a_comparison(0.5, 2.0)], path)
-    cpu_report.append_csv([a_comparison(0.95, 1.0)], path)
-    with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    with (Path(cpu_report.__file__).parent / "results" / "cpu_step.csv").open(newline="") as file:
-        assert header == next(csv.reader(file)), "the rows would not fit those of the repository"
-    shown = [dict(zip(header, row, strict=True)) for row in rows]
-    assert [(row["sparsity"], row["contestant"]) for row in shown] == [
-        *(("0.5", "sparseopt"), ("0.5", "chain"), ("0.95", "sparseopt"), ("0.95", "chain")),
-    ]
-    own = shown[0]
-    assert [own[key] for key in ("p20_ms", "p50_ms", "p80_ms", "rounds")] == [
-        "1.9000",
-        "2.0000",
-        "2.1000",
-        "60",
-    ]
-    assert (own["weights"], own["floor_bytes"], own["copy_gb_per_s"]) == ("1000000", "5000000", "30.25")
+@pytest.mark.parametrize("weights", [1, 3, 10, 31, 10**4, 3162278, 10**8])
+def test_a_nearly_square_layer(weights: int) -> None:
+    rows, columns = networks.nearly_square(weights)
+    assert rows <= columns <= max(3, 1.1 * rows + 3)
+    assert 0.85 * weights < rows * columns <= weights

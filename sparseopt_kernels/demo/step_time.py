@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ..masks import Masks
 from ..optimizer import SparseOpt
-from ..timing import CpuTimer, CudaTimer, Rounds, Summary, Turn, take_turns
+from ..timing import QUIET, CpuTimer, CudaTimer, Rounds, Summary, Turn, processor_share, take_turns
 from ..topology.sparsify import sparsify
 from ..training.by_hand import MaskedSGD
 from ..training.data import Dataset, split_order
@@ -27,8 +27,6 @@ from ..training.models import mlp
 BY_HAND, TUNED, DENSE, PLAIN, CORRECTED = "by-hand", "by-hand-tuned", "dense", "sgd", "sparseopt"
 _SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 _SEED = 0
-_QUIET = 0.85  # of a processor, at least, for times to be believed
-_PROBE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class StepTimes:
     def is_reliable(self) -> bool:
         """Whether the machine was quiet. If not, threads wait for one another, and times are not those of
         their work: more so the more parallel regions a step has."""
-        return self.processor_share >= _QUIET
+        return self.processor_share >= QUIET
 
 
 @dataclass
@@ -122,7 +120,7 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
 
     turns = {name: Turn(c.optimizer.step, _called_with(prepare, name)) for name, c in contestants.items()}
     timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
-    before = _processor_share()
+    before = processor_share()
     end = time.monotonic() + size.seconds
     times = take_turns(turns, timer, size.rounds, lambda: time.monotonic() > end)
     by_hand = contestants[BY_HAND].weights()
@@ -134,7 +132,7 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
         steps,
         _largest_difference(by_hand, contestants[PLAIN].weights()),
         _largest_difference(by_hand, start),
-        min(before, _processor_share()),
+        min(before, processor_share()),
     )
 
 
@@ -185,14 +183,6 @@ def _gradients(model: nn.Module, dataset: Dataset, batch_size: int) -> Iterator[
 
 def _called_with(function: Callable[[str], None], name: str) -> Callable[[], None]:
     return lambda: function(name)
-
-
-def _processor_share() -> float:
-    """The time on a processor of a thread that does nothing but compute, as part of the time that passes."""
-    start, used = time.perf_counter(), time.thread_time()
-    while time.perf_counter() - start < _PROBE_SECONDS:
-        pass
-    return min(1.0, (time.thread_time() - used) / (time.perf_counter() - start))
 
 
 def _largest_difference(a: list[Tensor], b: list[Tensor]) -> float:

@@ -41,9 +41,9 @@ _METHOD_LABELS = {"static": "static", "set": "SET", "rigl": "RigL"}
 # a layer at sparsity 0.99 has no weights left to speak of.
 _POOLING = {"mlp": 1, "convnet": 2, "resnet8": 2}
 _RATES = {
-    "mlp": (0.01, 0.03, 0.1, 0.3),
-    "convnet": (0.03, 0.1, 0.3, 1.0),
-    "resnet8": (0.03, 0.1, 0.3, 1.0),
+    "mlp": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "convnet": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "resnet8": (0.01, 0.03, 0.1, 0.3, 1.0),
 }
 # Of one thread of an AMD EPYC that others were using, too; with RigL at 0.97, testing included.
 _SECONDS = {"mlp": 4.5, "convnet": 11.0, "resnet8": 14.5}

@@ -1,0 +1,38 @@
+"""From which size and sparsity on is SparseOpt faster? One layer of 1 to 10^8 weights, and 1 to 3162 small
+layers, against PyTorch's fused SGD and the tuned chain: `make bench` draws the map of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import contestants
+import pytest
+from comparison import Case, Comparison, entrants, timed
+from networks import Shape, nearly_square
+
+from sparseopt_kernels.timing import Rounds
+
+SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
+_SIZES = [round(10 ** (half / 2)) for half in range(17)]  # 1 to 10^8
+_COUNTS = [round(10 ** (half / 2)) for half in range(8)]  # 1 to 3162
+_ROUNDS, _SECONDS = Rounds(200, warmup=3, fewest=7), 0.3
+
+
+@pytest.mark.parametrize("weights", _SIZES)
+def bench_one_layer(record_map: Callable[[Comparison], None], weights: int) -> None:
+    _compare(record_map, "one layer", [nearly_square(weights)])
+
+
+@pytest.mark.parametrize("count", _COUNTS)
+def bench_small_layers(record_map: Callable[[Comparison], None], count: int) -> None:
+    _compare(record_map, "layers of 32x32", [(32, 32)] * count)
+
+
+def _compare(record_map: Callable[[Comparison], None], name: str, shapes: Sequence[Shape]) -> None:
+    for sparsity in SPARSITIES:
+        case = Case(name, shapes, sparsity)
+        ours, fused, tuned = entrants(case, [contestants.sgd_fused, contestants.tuned_chain])
+        # With the chain, because the reference backend would take longer than all else here.
+        ours.check([p.detach() for p in tuned.network.parameters])
+        record_map(timed(case, [ours, fused, tuned], _ROUNDS, seconds=_SECONDS))

@@ -1,0 +1,61 @@
+"""The time of a step with what a user can switch on, and on weights of other dtypes and widths, beside
+PyTorch's fused SGD in the same dtype. `make bench` runs it; nothing about time is asserted.
+
+How much an option costs is the ratio of the two, over that of the plain step in float32, which is here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import contestants
+import pytest
+import torch
+from comparison import Case, Comparison, checked_entrants, timed
+from networks import Shape
+
+from sparseopt_kernels.timing import Rounds
+
+SPARSITIES = (0.0, 0.9, 0.95, 0.99)
+_WEIGHTS = 1 << 23
+_ROUNDS = Rounds(20, warmup=2)
+
+
+class Options(NamedTuple):
+    dtype: torch.dtype = torch.float32
+    ours: Mapping[str, Any] = {}
+    theirs: Mapping[str, Any] = {}
+
+
+_OPTIONS = {
+    "float32": Options(),
+    "bfloat16": Options(torch.bfloat16),
+    "float16": Options(torch.float16),
+    "float64": Options(torch.float64),
+    "nesterov": Options(ours={"nesterov": True}, theirs={"nesterov": True}),
+    # Small, or the weights would soon be infinite: the gradients are the same in each step.
+    "HAM": Options(ours={"ham_alpha": 1e-3}),
+    "max_grad_norm": Options(ours={"max_grad_norm": 1.0}, theirs={"max_grad_norm": 1.0}),
+}
+_SHAPES: dict[str, Shape] = {
+    "one row": (1, _WEIGHTS),
+    **{f"rows of {columns} columns": (_WEIGHTS // columns, columns) for columns in (27, 147, 576, 2048)},
+}
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("name", _OPTIONS)
+def bench_option(record_step: Callable[[Comparison], None], name: str, sparsity: float) -> None:
+    dtype, ours, theirs = _OPTIONS[name]
+    case = Case(f"2 layers of 4096x2048, {name}", [(4096, 2048)] * 2, sparsity, dtype, ours)
+    found = checked_entrants(case, [partial(contestants.sgd_fused, **theirs)])
+    record_step(timed(case, found, _ROUNDS))
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("name", _SHAPES)
+def bench_shape(record_step: Callable[[Comparison], None], name: str, sparsity: float) -> None:
+    case = Case(f"8 million weights, {name}", [_SHAPES[name]], sparsity)
+    record_step(timed(case, checked_entrants(case, [contestants.sgd_fused]), _ROUNDS))
