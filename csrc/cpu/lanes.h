@@ -12,7 +12,9 @@
 #if defined(__x86_64__) || defined(__i386__)
 // GCC 12 warns of its own intrinsics (its bug 105593).
 #pragma GCC diagnostic push
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #elif defined(__ARM_NEON)
