@@ -42,6 +42,11 @@ def available_isas() -> tuple[str, ...]:
     return () if _MISSING else tuple(_native.available_isas())
 
 
+def is_missing() -> bool:
+    """Whether there is no native library that can be loaded."""
+    return _MISSING is not None
+
+
 class Native:
     def __init__(self) -> None:
         self._native_tensors = Derived(_native_tensor)
