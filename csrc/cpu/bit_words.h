@@ -60,18 +60,24 @@ inline int64_t list_bits(uint64_t word, uint32_t first, uint32_t* places) {
 }
 
 // Calls body(places, count) for batches of those places from `begin` (that of a word's first bit) to `end`
-// where the bits of word(first place, how many) are 1.
-template <class Word, class Body>
-void for_places(int64_t begin, int64_t end, Word word, Body body) {
-  uint32_t places[kBatch + 3];
+// where the bits of word(first place, how many) are 1. Before that, fetch(place) is called for each, and the
+// batch before it is dealt with, in the time that memory takes.
+template <class Word, class Fetch, class Body>
+void for_places(int64_t begin, int64_t end, Word word, Fetch fetch, Body body) {
+  uint32_t places[2][kBatch + 3];
+  int64_t count[2] = {0, 0};
+  int current = 0;
   while (begin < end) {
     const int64_t batch_end = std::min(begin + kBatch, end);
-    int64_t count = 0;
+    int64_t& own = count[current] = 0;
     for (; begin < batch_end; begin += kWord)
-      count +=
-          list_bits(word(begin, std::min(kWord, end - begin)), static_cast<uint32_t>(begin), places + count);
-    body(places, count);
+      own += list_bits(word(begin, std::min(kWord, end - begin)), static_cast<uint32_t>(begin),
+                       places[current] + own);
+    for (int64_t i = 0; i < own; ++i) fetch(places[current][i]);
+    current = 1 - current;
+    body(places[current], count[current]);
   }
+  body(places[1 - current], count[1 - current]);
 }
 
 }  // namespace sparseopt::cpu

@@ -1,6 +1,7 @@
 #include "mask_updates.h"
 
 #include <algorithm>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
 
@@ -8,6 +9,11 @@ namespace sparseopt::cpu {
 namespace {
 
 constexpr int64_t kFewestPerThread = 1 << 15;  // weights: waking another one costs more than fewer take
+
+// The memory of the last update, half a byte per weight: to get as much from the system again would take as
+// long as an update.
+std::mutex spare_mutex;
+std::vector<MaskUpdate> spare;
 
 // Calls body(i, threads) for each of the sizes. A large one gets all threads; of the others, each thread
 // takes one at a time, the larger ones first, because much of a choice is serial.
@@ -28,13 +34,22 @@ void for_sizes(const std::vector<int64_t>& sizes, int threads, Body body) {
 
 }  // namespace
 
-MaskUpdates::MaskUpdates(std::vector<MaskedLayer> layers, int threads)
-    : layers_(std::move(layers)), updates_(layers_.size()) {
+MaskUpdates::MaskUpdates(std::vector<MaskedLayer> layers, int threads) : layers_(std::move(layers)) {
+  {
+    const std::lock_guard<std::mutex> lock(spare_mutex);
+    updates_.swap(spare);
+  }
+  updates_.resize(layers_.size());
   std::vector<int64_t> sizes;
   for (const MaskedLayer& layer : layers_) sizes.push_back(layer.numel);
   for_sizes(sizes, threads, [&](size_t i, int own_threads) {
-    updates_[i] = MaskUpdate(layers_[i].mask, layers_[i].numel, own_threads);
+    updates_[i].begin(layers_[i].mask, layers_[i].numel, own_threads);
   });
+}
+
+MaskUpdates::~MaskUpdates() {
+  const std::lock_guard<std::mutex> lock(spare_mutex);
+  updates_.swap(spare);
 }
 
 std::vector<int64_t> MaskUpdates::active() const {

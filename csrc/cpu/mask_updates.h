@@ -28,6 +28,8 @@ class MaskUpdates {
  public:
   // Looks at all masks, which stay as they are until weights have grown.
   MaskUpdates(std::vector<MaskedLayer> layers, int threads);
+  ~MaskUpdates();
+  MaskUpdates(const MaskUpdates&) = delete;
 
   std::vector<int64_t> active() const;  // of each layer, before the update
 

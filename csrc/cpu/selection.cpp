@@ -23,28 +23,32 @@ void for_chunks(int64_t numel, int threads, Body body) {
   for (int64_t i = 0; i < count; ++i) body(i, i * kChunk, std::min((i + 1) * kChunk, numel));
 }
 
-// The ranks at those places where the bits of word(first place, how many) are 1 and rank_of(place, rank) is
-// true, in their order. Ranks are of `values`.
+// Appends the ranks at those places where the bits of word(first place, how many) are 1 and
+// rank_of(place, rank) is true, in their order. Ranks are of `values`.
 template <class Rank, class Bits, class Word, class RankOf>
-std::vector<Rank> collect(const Bits* values, int64_t numel, int threads, Word word, RankOf rank_of) {
+void collect(const Bits* values, int64_t begin, int64_t end, Word word, RankOf rank_of,
+             std::vector<Rank>& all) {
+  const auto fetch = [&](uint32_t place) { __builtin_prefetch(values + place); };
+  for_places(begin, end, word, fetch, [&](const uint32_t* places, int64_t count) {
+    Rank found[kBatch];
+    size_t size = 0;
+    // Without a branch: which weights belong to the small ones is hard to predict.
+    for (int64_t i = 0; i < count; ++i) size += rank_of(places[i], found[size]);
+    all.insert(all.end(), found, found + size);
+  });
+}
+
+// The same of all weights, by several threads. What `all` held before is forgotten, but not its memory.
+template <class Rank, class Bits, class Word, class RankOf>
+void collect_all(const Bits* values, int64_t numel, int threads, Word word, RankOf rank_of,
+                 std::vector<Rank>& all) {
+  all.clear();
+  if (threads == 1 || numel <= kChunk) return collect(values, 0, numel, word, rank_of, all);
   std::vector<std::vector<Rank>> parts(static_cast<size_t>((numel + kChunk - 1) / kChunk));
   for_chunks(numel, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
-    std::vector<Rank>& part = parts[static_cast<size_t>(chunk)];
-    for_places(begin, end, word, [&](const uint32_t* places, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(values + places[i]);
-      Rank found[kBatch];
-      size_t size = 0;
-      // Without a branch: which weights belong to the small ones is hard to predict.
-      for (int64_t i = 0; i < count; ++i) size += rank_of(places[i], found[size]);
-      part.insert(part.end(), found, found + size);
-    });
+    collect(values, begin, end, word, rank_of, parts[static_cast<size_t>(chunk)]);
   });
-  size_t size = 0;
-  for (const auto& part : parts) size += part.size();
-  std::vector<Rank> all;
-  all.reserve(size);
   for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
-  return all;
 }
 
 // The bits of those of up to 64 values whose magnitude is at least `least`.
@@ -100,10 +104,27 @@ typename Magnitude::Bits guess(const std::vector<uint32_t>& places, const typena
   return *nth;
 }
 
+// The ranks of one type in a variant, which may hold those of the other by now.
+template <class Rank>
+std::vector<Rank>& ranks_of(Ranks& ranks) {
+  if (!std::holds_alternative<std::vector<Rank>>(ranks)) ranks.template emplace<std::vector<Rank>>();
+  return std::get<std::vector<Rank>>(ranks);
+}
+
+template <class Rank>
+void forget_if_large(std::vector<Rank>& ranks) {
+  constexpr size_t kLarge = 1 << 20;
+  if (ranks.capacity() > kLarge) std::vector<Rank>().swap(ranks);
+}
+
 }  // namespace
 
-MaskUpdate::MaskUpdate(const uint8_t* mask, int64_t numel, int threads)
-    : numel_(numel), words_(static_cast<size_t>((numel + kWord - 1) / kWord)) {
+void MaskUpdate::begin(const uint8_t* mask, int64_t numel, int threads) {
+  numel_ = numel;
+  active_ = at_most_ = 0;
+  words_.resize(static_cast<size_t>((numel + kWord - 1) / kWord));
+  dropped_.clear();
+  grown_.clear();
   std::vector<int64_t> counts(static_cast<size_t>((numel + kChunk - 1) / kChunk));
   for_chunks(numel, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
     int64_t count = 0;
@@ -125,8 +146,9 @@ bool MaskUpdate::rank(Dtype dtype, const void* scores, int64_t at_most, int thre
     using Rank = typename Magnitude::Rank;
     const Bits* values = static_cast<const Bits*>(scores);
     // What is not finite is always among them.
-    const auto all_from = [&](Bits least) {
-      return collect<Rank>(
+    auto& found = ranks_of<Rank>(largest_);
+    const auto find_from = [&](Bits least) {
+      collect_all(
           values, numel_, threads,
           [&](int64_t first, int64_t count) {
             return word_at_least<Magnitude>(values + first, count, least);
@@ -134,7 +156,8 @@ bool MaskUpdate::rank(Dtype dtype, const void* scores, int64_t at_most, int thre
           [&](uint32_t place, Rank& rank) {
             rank = Magnitude::rank(Magnitude::of(values[place]), has(place), place);
             return true;
-          });
+          },
+          found);
     };
     // What is dropped may grow again, but which that is will be known later: count on inactive ones.
     const int64_t inactive = numel_ - active_;
@@ -144,15 +167,14 @@ bool MaskUpdate::rank(Dtype dtype, const void* scores, int64_t at_most, int thre
       least = guess<Magnitude>(places, values, at_most, inactive, 0, std::greater<Bits>());
       least = std::min(least, Magnitude::kInfinity);
     }
-    std::vector<Rank> found = all_from(least);
+    find_from(least);
     bool finite = true;
     int64_t can_grow = 0;
     for (Rank rank : found) {
       finite &= !is_nan(rank) & (rank < Magnitude::rank(Magnitude::kInfinity, false, UINT32_MAX));
       can_grow += !is_nan(rank) & !is_active(rank);
     }
-    if (least > 0 && can_grow < at_most) found = all_from(0);
-    largest_ = std::move(found);
+    if (least > 0 && can_grow < at_most) find_from(0);
     return finite;
   });
 }
@@ -164,14 +186,16 @@ void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int 
     using Bits = typename Magnitude::Bits;
     using Rank = typename Magnitude::Rank;
     const Bits* values = static_cast<const Bits*>(weights);
-    const auto active_up_to = [&](Bits most) {
-      return collect<Rank>(
+    thread_local std::vector<Rank> found;  // new memory costs as much time as what is done with it
+    const auto find_up_to = [&](Bits most) {
+      collect_all(
           values, numel_, threads, [&](int64_t first, int64_t) { return words_[first / kWord]; },
           [&](uint32_t place, Rank& rank) {
             const Bits own = Magnitude::of(values[place]);
             rank = Magnitude::rank(own, true, place);
             return (own <= most) | (own > Magnitude::kInfinity);
-          });
+          },
+          found);
     };
     Bits most = Magnitude::kInfinity;
     if (active_ >= kFewest) {
@@ -179,8 +203,8 @@ void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int 
           sample_places(numel_, sample_size(4 * active_), [&](int64_t i) { return words_[i]; });
       most = guess<Magnitude>(places, values, k, active_, Magnitude::kInfinity, std::less<Bits>());
     }
-    std::vector<Rank> found = active_up_to(most);
-    if (static_cast<int64_t>(found.size()) < k) found = active_up_to(Magnitude::kInfinity);
+    find_up_to(most);
+    if (static_cast<int64_t>(found.size()) < k) find_up_to(Magnitude::kInfinity);
     const Rank last = nth_smallest(found, static_cast<size_t>(k - 1));
     dropped_.resize(found.size());
     size_t count = 0;
@@ -192,6 +216,7 @@ void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int 
       words_[place / kWord] &= ~(static_cast<uint64_t>(drops) << place % kWord);
     }
     dropped_.resize(count);
+    forget_if_large(found);
   });
 }
 
@@ -217,6 +242,7 @@ void MaskUpdate::grow_largest(int64_t k) {
           words_[place / kWord] |= static_cast<uint64_t>(grows) << place % kWord;
         }
         grown_.resize(count);
+        forget_if_large(ranks);
       },
       largest_);
 }
@@ -244,7 +270,8 @@ void MaskUpdate::grow_random(int64_t k, uint64_t seed) {
     const uint64_t all = count == kWord ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
     return ~words_[first / kWord] & all;
   };
-  for_places(0, numel_, not_kept, [&](const uint32_t* places, int64_t count) {
+  const auto fetch = [](uint32_t) {};
+  for_places(0, numel_, not_kept, fetch, [&](const uint32_t* places, int64_t count) {
     for (int64_t i = 0; i < count; ++i)
       if (*next++) grow(places[i]);
   });

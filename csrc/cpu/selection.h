@@ -13,9 +13,9 @@ namespace sparseopt::cpu {
 // of the mask's `numel` elements, fewer than 2^32. Nothing depends on the number of threads but the time.
 class MaskUpdate {
  public:
-  MaskUpdate() = default;
-  // `mask`: one byte per weight, 0 or 1. It is not looked at again before apply().
-  MaskUpdate(const uint8_t* mask, int64_t numel, int threads);
+  // Another update, in the memory of the former one. `mask`: one byte per weight, 0 or 1. It is not looked at
+  // again before apply().
+  void begin(const uint8_t* mask, int64_t numel, int threads);
 
   int64_t active() const { return active_; }  // before the update
   int64_t at_most() const { return at_most_; }
