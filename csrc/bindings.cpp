@@ -6,7 +6,9 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "cpu/mask_updates.h"
 #include "cpu/packed_mask.h"
+#include "cpu/random_choice.h"
 #include "cpu/step.h"
 #include "cpu/strategy.h"
 #include "memory_reader.h"
@@ -69,6 +71,39 @@ py::dict build_info() {
   info["openmp"] = false;
 #endif
   return info;
+}
+
+void define_mask_updates(py::module_& module) {
+  py::class_<MaskedLayer>(module, "MaskedLayer")
+      .def(py::init([](const std::string& dtype, uintptr_t weights, uintptr_t mask, uintptr_t explored,
+                       int64_t numel) {
+             return MaskedLayer{dtype_named(dtype), reinterpret_cast<void*>(weights),
+                                reinterpret_cast<uint8_t*>(mask), reinterpret_cast<uint8_t*>(explored),
+                                numel};
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("weights"), py::arg("mask"), py::arg("explored"),
+           py::arg("numel"));
+  py::class_<Scores>(module, "Scores")
+      .def(py::init([](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most) {
+             return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most};
+           }),
+           py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"));
+
+  using Released = py::call_guard<py::gil_scoped_release>;
+  py::class_<MaskUpdates>(module, "MaskUpdates")
+      .def(py::init<std::vector<MaskedLayer>, int>(), py::arg("layers"), py::arg("threads"), Released())
+      .def_property_readonly("active", &MaskUpdates::active)
+      .def("rank", &MaskUpdates::rank, py::arg("scores"), py::arg("threads"), Released())
+      .def("grow_largest", &MaskUpdates::grow_largest, py::arg("ks"), py::arg("threads"), Released())
+      .def("grow_random", &MaskUpdates::grow_random, py::arg("ks"), py::arg("seeds"), py::arg("threads"),
+           Released());
+  module.def(
+      "choose_random",
+      [](uintptr_t chosen, int64_t size, int64_t k, uint64_t seed) {
+        if (k < 0 || k > size) throw std::invalid_argument("k is out of range: it must be in [0, size]");
+        choose_random(reinterpret_cast<uint8_t*>(chosen), size, k, seed);
+      },
+      py::arg("chosen"), py::arg("size"), py::arg("k"), py::arg("seed"), Released());
 }
 
 }  // namespace
@@ -148,4 +183,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("decisions", &decisions);
   module.def("available_isas", &available_isas);
   module.def("build_info", &build_info);
+  define_mask_updates(module);
 }

@@ -121,7 +121,9 @@ def _strategies() -> list[str]:
         optimizer = SparseOpt([parameter], lr=0.1, momentum=0.9, masks=masks, backend="cpu")
         for _ in range(3):
             optimizer.step()
-    lines = ["cpu: in large float32 steps, blocks of 16 weights are visited by a list of the live ones or all"]
+    lines = [
+        "cpu: in large float32 steps, blocks of 16 weights are visited by a list of the live ones or all"
+    ]
     lines += [
         f"  {d.live_share:4.0%} live: {d.strategy:6} (list {d.list_ns:.1f} ns a block, all {d.stream_ns:.1f})"
         for d in native.decisions()

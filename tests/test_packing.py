@@ -17,9 +17,7 @@ densities = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 seeds = st.integers(0, 1000)
 
 
-@pytest.fixture(
-    scope="module", params=["triton", pytest.param("cuda-emulated", marks=pytest.mark.compiled)]
-)
+@pytest.fixture(scope="module", params=["triton", pytest.param("cuda-emulated", marks=pytest.mark.compiled)])
 def pack(request: pytest.FixtureRequest) -> Pack:
     if request.param == "triton":
         return torch_pack(triton_plan)

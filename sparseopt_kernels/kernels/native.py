@@ -48,6 +48,11 @@ def decisions() -> list[Decision]:
     return [] if _MISSING else _native.decisions()
 
 
+def is_missing() -> bool:
+    """Whether there is no native library that can be loaded."""
+    return _MISSING is not None
+
+
 class Native:
     def __init__(self) -> None:
         self._native_tensors = Derived(_native_tensor)

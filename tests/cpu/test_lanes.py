@@ -122,9 +122,7 @@ def test_tensors_of_every_length_and_alignment(isa: str, dtype: torch.dtype, fir
     generator = torch.Generator().manual_seed(first)
     for length in range(1, 65):
         for rows in {1, length, next((n for n in (2, 3, 5, 7) if length % n == 0), 1)}:
-            values, gradients, buffers = (
-                torch.randn(96, generator=generator).to(dtype) for _ in range(3)
-            )
+            values, gradients, buffers = (torch.randn(96, generator=generator).to(dtype) for _ in range(3))
             mask = pattern_mask("half", (rows, length // rows), generator)
             inside = slice(first, first + length)
             values[inside] *= mask.flatten()

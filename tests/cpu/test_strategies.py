@@ -70,7 +70,9 @@ def test_the_list_gives_the_bits_of_the_stream(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", [*RULES, pytest.param(EVERYTHING, id="everything")])
-def test_avx512_has_the_bits_of_avx2(dtype: torch.dtype, rule: Hyper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_avx512_has_the_bits_of_avx2(
+    dtype: torch.dtype, rule: Hyper, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both fuse multiply-adds; the baseline of x86, which cannot, differs in last bits."""
     if "avx512" not in native.available_isas():
         pytest.skip("this CPU has no avx512")

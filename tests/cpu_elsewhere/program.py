@@ -20,12 +20,23 @@ SOURCES = [
     Path(__file__).with_name("steps_of_a_file.cpp"),
 ]
 LOOPS = ROOT / "csrc" / "cpu" / "loops.cpp"
-FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-fopenmp"]
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fopenmp",
+]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in csrc/names.h
 _CORRECTIONS = ("layer", "unnormalized", "none")
 
 
-def build(compiler: str, program: Path, loops: Sequence[tuple[str, str, Sequence[str]]], flags: Sequence[str]) -> None:
+def build(
+    compiler: str, program: Path, loops: Sequence[tuple[str, str, Sequence[str]]], flags: Sequence[str]
+) -> None:
     """Compile the program.
 
     Args:
@@ -76,7 +87,13 @@ class Case:
         rule = self.rule
         header = struct.pack(
             "=14q7d",
-            *(_DTYPES.index(self.dtype), parameter.element_size(), buffer is not None, mask is not None, True),
+            *(
+                _DTYPES.index(self.dtype),
+                parameter.element_size(),
+                buffer is not None,
+                mask is not None,
+                True,
+            ),
             *self.grid,
             *(self.steps, self.threads),
             *(rule.nesterov, rule.maximize, _CORRECTIONS.index(rule.correction)),
@@ -102,7 +119,9 @@ def cases(large: bool = True) -> list[Case]:
     return small + big * large
 
 
-def run(command: Sequence[str], cases: Sequence[Case], **environment: str) -> list[tuple[bytes, bytes, float]]:
+def run(
+    command: Sequence[str], cases: Sequence[Case], **environment: str
+) -> list[tuple[bytes, bytes, float]]:
     """What a program makes of cases: the bytes of weights and momentum buffers, and the squared norm."""
     result = subprocess.run(
         command, input=b"".join(case.encoded() for case in cases), capture_output=True, env=environment
