@@ -3,7 +3,6 @@
 // linkage, so that no code of one set is linked into another.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "../dtypes.h"
 #include "../update_rule.h"
@@ -12,6 +11,13 @@
 
 namespace sparseopt::cpu {
 namespace {
+
+#define ALWAYS_INLINE __attribute__((always_inline)) inline
+#define ALWAYS_INLINE_LAMBDA __attribute__((always_inline))
+
+// Vectors per block.
+template <class T>
+constexpr int kVectors = kBlock / Lanes<T>::kCount;
 
 // Blocks of the list to prefetch ahead: 24 was better than 8, 64 and none.
 constexpr int64_t kPrefetchDistance = 24;
@@ -40,80 +46,63 @@ Coefficients<Lanes<T>> coefficients(const Rule& rule) {
 }
 
 // What the gradients of a block are multiplied with, weight by weight: c_i of the run that it lies in, times
-// `gamma`. To be asked for blocks in ascending order.
+// `gamma`.
 template <class T>
 class Scales {
  public:
-  Scales(const PackedMask* mask, Correction correction, T gamma) : gamma_(gamma) {
-    if (mask && !mask->factors(correction).empty()) {
-      factors_ = mask->factors(correction).data();
-      runs_ = static_cast<int64_t>(mask->factors(correction).size());
-      length_ = mask->length();
-      end_ = 0;
-    } else {
-      fill(current_, gamma);
-    }
+  Scales(const PackedMask* mask, Correction correction, T gamma) : gamma_(gamma), all_(gamma) {
+    if (mask == nullptr || mask->factors(correction).empty()) return;
+    factors_ = mask->factors(correction).data();
+    last_run_ = static_cast<int64_t>(mask->factors(correction).size()) - 1;
+    length_ = mask->length();
+    // Rounded up: exact for elements below 2^64 / length, far above any tensor's.
+    inverse_length_ = length_ == 1 ? 0 : ~uint64_t(0) / static_cast<uint64_t>(length_) + 1;
   }
 
-  // Of the weights `element` to `element + kBlock - 1`.
-  __attribute__((always_inline)) inline const T* at(int64_t element) {
-    if (element + kBlock <= end_) return current_;
-    return at_another(element);
+  // Those of the block from `element` on are put into `block`.
+  ALWAYS_INLINE void get(int64_t element, Lanes<T> (&block)[kVectors<T>]) const {
+    if (factors_ == nullptr) {
+      for (Lanes<T>& lanes : block) lanes = all_;
+      return;
+    }
+    int64_t run = run_of(element);
+    Lanes<T> scale(factor(run));
+    int64_t next = (run + 1) * length_ - element;  // the lane where the next run begins
+    for (Lanes<T>& lanes : block) lanes = scale;
+    if (next >= kBlock) return;
+    do {
+      run = std::min(run + 1, last_run_);
+      scale = Lanes<T>(factor(run));
+      for (int i = 0; i < kVectors<T>; ++i)
+        block[i] = select(lane_numbers<T>(i * Lanes<T>::kCount) >= lanes_of<T>(int(next)), scale, block[i]);
+      next += length_;
+    } while (next < kBlock);
   }
 
  private:
-  static void fill(T (&block)[kBlock], T value) {
-    for (T& lane : block) lane = value;
+  int64_t run_of(int64_t element) const {
+    if (length_ == 1) return element;
+    return static_cast<int64_t>((static_cast<unsigned __int128>(element) * inverse_length_) >> 64);
   }
 
   T factor(int64_t run) const { return static_cast<T>(factors_[run]) * gamma_; }
 
-  __attribute__((noinline)) const T* at_another(int64_t element) {
-    if (element >= end_) {
-      const int64_t near = 8 * length_;
-      if (element < end_ + near)
-        for (; element >= end_; end_ += length_) ++run_;
-      else {
-        run_ = element / length_;
-        end_ = (run_ + 1) * length_;
-      }
-      fill(current_, factor(run_));
-    }
-    if (element + kBlock <= end_) return current_;
-    std::copy(current_, current_ + kBlock, mixed_);
-    int64_t run = run_, begin = end_;
-    for (; begin < element + kBlock && ++run < runs_; begin += length_) fill_from(int(begin - element), factor(run));
-    return mixed_;
-  }
-
-  // Lanes of a block of several runs: the later ones have the factor of the next run.
-  void fill_from(int lane, T value) {
-    using L = Lanes<T>;
-    using Integer = typename L::Integer;
-    const L next(value);
-    for (int first = 0; first < kBlock; first += L::kCount) {
-      const typename L::Bits later = lane_numbers<T>() + Integer(first) >= (typename L::Bits{} + Integer(lane));
-      store_lanes(mixed_ + first, select(later, next, load_lanes(mixed_ + first)));
-    }
-  }
-
   T gamma_;
+  Lanes<T> all_;
   const double* factors_ = nullptr;
-  int64_t runs_ = 0, length_ = 0;
-  int64_t run_ = -1, end_ = std::numeric_limits<int64_t>::max();  // the run that current_ is of, and its end
-  alignas(64) T current_[kBlock];
-  alignas(64) T mixed_[kBlock];
+  int64_t last_run_ = 0, length_ = 0;
+  uint64_t inverse_length_ = 0;
 };
 
 // One block: the weights with a bit in `active` are updated, the others become zeros.
 template <Momentum kMomentum, bool kHam, bool kMasked, class Stored, class T>
-SPARSEOPT_INLINE void update_block(Pointers<Stored> at, unsigned active, const T* scales,
+SPARSEOPT_INLINE void update_block(Pointers<Stored> at, unsigned active, const Lanes<T> (&scales)[kVectors<T>],
                                    const Coefficients<Lanes<T>>& k) {
   for (int i = 0; i < kBlock; i += Lanes<T>::kCount) {
     Lanes<T> p = load_lanes(at.p + i);
     Lanes<T> b(T(0));
     if (kMomentum != Momentum::kNone) b = load_lanes(at.b + i);
-    update_weight<kMomentum, kHam>(p, load_lanes(scales + i) * load_lanes(at.g + i), b, k);
+    update_weight<kMomentum, kHam>(p, scales[i / Lanes<T>::kCount] * load_lanes(at.g + i), b, k);
     if (kMasked) {
       const auto choice = expanded<T>(active, i);
       p = kept(choice, p);
@@ -146,7 +135,6 @@ SPARSEOPT_INLINE void for_each_block(const Chunk& chunk, int64_t end, Prefetch p
   }
 }
 
-// Calls `inside` for every complete block of a chunk, and `rest` for one that ends with the tensor.
 template <Momentum kMomentum, bool kHam, bool kMasked, class Stored>
 void update_chunk(const Chunk& chunk) {
   using T = typename ArithmeticOf<Stored>::type;
@@ -154,19 +142,21 @@ void update_chunk(const Chunk& chunk) {
   const Rule& rule = *chunk.update->rule;
   const Pointers<Stored> all = pointers<Stored>(chunk);
   const Coefficients<Lanes<T>> k = coefficients<T>(rule);
-  Scales<T> scales(kMasked ? tensor.mask : nullptr, rule.correction, T(rule.maximize ? -rule.gamma : rule.gamma));
+  const Scales<T> scales(kMasked ? tensor.mask : nullptr, rule.correction, T(rule.maximize ? -rule.gamma : rule.gamma));
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
       chunk, complete,
-      [&](int64_t block) {
+      [&](int64_t block) ALWAYS_INLINE_LAMBDA {
         const Pointers<Stored> ahead = all.at(block * kBlock);
         __builtin_prefetch(ahead.p, 1);
         __builtin_prefetch(ahead.g, 0);
         if (kMomentum != Momentum::kNone) __builtin_prefetch(ahead.b, 1);
       },
-      [&](int64_t block, unsigned active) {
+      [&](int64_t block, unsigned active) ALWAYS_INLINE_LAMBDA {
         const int64_t element = block * kBlock;
-        update_block<kMomentum, kHam, kMasked>(all.at(element), active, scales.at(element), k);
+        Lanes<T> scale[kVectors<T>];
+        scales.get(element, scale);
+        update_block<kMomentum, kHam, kMasked>(all.at(element), active, scale, k);
       });
   if (complete == chunk.end) return;
   // The tensor ends within this block.
@@ -178,7 +168,9 @@ void update_chunk(const Chunk& chunk) {
   std::memcpy(g, last.g, size);
   if (kMomentum != Momentum::kNone) std::memcpy(b, last.b, size);
   const unsigned active = kMasked ? tensor.mask->bits()[complete] : 0xffffu;
-  update_block<kMomentum, kHam, kMasked>(Pointers<Stored>{p, g, b}, active, scales.at(element), k);
+  Lanes<T> scale[kVectors<T>];
+  scales.get(element, scale);
+  update_block<kMomentum, kHam, kMasked>(Pointers<Stored>{p, g, b}, active, scale, k);
   std::memcpy(last.p, p, size);
   if (kMomentum != Momentum::kNone) std::memcpy(last.b, b, size);
 }
@@ -229,60 +221,53 @@ void update(const Chunk& chunk) {
   with_stored(chunk, [&](auto stored) { update_stored<decltype(stored)>(chunk); });
 }
 
-// A sum for each weight of a block, so that the order of additions depends on nothing else.
-struct BlockSums {
-  static constexpr int kVectors = kBlock / Lanes<double>::kCount;
-  Lanes<double> sums[kVectors];
-
-  BlockSums() {
-    for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
-  }
-
-  template <class T>
-  __attribute__((always_inline)) inline void add_squares(const T (&values)[kBlock]) {
-    for (int i = 0; i < kVectors; ++i) {
-      const Lanes<double> value = load_doubles(values + i * Lanes<double>::kCount);
-      sums[i] = multiply_add(value, value, sums[i]);
+// Adds the squares of what the gradients of a block become, in double: a sum for each weight of a block, so that
+// the order of additions depends on nothing else.
+template <bool kMasked, class Stored, class T>
+SPARSEOPT_INLINE void add_squares(const Stored* at, unsigned active, const Lanes<T> (&scales)[kVectors<T>],
+                                  Lanes<double> (&sums)[kVectors<double>]) {
+  for (int i = 0; i < kVectors<T>; ++i) {
+    Lanes<T> value = scales[i] * load_lanes(at + i * Lanes<T>::kCount);
+    if (kMasked) value = kept(expanded<T>(active, i * Lanes<T>::kCount), value);
+    constexpr int kParts = kVectors<double> / kVectors<T>;
+    Lanes<double> parts[kParts];
+    to_doubles(value, parts);
+    for (int j = 0; j < kParts; ++j) {
+      Lanes<double>& sum = sums[i * kParts + j];
+      sum = multiply_add(parts[j], parts[j], sum);
     }
   }
-
-  double total() const {
-    double total = 0;
-    for (const Lanes<double>& lanes : sums)
-      for (int i = 0; i < Lanes<double>::kCount; ++i) total += lanes.v[i];
-    return total;
-  }
-};
+}
 
 template <bool kMasked, class Stored>
 double squared_norm_of_chunk(const Chunk& chunk) {
   using T = typename ArithmeticOf<Stored>::type;
   const Tensor& tensor = *chunk.update->tensor;
   const Stored* g = static_cast<const Stored*>(chunk.update->grad);
-  Scales<T> scales(kMasked ? tensor.mask : nullptr, chunk.update->rule->correction, T(1));
-  BlockSums sums;
-  const auto add_block = [&](const Stored* at, unsigned active, const T* scale) __attribute__((always_inline)) {
-    T values[kBlock];
-    for (int i = 0; i < kBlock; i += Lanes<T>::kCount) {
-      Lanes<T> value = load_lanes(scale + i) * load_lanes(at + i);
-      if (kMasked) value = kept(expanded<T>(active, i), value);
-      store_lanes(values + i, value);
-    }
-    sums.add_squares(values);
-  };
+  const Scales<T> scales(kMasked ? tensor.mask : nullptr, chunk.update->rule->correction, T(1));
+  Lanes<double> sums[kVectors<double>];
+  for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
-      chunk, complete, [&](int64_t block) { __builtin_prefetch(g + block * kBlock, 0); },
-      [&](int64_t block, unsigned active) {
-        add_block(g + block * kBlock, active, scales.at(block * kBlock));
+      chunk, complete,
+      [&](int64_t block) ALWAYS_INLINE_LAMBDA { __builtin_prefetch(g + block * kBlock, 0); },
+      [&](int64_t block, unsigned active) ALWAYS_INLINE_LAMBDA {
+        Lanes<T> scale[kVectors<T>];
+        scales.get(block * kBlock, scale);
+        add_squares<kMasked>(g + block * kBlock, active, scale, sums);
       });
   if (complete < chunk.end) {
     const int64_t element = complete * kBlock;
     Stored last[kBlock] = {};
     std::memcpy(last, g + element, static_cast<size_t>(tensor.numel - element) * sizeof(Stored));
-    add_block(last, kMasked ? tensor.mask->bits()[complete] : 0xffffu, scales.at(element));
+    Lanes<T> scale[kVectors<T>];
+    scales.get(element, scale);
+    add_squares<kMasked>(last, kMasked ? tensor.mask->bits()[complete] : 0xffffu, scale, sums);
   }
-  return sums.total();
+  double total = 0;
+  for (const Lanes<double>& lanes : sums)
+    for (int i = 0; i < Lanes<double>::kCount; ++i) total += lanes.v[i];
+  return total;
 }
 
 double squared_norm(const Chunk& chunk) {

@@ -14,7 +14,7 @@ extern const Loops kPlainLoops;
 
 namespace {
 
-constexpr int64_t kChunkBlocks = 1 << 11;
+constexpr int64_t kChunkBlocks = 1 << 14;
 constexpr int64_t kWorthTiming = 1 << 7;  // blocks: fewer take less time than can be told
 
 std::vector<const Loops*> supported_loops() {
