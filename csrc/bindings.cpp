@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "cpu/mask_bytes.h"
 #include "cpu/mask_updates.h"
 #include "cpu/packed_mask.h"
 #include "cpu/random_choice.h"
@@ -176,11 +177,26 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("live_share", [](const Decision& d) { return d.kind.live_share; })
       .def_property_readonly("element_bytes", [](const Decision& d) { return d.kind.element_bytes; })
       .def_property_readonly("ham", [](const Decision& d) { return d.kind.ham; })
-      .def_property_readonly("strategy",
-                             [](const Decision& d) { return d.strategy == Strategy::kList ? "list" : "stream"; })
+      .def_property_readonly(
+          "strategy", [](const Decision& d) { return d.strategy == Strategy::kList ? "list" : "stream"; })
       .def_readonly("stream_ns", &Decision::stream_ns)
       .def_readonly("list_ns", &Decision::list_ns);
   module.def("decisions", &decisions);
+  module.def(
+      "zero_outside",
+      [](uintptr_t mask, uintptr_t data, int64_t numel, int element_bytes, int threads) {
+        zero_outside(reinterpret_cast<const uint8_t*>(mask), reinterpret_cast<void*>(data), numel,
+                     element_bytes, threads);
+      },
+      py::arg("mask"), py::arg("data"), py::arg("numel"), py::arg("element_bytes"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "largest_row_count",
+      [](uintptr_t mask, int64_t rows, int64_t columns, int threads) {
+        return largest_row_count(reinterpret_cast<const uint8_t*>(mask), rows, columns, threads);
+      },
+      py::arg("mask"), py::arg("rows"), py::arg("columns"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
   module.def("available_isas", &available_isas);
   module.def("build_info", &build_info);
   define_mask_updates(module);

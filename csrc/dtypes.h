@@ -1,6 +1,6 @@
 // How weights are stored, and the type they are computed in. Conversions of half precision are branch-free
-// integer arithmetic on the bits of floats, and round to nearest even. They are written over `Word`: uint32_t,
-// or a vector of these.
+// integer arithmetic on the bits of floats, and round to nearest even. They are written over `Word`:
+// uint32_t, or a vector of these.
 #pragma once
 
 #include <cstdint>
@@ -82,9 +82,7 @@ SPARSEOPT_INLINE Word float_to_half(Word bits) {
 
 SPARSEOPT_INLINE float load(float stored) { return stored; }
 SPARSEOPT_INLINE double load(double stored) { return stored; }
-SPARSEOPT_INLINE float load(BFloat16 stored) {
-  return float_of(bfloat16_to_float(uint32_t(stored.bits)));
-}
+SPARSEOPT_INLINE float load(BFloat16 stored) { return float_of(bfloat16_to_float(uint32_t(stored.bits))); }
 SPARSEOPT_INLINE float load(Half stored) { return float_of(half_to_float(uint32_t(stored.bits))); }
 
 SPARSEOPT_INLINE void store(float& to, float value) { to = value; }

@@ -95,5 +95,11 @@ class MaskUpdates:
 def choose_random(chosen: int, size: int, k: int, seed: int) -> None:
     """Write ``size`` bytes, ``k`` of which are 1."""
 
+def zero_outside(mask: int, data: int, numel: int, element_bytes: int, threads: int) -> None:
+    """Zero the elements at ``data`` whose byte at ``mask`` is 0; ``element_bytes`` is 2, 4 or 8."""
+
+def largest_row_count(mask: int, rows: int, columns: int, threads: int) -> int:
+    """The largest number of bytes of a row that are not 0."""
+
 def available_isas() -> list[str]: ...
 def build_info() -> dict[str, object]: ...

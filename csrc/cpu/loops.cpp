@@ -96,8 +96,8 @@ class Scales {
 
 // One block: the weights with a bit in `active` are updated, the others become zeros.
 template <Momentum kMomentum, bool kHam, bool kMasked, class Stored, class T>
-SPARSEOPT_INLINE void update_block(Pointers<Stored> at, unsigned active, const Lanes<T> (&scales)[kVectors<T>],
-                                   const Coefficients<Lanes<T>>& k) {
+SPARSEOPT_INLINE void update_block(Pointers<Stored> at, unsigned active,
+                                   const Lanes<T> (&scales)[kVectors<T>], const Coefficients<Lanes<T>>& k) {
   for (int i = 0; i < kBlock; i += Lanes<T>::kCount) {
     Lanes<T> p = load_lanes(at.p + i);
     Lanes<T> b(T(0));
@@ -142,7 +142,8 @@ void update_chunk(const Chunk& chunk) {
   const Rule& rule = *chunk.update->rule;
   const Pointers<Stored> all = pointers<Stored>(chunk);
   const Coefficients<Lanes<T>> k = coefficients<T>(rule);
-  const Scales<T> scales(kMasked ? tensor.mask : nullptr, rule.correction, T(rule.maximize ? -rule.gamma : rule.gamma));
+  const Scales<T> scales(kMasked ? tensor.mask : nullptr, rule.correction,
+                         T(rule.maximize ? -rule.gamma : rule.gamma));
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
       chunk, complete,
@@ -221,8 +222,8 @@ void update(const Chunk& chunk) {
   with_stored(chunk, [&](auto stored) { update_stored<decltype(stored)>(chunk); });
 }
 
-// Adds the squares of what the gradients of a block become, in double: a sum for each weight of a block, so that
-// the order of additions depends on nothing else.
+// Adds the squares of what the gradients of a block become, in double: a sum for each weight of a block, so
+// that the order of additions depends on nothing else.
 template <bool kMasked, class Stored, class T>
 SPARSEOPT_INLINE void add_squares(const Stored* at, unsigned active, const Lanes<T> (&scales)[kVectors<T>],
                                   Lanes<double> (&sums)[kVectors<double>]) {
@@ -249,8 +250,7 @@ double squared_norm_of_chunk(const Chunk& chunk) {
   for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
-      chunk, complete,
-      [&](int64_t block) ALWAYS_INLINE_LAMBDA { __builtin_prefetch(g + block * kBlock, 0); },
+      chunk, complete, [&](int64_t block) ALWAYS_INLINE_LAMBDA { __builtin_prefetch(g + block * kBlock, 0); },
       [&](int64_t block, unsigned active) ALWAYS_INLINE_LAMBDA {
         Lanes<T> scale[kVectors<T>];
         scales.get(block * kBlock, scale);

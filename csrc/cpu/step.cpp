@@ -91,7 +91,8 @@ std::vector<Chunk> cut(const std::vector<Update>& updates, int64_t step_bytes) {
     const int64_t blocks = blocks_of(update.tensor->numel);
     for (int64_t begin = 0; begin < blocks; begin += kChunkBlocks) {
       const int64_t end = std::min(begin + kChunkBlocks, blocks);
-      chunks.push_back({&update, begin, end, choice.strategy, !choice.decided && end - begin >= kWorthTiming});
+      chunks.push_back(
+          {&update, begin, end, choice.strategy, !choice.decided && end - begin >= kWorthTiming});
       if (!choice.decided) choice.strategy = other(choice.strategy);
     }
   }
@@ -102,12 +103,12 @@ std::vector<Chunk> cut(const std::vector<Update>& updates, int64_t step_bytes) {
 int useful_threads(const std::vector<Update>& updates, int threads) {
   int64_t elements = 0;
   for (const Update& update : updates) elements += update.tensor->numel;
-  return static_cast<int>(
-      std::clamp<int64_t>(elements / (kChunkBlocks * kBlock), 1, std::max(threads, 1)));
+  return static_cast<int>(std::clamp<int64_t>(elements / (kChunkBlocks * kBlock), 1, std::max(threads, 1)));
 }
 
 double nanoseconds() {
-  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace

@@ -10,7 +10,8 @@
 namespace sparseopt::cpu {
 namespace {
 
-constexpr size_t kSamples = 15;  // of each strategy: an odd number that a few interrupted chunks do not decide
+constexpr size_t kSamples =
+    15;  // of each strategy: an odd number that a few interrupted chunks do not decide
 
 struct Cell {
   Kind kind;
@@ -43,7 +44,8 @@ std::optional<Strategy> asked_for() {
   if (name == nullptr || *name == '\0') return std::nullopt;
   if (std::string(name) == "stream") return Strategy::kStream;
   if (std::string(name) == "list") return Strategy::kList;
-  throw std::runtime_error("SPARSEOPT_CPU_STRATEGY is '" + std::string(name) + "', it must be stream or list");
+  throw std::runtime_error("SPARSEOPT_CPU_STRATEGY is '" + std::string(name) +
+                           "', it must be stream or list");
 }
 
 }  // namespace

@@ -6,10 +6,10 @@ import math
 import shutil
 from pathlib import Path
 
-from cpu_elsewhere import program as elsewhere
 import pytest
 import torch
 from backends import INTERPRETED
+from cpu_elsewhere import program as elsewhere
 from cpu_elsewhere.program import Case, build, cases
 
 pytestmark = [

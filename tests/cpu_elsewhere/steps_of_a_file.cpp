@@ -45,12 +45,20 @@ void run(const Header& h) {
   const auto mask = read_bytes(h.has_mask ? numel : 0);
   std::unique_ptr<PackedMask> packed;
   if (h.has_mask)
-    packed = std::make_unique<PackedMask>(mask.get(), h.groups, h.segments, h.neurons, h.length, int(h.threads));
-  const Tensor tensor{Dtype(h.dtype),   parameter.get(), h.has_buffer ? buffer.get() : nullptr,
+    packed =
+        std::make_unique<PackedMask>(mask.get(), h.groups, h.segments, h.neurons, h.length, int(h.threads));
+  const Tensor tensor{Dtype(h.dtype), parameter.get(), h.has_buffer ? buffer.get() : nullptr,
                       int64_t(numel), h.ham != 0,      packed.get()};
-  const Rule rule{h.lr,          h.momentum,      h.dampening,
-                  h.weight_decay, h.nesterov != 0, h.maximize != 0,
-                  Correction(h.correction), h.ham_alpha, h.ham_beta, h.gamma};
+  const Rule rule{h.lr,
+                  h.momentum,
+                  h.dampening,
+                  h.weight_decay,
+                  h.nesterov != 0,
+                  h.maximize != 0,
+                  Correction(h.correction),
+                  h.ham_alpha,
+                  h.ham_beta,
+                  h.gamma};
   double norm = 0;
   for (int64_t i = 0; i < h.steps; ++i) {
     const auto gradient = read_bytes(bytes);
