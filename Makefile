@@ -11,7 +11,7 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast lint format docs bench traffic call-cost gpu-report clean help FORCE
+.PHONY: demo test test-fast lint format docs bench traffic call-cost mask-update gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 95% sparse network on real data with and without this package, and time a step"
 	@echo "make test        run all tests"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench       measure the speed of a step against PyTorch's own optimizers: ten minutes, table and pictures"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make call-cost   measure what the call of a step costs the host, without a GPU"
+	@echo "make mask-update measure what an update of the masks costs on a CPU, natively and in PyTorch"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
 	@echo "make lint        check style and types"
 	@echo "make format      put sources into the style that lint checks"
@@ -44,6 +45,9 @@ traffic: $(VENV)/.package
 
 call-cost: $(VENV)/.package
 	$(RUN) benchmarks/call_cost.py
+
+mask-update: $(VENV)/.package
+	$(RUN) benchmarks/mask_update.py
 
 gpu-report: $(VENV)/.package
 	$(RUN) benchmarks/gpu_report.py

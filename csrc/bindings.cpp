@@ -6,8 +6,12 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "cpu/mask_bytes.h"
+#include "cpu/mask_updates.h"
 #include "cpu/packed_mask.h"
+#include "cpu/random_choice.h"
 #include "cpu/step.h"
+#include "cpu/strategy.h"
 #include "memory_reader.h"
 
 namespace py = pybind11;
@@ -70,6 +74,39 @@ py::dict build_info() {
   return info;
 }
 
+void define_mask_updates(py::module_& module) {
+  py::class_<MaskedLayer>(module, "MaskedLayer")
+      .def(py::init([](const std::string& dtype, uintptr_t weights, uintptr_t mask, uintptr_t explored,
+                       int64_t numel) {
+             return MaskedLayer{dtype_named(dtype), reinterpret_cast<void*>(weights),
+                                reinterpret_cast<uint8_t*>(mask), reinterpret_cast<uint8_t*>(explored),
+                                numel};
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("weights"), py::arg("mask"), py::arg("explored"),
+           py::arg("numel"));
+  py::class_<Scores>(module, "Scores")
+      .def(py::init([](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most) {
+             return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most};
+           }),
+           py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"));
+
+  using Released = py::call_guard<py::gil_scoped_release>;
+  py::class_<MaskUpdates>(module, "MaskUpdates")
+      .def(py::init<std::vector<MaskedLayer>, int>(), py::arg("layers"), py::arg("threads"), Released())
+      .def_property_readonly("active", &MaskUpdates::active)
+      .def("rank", &MaskUpdates::rank, py::arg("scores"), py::arg("threads"), Released())
+      .def("grow_largest", &MaskUpdates::grow_largest, py::arg("ks"), py::arg("threads"), Released())
+      .def("grow_random", &MaskUpdates::grow_random, py::arg("ks"), py::arg("seeds"), py::arg("threads"),
+           Released());
+  module.def(
+      "choose_random",
+      [](uintptr_t chosen, int64_t size, int64_t k, uint64_t seed) {
+        if (k < 0 || k > size) throw std::invalid_argument("k is out of range: it must be in [0, size]");
+        choose_random(reinterpret_cast<uint8_t*>(chosen), size, k, seed);
+      },
+      py::arg("chosen"), py::arg("size"), py::arg("k"), py::arg("seed"), Released());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -77,18 +114,16 @@ PYBIND11_MODULE(_native, module) {
 
   py::class_<PackedMask>(module, "PackedMask")
       .def(py::init([](uintptr_t mask, int64_t groups, int64_t segments, int64_t neurons_per_group,
-                       int64_t length) {
+                       int64_t length, int threads) {
              py::gil_scoped_release release;
              return PackedMask(reinterpret_cast<const uint8_t*>(mask), groups, segments, neurons_per_group,
-                               length);
+                               length, threads);
            }),
            py::arg("mask"), py::arg("groups"), py::arg("segments"), py::arg("neurons_per_group"),
-           py::arg("length"))
+           py::arg("length"), py::arg("threads"))
       .def_property_readonly("nnz", &PackedMask::nnz)
-      .def("row_bits", [](const PackedMask& mask, int64_t row) {
-        if (row < 0 || row >= mask.rows()) throw py::index_error("row is out of range");
-        return py::bytes(reinterpret_cast<const char*>(mask.row_bits(row)), size_t(mask.row_bytes()));
-      });
+      .def_property_readonly("bits", &PackedMask::bits)
+      .def_property_readonly("live_blocks", &PackedMask::live_blocks);
 
   py::class_<Tensor>(module, "Tensor")
       .def(py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer,
@@ -137,6 +172,32 @@ PYBIND11_MODULE(_native, module) {
 
   define_over_table(module, "step", step);
   define_over_table(module, "squared_norm", squared_norm);
+  py::class_<Decision>(module, "Decision")
+      .def_property_readonly("step_bytes", [](const Decision& d) { return d.kind.step_bytes; })
+      .def_property_readonly("live_share", [](const Decision& d) { return d.kind.live_share; })
+      .def_property_readonly("element_bytes", [](const Decision& d) { return d.kind.element_bytes; })
+      .def_property_readonly("ham", [](const Decision& d) { return d.kind.ham; })
+      .def_property_readonly(
+          "strategy", [](const Decision& d) { return d.strategy == Strategy::kList ? "list" : "stream"; })
+      .def_readonly("stream_ns", &Decision::stream_ns)
+      .def_readonly("list_ns", &Decision::list_ns);
+  module.def("decisions", &decisions);
+  module.def(
+      "zero_outside",
+      [](uintptr_t mask, uintptr_t data, int64_t numel, int element_bytes, int threads) {
+        zero_outside(reinterpret_cast<const uint8_t*>(mask), reinterpret_cast<void*>(data), numel,
+                     element_bytes, threads);
+      },
+      py::arg("mask"), py::arg("data"), py::arg("numel"), py::arg("element_bytes"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "largest_row_count",
+      [](uintptr_t mask, int64_t rows, int64_t columns, int threads) {
+        return largest_row_count(reinterpret_cast<const uint8_t*>(mask), rows, columns, threads);
+      },
+      py::arg("mask"), py::arg("rows"), py::arg("columns"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
   module.def("available_isas", &available_isas);
   module.def("build_info", &build_info);
+  define_mask_updates(module);
 }

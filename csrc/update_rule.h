@@ -1,5 +1,6 @@
 // The update rule of SparseOpt, once, for host and device: what happens to one weight in one step.
-// No memory is touched here, no mask looked at: that is the business of the loops around it.
+// No memory is touched here, no mask looked at: that is the business of the loops around it. The number type
+// T is float or double, or a vector of these that brings multiply_add, select and exponential of its own.
 #pragma once
 
 #include <cmath>
@@ -29,6 +30,15 @@ struct Coefficients {
   T ham_beta;
 };
 
+// `a` where the choice is true, else `b`.
+template <class T>
+SPARSEOPT_INLINE T select(bool choice, T a, T b) {
+  return choice ? a : b;
+}
+
+SPARSEOPT_INLINE float exponential(float x) { return std::exp(x); }
+SPARSEOPT_INLINE double exponential(double x) { return std::exp(x); }
+
 // a * b + c, rounded once wherever the hardware can: as PyTorch's own CPU kernels do, so that a float64
 // step without a mask equals torch.optim.SGD bit for bit.
 template <class T>
@@ -53,7 +63,7 @@ SPARSEOPT_INLINE T correction_factor(int64_t fan_in, T divisor) {
 template <Momentum kMomentum, bool kHam, class T>
 SPARSEOPT_INLINE void update_weight(T& p, T g, T& b, const Coefficients<T>& k) {
   // Without weight decay an infinite weight stays one: 0 * inf would make it NaN.
-  const T d = k.weight_decay == T(0) ? g : multiply_add(k.weight_decay, p, g);
+  const T d = select(k.weight_decay == T(0), g, multiply_add(k.weight_decay, p, g));
   T u = d;
   if (kMomentum != Momentum::kNone) {
     b = multiply_add(k.fresh, d, k.momentum * b);
@@ -61,10 +71,12 @@ SPARSEOPT_INLINE void update_weight(T& p, T g, T& b, const Coefficients<T>& k) {
   }
   p = multiply_add(-k.lr, u, p);
   if (kHam) {
-    const T sign = static_cast<T>((p > T(0)) - (p < T(0)));
+    const T negative = select(p < T(0), T(-1), T(0));
+    const T sign = select(p > T(0), T(1), negative);
     T exponent = -k.lr * multiply_add(k.ham_alpha * sign, g, k.ham_beta);
-    exponent = exponent < T(-5) ? T(-5) : (exponent > T(5) ? T(5) : exponent);
-    p *= std::exp(exponent);
+    exponent = select(exponent < T(-5), T(-5), exponent);
+    exponent = select(exponent > T(5), T(5), exponent);
+    p = p * exponential(exponent);
   }
 }
 

@@ -4,11 +4,17 @@ from collections.abc import Sequence
 
 class PackedMask:
     def __init__(
-        self, mask: int, groups: int, segments: int, neurons_per_group: int, length: int
+        self, mask: int, groups: int, segments: int, neurons_per_group: int, length: int, threads: int
     ) -> None: ...
     @property
     def nnz(self) -> int: ...
-    def row_bits(self, row: int) -> bytes: ...
+    @property
+    def bits(self) -> list[int]:
+        """Of each 16 weights as they lie in memory, the lowest first."""
+
+    @property
+    def live_blocks(self) -> list[int]:
+        """The indices of the bits that are not 0; empty where nearly all are."""
 
 class Tensor:
     def __init__(
@@ -54,6 +60,46 @@ class MemoryReader:
     def __init__(self, exchange_api: object, tensor: type, parameter: type) -> None: ...
     def read(self, tensors: Sequence[object]) -> tuple[bytes, bytes] | None:
         """Layouts and addresses of tensors and Nones; None where one of them cannot be read."""
+
+class Decision:
+    """A strategy that was measured for tensors of a kind, and what a block of 16 weights took."""
+
+    step_bytes: int
+    live_share: float
+    element_bytes: int
+    ham: bool
+    strategy: str
+    stream_ns: float
+    list_ns: float
+
+def decisions() -> list[Decision]: ...
+
+class MaskedLayer:
+    """Contiguous tensors of ``numel`` elements; ``mask`` and ``explored`` are boolean."""
+
+    def __init__(self, *, dtype: str, weights: int, mask: int, explored: int, numel: int) -> None: ...
+
+class Scores:
+    """Of the layer with that index: contiguous, of its shape."""
+
+    def __init__(self, *, layer: int, dtype: str, values: int, at_most: int) -> None: ...
+
+class MaskUpdates:
+    def __init__(self, layers: list[MaskedLayer], threads: int) -> None: ...
+    @property
+    def active(self) -> list[int]: ...
+    def rank(self, scores: list[Scores], threads: int) -> bool: ...
+    def grow_largest(self, ks: list[int], threads: int) -> list[bool]: ...
+    def grow_random(self, ks: list[int], seeds: list[int], threads: int) -> list[bool]: ...
+
+def choose_random(chosen: int, size: int, k: int, seed: int) -> None:
+    """Write ``size`` bytes, ``k`` of which are 1."""
+
+def zero_outside(mask: int, data: int, numel: int, element_bytes: int, threads: int) -> None:
+    """Zero the elements at ``data`` whose byte at ``mask`` is 0; ``element_bytes`` is 2, 4 or 8."""
+
+def largest_row_count(mask: int, rows: int, columns: int, threads: int) -> int:
+    """The largest number of bytes of a row that are not 0."""
 
 def available_isas() -> list[str]: ...
 def build_info() -> dict[str, object]: ...

@@ -42,14 +42,6 @@ def fan_in(mask: Tensor, neurons: Neurons) -> Tensor:
     return mask.reshape(neurons.grid(mask.shape)).count_nonzero(dim=(1, 3)).flatten()
 
 
-def largest_fan_in(mask: Tensor, neurons: Neurons) -> int:
-    """The largest of ``fan_in``, of a sparse mask on the CPU with active weights: without a temporary tensor
-    as large as the weight."""
-    groups, segments, per_group, length = neurons.grid(mask.shape)
-    group, _, neuron, _ = mask.reshape(groups, segments, per_group, length).nonzero(as_tuple=True)
-    return int((group * per_group + neuron).bincount().max())
-
-
 def correction_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer") -> Tensor:
     """``c_i``, what the gradient of each neuron is multiplied by: float64, broadcasts against the mask.
 

@@ -21,8 +21,9 @@ from .gradients import is_regular
 from .kernels.contract import Backend, Plan, Tensors
 from .kernels.device import refuse_capture
 from .kernels.fallback import plan_with_fallback
+from .mask_changes import largest_fan_in, zero_outside
 from .masks import Masks
-from .neurons import Correction, Neurons, largest_fan_in
+from .neurons import Correction, Neurons
 from .snapshot import Identities, State, versions_of
 from .tensor_memory import memory_of
 
@@ -236,9 +237,7 @@ def _get_to_know(f: _Found, last: _Known | None) -> _Known:
     watched = _watched(f.parameter, f.buffer)
     if f.mask is not None and (is_new or last is None or last.versions != versions_of(watched)):
         refuse_capture()
-        outside = ~f.mask
-        for tensor in watched:
-            tensor.masked_fill_(outside, 0)
+        zero_outside(f.mask, watched)
     return _Known(_tensors(f) if is_new or last is None else last.tensors, facts, versions_of(watched))
 
 

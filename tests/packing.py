@@ -37,18 +37,15 @@ def check_pack(pack: Pack, mask: Tensor) -> None:
     assert torch.equal(mask, before)
 
 
-def native_pack(native: ModuleType) -> Pack:
-    def pack(mask: Tensor) -> tuple[list[bytes], int]:
-        groups, segments, neurons, length = mask.shape
-        packed = native.PackedMask(mask.data_ptr(), groups, segments, neurons, length)
-        rows = [packed.row_bits(row) for row in range(groups * neurons)]
-        size = segments * -(-length // 8)
-        for row in rows:  # vectors read whole words
-            assert len(row) % 8 == 0
-            assert not any(row[size:])
-        return [row[:size] for row in rows], packed.nnz
-
-    return pack
+def check_native_pack(native: ModuleType, mask: Tensor, threads: int) -> None:
+    """The native library packs a tensor as it lies in memory: 16 weights to a number, whatever their rows."""
+    flat = mask.flatten().tolist()
+    packed = native.PackedMask(mask.data_ptr(), *mask.shape, threads)
+    expected = [sum(bit << i for i, bit in enumerate(flat[at : at + 16])) for at in range(0, len(flat), 16)]
+    assert packed.bits == expected
+    assert packed.nnz == sum(flat)
+    live = [i for i, bits in enumerate(expected) if bits]
+    assert packed.live_blocks == (live if len(live) <= 0.9 * len(expected) else [])
 
 
 def torch_pack(module: ModuleType) -> Pack:

@@ -26,8 +26,6 @@ def test_unknown_names_are_refused() -> None:
         _native.Tensor(dtype="int8", parameter=0, momentum_buffer=0, numel=0, ham=False, mask=None)
     with pytest.raises(ValueError, match="correction is 'erk', it must be"):
         _native.Rule(**{**RULE, "correction": "erk"})
-    with pytest.raises(IndexError):
-        _native.PackedMask(torch.ones(1, dtype=torch.bool).data_ptr(), 1, 1, 1, 1).row_bits(1)
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

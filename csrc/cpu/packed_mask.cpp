@@ -1,64 +1,118 @@
 #include "packed_mask.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "../update_rule.h"
 
 namespace sparseopt::cpu {
 namespace {
 
-uint8_t pack_byte(const uint8_t* mask, int64_t count) {
-  unsigned packed = 0;
-  for (int64_t i = 0; i < count; ++i) packed |= unsigned(mask[i] != 0) << i;
-  return static_cast<uint8_t>(packed);
+// A list of more than this share of the blocks saves nothing that it does not cost.
+constexpr double kWorthListing = 0.9;
+constexpr int64_t kPieceBlocks = 4096;  // what one thread packs at a time
+
+// The bits of eight bytes, which may be any numbers: 1 where one is not 0.
+unsigned packed_byte(uint64_t bytes) {
+  constexpr uint64_t kHigh = 0x8080808080808080u, kLow = ~kHigh;
+  const uint64_t ones = (((bytes & kLow) + kLow) | bytes) >> 7 & 0x0101010101010101u;
+  return static_cast<unsigned>((ones * 0x0102040810204080u) >> 56);  // one from each byte, none carried
 }
 
-int64_t count_bits(const std::vector<uint8_t>& bits) {
+uint16_t packed_block(const uint8_t* mask) {
+  uint64_t low, high;
+  std::memcpy(&low, mask, 8);
+  std::memcpy(&high, mask + 8, 8);
+  return static_cast<uint16_t>(packed_byte(low) | packed_byte(high) << 8);
+}
+
+// How many bits are set from bit `begin` to before bit `end`.
+int64_t count_bits(const std::vector<uint16_t>& bits, int64_t begin, int64_t end) {
   int64_t count = 0;
-  for (size_t i = 0; i < bits.size(); i += 8) {
+  int64_t block = begin / kBlock;
+  const int64_t last = end / kBlock;
+  const unsigned from_begin = 0xffffu << (begin % kBlock), to_end = ~(0xffffu << (end % kBlock));
+  if (block == last) return begin == end ? 0 : __builtin_popcount(bits[block] & from_begin & to_end);
+  count += __builtin_popcount(bits[block++] & from_begin & 0xffffu);
+  for (; block + 4 <= last; block += 4) {
     uint64_t word;
-    std::memcpy(&word, bits.data() + i, 8);
+    std::memcpy(&word, &bits[block], sizeof word);
     count += __builtin_popcountll(word);
   }
+  for (; block < last; ++block) count += __builtin_popcount(bits[block]);
+  if (end % kBlock != 0) count += __builtin_popcount(bits[last] & to_end);
   return count;
 }
 
 }  // namespace
 
 PackedMask::PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, int64_t neurons_per_group,
-                       int64_t length)
+                       int64_t length, int threads)
     : groups_(groups), segments_(segments), neurons_per_group_(neurons_per_group), length_(length) {
-  row_bytes_ = (segments_ * segment_bytes() + 7) / 8 * 8;
-  bits_.assign(static_cast<size_t>(rows() * row_bytes_), 0);
-  pack(mask);
-  nnz_ = count_bits(bits_);
-  const bool offsets_fit = rows() * columns() <= int64_t(UINT32_MAX);
-  if (segments_ == 1 && offsets_fit) list_active_blocks();
+  bits_.assign(static_cast<size_t>(blocks_of(runs() * length_)), 0);
+  threads = static_cast<int>(std::clamp<int64_t>(int64_t(bits_.size()) / kPieceBlocks, 1, threads));
+  pack(mask, threads);
+  list_live_blocks(threads);
+  set_factors(threads);
 }
 
-void PackedMask::pack(const uint8_t* mask) {
-  for (int64_t row = 0; row < rows(); ++row) {
-    for (int64_t segment = 0; segment < segments_; ++segment) {
-      const uint8_t* from = mask + row_offset(row) + segment * segment_stride();
-      uint8_t* to = bits_.data() + row * row_bytes_ + segment * segment_bytes();
-      int64_t i = 0;
-      for (; i + 8 <= length_; i += 8) to[i / 8] = pack_byte(from + i, 8);
-      if (i < length_) to[i / 8] = pack_byte(from + i, length_ - i);
-    }
+void PackedMask::pack(const uint8_t* mask, int threads) {
+  const int64_t size = runs() * length_, whole = size / kBlock;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t block = 0; block < whole; ++block) bits_[block] = packed_block(mask + block * kBlock);
+  if (whole * kBlock < size) {
+    uint8_t last[kBlock] = {};
+    std::memcpy(last, mask + whole * kBlock, static_cast<size_t>(size - whole * kBlock));
+    bits_[whole] = packed_block(last);
   }
 }
 
-void PackedMask::list_active_blocks() {
-  const int64_t blocks_per_row = (length_ + kLanes - 1) / kLanes;
-  block_start_.reserve(static_cast<size_t>(rows()) + 1);
-  block_start_.push_back(0);
-  for (int64_t row = 0; row < rows(); ++row) {
-    const uint8_t* bits = row_bits(row);
-    for (int64_t block = 0; block < blocks_per_row; ++block) {
-      const unsigned active = bits[2 * block] | unsigned(bits[2 * block + 1]) << 8;
-      if (active == 0) continue;
-      block_offset_.push_back(static_cast<uint32_t>(row * length_ + block * kLanes));
-      block_bits_.push_back(static_cast<uint16_t>(active));
-    }
-    block_start_.push_back(static_cast<int64_t>(block_offset_.size()));
+void PackedMask::list_live_blocks(int threads) {
+  const int64_t blocks = static_cast<int64_t>(bits_.size());
+  const int64_t pieces = (blocks + kPieceBlocks - 1) / kPieceBlocks;
+  std::vector<int64_t> start(static_cast<size_t>(pieces) + 1, 0);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t end = std::min(blocks, (piece + 1) * kPieceBlocks);
+    for (int64_t block = piece * kPieceBlocks; block < end; ++block) start[piece + 1] += bits_[block] != 0;
+  }
+  for (int64_t piece = 0; piece < pieces; ++piece) start[piece + 1] += start[piece];
+  const int64_t live = start[pieces];
+  live_share_ = blocks == 0 ? 0 : double(live) / double(blocks);
+  if (live_share_ > kWorthListing || blocks > int64_t(UINT32_MAX)) return;
+  live_blocks_.resize(static_cast<size_t>(live));
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    int64_t at = start[piece];
+    const int64_t end = std::min(blocks, (piece + 1) * kPieceBlocks);
+    for (int64_t block = piece * kPieceBlocks; block < end; ++block)
+      if (bits_[block] != 0) live_blocks_[at++] = static_cast<uint32_t>(block);
+  }
+}
+
+void PackedMask::set_factors(int threads) {
+  std::vector<int64_t> fan_in(static_cast<size_t>(neurons()), 0);
+  int64_t nnz = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(+ : nnz)
+  for (int64_t neuron = 0; neuron < neurons(); ++neuron) {
+    const int64_t group = neuron / neurons_per_group_;
+    int64_t run = group * segments_ * neurons_per_group_ + neuron % neurons_per_group_;
+    for (int64_t segment = 0; segment < segments_; ++segment, run += neurons_per_group_)
+      fan_in[neuron] += count_bits(bits_, run * length_, (run + 1) * length_);
+    nnz += fan_in[neuron];
+  }
+  nnz_ = nnz;
+  if (nnz_ == 0) return;  // no weight to correct, and no mean fan-in to divide by
+  for (const Correction correction : {Correction::kLayer, Correction::kUnnormalized}) {
+    const double divisor =
+        correction == Correction::kLayer ? double(nnz_) / double(neurons()) : double(segments_ * length_);
+    if (std::all_of(fan_in.begin(), fan_in.end(), [&](int64_t count) { return double(count) == divisor; }))
+      continue;
+    std::vector<double>& factors = factors_[static_cast<size_t>(correction)];
+    factors.resize(static_cast<size_t>(runs()));
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t run = 0; run < runs(); ++run)
+      factors[run] = correction_factor(fan_in[neuron_of(run)], divisor);
   }
 }
 

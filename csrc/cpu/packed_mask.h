@@ -1,61 +1,62 @@
 // What the CPU loops read of a mask, derived from the boolean tensor once per change.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
+#include "../names.h"
+
 namespace sparseopt::cpu {
 
-constexpr int kLanes = 16;  // weights per block: 16 mask bits, and one 64-byte cache line of float32
+// Weights per block: 16 mask bits, and one 64-byte cache line of float32. Blocks are counted from the first
+// weight of a tensor, whatever rows they lie in; the last one may be incomplete.
+constexpr int kBlock = 16;
+
+constexpr int64_t blocks_of(int64_t weights) { return (weights + kBlock - 1) / kBlock; }
 
 // The mask of a weight that lies in memory as [groups][segments][neurons per group][length]: neuron
 // (g, j) owns `segments` runs of `length` weights (one run, except in transposed convolutions).
 class PackedMask {
  public:
-  // `mask` points to one byte per weight, 0 or 1, in the order of the weight's memory.
-  PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, int64_t neurons_per_group,
-             int64_t length);
+  // `mask` points to one byte per weight, 0 or not, in the order of the weight's memory.
+  PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, int64_t neurons_per_group, int64_t length,
+             int threads);
 
-  int64_t rows() const { return groups_ * neurons_per_group_; }
-  int64_t columns() const { return segments_ * length_; }
-  int64_t segments() const { return segments_; }
   int64_t length() const { return length_; }
   int64_t nnz() const { return nnz_; }
 
-  // Offset of a row's first weight, and between its segments, in weights.
-  int64_t row_offset(int64_t row) const {
-    if (segments_ == 1) return row * length_;
-    const int64_t group = row / neurons_per_group_, neuron = row % neurons_per_group_;
-    return (group * segments_ * neurons_per_group_ + neuron) * length_;
+  // The bits of each block, lowest first, as the weights lie in memory.
+  const std::vector<uint16_t>& bits() const { return bits_; }
+
+  // The blocks that hold an active weight, in order. Empty where nearly all of them do: to walk a list
+  // instead of all would save nothing.
+  const std::vector<uint32_t>& live_blocks() const { return live_blocks_; }
+  bool has_list() const { return !live_blocks_.empty(); }
+  double live_share() const { return live_share_; }
+
+  // c_i of each run, in double; empty where all of them are 1.
+  const std::vector<double>& factors(Correction correction) const {
+    return factors_[static_cast<size_t>(correction)];
   }
-  int64_t segment_stride() const { return neurons_per_group_ * length_; }
-
-  // A row's bits, lowest first; each segment starts at a whole byte. Rows are padded with zeros to a
-  // multiple of 8 bytes, so that 64 bits can be read anywhere in them.
-  const uint8_t* row_bits(int64_t row) const { return bits_.data() + row * row_bytes_; }
-  int64_t row_bytes() const { return row_bytes_; }
-  int64_t segment_bytes() const { return (length_ + 7) / 8; }
-
-  // The list of the blocks that hold an active weight, row after row. Walking it with prefetch beat reading
-  // everything in order at any density on the first machine, not on all. There is none for rows of several
-  // segments, and for tensors of 2^32 weights and more.
-  bool has_active_blocks() const { return !block_start_.empty(); }
-  int64_t block_begin(int64_t row) const { return block_start_[row]; }
-  int64_t block_end(int64_t row) const { return block_start_[row + 1]; }
-  const uint32_t* block_offset() const { return block_offset_.data(); }  // of its first weight, in the tensor
-  const uint16_t* block_bits() const { return block_bits_.data(); }
 
  private:
-  void pack(const uint8_t* mask);
-  void list_active_blocks();
+  int64_t neurons() const { return groups_ * neurons_per_group_; }
+  int64_t runs() const { return neurons() * segments_; }
+  int64_t neuron_of(int64_t run) const {
+    return run / (segments_ * neurons_per_group_) * neurons_per_group_ + run % neurons_per_group_;
+  }
+
+  void pack(const uint8_t* mask, int threads);
+  void list_live_blocks(int threads);
+  void set_factors(int threads);
 
   int64_t groups_, segments_, neurons_per_group_, length_;
-  int64_t row_bytes_ = 0;
   int64_t nnz_ = 0;
-  std::vector<uint8_t> bits_;
-  std::vector<int64_t> block_start_;
-  std::vector<uint32_t> block_offset_;
-  std::vector<uint16_t> block_bits_;
+  double live_share_ = 0;
+  std::vector<uint16_t> bits_;
+  std::vector<uint32_t> live_blocks_;
+  std::array<std::vector<double>, 3> factors_;  // by correction
 };
 
 }  // namespace sparseopt::cpu

@@ -1,6 +1,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -13,14 +14,15 @@ extern const Loops kPlainLoops;
 
 namespace {
 
-constexpr int64_t kChunkElements = 1 << 15;
+constexpr int64_t kChunkBlocks = 1 << 14;
+constexpr int64_t kWorthTiming = 1 << 7;  // blocks: fewer take less time than can be told
 
 std::vector<const Loops*> supported_loops() {
   std::vector<const Loops*> loops;
 #ifdef SPARSEOPT_X86
   __builtin_cpu_init();
   const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     loops.push_back(&kAvx512Loops);
@@ -43,15 +45,56 @@ const Loops& chosen_loops() {
                            known);
 }
 
-std::vector<Chunk> cut(const std::vector<Update>& updates) {
+int element_bytes(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return 8;
+    case Dtype::kBFloat16:
+    case Dtype::kFloat16:
+      return 2;
+    case Dtype::kFloat32:
+      break;
+  }
+  return 4;
+}
+
+int64_t step_bytes(const std::vector<Update>& updates) {
+  int64_t bytes = 0;
+  for (const Update& update : updates) {
+    const Tensor& tensor = *update.tensor;
+    bytes += tensor.numel * element_bytes(tensor.dtype) * (tensor.momentum_buffer ? 3 : 2);
+  }
+  return bytes;
+}
+
+bool has_choice(const Update& update) { return update.tensor->mask && update.tensor->mask->has_list(); }
+
+Kind kind_of(const Update& update, int64_t step_bytes) {
+  return {step_bytes, update.tensor->mask->live_share(), element_bytes(update.tensor->dtype), update.ham()};
+}
+
+// The choices of the updates that have one, in order.
+std::vector<Choice> choices_of(const std::vector<Update>& updates, int64_t step_bytes) {
+  std::vector<Kind> kinds;
+  for (const Update& update : updates)
+    if (has_choice(update)) kinds.push_back(kind_of(update, step_bytes));
+  return choices(kinds);
+}
+
+std::vector<Chunk> cut(const std::vector<Update>& updates, int64_t step_bytes) {
+  const std::vector<Choice> choices = choices_of(updates, step_bytes);
+  auto next = choices.begin();
   std::vector<Chunk> chunks;
   for (const Update& update : updates) {
-    const PackedMask* mask = update.tensor->mask;
-    const int64_t end = mask ? mask->rows() : update.tensor->numel;
-    const int64_t size =
-        mask ? std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, mask->columns())) : kChunkElements;
-    for (int64_t begin = 0; begin < end; begin += size)
-      chunks.push_back({&update, begin, std::min(begin + size, end)});
+    Choice choice{Strategy::kStream, true};
+    if (has_choice(update)) choice = *next++;
+    const int64_t blocks = blocks_of(update.tensor->numel);
+    for (int64_t begin = 0; begin < blocks; begin += kChunkBlocks) {
+      const int64_t end = std::min(begin + kChunkBlocks, blocks);
+      chunks.push_back(
+          {&update, begin, end, choice.strategy, !choice.decided && end - begin >= kWorthTiming});
+      if (!choice.decided) choice.strategy = other(choice.strategy);
+    }
   }
   return chunks;
 }
@@ -60,23 +103,39 @@ std::vector<Chunk> cut(const std::vector<Update>& updates) {
 int useful_threads(const std::vector<Update>& updates, int threads) {
   int64_t elements = 0;
   for (const Update& update : updates) elements += update.tensor->numel;
-  return static_cast<int>(std::clamp<int64_t>(elements / kChunkElements, 1, std::max(threads, 1)));
+  return static_cast<int>(std::clamp<int64_t>(elements / (kChunkBlocks * kBlock), 1, std::max(threads, 1)));
+}
+
+double nanoseconds() {
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace
 
 void step(const std::vector<Update>& updates, int threads) {
   const Loops& loops = chosen_loops();
-  const std::vector<Chunk> chunks = cut(updates);
+  const int64_t bytes = step_bytes(updates);
+  const std::vector<Chunk> chunks = cut(updates, bytes);
   threads = useful_threads(updates, threads);
   const int64_t count = static_cast<int64_t>(chunks.size());
+  std::vector<double> ns(chunks.size());
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) loops.update(chunks[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    const double start = chunks[i].timed ? nanoseconds() : 0;
+    loops.update(chunks[i]);
+    if (chunks[i].timed) ns[i] = nanoseconds() - start;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const Chunk& chunk = chunks[i];
+    if (chunk.timed)
+      measured(kind_of(*chunk.update, bytes), chunk.strategy, ns[i] / double(chunk.end - chunk.begin));
+  }
 }
 
 double squared_norm(const std::vector<Update>& updates, int threads) {
   const Loops& loops = chosen_loops();
-  const std::vector<Chunk> chunks = cut(updates);
+  const std::vector<Chunk> chunks = cut(updates, step_bytes(updates));
   threads = useful_threads(updates, threads);
   const int64_t count = static_cast<int64_t>(chunks.size());
   std::vector<double> sums(chunks.size());

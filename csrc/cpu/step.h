@@ -8,6 +8,7 @@
 
 #include "../names.h"
 #include "packed_mask.h"
+#include "strategy.h"
 
 namespace sparseopt::cpu {
 
@@ -34,14 +35,18 @@ struct Update {
   const Tensor* tensor;
   const void* grad;
   const Rule* rule;
+
+  bool ham() const { return tensor->ham && (rule->ham_alpha != 0 || rule->ham_beta != 0); }
 };
 
-// A piece of the work, small enough to share out and large enough to be worth it: rows of a masked
-// tensor, elements of a dense one. How the work is cut depends on the tensors alone, never on the number
-// of threads: sums over chunks, added in order, are the same for any number of them.
+// Consecutive blocks of a tensor: a piece of the work, small enough to share out and large enough to be worth
+// it. How the work is cut depends on the tensors alone, never on the number of threads or on the strategy:
+// sums over chunks, added in order, are the same for any of them.
 struct Chunk {
   const Update* update;
   int64_t begin, end;
+  Strategy strategy;
+  bool timed;
 };
 
 void step(const std::vector<Update>& updates, int threads);

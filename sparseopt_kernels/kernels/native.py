@@ -25,6 +25,7 @@ except ImportError as error:
     _MISSING = f"the native library cannot be loaded ({error})"
 
 if TYPE_CHECKING:
+    from .._native import Decision
     from .._native import Rule as NativeRule
     from .._native import Tensor as NativeTensor
 
@@ -40,6 +41,16 @@ def available_isas() -> tuple[str, ...]:
     """The instruction sets this processor can run, the best first. The environment variable
     ``SPARSEOPT_CPU_ISA`` names another one than the first."""
     return () if _MISSING else tuple(_native.available_isas())
+
+
+def decisions() -> list[Decision]:
+    """How the CPU backend visits masked tensors, as far as steps of this process have measured it."""
+    return [] if _MISSING else _native.decisions()
+
+
+def is_missing() -> bool:
+    """Whether there is no native library that can be loaded."""
+    return _MISSING is not None
 
 
 class Native:
@@ -88,7 +99,7 @@ def _native_tensor(tensors: Tensors) -> NativeTensor:
         grid = memory_grid(tensors)
         assert grid is not None
         ordered = mask_in_memory_order(tensors)  # it must live until it is packed
-        mask = _native.PackedMask(ordered.data_ptr(), *grid)
+        mask = _native.PackedMask(ordered.data_ptr(), *grid, threads=torch.get_num_threads())
     return _native.Tensor(
         dtype=DTYPE_NAMES[parameter.dtype],
         parameter=parameter.data_ptr(),

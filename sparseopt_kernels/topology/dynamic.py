@@ -1,6 +1,7 @@
 """Dynamic sparse training: when masks change, by how much, and what is remembered of it (SET, RigL).
 
-Which weights are chosen is in ``mask_update.py``. Nothing here knows the optimizer.
+Which weights are chosen is in ``mask_update.py``, and how it is done for all layers in ``updates.py``.
+Nothing here knows the optimizer.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch.nn.parameter import Parameter
 from ..masks import Masks, check_mask
 from ..neurons import Neurons, correction_factors
 from .drop_schedules import DropSchedule, cosine
-from .mask_update import drop_smallest, grow_largest, grow_random
+from .native_updates import NativeUpdates, supports
 from .seeding import generator
+from .updates import Layer, Ranking, TorchUpdates, Updates
 
 
 class _DynamicTopology:
@@ -81,13 +83,12 @@ class _DynamicTopology:
         self._updated = False
         step = self._step + 1
         due = self._due or step % self.update_every == 0
-        update = due and step < self.stop_at and self._is_ready()
-        fraction = self._drop_fraction_at(step) if update else 0.0
+        updates = self._begin() if due and step < self.stop_at else None
+        fraction = 0.0 if updates is None else self._drop_fraction_at(step)
         self._step = step
-        self._due = due and not update
-        if update:
-            changes = [self._update(layer, *item, fraction) for layer, item in enumerate(self.masks.items())]
-            self._updated = any(changes)
+        self._due = due and updates is None
+        if updates is not None:
+            self._updated = any(self._grow(updates, self._numbers_to_drop(updates.active, fraction)))
 
     def _drop_fraction_at(self, step: int) -> float:
         factor = self.drop_schedule(step, self.stop_at)
@@ -97,31 +98,32 @@ class _DynamicTopology:
             )
         return self.drop_fraction * float(factor)
 
-    def _update(self, layer: int, parameter: Parameter, mask: Tensor, fraction: float) -> bool:
-        """Drop and grow in one layer, in place; tell whether its mask changed."""
-        active = int(mask.count_nonzero())
-        k = int(fraction * active)
-        if k == 0 or active == mask.numel() or not self._can_grow(parameter):
-            return False
-        kept = drop_smallest(mask, parameter.abs(), k)
-        grown = self._grow(layer, parameter, mask, kept, k)
-        if torch.equal(grown, mask):
-            return False
-        self._explored[layer] = self._explored[layer].to(mask.device) | mask | grown
-        # What was inactive starts at 0 even if the caller never zeroed it; what regrew keeps its value.
-        parameter.masked_fill_(~(mask & grown), 0)
-        mask.copy_(grown)
-        return True
+    def _begin(self) -> Updates | None:
+        """The update that is due; None: it cannot be made in this step, because a gradient is not finite."""
+        self._explored = [
+            union.to(mask.device) for union, mask in zip(self._explored, self.masks.values(), strict=True)
+        ]
+        pairs = zip(self.masks.items(), self._explored, strict=True)
+        layers = [Layer(parameter, mask, union) for (parameter, mask), union in pairs]
+        updates = NativeUpdates(layers) if supports(layers) else TorchUpdates(layers)
+        return updates if updates.rank(self._rankings(updates.active)) else None
 
-    def _is_ready(self) -> bool:
-        """Whether an update that is due can be made in this step: all gradients are finite."""
-        gradients = [parameter.grad for parameter in self.masks if parameter.grad is not None]
-        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+    def _numbers_to_drop(self, active: list[int], fraction: float) -> list[int]:
+        """Of each layer; 0 where nothing can grow."""
+        return [
+            int(fraction * count) if count < parameter.numel() and self._can_grow(parameter) else 0
+            for parameter, count in zip(self.masks, active, strict=True)
+        ]
+
+    def _rankings(self, active: list[int]) -> list[Ranking]:
+        """The gradients that must be finite, and how many weights may grow by them."""
+        gradients = [parameter.grad for parameter in self.masks]
+        return [Ranking(layer, g, at_most=0) for layer, g in enumerate(gradients) if g is not None]
 
     def _can_grow(self, parameter: Parameter) -> bool:
         raise NotImplementedError
 
-    def _grow(self, layer: int, parameter: Parameter, mask: Tensor, kept: Tensor, k: int) -> Tensor:
+    def _grow(self, updates: Updates, ks: list[int]) -> list[bool]:
         raise NotImplementedError
 
     @torch.no_grad()
@@ -190,8 +192,11 @@ class SET(_DynamicTopology):
     all those not kept. So ``nnz`` of a layer never changes. A weight that was just dropped may grow
     again, and then keeps its value; one that becomes active starts at 0.
 
-    The masks are written in place, and the parameter is zeroed outside its new mask. The optimizer is
-    not touched: ``SparseOpt`` sees the write and clears the momentum of what was dropped.
+    The masks are written in place, and weights that left the mask or are new in it are zeroed. The optimizer
+    is not touched: ``SparseOpt`` sees the write and clears the momentum of what was dropped.
+
+    On a CPU, with the native library, an update takes a few passes over memory. Elsewhere PyTorch does it,
+    with the same results.
 
     A non-finite gradient on a masked parameter (the overflow of a loss scale) postpones the update to
     the next step whose gradients are finite: nothing is dropped, grown or drawn. A parameter that does
@@ -240,8 +245,8 @@ class SET(_DynamicTopology):
         # What grows in a frozen parameter would stay 0.
         return parameter.requires_grad
 
-    def _grow(self, layer: int, parameter: Parameter, mask: Tensor, kept: Tensor, k: int) -> Tensor:
-        return grow_random(kept, k, generator(self.seed, layer, self._step))
+    def _grow(self, updates: Updates, ks: list[int]) -> list[bool]:
+        return updates.grow_random(ks, [generator(self.seed, layer, self._step) for layer in range(len(ks))])
 
 
 class RigL(_DynamicTopology):
@@ -290,22 +295,25 @@ class RigL(_DynamicTopology):
         super().__init__(masks, drop_fraction, update_every, stop_at, drop_schedule)
         self.regrow = regrow
 
-    def _is_ready(self) -> bool:
-        if all(parameter.grad is None for parameter in self.masks):
+    def _rankings(self, active: list[int]) -> list[Ranking]:
+        at_most = self._numbers_to_drop(active, self.drop_fraction)
+        rankings = [ranking._replace(at_most=at_most[ranking.layer]) for ranking in super()._rankings(active)]
+        if not rankings:
             raise RuntimeError(
                 "RigL ranks by gradients and no masked parameter has one: "
                 "call step() after loss.backward() and before opt.zero_grad()"
             )
-        return super()._is_ready()
+        if self.regrow == "original":
+            return rankings
+        factors = [self._factors(*item) for item in self.masks.items()]
+        return [ranking._replace(factors=factors[ranking.layer]) for ranking in rankings]
+
+    def _factors(self, parameter: Parameter, mask: Tensor) -> Tensor:
+        neurons = self.masks.neurons(parameter) if isinstance(self.masks, Masks) else Neurons()
+        return correction_factors(mask, neurons)
 
     def _can_grow(self, parameter: Parameter) -> bool:
         return parameter.grad is not None
 
-    def _grow(self, layer: int, parameter: Parameter, mask: Tensor, kept: Tensor, k: int) -> Tensor:
-        assert parameter.grad is not None
-        magnitude = parameter.grad.abs()
-        if self.regrow == "corrected":
-            neurons = self.masks.neurons(parameter) if isinstance(self.masks, Masks) else Neurons()
-            dtype = torch.promote_types(magnitude.dtype, torch.float32)
-            magnitude = magnitude.to(dtype) * correction_factors(mask, neurons).to(dtype)
-        return grow_largest(kept, mask, magnitude, k)
+    def _grow(self, updates: Updates, ks: list[int]) -> list[bool]:
+        return updates.grow_largest(ks)

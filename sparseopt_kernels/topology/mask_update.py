@@ -1,4 +1,6 @@
-"""Choosing the active weights of one layer: pure functions of masks, scores and a generator.
+"""Choosing the active weights of one layer: pure functions of masks, scores and a generator, in PyTorch.
+
+They define what ``csrc/cpu/selection.cpp`` computes as well (``native_updates.py``).
 
 Every choice is exact in number and free of chance where it is not asked for. Of equal scores the
 active weight comes before the inactive one, and then the lower index (row-major, whatever the memory
@@ -11,6 +13,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from .random_choice import add_random, choose_random, draw_seed
 
 
 def drop_smallest(mask: Tensor, score: Tensor, k: int) -> Tensor:
@@ -46,14 +50,15 @@ def grow_random(kept: Tensor, k: int, generator: torch.Generator) -> Tensor:
     Args:
         kept: boolean, of any shape and on any device; not written.
         k: how many to grow, at most the number of weights not kept.
-        generator: of the CPU. The numbers are drawn there: every device grows the same weights.
+        generator: of the CPU. One number is drawn from it: every device grows the same weights.
     """
-    grown = kept.flatten()
-    free = ~grown
-    order = torch.randperm(int(free.count_nonzero()), generator=generator)
-    chosen = torch.zeros(order.numel(), dtype=torch.bool)
-    chosen[order[:k]] = True
-    return grown.masked_scatter(free, chosen.to(kept.device)).view(kept.shape)
+    seed = draw_seed(generator)
+    taken = kept.flatten()
+    free = taken.numel() - int(taken.count_nonzero())
+    if 2 * free >= taken.numel() and 2 * k <= free:
+        return add_random(taken, k, seed).view(kept.shape)
+    chosen = choose_random(free, k, seed)
+    return taken.masked_scatter(~taken, chosen.to(kept.device)).view(kept.shape)
 
 
 def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from ..layers import maskable_weights
 from ..masks import Masks
 from .densities import Distribution, layer_densities
+from .random_choice import choose_random, draw_seed
 from .seeding import generator
 
 
@@ -26,7 +27,7 @@ def sparsify(
     Each layer gets exactly ``round(density * numel)`` active weights, uniformly at random, so that the
     fan-in differs from neuron to neuron. The masks are registered as persistent boolean buffers
     ``weight_mask`` and travel with ``state_dict``, ``.to()``, ``deepcopy`` and checkpoints. They are
-    drawn on the CPU: the same on every device and every rank.
+    drawn on the CPU: the same on every device and every rank, with the native library or without.
 
     A layer whose weight is computed (parametrized, or pruned by ``torch.nn.utils.prune``) is left out, with
     a warning.
@@ -54,9 +55,7 @@ def sparsify(
     densities = layer_densities({w.name: tuple(w.parameter.shape) for w in weights}, sparsity, distribution)
     for layer, (name, module, attribute, parameter, _) in enumerate(weights):
         active = round(densities[name] * parameter.numel())
-        order = torch.randperm(parameter.numel(), generator=generator(seed, layer, 0))
-        mask = torch.zeros(parameter.numel(), dtype=torch.bool)
-        mask[order[:active]] = True
+        mask = choose_random(parameter.numel(), active, draw_seed(generator(seed, layer, 0)))
         mask = mask.view(parameter.shape).to(parameter.device)
         module.register_buffer(f"{attribute}_mask", mask)
         with torch.no_grad():

@@ -13,8 +13,9 @@ from backends import Backend
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
+from sparseopt_kernels.mask_changes import largest_fan_in
 from sparseopt_kernels.masks import Masks
-from sparseopt_kernels.neurons import Neurons, largest_fan_in
+from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
 
 CONCENTRATED = r"fan-in is concentrated"

@@ -1,0 +1,68 @@
+#include "mask_bytes.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace sparseopt::cpu {
+namespace {
+
+constexpr int64_t kPiece = 1 << 16;  // elements that one thread works on at a time
+constexpr int64_t kRun = 64;         // elements that are looked at before they are written
+
+template <class Word>
+void zero_piece(const uint8_t* mask, Word* data, int64_t count) {
+  for (int64_t begin = 0; begin < count; begin += kRun) {
+    const int64_t end = std::min(begin + kRun, count);
+    Word outside = 0;
+    for (int64_t i = begin; i < end; ++i) outside |= mask[i] == 0 ? data[i] : Word(0);
+    if (outside == 0) continue;
+    for (int64_t i = begin; i < end; ++i) data[i] = mask[i] == 0 ? Word(0) : data[i];
+  }
+}
+
+template <class Word>
+void zero_words(const uint8_t* mask, Word* data, int64_t numel, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t begin = 0; begin < numel; begin += kPiece)
+    zero_piece(mask + begin, data + begin, std::min(kPiece, numel - begin));
+}
+
+int64_t count(const uint8_t* mask, int64_t bytes) {
+  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7fu, kOnes = 0x0101010101010101u;
+  int64_t found = 0, i = 0;
+  for (; i + 8 <= bytes; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, mask + i, sizeof word);
+    const uint64_t ones = (((word & kLow) + kLow) | word) >> 7 & kOnes;
+    found += static_cast<int64_t>((ones * kOnes) >> 56);
+  }
+  for (; i < bytes; ++i) found += mask[i] != 0;
+  return found;
+}
+
+}  // namespace
+
+void zero_outside(const uint8_t* mask, void* data, int64_t numel, int element_bytes, int threads) {
+  threads = static_cast<int>(std::clamp<int64_t>(numel / kPiece, 1, std::max(threads, 1)));
+  switch (element_bytes) {
+    case 2:
+      return zero_words(mask, static_cast<uint16_t*>(data), numel, threads);
+    case 4:
+      return zero_words(mask, static_cast<uint32_t*>(data), numel, threads);
+    case 8:
+      return zero_words(mask, static_cast<uint64_t*>(data), numel, threads);
+    default:
+      throw std::invalid_argument("element_bytes must be 2, 4 or 8");
+  }
+}
+
+int64_t largest_row_count(const uint8_t* mask, int64_t rows, int64_t columns, int threads) {
+  threads = static_cast<int>(std::clamp<int64_t>(rows * columns / kPiece, 1, std::max(threads, 1)));
+  int64_t largest = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(max : largest)
+  for (int64_t row = 0; row < rows; ++row) largest = std::max(largest, count(mask + row * columns, columns));
+  return largest;
+}
+
+}  // namespace sparseopt::cpu

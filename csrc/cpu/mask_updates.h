@@ -1,0 +1,53 @@
+// An update of the masks of all layers: which are shared out to threads, and when tensors are written.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "selection.h"
+
+namespace sparseopt::cpu {
+
+struct MaskedLayer {
+  Dtype dtype;
+  void* weights;
+  uint8_t* mask;
+  uint8_t* explored;  // one byte for each weight that has been active at some time
+  int64_t numel;
+};
+
+struct Scores {
+  size_t layer;
+  Dtype dtype;
+  const void* values;
+  int64_t at_most;  // how many weights may grow by them
+};
+
+class MaskUpdates {
+ public:
+  // Looks at all masks, which stay as they are until weights have grown.
+  MaskUpdates(std::vector<MaskedLayer> layers, int threads);
+  ~MaskUpdates();
+  MaskUpdates(const MaskUpdates&) = delete;
+
+  std::vector<int64_t> active() const;  // of each layer, before the update
+
+  // Remembers the largest scores of these layers. Returns whether all scores are finite.
+  bool rank(const std::vector<Scores>& scores, int threads);
+
+  // In each layer, drops k active weights and grows as many, by rank or at random, and writes what changed.
+  // A layer whose k is 0 is left alone. Returns which masks changed.
+  std::vector<bool> grow_largest(const std::vector<int64_t>& ks, int threads);
+  std::vector<bool> grow_random(const std::vector<int64_t>& ks, const std::vector<uint64_t>& seeds,
+                                int threads);
+
+ private:
+  std::vector<bool> replace(const std::vector<int64_t>& ks, int threads,
+                            const std::function<void(size_t)>& grow);
+
+  std::vector<MaskedLayer> layers_;
+  std::vector<MaskUpdate> updates_;
+};
+
+}  // namespace sparseopt::cpu

@@ -1,0 +1,309 @@
+#include "selection.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <type_traits>
+
+#include "bit_words.h"
+#include "random_choice.h"
+
+namespace sparseopt::cpu {
+namespace {
+
+constexpr int64_t kChunk = 1 << 16;   // weights that one thread takes at a time: whole words
+constexpr int64_t kFewest = 1 << 12;  // among fewer, all are ranked: no guess pays
+
+// Calls body(chunk, begin, end) for all chunks. Waking other threads costs more than a small layer.
+template <class Body>
+void for_chunks(int64_t numel, int threads, Body body) {
+  const int64_t count = (numel + kChunk - 1) / kChunk;
+  threads = static_cast<int>(std::clamp<int64_t>(count, 1, std::max(threads, 1)));
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < count; ++i) body(i, i * kChunk, std::min((i + 1) * kChunk, numel));
+}
+
+// Appends the ranks at those places where the bits of word(first place, how many) are 1 and
+// rank_of(place, rank) is true, in their order. Ranks are of `values`.
+template <class Rank, class Bits, class Word, class RankOf>
+void collect(const Bits* values, int64_t begin, int64_t end, Word word, RankOf rank_of,
+             std::vector<Rank>& all) {
+  const auto fetch = [&](uint32_t place) { __builtin_prefetch(values + place); };
+  for_places(begin, end, word, fetch, [&](const uint32_t* places, int64_t count) {
+    Rank found[kBatch];
+    size_t size = 0;
+    // Without a branch: which weights belong to the small ones is hard to predict.
+    for (int64_t i = 0; i < count; ++i) size += rank_of(places[i], found[size]);
+    all.insert(all.end(), found, found + size);
+  });
+}
+
+// The same of all weights, by several threads. What `all` held before is forgotten, but not its memory.
+template <class Rank, class Bits, class Word, class RankOf>
+void collect_all(const Bits* values, int64_t numel, int threads, Word word, RankOf rank_of,
+                 std::vector<Rank>& all) {
+  all.clear();
+  if (threads == 1 || numel <= kChunk) return collect(values, 0, numel, word, rank_of, all);
+  std::vector<std::vector<Rank>> parts(static_cast<size_t>((numel + kChunk - 1) / kChunk));
+  for_chunks(numel, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+    collect(values, begin, end, word, rank_of, parts[static_cast<size_t>(chunk)]);
+  });
+  for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
+}
+
+// The bits of those of up to 64 values whose magnitude is at least `least`.
+template <class Magnitude>
+uint64_t word_at_least(const typename Magnitude::Bits* values, int64_t count,
+                       typename Magnitude::Bits least) {
+  uint8_t hits[kWord];
+  if (count == kWord) {  // the compiler knows how many
+    for (int64_t i = 0; i < kWord; ++i) hits[i] = Magnitude::of(values[i]) >= least;
+    return pack_word(hits);
+  }
+  for (int64_t i = 0; i < count; ++i) hits[i] = Magnitude::of(values[i]) >= least;
+  return pack_bytes(hits, count);
+}
+
+// Places of about `count` weights from all over the layer. Each is where the bits of word(index) are 1, the
+// first such place from a random one on in its part of the layer: places at a fixed distance would be those
+// of a few columns.
+template <class Word>
+std::vector<uint32_t> sample_places(int64_t numel, int64_t count, Word word) {
+  std::vector<uint32_t> places;
+  places.reserve(static_cast<size_t>(count));
+  const int64_t part = numel / count;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t start = i * part + static_cast<int64_t>(random_place(0, i, part));
+    int64_t index = start / kWord;
+    const int64_t last = std::min(index + 8, (numel - 1) / kWord);
+    uint64_t bits = word(index) >> (start % kWord) << (start % kWord);
+    while (bits == 0 && index < last) bits = word(++index);
+    const int64_t place = index * kWord + (bits ? __builtin_ctzll(bits) : 0);
+    if (bits && place < numel) places.push_back(static_cast<uint32_t>(place));
+  }
+  return places;
+}
+
+int64_t sample_size(int64_t population) { return std::clamp<int64_t>(population / 256, 1024, 32768); }
+
+// The magnitude that most surely `k` of `all` come before in the order of `Before`, going by a sample of
+// them; `otherwise`, if the sample is too small.
+template <class Magnitude, class Before>
+typename Magnitude::Bits guess(const std::vector<uint32_t>& places, const typename Magnitude::Bits* values,
+                               int64_t k, int64_t all, typename Magnitude::Bits otherwise, Before before) {
+  const double expected =
+      static_cast<double>(places.size()) * static_cast<double>(k) / static_cast<double>(all);
+  const size_t rank = static_cast<size_t>(expected + 3 * std::sqrt(expected) + 3);  // standard deviations
+  if (rank >= places.size()) return otherwise;
+  for (uint32_t place : places) __builtin_prefetch(values + place);  // not one after another
+  std::vector<typename Magnitude::Bits> magnitudes;
+  magnitudes.reserve(places.size());
+  for (uint32_t place : places) magnitudes.push_back(Magnitude::of(values[place]));
+  const auto nth = magnitudes.begin() + static_cast<ptrdiff_t>(rank);
+  std::nth_element(magnitudes.begin(), nth, magnitudes.end(), before);
+  return *nth;
+}
+
+// The ranks of one type in a variant, which may hold those of the other by now.
+template <class Rank>
+std::vector<Rank>& ranks_of(Ranks& ranks) {
+  if (!std::holds_alternative<std::vector<Rank>>(ranks)) ranks.template emplace<std::vector<Rank>>();
+  return std::get<std::vector<Rank>>(ranks);
+}
+
+template <class Rank>
+void forget_if_large(std::vector<Rank>& ranks) {
+  constexpr size_t kLarge = 1 << 20;
+  if (ranks.capacity() > kLarge) std::vector<Rank>().swap(ranks);
+}
+
+}  // namespace
+
+void MaskUpdate::begin(const uint8_t* mask, int64_t numel, int threads) {
+  numel_ = numel;
+  active_ = at_most_ = 0;
+  words_.resize(static_cast<size_t>((numel + kWord - 1) / kWord));
+  dropped_.clear();
+  grown_.clear();
+  std::vector<int64_t> counts(static_cast<size_t>((numel + kChunk - 1) / kChunk));
+  for_chunks(numel, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; i += kWord) {
+      const uint64_t word = pack_bytes(mask + i, end - i);
+      words_[i / kWord] = word;
+      count += count_bits(word);
+    }
+    counts[chunk] = count;
+  });
+  for (int64_t count : counts) active_ += count;
+}
+
+bool MaskUpdate::rank(Dtype dtype, const void* scores, int64_t at_most, int threads) {
+  at_most_ = at_most;
+  return with_magnitude(dtype, [&](auto magnitude) {
+    using Magnitude = decltype(magnitude);
+    using Bits = typename Magnitude::Bits;
+    using Rank = typename Magnitude::Rank;
+    const Bits* values = static_cast<const Bits*>(scores);
+    // What is not finite is always among them.
+    auto& found = ranks_of<Rank>(largest_);
+    const auto find_from = [&](Bits least) {
+      collect_all(
+          values, numel_, threads,
+          [&](int64_t first, int64_t count) {
+            return word_at_least<Magnitude>(values + first, count, least);
+          },
+          [&](uint32_t place, Rank& rank) {
+            rank = Magnitude::rank(Magnitude::of(values[place]), has(place), place);
+            return true;
+          },
+          found);
+    };
+    // What is dropped may grow again, but which that is will be known later: count on inactive ones.
+    const int64_t inactive = numel_ - active_;
+    Bits least = at_most == 0 ? Magnitude::kInfinity : 0;
+    if (at_most > 0 && numel_ >= kFewest && inactive > at_most) {
+      const auto places = sample_places(numel_, sample_size(numel_), [&](int64_t i) { return ~words_[i]; });
+      least = guess<Magnitude>(places, values, at_most, inactive, 0, std::greater<Bits>());
+      least = std::min(least, Magnitude::kInfinity);
+    }
+    find_from(least);
+    bool finite = true;
+    int64_t can_grow = 0;
+    for (Rank rank : found) {
+      finite &= !is_nan(rank) & (rank < Magnitude::rank(Magnitude::kInfinity, false, UINT32_MAX));
+      can_grow += !is_nan(rank) & !is_active(rank);
+    }
+    if (least > 0 && can_grow < at_most) find_from(0);
+    return finite;
+  });
+}
+
+void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int threads) {
+  if (k == 0) return;
+  with_magnitude(dtype, [&](auto magnitude) {
+    using Magnitude = decltype(magnitude);
+    using Bits = typename Magnitude::Bits;
+    using Rank = typename Magnitude::Rank;
+    const Bits* values = static_cast<const Bits*>(weights);
+    thread_local std::vector<Rank> found;  // new memory costs as much time as what is done with it
+    const auto find_up_to = [&](Bits most) {
+      collect_all(
+          values, numel_, threads, [&](int64_t first, int64_t) { return words_[first / kWord]; },
+          [&](uint32_t place, Rank& rank) {
+            const Bits own = Magnitude::of(values[place]);
+            rank = Magnitude::rank(own, true, place);
+            return (own <= most) | (own > Magnitude::kInfinity);
+          },
+          found);
+    };
+    Bits most = Magnitude::kInfinity;
+    if (active_ >= kFewest) {
+      const auto places =
+          sample_places(numel_, sample_size(4 * active_), [&](int64_t i) { return words_[i]; });
+      most = guess<Magnitude>(places, values, k, active_, Magnitude::kInfinity, std::less<Bits>());
+    }
+    find_up_to(most);
+    if (static_cast<int64_t>(found.size()) < k) find_up_to(Magnitude::kInfinity);
+    const Rank last = nth_smallest(found, static_cast<size_t>(k - 1));
+    dropped_.resize(found.size());
+    size_t count = 0;
+    for (Rank rank : found) {
+      const uint32_t place = place_of(rank);
+      const bool drops = rank <= last;
+      dropped_[count] = place;
+      count += drops;
+      words_[place / kWord] &= ~(static_cast<uint64_t>(drops) << place % kWord);
+    }
+    dropped_.resize(count);
+    forget_if_large(found);
+  });
+}
+
+void MaskUpdate::grow_largest(int64_t k) {
+  if (k == 0) return;
+  std::visit(
+      [&](auto& ranks) {
+        using Rank = typename std::decay_t<decltype(ranks)>::value_type;
+        size_t free = 0;
+        for (Rank rank : ranks) {
+          ranks[free] = rank;
+          free += !has(place_of(rank));
+        }
+        ranks.resize(free);
+        const Rank last = nth_smallest(ranks, free - static_cast<size_t>(k));
+        grown_.resize(free);
+        size_t count = 0;
+        for (Rank rank : ranks) {
+          const uint32_t place = place_of(rank);
+          const bool grows = rank >= last;
+          grown_[count] = place;
+          count += grows;
+          words_[place / kWord] |= static_cast<uint64_t>(grows) << place % kWord;
+        }
+        grown_.resize(count);
+        forget_if_large(ranks);
+      },
+      largest_);
+}
+
+void MaskUpdate::grow_random(int64_t k, uint64_t seed) {
+  const int64_t free = numel_ - active_ + static_cast<int64_t>(dropped_.size());
+  grown_.reserve(static_cast<size_t>(k));
+  const auto grow = [&](uint32_t place) {
+    words_[place / kWord] |= uint64_t(1) << place % kWord;
+    grown_.push_back(place);
+  };
+  if (2 * free >= numel_ && 2 * k <= free) {  // at least a quarter of all places will do at any time
+    add_random(numel_, k, seed, [&](uint64_t drawn) {
+      const uint32_t place = static_cast<uint32_t>(drawn);
+      const bool added = !has(place);
+      if (added) grow(place);
+      return added;
+    });
+    return;
+  }
+  std::vector<uint8_t> chosen(static_cast<size_t>(free));
+  choose_random(chosen.data(), free, k, seed);
+  const uint8_t* next = chosen.data();
+  const auto not_kept = [&](int64_t first, int64_t count) {
+    const uint64_t all = count == kWord ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+    return ~words_[first / kWord] & all;
+  };
+  const auto fetch = [](uint32_t) {};
+  for_places(0, numel_, not_kept, fetch, [&](const uint32_t* places, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+      if (*next++) grow(places[i]);
+  });
+}
+
+void MaskUpdate::explore(uint8_t* explored, int threads) const {
+  for_chunks(numel_, threads, [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kWord) {
+      uint64_t unseen = words_[i / kWord] & ~pack_bytes(explored + i, end - i);
+      for (; unseen != 0; unseen &= unseen - 1) explored[i + __builtin_ctzll(unseen)] = 1;
+    }
+  });
+}
+
+bool MaskUpdate::apply(Dtype dtype, uint8_t* mask, void* weights, uint8_t* explored) const {
+  return with_magnitude(dtype, [&](auto magnitude) {
+    auto* values = static_cast<typename decltype(magnitude)::Bits*>(weights);
+    bool changed = false;
+    for (uint32_t place : dropped_) {
+      if (has(place)) continue;  // it grew again
+      mask[place] = 0;
+      values[place] = 0;
+      changed = true;
+    }
+    for (uint32_t place : grown_) {
+      if (mask[place]) continue;
+      mask[place] = explored[place] = 1;
+      values[place] = 0;
+      changed = true;
+    }
+    return changed;
+  });
+}
+
+}  // namespace sparseopt::cpu

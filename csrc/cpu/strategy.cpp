@@ -1,0 +1,90 @@
+#include "strategy.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+
+namespace sparseopt::cpu {
+namespace {
+
+constexpr size_t kSamples =
+    15;  // of each strategy: an odd number that a few interrupted chunks do not decide
+
+struct Cell {
+  Kind kind;
+  std::vector<double> stream_ns, list_ns;
+
+  Strategy less_measured() const {
+    return list_ns.size() < stream_ns.size() ? Strategy::kList : Strategy::kStream;
+  }
+  bool is_decided() const { return std::min(stream_ns.size(), list_ns.size()) >= kSamples; }
+};
+
+std::mutex mutex;
+std::map<int64_t, Cell>& cells() {
+  static std::map<int64_t, Cell> cells;
+  return cells;
+}
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+Decision decision(const Cell& cell) {
+  const double stream_ns = median(cell.stream_ns), list_ns = median(cell.list_ns);
+  return {cell.kind, list_ns < stream_ns ? Strategy::kList : Strategy::kStream, stream_ns, list_ns};
+}
+
+std::optional<Strategy> asked_for() {
+  const char* name = std::getenv("SPARSEOPT_CPU_STRATEGY");
+  if (name == nullptr || *name == '\0') return std::nullopt;
+  if (std::string(name) == "stream") return Strategy::kStream;
+  if (std::string(name) == "list") return Strategy::kList;
+  throw std::runtime_error("SPARSEOPT_CPU_STRATEGY is '" + std::string(name) +
+                           "', it must be stream or list");
+}
+
+}  // namespace
+
+int64_t Kind::key() const {
+  int64_t size = 0;  // a factor of four is another size
+  for (int64_t bytes = step_bytes; bytes >= 4; bytes /= 4) ++size;
+  const int64_t share = std::min<int64_t>(15, int64_t(live_share * 16));
+  return ((size * 16 + share) * 16 + element_bytes) * 2 + ham;
+}
+
+std::vector<Choice> choices(const std::vector<Kind>& kinds) {
+  if (const std::optional<Strategy> strategy = asked_for()) return {kinds.size(), Choice{*strategy, true}};
+  std::vector<Choice> chosen;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const Kind& kind : kinds) {
+    const auto found = cells().find(kind.key());
+    if (found == cells().end())
+      chosen.push_back({Strategy::kStream, false});
+    else if (found->second.is_decided())
+      chosen.push_back({decision(found->second).strategy, true});
+    else
+      chosen.push_back({found->second.less_measured(), false});
+  }
+  return chosen;
+}
+
+void measured(const Kind& kind, Strategy strategy, double ns) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  Cell& cell = cells().try_emplace(kind.key(), Cell{kind, {}, {}}).first->second;
+  if (!cell.is_decided()) (strategy == Strategy::kList ? cell.list_ns : cell.stream_ns).push_back(ns);
+}
+
+std::vector<Decision> decisions() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::vector<Decision> found;
+  for (const auto& [key, cell] : cells())
+    if (cell.is_decided()) found.push_back(decision(cell));
+  return found;
+}
+
+}  // namespace sparseopt::cpu

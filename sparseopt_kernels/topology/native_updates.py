@@ -1,0 +1,135 @@
+"""``Updates`` by the native library: the same bits in a few passes over memory, for tensors on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.nn.parameter import Parameter
+
+from ..kernels import native
+from ..kernels.memory import DTYPE_NAMES
+from .random_choice import draw_seed
+from .updates import Layer, Ranking, score_of
+
+if TYPE_CHECKING:
+    from .. import _native
+
+
+def supports(layers: Sequence[Layer]) -> bool:
+    """Whether there is a library, and it knows the tensors and gradients of all layers.
+
+    A mask that two parameters share changes between their turns, and the library looks at all masks first.
+    """
+    return (
+        not native.is_missing()
+        and len({id(layer.mask) for layer in layers}) == len(layers)
+        and all(_is_known(layer) for layer in layers)
+    )
+
+
+def _is_known(layer: Layer) -> bool:
+    parameter, mask, explored = layer
+    values = [parameter] if parameter.grad is None else [parameter, parameter.grad]
+    return (
+        all(tensor.dtype in DTYPE_NAMES for tensor in values)
+        and mask.dtype == explored.dtype == torch.bool
+        and all(_has_memory(t) and t.shape == mask.shape for t in (*values, mask, explored))
+        and mask.numel() < 2**32
+    )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether its address says where its numbers are: not of a subclass (which may be distributed, say)."""
+    return (
+        type(tensor) in (Tensor, Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+    )
+
+
+class NativeUpdates:
+    """``Updates`` of what ``supports`` says. Tensors that are not contiguous are copied, and copied back."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        from .. import _native
+
+        self._layers = layers
+        self._contiguous = [_contiguous(layer) for layer in layers]
+        self._updates = _native.MaskUpdates(
+            [_masked_layer(layer) for layer in self._contiguous], torch.get_num_threads()
+        )
+        self.active = self._updates.active
+
+    def rank(self, rankings: Sequence[Ranking]) -> bool:
+        plain = [r if r.factors is None else r._replace(at_most=0) for r in rankings]
+        finite = self._rank([(r, r.gradient) for r in plain])
+        for ranking in rankings:
+            # One by one: scores are as large as the parameter.
+            if finite and ranking.factors is not None:
+                self._rank([(ranking, score_of(ranking))])
+        return finite
+
+    def _rank(self, rankings: Sequence[tuple[Ranking, Tensor]]) -> bool:
+        from .. import _native
+
+        values = [values.contiguous() for _, values in rankings]
+        scores = [
+            _native.Scores(
+                layer=ranking.layer,
+                dtype=DTYPE_NAMES[own.dtype],
+                values=own.data_ptr(),
+                at_most=ranking.at_most,
+            )
+            for (ranking, _), own in zip(rankings, values, strict=True)
+        ]
+        return self._updates.rank(scores, torch.get_num_threads())
+
+    def grow_largest(self, ks: list[int]) -> list[bool]:
+        return self._written(self._updates.grow_largest(ks, torch.get_num_threads()))
+
+    def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[bool]:
+        seeds = [draw_seed(generator) for generator in generators]
+        return self._written(self._updates.grow_random(ks, seeds, torch.get_num_threads()))
+
+    def _written(self, changes: list[bool]) -> list[bool]:
+        """Make known what the library wrote."""
+        for layer, contiguous, changed in zip(self._layers, self._contiguous, changes, strict=True):
+            if contiguous.explored is not layer.explored:
+                layer.explored.copy_(contiguous.explored)
+            if not changed:
+                continue
+            for tensor, own in zip(layer[:2], contiguous[:2], strict=True):
+                if own is tensor:
+                    increment_version(tensor)
+                else:
+                    tensor.copy_(own)
+        return changes
+
+
+class _Contiguous(NamedTuple):
+    """The tensors of a layer, or copies of them."""
+
+    parameter: Tensor
+    mask: Tensor
+    explored: Tensor
+
+
+def _contiguous(layer: Layer) -> _Contiguous:
+    return _Contiguous(*(tensor.contiguous() for tensor in layer))
+
+
+def _masked_layer(layer: _Contiguous) -> _native.MaskedLayer:
+    from .. import _native
+
+    return _native.MaskedLayer(
+        dtype=DTYPE_NAMES[layer.parameter.dtype],
+        weights=layer.parameter.data_ptr(),
+        mask=layer.mask.data_ptr(),
+        explored=layer.explored.data_ptr(),
+        numel=layer.mask.numel(),
+    )

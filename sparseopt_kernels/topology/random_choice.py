@@ -1,0 +1,75 @@
+"""Uniform choices of some of many places, made alike in PyTorch and in the native library.
+
+A choice depends on a seed alone. The numbers are those of SplitMix64, computed here with PyTorch's integers
+and in ``csrc/cpu/random_choice.h`` in C++, because PyTorch's own draws differ from release to release.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import native
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """A number in [0, 2**63) for the functions below, drawn from a generator of the CPU."""
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
+
+
+def choose_random(size: int, k: int, seed: int) -> Tensor:
+    """``k`` of ``size`` places, all equally likely: boolean, of shape ``(size,)``, on the CPU.
+
+    Memory beside the result is taken for the ``k`` chosen places, or for the ``size - k`` others.
+    """
+    if not native.is_missing():
+        from .. import _native
+
+        chosen = torch.empty(size, dtype=torch.bool, device="cpu")
+        _native.choose_random(chosen.data_ptr(), size, k, seed)
+        return chosen
+    most = 2 * k > size  # then it is quicker to choose the others
+    chosen = add_random(torch.zeros(size, dtype=torch.bool, device="cpu"), size - k if most else k, seed)
+    return ~chosen if most else chosen
+
+
+def add_random(taken: Tensor, k: int, seed: int) -> Tensor:
+    """``taken`` and the first ``k`` places that are not taken in the sequence of the seed.
+
+    The fewer places are free, the longer it takes: half of them should be at the end.
+
+    Args:
+        taken: boolean, one-dimensional, on any device; not written.
+        k: at most the number of places that are not taken.
+        seed: in [0, 2**63).
+    """
+    taken = taken.clone()
+    missing, drawn = k, 0
+    full = int(taken.count_nonzero()) + k
+    while missing:
+        # Each may fill a gap, and so none is one too many.
+        places = random_places(seed, drawn, missing, taken.numel())
+        taken[places.to(taken.device)] = True
+        drawn += missing
+        missing = full - int(taken.count_nonzero())
+    return taken
+
+
+def random_places(seed: int, first: int, count: int, size: int) -> Tensor:
+    """The numbers ``first`` to ``first + count - 1`` of the sequence of a seed: int64, in [0, ``size``).
+
+    They are the remainders of 63 bits: no place is likelier than another by more than ``size / 2**63``.
+    """
+    x = torch.arange(first + 1, first + count + 1, device="cpu").mul_(_signed(0x9E3779B97F4A7C15)).add_(seed)
+    x = (x ^ _shifted(x, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    x = (x ^ _shifted(x, 27)).mul_(_signed(0x94D049BB133111EB))
+    return _shifted(x ^ _shifted(x, 31), 1).remainder_(size)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros from the left, which signed integers do not do by themselves."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64)
