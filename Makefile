@@ -11,11 +11,12 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast lint format docs bench traffic call-cost mask-update gpu-report clean help FORCE
+.PHONY: demo test test-fast sanitize lint format docs bench traffic call-cost mask-update gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 95% sparse network on real data with and without this package, and time a step"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run what needs no compiler, on the reference and the best instruction set: two minutes"
+	@echo "make sanitize    run the CPU loops under the address and undefined behaviour sanitizers"
 	@echo "make bench       measure the speed of a step against PyTorch's own optimizers: ten minutes, table and pictures"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make call-cost   measure what the call of a step costs the host, without a GPU"
@@ -36,6 +37,9 @@ test: $(VENV)/.package
 
 test-fast: $(VENV)/.package
 	$(RUN) -m pytest -n auto -m "not slow and not compiled and not gpu"
+
+sanitize: $(VENV)/.package
+	$(RUN) -m pytest tests/cpu/test_elsewhere.py -k sanitizers
 
 bench: $(VENV)/.package
 	$(RUN) -m pytest benchmarks

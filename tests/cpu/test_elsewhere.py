@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from backends import INTERPRETED
 from cpu_elsewhere import program as elsewhere
 from cpu_elsewhere.program import Case, build, cases
 
+from sparseopt_kernels.kernels import native
+
 pytestmark = [
     pytest.mark.compiled,
     pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++"),
@@ -19,6 +22,11 @@ pytestmark = [
 ]
 PLAIN = ("plain", "kPlainLoops", ())
 AVX2 = ("avx2", "kAvx2Loops", ("-mavx2", "-mfma", "-mf16c"))
+AVX512 = (
+    "avx512",
+    "kAvx512Loops",
+    ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bytes, bytes, 
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         pytest.skip("this CPU does not fuse multiply-adds")
     program = tmp_path_factory.mktemp("here") / "steps"
-    build("g++", program, [PLAIN, AVX2, ("avx512", "kAvx512Loops", AVX2[2])], ["-DSPARSEOPT_X86"])
+    build("g++", program, [PLAIN, AVX2, AVX512], ["-DSPARSEOPT_X86"])
     return elsewhere.run([str(program)], cases(), SPARSEOPT_CPU_ISA="avx2")
 
 
@@ -46,3 +54,22 @@ def test_arm_has_the_same_bits(tmp_path: Path, fused: list[tuple[bytes, bytes, f
 def assert_same(case: Case, here: tuple[bytes, bytes, float], there: tuple[bytes, bytes, float]) -> None:
     assert here[:2] == there[:2], case
     assert here[2] == there[2] or math.isnan(here[2]), case
+
+
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O1"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="what is built is for x86")
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    """Addresses and undefined behaviour, with each instruction set that this CPU has; tensors are memory of
+    their own, so that the first byte behind one is seen."""
+    program = tmp_path / "steps"
+    build("g++", program, [PLAIN, AVX2, AVX512], ["-DSPARSEOPT_X86", *SANITIZERS])
+    found = {}
+    for isa in native.available_isas() or ("plain",):
+        for strategy in ("stream", "list"):
+            environment = {"SPARSEOPT_CPU_ISA": isa, "SPARSEOPT_CPU_STRATEGY": strategy}
+            found[isa, strategy] = elsewhere.run([str(program)], cases(), **environment)
+        for case, stream, by_list in zip(cases(), found[isa, "stream"], found[isa, "list"], strict=True):
+            assert_same(case, stream, by_list)
