@@ -171,7 +171,7 @@ class Prediction:
                 self._draw_panel(grid[i, j], rows, optimizer, fan_in)
                 grid[i, j].set_title(f"{_LABELS[optimizer]}, fan-in {fan_in}")
             grid[i, 0].set_ylabel("masks, weight decay")
-        for axes in grid[-1]:
+        for axes in grid.flat:
             axes.set_xlabel("accuracy difference (points, 95% interval)")
         grid[0, 0].invert_yaxis()
         handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -243,7 +243,7 @@ class Prediction:
                 label=label,
             )
         axes.axvline(0, color="black", linewidth=0.8)
-        labels = [f"{f'RigL, every {u}' if u else 'static'}, {d:g}" for u, d in places]
+        labels = [f"{f'RigL, every {u}' if u else 'static'}, decay {d:g}" for u, d in places]
         axes.set_yticks(range(len(places)), labels, fontsize=7.5)
 
 
