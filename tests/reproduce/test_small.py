@@ -105,9 +105,9 @@ def test_cases_grow_when_the_search_of_a_setting_is_complete():
 
 def test_cases_of_the_experiment_take_turns():
     cases = Small().cases([])
-    assert len(cases) == 3 * 3 * 3 * 4 * 4 * 2
+    assert len(cases) == 3 * 3 * 3 * 4 * 5 * 2
     assert {case["seed"] for case in cases[: len(cases) // 2]} == {0}
-    assert [case["model"] for case in cases if case["seed"] == 0][: 9 * 4 * 4] == ["mlp"] * (9 * 4 * 4)
+    assert [case["model"] for case in cases if case["seed"] == 0][: 9 * 4 * 5] == ["mlp"] * (9 * 4 * 5)
 
 
 def test_interval_of_a_hand_made_example():
@@ -213,7 +213,7 @@ def test_a_run_that_diverges_has_no_accuracy():
 
 @pytest.mark.parametrize(
     ("experiment", "count"),
-    [(TINY_SMALL, 4 * (4 + 2)), (TINY_PREDICTION, 2 * 3 * 2 * 3)],
+    [(TINY_SMALL, 4 * (5 + 2)), (TINY_PREDICTION, 2 * 3 * 2 * 3)],
     ids=lambda x: str(x)[:10],
 )
 @pytest.mark.slow
@@ -254,6 +254,25 @@ def test_small_concludes_from_made_up_rows():
     assert "Eq. 12 - masked SGD: +2.00 points over 1 settings; better beyond noise in 1, worse in 0" in text
     assert "after Holm's correction for 2 comparisons 1 and 0" in text
     assert "at an end of its grid in 0 of 4" in text
+
+
+def test_small_averages_over_settings_within_each_seed():
+    """Plus three points at one sparsity, minus one at the other: plus one for every seed."""
+    experiment = replace(TINY_SMALL, searching=3, sparsities=(0.9, 0.95))
+    rows = [
+        {
+            **case,
+            "held_out_accuracy": 0.9 if case["lr"] == 0.03 else 0.5,
+            "test_accuracy": 0.8
+            + 0.01 * case["seed"]
+            + (case["optimizer"] == "eq12") * (0.03 if case["sparsity"] == 0.9 else -0.01),
+        }
+        for case in experiment.cases([])
+    ]
+    pooled = next(
+        line for line in experiment.table(rows) if line.startswith("Eq. 12 - masked SGD") and "RigL" in line
+    )
+    assert pooled.split("RigL")[1].split() == ["+1.00", "±", "0.17", "+3.00", "±", "0.17", "-1.00", "±", "0.17"]
 
 
 def mean_of_last(rows):
