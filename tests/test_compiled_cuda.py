@@ -175,7 +175,7 @@ def test_packing_reads_and_writes_bytes(architecture: int) -> None:
 
 MUTATIONS = {
     "vectors": ("cuda/step.cu", "const bool vectors = count", "const bool vectors = false && count"),
-    "double": ("update_rule.h", "exponent < T(-5) ?", "exponent < -5.1 ?"),
+    "double": ("update_rule.h", "exponent < T(-5),", "exponent < -5.1,"),
     "spills": ("cuda/step.cu", "sizeof(T) == sizeof(float) ? 4 : 1", "8"),
 }
 

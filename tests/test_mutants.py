@@ -148,14 +148,14 @@ MUTANTS = {
     # What is prepared anew.
     "mask-not-applied-to-the-buffer": Mutant(
         "preparation.py",
-        "for tensor in watched:",
-        "for tensor in watched[:1]:",
+        "zero_outside(f.mask, watched)",
+        "zero_outside(f.mask, watched[:1])",
         "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-not-applied-to-the-weight": Mutant(
         "preparation.py",
-        "for tensor in watched:",
-        "for tensor in watched[1:]:",
+        "zero_outside(f.mask, watched)",
+        "zero_outside(f.mask, watched[1:])",
         "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-not-applied-over-other-weights": Mutant(
