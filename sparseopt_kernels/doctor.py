@@ -119,7 +119,7 @@ def _strategies() -> list[str]:
         parameter.grad = torch.zeros_like(parameter)
         masks = {parameter: torch.rand(parameter.shape) >= sparsity}
         optimizer = SparseOpt([parameter], lr=0.1, momentum=0.9, masks=masks, backend="cpu")
-        for _ in range(3):
+        for _ in range(8):
             optimizer.step()
     lines = [
         "cpu: in large float32 steps, blocks of 16 weights are visited by a list of the live ones or all"

@@ -3,6 +3,7 @@
 // linkage, so that no code of one set is linked into another.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "../dtypes.h"
 #include "../update_rule.h"
@@ -52,6 +53,7 @@ class Scales {
  public:
   Scales(const PackedMask* mask, Correction correction, T gamma) : gamma_(gamma), all_(gamma) {
     if (mask == nullptr || mask->factors(correction).empty()) return;
+    end_ = 0;
     factors_ = mask->factors(correction).data();
     last_run_ = static_cast<int64_t>(mask->factors(correction).size()) - 1;
     length_ = mask->length();
@@ -59,9 +61,9 @@ class Scales {
     inverse_length_ = length_ == 1 ? 0 : ~uint64_t(0) / static_cast<uint64_t>(length_) + 1;
   }
 
-  // Those of the block from `element` on are put into `block`.
-  ALWAYS_INLINE void get(int64_t element, Lanes<T> (&block)[kVectors<T>]) const {
-    if (factors_ == nullptr) {
+  // Those of the block from `element` on are put into `block`. To be asked for blocks in ascending order.
+  ALWAYS_INLINE void get(int64_t element, Lanes<T> (&block)[kVectors<T>]) {
+    if (element + kBlock <= end_) {
       for (Lanes<T>& lanes : block) lanes = all_;
       return;
     }
@@ -69,7 +71,14 @@ class Scales {
     Lanes<T> scale(factor(run));
     int64_t next = (run + 1) * length_ - element;  // the lane where the next run begins
     for (Lanes<T>& lanes : block) lanes = scale;
-    if (next >= kBlock) return;
+    if (next >= kBlock) {
+      // Whether a block lies in the run of the one before is foreseen where runs are long, and else is not.
+      if (length_ >= kLongRun) {
+        all_ = scale;
+        end_ = element + next;
+      }
+      return;
+    }
     do {
       run = std::min(run + 1, last_run_);
       scale = Lanes<T>(factor(run));
@@ -87,8 +96,11 @@ class Scales {
 
   T factor(int64_t run) const { return static_cast<T>(factors_[run]) * gamma_; }
 
+  static constexpr int64_t kLongRun = 8 * kBlock;
+
   T gamma_;
-  Lanes<T> all_;
+  Lanes<T> all_;                                       // of the weights before end_
+  int64_t end_ = std::numeric_limits<int64_t>::max();  // of the run that the last block lay in
   const double* factors_ = nullptr;
   int64_t last_run_ = 0, length_ = 0;
   uint64_t inverse_length_ = 0;
@@ -142,8 +154,8 @@ void update_chunk(const Chunk& chunk) {
   const Rule& rule = *chunk.update->rule;
   const Pointers<Stored> all = pointers<Stored>(chunk);
   const Coefficients<Lanes<T>> k = coefficients<T>(rule);
-  const Scales<T> scales(kMasked ? tensor.mask : nullptr, rule.correction,
-                         T(rule.maximize ? -rule.gamma : rule.gamma));
+  Scales<T> scales(kMasked ? tensor.mask : nullptr, rule.correction,
+                   T(rule.maximize ? -rule.gamma : rule.gamma));
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
       chunk, complete,
@@ -245,7 +257,7 @@ double squared_norm_of_chunk(const Chunk& chunk) {
   using T = typename ArithmeticOf<Stored>::type;
   const Tensor& tensor = *chunk.update->tensor;
   const Stored* g = static_cast<const Stored*>(chunk.update->grad);
-  const Scales<T> scales(kMasked ? tensor.mask : nullptr, chunk.update->rule->correction, T(1));
+  Scales<T> scales(kMasked ? tensor.mask : nullptr, chunk.update->rule->correction, T(1));
   Lanes<double> sums[kVectors<double>];
   for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <map>
 #include <stdexcept>
 
 namespace sparseopt::cpu {
@@ -14,8 +15,11 @@ extern const Loops kPlainLoops;
 
 namespace {
 
-constexpr int64_t kChunkBlocks = 1 << 14;
-constexpr int64_t kWorthTiming = 1 << 7;  // blocks: fewer take less time than can be told
+// Of a chunk, in blocks. Long chunks let processors prefetch; where the work is small, threads must share it.
+constexpr int64_t kLongestChunk = 1 << 14, kShortestChunk = 1 << 8;
+constexpr int64_t kChunksOfAStep = 1 << 4;  // at least, unless chunks would be shorter than that
+constexpr int64_t kWorthAThread = 1 << 11;  // blocks: waking another thread costs more than fewer
+constexpr int64_t kWorthTiming = 1 << 7;    // blocks: fewer take less time than can be told
 
 std::vector<const Loops*> supported_loops() {
   std::vector<const Loops*> loops;
@@ -81,29 +85,53 @@ std::vector<Choice> choices_of(const std::vector<Update>& updates, int64_t step_
   return choices(kinds);
 }
 
+int64_t chunk_blocks(const std::vector<Update>& updates) {
+  int64_t blocks = 0;
+  for (const Update& update : updates) blocks += blocks_of(update.tensor->numel);
+  return std::clamp(blocks / kChunksOfAStep, kShortestChunk, kLongestChunk);
+}
+
 std::vector<Chunk> cut(const std::vector<Update>& updates, int64_t step_bytes) {
   const std::vector<Choice> choices = choices_of(updates, step_bytes);
+  const int64_t size = chunk_blocks(updates);
   auto next = choices.begin();
   std::vector<Chunk> chunks;
   for (const Update& update : updates) {
     Choice choice{Strategy::kStream, true};
     if (has_choice(update)) choice = *next++;
     const int64_t blocks = blocks_of(update.tensor->numel);
-    for (int64_t begin = 0; begin < blocks; begin += kChunkBlocks) {
-      const int64_t end = std::min(begin + kChunkBlocks, blocks);
+    for (int64_t begin = 0; begin < blocks; begin += size) {
+      const int64_t end = std::min(begin + size, blocks);
       chunks.push_back(
           {&update, begin, end, choice.strategy, !choice.decided && end - begin >= kWorthTiming});
-      if (!choice.decided) choice.strategy = other(choice.strategy);
     }
   }
   return chunks;
 }
 
-// Waking other threads costs more than a small step.
 int useful_threads(const std::vector<Update>& updates, int threads) {
-  int64_t elements = 0;
-  for (const Update& update : updates) elements += update.tensor->numel;
-  return static_cast<int>(std::clamp<int64_t>(elements / (kChunkBlocks * kBlock), 1, std::max(threads, 1)));
+  int64_t blocks = 0;
+  for (const Update& update : updates) blocks += blocks_of(update.tensor->numel);
+  return static_cast<int>(std::clamp<int64_t>(blocks / kWorthAThread, 1, std::max(threads, 1)));
+}
+
+// Tells what the timed chunks of a step took, in means for each kind.
+void tell(const std::vector<Chunk>& chunks, const std::vector<double>& ns, int64_t step_bytes) {
+  struct Sum {
+    Kind kind;
+    Strategy strategy;
+    double ns, blocks;
+  };
+  std::map<int64_t, Sum> sums;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const Chunk& chunk = chunks[i];
+    if (!chunk.timed) continue;
+    const Kind kind = kind_of(*chunk.update, step_bytes);
+    Sum& sum = sums.try_emplace(kind.key(), Sum{kind, chunk.strategy, 0, 0}).first->second;
+    sum.ns += ns[i];
+    sum.blocks += double(chunk.end - chunk.begin);
+  }
+  for (const auto& [key, sum] : sums) measured(sum.kind, sum.strategy, sum.ns / sum.blocks);
 }
 
 double nanoseconds() {
@@ -126,11 +154,7 @@ void step(const std::vector<Update>& updates, int threads) {
     loops.update(chunks[i]);
     if (chunks[i].timed) ns[i] = nanoseconds() - start;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const Chunk& chunk = chunks[i];
-    if (chunk.timed)
-      measured(kind_of(*chunk.update, bytes), chunk.strategy, ns[i] / double(chunk.end - chunk.begin));
-  }
+  tell(chunks, ns, bytes);
 }
 
 double squared_norm(const std::vector<Update>& updates, int threads) {

@@ -10,8 +10,7 @@
 namespace sparseopt::cpu {
 namespace {
 
-constexpr size_t kSamples =
-    15;  // of each strategy: an odd number that a few interrupted chunks do not decide
+constexpr size_t kSamples = 3;  // steps with each strategy: the first may have to fetch its memory
 
 struct Cell {
   Kind kind;

@@ -15,10 +15,6 @@ enum class Strategy : uint8_t {
   kList,    // the live blocks alone, from a list, prefetched
 };
 
-constexpr Strategy other(Strategy strategy) {
-  return strategy == Strategy::kList ? Strategy::kStream : Strategy::kList;
-}
-
 // What may decide which is faster. Kinds with the same key are one.
 struct Kind {
   int64_t step_bytes;  // of parameters, gradients and momentum buffers: do they stay in a cache?
@@ -36,8 +32,8 @@ struct Decision {
   double stream_ns, list_ns;
 };
 
-// What to visit the chunks of a tensor with. Until that is decided: the first of them with `strategy`, the
-// second with the other one, and so on, and all of them timed.
+// What to visit the tensors of a kind with in this step; all of them alike, since threads share the
+// bandwidth. Until it is decided, their time is to be told.
 struct Choice {
   Strategy strategy;
   bool decided;
@@ -46,7 +42,7 @@ struct Choice {
 // The environment variable SPARSEOPT_CPU_STRATEGY, stream or list, replaces what was measured.
 std::vector<Choice> choices(const std::vector<Kind>& kinds);
 
-// A block took so long with a strategy, on the mean over a chunk.
+// In one step, a block took so long with a strategy, on the mean over the chunks of a kind.
 void measured(const Kind& kind, Strategy strategy, double ns);
 
 // All decisions so far.
