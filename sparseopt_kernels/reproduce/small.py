@@ -155,7 +155,16 @@ class Small:
         lines += [
             "",
             *aligned(
-                [("mean differences", "masks", "all", *map(str, self.sparsities)), *self._pooled(judged)]
+                [
+                    (
+                        "mean differences",
+                        "masks",
+                        "all",
+                        *map(str, self.sparsities),
+                        "100 x training loss, all",
+                    ),
+                    *self._pooled(judged),
+                ]
             ),
         ]
         lines.append(
@@ -213,7 +222,8 @@ class Small:
         for (optimizer, baseline), method in product(_PAIRS, self.methods):
             own = [c for c in comparisons if (c.optimizer, c.method) == (optimizer, method)]
             groups = [own, *([c for c in own if c.sparsity == sparsity] for sparsity in self.sparsities)]
-            cells = [_shown(group, 100 / self.test_images) for group in groups]
+            cells = [_shown(group, "test_accuracy", 100 / self.test_images) for group in groups]
+            cells.append(_shown(own, "train_loss", 1e-6))
             lines.append((f"{_LABELS[optimizer]} - {_LABELS[baseline]}", _METHOD_LABELS[method], *cells))
         return lines
 
@@ -316,10 +326,10 @@ def _pooled_difference(comparisons: Sequence[Comparison], column: str, resolutio
     return paired([mean(values) for values in zip(*by_setting, strict=False)], resolution)
 
 
-def _shown(comparisons: Sequence[Comparison], resolution: float) -> str:
+def _shown(comparisons: Sequence[Comparison], column: str, resolution: float) -> str:
     if not comparisons:
         return "-"
-    result = _pooled_difference(comparisons, "test_accuracy", resolution)
+    result = _pooled_difference(comparisons, column, resolution)
     return f"{result.mean:+.2f} ± {result.half_width:.2f}"
 
 

@@ -242,6 +242,7 @@ def test_small_concludes_from_made_up_rows():
         {
             **case,
             "held_out_accuracy": 0.9 if case["lr"] == 0.03 else 0.5,
+            "train_loss": 0.5,
             "test_accuracy": (0.80 + 0.001 * case["seed"] + 0.02 * case["optimizer"].startswith("eq12"))
             if case["lr"] == 0.03
             else 0.95 - 0.1 * case["optimizer"].startswith("eq12"),
@@ -263,6 +264,7 @@ def test_small_averages_over_settings_within_each_seed():
         {
             **case,
             "held_out_accuracy": 0.9 if case["lr"] == 0.03 else 0.5,
+            "train_loss": 0.5 - 0.01 * case["seed"] * (case["optimizer"] == "eq12"),
             "test_accuracy": 0.8
             + 0.01 * case["seed"]
             + (case["optimizer"] == "eq12") * (0.03 if case["sparsity"] == 0.9 else -0.01),
@@ -273,7 +275,7 @@ def test_small_averages_over_settings_within_each_seed():
         line for line in experiment.table(rows) if line.startswith("Eq. 12 - masked SGD") and "RigL" in line
     )
     cells = " ".join(pooled.split("RigL")[1].split())
-    assert cells == "+1.00 ± 0.17 +3.00 ± 0.17 -1.00 ± 0.17"
+    assert cells == "+1.00 ± 0.17 +3.00 ± 0.17 -1.00 ± 0.17 -1.00 ± 2.48"
 
 
 def mean_of_last(rows):
