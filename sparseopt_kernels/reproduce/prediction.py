@@ -27,6 +27,7 @@ from ..training.models import build_model
 from ..training.paired import Paired, paired
 from ..training.run import Run
 from .experiment import Case, Row, Settings
+from .interval_picture import draw_intervals
 from .searched import RESULTS, Search, Setting, at_rate, differences, images, measured
 
 if TYPE_CHECKING:
@@ -229,19 +230,8 @@ class Prediction:
                 (y + 0.17 * (k - 1.5), found[column])
                 for y, (update, decay) in enumerate(places)
                 if (found := self.differences(rows, (fan_in, update, decay), optimizer))
-                and not math.isnan(found[column].mean)
             ]
-            axes.errorbar(
-                [result.mean for _, result in points],
-                [y for y, _ in points],
-                xerr=[0.0 if math.isnan(result.half_width) else result.half_width for _, result in points],
-                fmt="o",
-                markersize=3.5,
-                capsize=2,
-                linewidth=1.2,
-                color=_COLOURS[k],
-                label=label,
-            )
+            draw_intervals(axes, points, _COLOURS[k], label)
         axes.axvline(0, color="black", linewidth=0.8)
         labels = [f"{f'RigL, every {u}' if u else 'static'}, decay {d:g}" for u, d in places]
         axes.set_yticks(range(len(places)), labels, fontsize=7.5)

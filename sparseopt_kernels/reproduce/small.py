@@ -19,6 +19,7 @@ from ..training.config import Config
 from ..training.data import load_dataset
 from ..training.paired import FEWEST_PAIRS, Paired, holm, paired
 from .experiment import Case, Row, Settings
+from .interval_picture import draw_intervals
 from .searched import RESULTS, Search, Setting, differences, images, measured
 
 if TYPE_CHECKING:
@@ -236,18 +237,13 @@ class Small:
     def _draw_differences(self, axes: Axes, comparisons: Sequence[Comparison]) -> None:
         places = [(method, sparsity) for method in self.methods for sparsity in self.sparsities]
         for offset, (optimizer, _) in zip((-0.17, 0.17), _PAIRS, strict=True):
-            own = [c for c in comparisons if c.optimizer == optimizer and not math.isnan(c.result.mean)]
-            axes.errorbar(
-                [c.result.mean for c in own],
-                [places.index((c.method, c.sparsity)) + offset for c in own],
-                xerr=[0.0 if math.isnan(c.result.half_width) else c.result.half_width for c in own],
-                fmt="o",
-                markersize=3.5,
-                capsize=2,
-                linewidth=1.2,
-                color=_COLOURS[optimizer],
-                label=f"{_LABELS[optimizer]} - same without Eq. 12, at the end",
-            )
+            points = [
+                (places.index((c.method, c.sparsity)) + offset, c.result)
+                for c in comparisons
+                if c.optimizer == optimizer
+            ]
+            label = f"{_LABELS[optimizer]} - same without Eq. 12, at the end"
+            draw_intervals(axes, points, _COLOURS[optimizer], label)
         axes.axvline(0, color="black", linewidth=0.8)
         labels = [f"{_METHOD_LABELS[method]} {sparsity:g}" for method, sparsity in places]
         axes.set_yticks(range(len(places)), labels, fontsize=7.5)
@@ -264,21 +260,12 @@ class Small:
             own = [c for c in comparisons if (c.optimizer, c.method) == ("eq12", method)]
             if not own:
                 continue
-            results = [
-                _pooled_difference(own, column, 100 / self.held_out_images)
-                for column in (*_TIMES, "test_accuracy")
+            points = [
+                (x + 0.12 * (k - 1), _pooled_difference(own, column, 100 / self.held_out_images))
+                for x, column in enumerate((*_TIMES, "test_accuracy"))
             ]
-            axes.errorbar(
-                [x + 0.12 * (k - 1) for x in range(len(results))],
-                [result.mean for result in results],
-                yerr=[0.0 if math.isnan(result.half_width) else result.half_width for result in results],
-                fmt="o",
-                markersize=3.5,
-                capsize=2,
-                linewidth=1.2,
-                color=_METHOD_COLOURS[method],
-                label=f"Eq. 12 - masked SGD, {_METHOD_LABELS[method]}",
-            )
+            label = f"Eq. 12 - masked SGD, {_METHOD_LABELS[method]}"
+            draw_intervals(axes, points, _METHOD_COLOURS[method], label, upright=True)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(range(len(_TIMES) + 1), ["¼ epoch", "½", "1", "end (test)"])
 
