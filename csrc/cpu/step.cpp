@@ -85,15 +85,15 @@ std::vector<Choice> choices_of(const std::vector<Update>& updates, int64_t step_
   return choices(kinds);
 }
 
-int64_t chunk_blocks(const std::vector<Update>& updates) {
+int64_t total_blocks(const std::vector<Update>& updates) {
   int64_t blocks = 0;
   for (const Update& update : updates) blocks += blocks_of(update.tensor->numel);
-  return std::clamp(blocks / kChunksOfAStep, kShortestChunk, kLongestChunk);
+  return blocks;
 }
 
 std::vector<Chunk> cut(const std::vector<Update>& updates, int64_t step_bytes) {
   const std::vector<Choice> choices = choices_of(updates, step_bytes);
-  const int64_t size = chunk_blocks(updates);
+  const int64_t size = std::clamp(total_blocks(updates) / kChunksOfAStep, kShortestChunk, kLongestChunk);
   auto next = choices.begin();
   std::vector<Chunk> chunks;
   for (const Update& update : updates) {
@@ -110,9 +110,8 @@ std::vector<Chunk> cut(const std::vector<Update>& updates, int64_t step_bytes) {
 }
 
 int useful_threads(const std::vector<Update>& updates, int threads) {
-  int64_t blocks = 0;
-  for (const Update& update : updates) blocks += blocks_of(update.tensor->numel);
-  return static_cast<int>(std::clamp<int64_t>(blocks / kWorthAThread, 1, std::max(threads, 1)));
+  return static_cast<int>(
+      std::clamp<int64_t>(total_blocks(updates) / kWorthAThread, 1, std::max(threads, 1)));
 }
 
 // Tells what the timed chunks of a step took, in means for each kind.

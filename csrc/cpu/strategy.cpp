@@ -15,11 +15,11 @@ constexpr size_t kSamples = 3;  // steps with each strategy: the first may have 
 struct Cell {
   Kind kind;
   std::vector<double> stream_ns, list_ns;
+  std::optional<Decision> decision;  // once there are enough of both
 
   Strategy less_measured() const {
     return list_ns.size() < stream_ns.size() ? Strategy::kList : Strategy::kStream;
   }
-  bool is_decided() const { return std::min(stream_ns.size(), list_ns.size()) >= kSamples; }
 };
 
 std::mutex mutex;
@@ -33,7 +33,7 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-Decision decision(const Cell& cell) {
+Decision decide(const Cell& cell) {
   const double stream_ns = median(cell.stream_ns), list_ns = median(cell.list_ns);
   return {cell.kind, list_ns < stream_ns ? Strategy::kList : Strategy::kStream, stream_ns, list_ns};
 }
@@ -64,8 +64,8 @@ std::vector<Choice> choices(const std::vector<Kind>& kinds) {
     const auto found = cells().find(kind.key());
     if (found == cells().end())
       chosen.push_back({Strategy::kStream, false});
-    else if (found->second.is_decided())
-      chosen.push_back({decision(found->second).strategy, true});
+    else if (found->second.decision)
+      chosen.push_back({found->second.decision->strategy, true});
     else
       chosen.push_back({found->second.less_measured(), false});
   }
@@ -74,15 +74,17 @@ std::vector<Choice> choices(const std::vector<Kind>& kinds) {
 
 void measured(const Kind& kind, Strategy strategy, double ns) {
   const std::lock_guard<std::mutex> lock(mutex);
-  Cell& cell = cells().try_emplace(kind.key(), Cell{kind, {}, {}}).first->second;
-  if (!cell.is_decided()) (strategy == Strategy::kList ? cell.list_ns : cell.stream_ns).push_back(ns);
+  Cell& cell = cells().try_emplace(kind.key(), Cell{kind, {}, {}, {}}).first->second;
+  if (cell.decision) return;
+  (strategy == Strategy::kList ? cell.list_ns : cell.stream_ns).push_back(ns);
+  if (std::min(cell.stream_ns.size(), cell.list_ns.size()) >= kSamples) cell.decision = decide(cell);
 }
 
 std::vector<Decision> decisions() {
   const std::lock_guard<std::mutex> lock(mutex);
   std::vector<Decision> found;
   for (const auto& [key, cell] : cells())
-    if (cell.is_decided()) found.push_back(decision(cell));
+    if (cell.decision) found.push_back(*cell.decision);
   return found;
 }
 
