@@ -14,7 +14,13 @@ namespace sparseopt::cpu {
 constexpr int64_t kWord = 64;
 constexpr int64_t kBatch = 1 << 10;  // weights whose words are looked at before their places are: whole words
 
-// The bits of 64 bytes that are 0 or 1.
+// Of eight bytes, 1 in each that is not 0.
+inline uint64_t ones_of(uint64_t bytes) {
+  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7f;
+  return (((bytes & kLow) + kLow) | bytes) >> 7 & 0x0101010101010101;
+}
+
+// The bits of 64 bytes: 1 where one is not 0.
 inline uint64_t pack_word(const uint8_t* bytes) {
   uint64_t word = 0;
 #ifdef __SSE2__
@@ -27,7 +33,7 @@ inline uint64_t pack_word(const uint8_t* bytes) {
   for (int i = 0; i < 8; ++i) {
     uint64_t part;
     std::memcpy(&part, bytes + 8 * i, 8);
-    word |= (part * 0x0102040810204080 >> 56) << (8 * i);  // little-endian
+    word |= (ones_of(part) * 0x0102040810204080 >> 56) << (8 * i);  // little-endian
   }
 #endif
   return word;

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "bit_words.h"
+
 namespace sparseopt::cpu {
 namespace {
 
@@ -29,13 +31,11 @@ void zero_words(const uint8_t* mask, Word* data, int64_t numel, int threads) {
 }
 
 int64_t count(const uint8_t* mask, int64_t bytes) {
-  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7fu, kOnes = 0x0101010101010101u;
   int64_t found = 0, i = 0;
   for (; i + 8 <= bytes; i += 8) {
     uint64_t word;
     std::memcpy(&word, mask + i, sizeof word);
-    const uint64_t ones = (((word & kLow) + kLow) | word) >> 7 & kOnes;
-    found += static_cast<int64_t>((ones * kOnes) >> 56);
+    found += static_cast<int64_t>(ones_of(word) * 0x0101010101010101 >> 56);
   }
   for (; i < bytes; ++i) found += mask[i] != 0;
   return found;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../update_rule.h"
+#include "bit_words.h"
 
 namespace sparseopt::cpu {
 namespace {
@@ -11,20 +12,6 @@ namespace {
 // A list of more than this share of the blocks saves nothing that it does not cost.
 constexpr double kWorthListing = 0.9;
 constexpr int64_t kPieceBlocks = 4096;  // what one thread packs at a time
-
-// The bits of eight bytes, which may be any numbers: 1 where one is not 0.
-unsigned packed_byte(uint64_t bytes) {
-  constexpr uint64_t kHigh = 0x8080808080808080u, kLow = ~kHigh;
-  const uint64_t ones = (((bytes & kLow) + kLow) | bytes) >> 7 & 0x0101010101010101u;
-  return static_cast<unsigned>((ones * 0x0102040810204080u) >> 56);  // one from each byte, none carried
-}
-
-uint16_t packed_block(const uint8_t* mask) {
-  uint64_t low, high;
-  std::memcpy(&low, mask, 8);
-  std::memcpy(&high, mask + 8, 8);
-  return static_cast<uint16_t>(packed_byte(low) | packed_byte(high) << 8);
-}
 
 // How many bits are set from bit `begin` to before bit `end`.
 int64_t count_bits(const std::vector<uint16_t>& bits, int64_t begin, int64_t end) {
@@ -57,13 +44,12 @@ PackedMask::PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, in
 }
 
 void PackedMask::pack(const uint8_t* mask, int threads) {
-  const int64_t size = runs() * length_, whole = size / kBlock;
+  const int64_t size = runs() * length_;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t block = 0; block < whole; ++block) bits_[block] = packed_block(mask + block * kBlock);
-  if (whole * kBlock < size) {
-    uint8_t last[kBlock] = {};
-    std::memcpy(last, mask + whole * kBlock, static_cast<size_t>(size - whole * kBlock));
-    bits_[whole] = packed_block(last);
+  for (int64_t first = 0; first < size; first += kWord) {
+    const uint64_t word = pack_bytes(mask + first, size - first);
+    const int64_t block = first / kBlock, blocks = std::min<int64_t>(kWord / kBlock, blocks_of(size) - block);
+    for (int64_t i = 0; i < blocks; ++i) bits_[block + i] = static_cast<uint16_t>(word >> (kBlock * i));
   }
 }
 
