@@ -13,6 +13,7 @@
 #include "cpu/step.h"
 #include "cpu/strategy.h"
 #include "memory_reader.h"
+#include "step_reader.h"
 
 namespace py = pybind11;
 using namespace sparseopt;
@@ -169,6 +170,10 @@ PYBIND11_MODULE(_native, module) {
       .def(py::init<const py::capsule&, const py::type&, const py::type&>(), py::arg("exchange_api"),
            py::arg("tensor"), py::arg("parameter"))
       .def("read", &MemoryReader::read, py::arg("tensors"));
+  py::class_<StepReader>(module, "StepReader")
+      .def(py::init<const MemoryReader&>(), py::arg("memory"))
+      .def("read", &StepReader::read, py::arg("groups"), py::arg("state"), py::arg("mask_owners"),
+           py::arg("masks"), py::arg("parameters"), py::arg("watched"));
 
   define_over_table(module, "step", step);
   define_over_table(module, "squared_norm", squared_norm);

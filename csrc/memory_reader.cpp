@@ -38,15 +38,15 @@ static_assert(offsetof(ExchangeApi, dltensor_from_py_object_no_sync) == 5 * size
 namespace {
 
 template <class T>
-void append(std::string& to, const T* values, size_t count) {
+void append_numbers(std::string& to, const T* values, size_t count) {
   to.append(reinterpret_cast<const char*>(values), count * sizeof(T));
 }
 
 void append_layout(std::string& to, const Description& of) {
   const int32_t numbers[] = {of.ndim, of.device_type, of.device_id, of.dtype_code, of.dtype_bits};
-  append(to, numbers, 5);
-  append(to, of.shape, static_cast<size_t>(of.ndim));
-  append(to, of.strides, static_cast<size_t>(of.ndim));
+  append_numbers(to, numbers, 5);
+  append_numbers(to, of.shape, static_cast<size_t>(of.ndim));
+  append_numbers(to, of.strides, static_cast<size_t>(of.ndim));
 }
 
 }  // namespace
@@ -59,34 +59,35 @@ MemoryReader::MemoryReader(const py::capsule& exchange_api, const py::type& tens
   if (api_->major != 1 || api_->dltensor_from_py_object_no_sync == nullptr) api_ = nullptr;
 }
 
+bool MemoryReader::append(py::handle tensor, std::string& layout, std::string& addresses) const {
+  uintptr_t address = 0;
+  if (tensor.is_none()) {
+    const int32_t absent = -1;
+    append_numbers(layout, &absent, 1);
+  } else {
+    const auto* type = reinterpret_cast<const PyObject*>(Py_TYPE(tensor.ptr()));
+    if (api_ == nullptr || (type != tensor_.ptr() && type != parameter_.ptr())) return false;
+    Description found{};
+    if (api_->dltensor_from_py_object_no_sync(tensor.ptr(), &found) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    address = reinterpret_cast<uintptr_t>(found.data) + found.byte_offset;
+    append_layout(layout, found);
+  }
+  append_numbers(addresses, &address, 1);
+  return true;
+}
+
 py::object MemoryReader::read(const py::sequence& tensors) const {
-  if (api_ == nullptr) return py::none();
   const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(tensors.ptr(), "not a sequence"));
   const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
   std::string layout, addresses;
-  layout.reserve(count * 96);
+  layout.reserve(count * kTypicalBytes);
   addresses.reserve(count * sizeof(uintptr_t));
-  for (size_t i = 0; i < count; ++i) {
-    const py::handle tensor = PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i));
-    uintptr_t address = 0;
-    if (tensor.is_none()) {
-      const int32_t absent = -1;
-      append(layout, &absent, 1);
-    } else {
-      const PyTypeObject* type = Py_TYPE(tensor.ptr());
-      Description found{};
-      if (reinterpret_cast<const PyObject*>(type) != tensor_.ptr() &&
-          reinterpret_cast<const PyObject*>(type) != parameter_.ptr())
-        return py::none();
-      if (api_->dltensor_from_py_object_no_sync(tensor.ptr(), &found) != 0) {
-        PyErr_Clear();
-        return py::none();
-      }
-      address = reinterpret_cast<uintptr_t>(found.data) + found.byte_offset;
-      append_layout(layout, found);
-    }
-    append(addresses, &address, 1);
-  }
+  for (size_t i = 0; i < count; ++i)
+    if (!append(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i)), layout, addresses))
+      return py::none();
   return py::make_tuple(py::bytes(layout), py::bytes(addresses));
 }
 

@@ -1,6 +1,7 @@
 """Types of the native library, which is compiled from csrc/bindings.cpp."""
 
 from collections.abc import Sequence
+from typing import Any
 
 class PackedMask:
     def __init__(
@@ -60,6 +61,22 @@ class MemoryReader:
     def __init__(self, exchange_api: object, tensor: type, parameter: type) -> None: ...
     def read(self, tensors: Sequence[object]) -> tuple[bytes, bytes] | None:
         """Layouts and addresses of tensors and Nones; None where one of them cannot be read."""
+
+class StepReader:
+    """Reads what ``snapshot.py`` needs at every step."""
+
+    def __init__(self, memory: MemoryReader) -> None: ...
+    def read(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Any, Any],
+        mask_owners: list[Any],
+        masks: list[Any],
+        parameters: list[Any],
+        watched: list[Any],
+    ) -> tuple[Any, ...] | None:
+        """The fields of a ``Gradients``, then those of a ``Snapshot``, then the versions of what is watched;
+        None where something is not as expected."""
 
 class Decision:
     """A strategy that was measured for tensors of a kind, and what a block of 16 weights took."""

@@ -11,19 +11,22 @@ from torch.nn.parameter import Parameter
 
 from .kernels.contract import Tensors
 from .kernels.memory import in_order, memory_order
-from .tensor_memory import Memory, addresses_of, memory_of
+from .tensor_memory import addresses_of, memory_of
 
 
 class Gradients(NamedTuple):
     """Those of some parameters, in their order, and where they lie."""
 
     tensors: list[Tensor | None]
-    memory: Memory
+    layout: object
+    addresses: bytes
+    any_negated: bool
+    """Whether one of them is to be read with the other sign: no memory tells that."""
 
 
 def read_gradients(parameters: Sequence[Parameter]) -> Gradients:
     tensors = [p.grad for p in parameters]
-    return Gradients(tensors, memory_of(tensors))
+    return Gradients(tensors, *memory_of(tensors), any(t is not None and t.is_neg() for t in tensors))
 
 
 def is_regular(gradient: Tensor, parameter: Tensor) -> bool:
@@ -47,9 +50,9 @@ def regular_gradients(
     """
     are_all = len(positions) == len(gradients.tensors)
     own = cast("list[Tensor]", gradients.tensors if are_all else [gradients.tensors[i] for i in positions])
-    negated = any(map(Tensor.is_neg, own))  # lazily: no memory tells
+    negated = gradients.any_negated
     if are_all and not negated and not irregular:
-        return own, gradients.memory.addresses
+        return own, gradients.addresses
     own = own.copy()
     for i in range(len(own)) if negated else irregular:
         own[i] = _regular(own[i], tensors[i].parameter)

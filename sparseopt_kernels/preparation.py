@@ -29,7 +29,7 @@ from .tensor_memory import memory_of
 
 _CONCENTRATED = 3
 """Of a neuron with a larger c_i there is a warning."""
-_LEVELS_TO_CALLER = 8
+_LEVELS_TO_CALLER = 7
 """How far up the call of ``SparseOpt.step`` is where the warning is made."""
 
 
@@ -68,14 +68,20 @@ class Prepared(NamedTuple):
     """What is to be done with them."""
     new_buffers: dict[Parameter, Tensor]
     """The momentum buffers that the state is to have after the step."""
+    on_host: bool
+    """Whether a backend wants all scalars as numbers."""
+    has_auto: bool
+    """Whether a group leaves it to the layer whether its gradients are corrected. Then there are twice the
+    rules of the groups, those of layers that are not behind those of layers that are."""
     is_first_step: bool
-    """Whether parameters of a group with dampening are updated for the first time, which goes without."""
+    """Whether parameters of a group with dampening are updated for the first time, which goes without: then
+    all rules are there once more, without dampening."""
     watched: list[Tensor]
     """Masked parameters and their buffers; what others write there is to be masked."""
     known: dict[Parameter, _Known]
 
 
-NOTHING = Prepared([], [], [], {}, False, [], {})
+NOTHING = Prepared([], [], [], {}, False, False, False, [], {})
 
 
 class _Found(NamedTuple):
@@ -91,13 +97,6 @@ class _Found(NamedTuple):
     neurons: Neurons
     correction: Correction  # "auto" is resolved
     rule: int
-
-
-def has_auto(groups: Sequence[dict[str, Any]]) -> bool:
-    """Whether a group leaves it to the layer whether its gradients are corrected. Then there are twice the
-    rules of the groups, those of layers that are not behind those of layers that are; and behind all of
-    these, in a step in which ``is_first_step``, they are once more, without dampening."""
-    return any(group["correction"] == "auto" for group in groups)
 
 
 def prepare(
@@ -129,7 +128,8 @@ def prepare(
     """
     parameters = list(dict.fromkeys(p for group in groups for p in group["params"]))
     known = _known(former, versions, parameters)
-    found = _look(parameters, groups, state, masks, feeding_norm, known)
+    has_auto = any(group["correction"] == "auto" for group in groups)
+    found = _look(parameters, groups, state, masks, feeding_norm, known, has_auto)
     for f in found:
         _check(f, names[f.parameter])
     for f in found:
@@ -144,6 +144,8 @@ def prepare(
         [f.parameter for f in updated],
         _group(updated, known, backends, former.batches),
         {f.parameter: f.buffer for f in updated if f.is_new and f.buffer is not None},
+        any(backend.host_scalars(device) for device, backend in backends.items()),
+        has_auto,
         any(f.is_undampened for f in updated),
         [t for f in updated if f.mask is not None for t in _watched(f.parameter, f.buffer)],
         known,
@@ -170,10 +172,10 @@ def _look(
     masks: Mapping[Parameter, Tensor],
     feeding_norm: Collection[Parameter],
     known: Mapping[Parameter, _Known],
+    has_auto: bool,
 ) -> list[_Found]:
     """Look at every parameter. Nothing is checked or written."""
     group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
-    blocks = 1 + has_auto(groups)
     found = []
     for position, p in enumerate(parameters):
         gradient, mask, index = p.grad, masks.get(p), group_of[p]
@@ -195,7 +197,7 @@ def _look(
         correction: Correction = group["correction"]
         if is_auto:
             correction = "none" if is_excepted else "layer"
-        rule = index + len(groups) * (is_excepted + blocks * is_undampened)
+        rule = index + len(groups) * (is_excepted + (1 + has_auto) * is_undampened)
         found.append(
             _Found(p, position, gradient, buffer, is_new, is_undampened, mask, neurons, correction, rule)
         )

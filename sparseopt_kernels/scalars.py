@@ -16,7 +16,7 @@ from torch import Tensor
 from .gradients import Gradients, regular_gradients
 from .kernels.contract import Inputs, Rule
 from .neurons import arithmetic_dtype
-from .preparation import Batch, has_auto
+from .preparation import Batch, Prepared
 
 
 class Amp(NamedTuple):
@@ -29,29 +29,27 @@ class Amp(NamedTuple):
 
 def inputs_of(
     batch: Batch,
+    prepared: Prepared,
     gradients: Gradients,
     groups: Sequence[dict[str, Any]],
-    is_first_step: bool,
     amp: Amp,
-    on_host: bool,
 ) -> Inputs:
     """What a batch is given at one step.
 
     Args:
-        batch, gradients: the batch, and the gradients of all parameters.
+        batch, prepared: the batch, and what it is of.
+        gradients: those of all parameters.
         groups: the optimizer's parameter groups.
-        is_first_step: as in ``Prepared``.
         amp: what GradScaler says; a step that is skipped does not come here, if the host knows of it.
-        on_host: whether all scalars are to be numbers.
     """
     grad_scale, found_inf, gamma = amp.grad_scale, amp.found_inf, 1.0
-    if on_host:
+    if prepared.on_host:
         gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
         grad_scale = found_inf = None
-    rules = [_rule(group, batch, gamma, on_host) for group in groups]
-    if has_auto(groups):
+    rules = [_rule(group, batch, gamma, prepared.on_host) for group in groups]
+    if prepared.has_auto:
         rules += [rule._replace(correction="none") for rule in rules]
-    if is_first_step:
+    if prepared.is_first_step:
         rules += [rule._replace(dampening=0.0) for rule in rules]
     return Inputs(
         *regular_gradients(gradients, batch.positions, batch.tensors, batch.irregular),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping
 from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from .gradients import Gradients, read_gradients
 from .masks import Masks
-from .tensor_memory import Memory, memory_of
+from .tensor_memory import READER, memory_of
+
+if TYPE_CHECKING:
+    from ._native import StepReader
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -34,50 +38,78 @@ class Identities:
 
 
 class Snapshot(NamedTuple):
-    """All that a prepared step depends on. Gradients may lie elsewhere in every step, but must be as many
-    and as they were."""
+    """All that a prepared step depends on, to be compared and nothing else. Gradients may lie elsewhere in
+    every step, but must be as many and as they were.
 
-    groups: list[tuple[Identities, bool, bool, str]]
+    Two of them may be equal only as long as the parameters, momentum buffers and masks that the first was
+    taken of are held by someone: the native library tells objects apart by where they are.
+    """
+
+    groups: object
     """The parameters of each, whether it has momentum and dampening, and its correction."""
-    masked: Identities
+    masked: object
     """The parameters that a dict of masks has; those of a ``Masks`` never change."""
-    stateful: Identities
+    stateful: object
     """The parameters that have a state."""
-    memory: tuple[Memory, Memory, Memory]
+    memory: object
     """Of parameters, momentum buffers and masks."""
     gradients: object
     """The layout of their memory: their addresses are no part of it."""
     mask_versions: list[int]
     """How often each mask has been written."""
+
+
+class Look(NamedTuple):
+    """What is found at the beginning of a step."""
+
+    gradients: Gradients
+    snapshot: Snapshot | None
+    """What the step depends on; None where something in ``masks`` is no mask."""
     versions: list[int]
-    """The same of what is watched."""
+    """How often each tensor that is watched has been written."""
 
 
-def take_snapshot(
-    groups: Sequence[dict[str, Any]],
+def look(
+    groups: list[dict[str, Any]],
     state: State,
     masks: Mapping[Parameter, Tensor],
     parameters: list[Parameter],
-    gradients: object,
-    watched: Sequence[Tensor],
-) -> Snapshot | None:
-    """What the next step depends on; None where something in ``masks`` is no mask.
+    watched: list[Tensor],
+) -> Look:
+    """Look at everything that may have changed since the last step.
 
     Args:
         groups, state, masks: the optimizer's.
         parameters: those that were last found in ``groups``, each once.
-        gradients: the layout of their gradients.
         watched: tensors whose values matter, besides the masks: masked parameters and their buffers.
     """
+    if isinstance(masks, Masks):
+        owners, mask_tensors = [], masks.tensors()
+    else:
+        owners, mask_tensors = [*masks], [*masks.values()]
+    if _READER is not None and isinstance(state, dict):
+        found = _READER.read(groups, state, owners, mask_tensors, parameters, watched)
+        if found is not None:
+            gradients = Gradients(*found[:4])
+            return Look(gradients, Snapshot(*found[4:10]), found[10])
+    return _look(groups, state, owners, mask_tensors, parameters, watched)
+
+
+def _look(
+    groups: list[dict[str, Any]],
+    state: State,
+    owners: list[Parameter],
+    masks: list[Tensor],
+    parameters: list[Parameter],
+    watched: list[Tensor],
+) -> Look:
+    """What the native library does, for tensors that it does not know and for an older PyTorch."""
+    gradients, versions = read_gradients(parameters), versions_of(watched)
     try:
-        if isinstance(masks, Masks):
-            masked, mask_tensors = Identities(), masks.tensors()
-        else:
-            masked, mask_tensors = Identities(masks), list(masks.values())
-        mask_versions = versions_of(mask_tensors)
+        mask_versions, mask_memory = versions_of(masks), memory_of(masks)
     except (AttributeError, RuntimeError):  # an entry of a dict may be anything, before it is checked
-        return None
-    return Snapshot(
+        return Look(gradients, None, versions)
+    snapshot = Snapshot(
         groups=[
             (
                 Identities(group["params"]),
@@ -87,13 +119,13 @@ def take_snapshot(
             )
             for group in groups
         ],
-        masked=masked,
+        masked=Identities(owners),
         stateful=Identities(state),
-        memory=(memory_of(parameters), memory_of(_buffers(state)), memory_of(mask_tensors)),
-        gradients=gradients,
+        memory=(memory_of(parameters), memory_of(_buffers(state)), mask_memory),
+        gradients=gradients.layout,
         mask_versions=mask_versions,
-        versions=versions_of(watched),
     )
+    return Look(gradients, snapshot, versions)
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:
@@ -107,3 +139,14 @@ def _buffers(state: State) -> list[Tensor | None]:
         return [own.get("momentum_buffer") for own in state.values()]
     except AttributeError:  # besides parameters, a state may have keys of the user's, with any values
         return [own.get("momentum_buffer") for own in state.values() if isinstance(own, dict)]
+
+
+def _reader() -> StepReader | None:
+    if READER is None:
+        return None
+    from ._native import StepReader
+
+    return StepReader(READER)
+
+
+_READER = _reader()

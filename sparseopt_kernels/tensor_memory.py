@@ -28,7 +28,7 @@ class Memory(NamedTuple):
 
 def memory_of(tensors: Sequence[Tensor | None]) -> Memory:
     """The memory of tensors, any of which may be None."""
-    found = None if _READER is None else _READER.read(tensors)
+    found = None if READER is None else READER.read(tensors)
     return _read(tensors) if found is None else Memory(*found)
 
 
@@ -65,4 +65,4 @@ def _reader() -> MemoryReader | None:
         return None
 
 
-_READER = _reader()
+READER = _reader()

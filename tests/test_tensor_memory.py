@@ -26,9 +26,9 @@ class Subclass(Tensor):
 def reader(request: pytest.FixtureRequest) -> Reader:
     if request.param == "python":
         return tensor_memory._read
-    if tensor_memory._READER is None:
+    if tensor_memory.READER is None:
         pytest.skip("the native library was not built, or this PyTorch has no exchange API of DLPack")
-    native = tensor_memory._READER
+    native = tensor_memory.READER
 
     def read(tensors: Sequence[Tensor | None]) -> Memory | None:
         found = native.read(tensors)
@@ -134,8 +134,8 @@ UNKNOWN_TO_DLPACK: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.parametrize("kind", UNKNOWN_TO_DLPACK)
 def test_what_dlpack_does_not_know(kind: str) -> None:
     tensor = UNKNOWN_TO_DLPACK[kind]()
-    if tensor_memory._READER is not None:
-        assert tensor_memory._READER.read([T, tensor]) is None
+    if tensor_memory.READER is not None:
+        assert tensor_memory.READER.read([T, tensor]) is None
     memory = memory_of([T, tensor])
     assert memory == memory_of([T, tensor])
     address = tensor.data_ptr() if kind in ("subclass", "meta") else 0
@@ -147,19 +147,19 @@ def test_what_dlpack_does_not_know(kind: str) -> None:
 
 @pytest.mark.parametrize("thing", [3, "mask", [T], object()], ids=["int", "str", "list", "object"])
 def test_what_is_no_tensor(thing: Any) -> None:
-    if tensor_memory._READER is not None:
-        assert tensor_memory._READER.read([T, thing]) is None
+    if tensor_memory.READER is not None:
+        assert tensor_memory.READER.read([T, thing]) is None
     with pytest.raises(AttributeError):
         memory_of([T, thing])
 
 
 def test_an_error_of_the_reader_is_not_left_behind() -> None:
     """What it cannot read raises inside PyTorch: the next call must not find that error."""
-    if tensor_memory._READER is None:
+    if tensor_memory.READER is None:
         pytest.skip("the native library was not built, or this PyTorch has no exchange API of DLPack")
     for _ in range(3):
-        assert tensor_memory._READER.read((T.to_sparse(),)) is None
-        assert tensor_memory._READER.read([T]) is not None
+        assert tensor_memory.READER.read((T.to_sparse(),)) is None
+        assert tensor_memory.READER.read([T]) is not None
 
 
 @pytest.mark.parametrize("api", [object(), 3, None], ids=["object", "int", "none"])

@@ -123,17 +123,18 @@ SPARSEOPT_INLINE Lanes<T> select(typename Lanes<T>::Bits choice, Lanes<T> a, Lan
   return choice ? a.v : b.v;
 }
 
-// `a` where the choice is -1, else 0.
+// `a` in the lanes whose bit is set, where lane 0 has bit `first`; 0 in the others.
 template <class T>
-SPARSEOPT_INLINE Lanes<T> kept(typename Lanes<T>::Bits choice, Lanes<T> a) {
-  return from_bits<T>(choice & a.bits());
-}
-
-// The choice of the lanes whose bit is set: lane 0 has bit `first`.
-template <class T>
-SPARSEOPT_INLINE typename Lanes<T>::Bits expanded(unsigned bits, int first) {
+SPARSEOPT_INLINE Lanes<T> kept(unsigned bits, int first, Lanes<T> a) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits >> first), a.v);
+  else
+    return _mm512_maskz_mov_pd(static_cast<__mmask8>(bits >> first), a.v);
+#else
   const typename Lanes<T>::Bits bit = lanes_of<T>(1) << lane_numbers<T>(first);
-  return (lanes_of<T>(int(bits)) & bit) == bit;
+  return from_bits<T>(((lanes_of<T>(int(bits)) & bit) == bit) & a.bits());
+#endif
 }
 
 // a * b + c, rounded as multiply_add of single numbers.

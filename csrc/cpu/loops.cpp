@@ -61,34 +61,39 @@ class Scales {
     inverse_length_ = length_ == 1 ? 0 : ~uint64_t(0) / static_cast<uint64_t>(length_) + 1;
   }
 
-  // Those of the block from `element` on are put into `block`. To be asked for blocks in ascending order.
+  // How many blocks from `element` on have one scale for all their weights, which all_alike() puts into a
+  // block. 0 where runs are short, too: how many blocks lie in one is hard to foresee then.
+  int64_t blocks_alike(int64_t element) {
+    if (element >= end_ && length_ >= kLongRun) enter(run_of(element));
+    return std::max<int64_t>((end_ - element) / kBlock, 0);
+  }
+  ALWAYS_INLINE void all_alike(Lanes<T> (&block)[kVectors<T>]) const {
+    for (Lanes<T>& lanes : block) lanes = all_;
+  }
+
+  // The scales of the block from `element` on. To be asked for blocks in ascending order.
   ALWAYS_INLINE void get(int64_t element, Lanes<T> (&block)[kVectors<T>]) {
-    if (element + kBlock <= end_) {
-      for (Lanes<T>& lanes : block) lanes = all_;
-      return;
-    }
+    if (element + kBlock <= end_) return all_alike(block);
     int64_t run = run_of(element);
-    Lanes<T> scale(factor(run));
-    int64_t next = (run + 1) * length_ - element;  // the lane where the next run begins
-    for (Lanes<T>& lanes : block) lanes = scale;
-    if (next >= kBlock) {
-      // Whether a block lies in the run of the one before is foreseen where runs are long, and else is not.
-      if (length_ >= kLongRun) {
-        all_ = scale;
-        end_ = element + next;
-      }
-      return;
-    }
+    int64_t next = (run + 1) * length_ - element;  // the lane where the next run begins, or beyond the block
+    for (Lanes<T>& lanes : block) lanes = Lanes<T>(factor(run));
+    // At most two runs meet in a block of long ones: without a branch, as where they meet is hard to foresee.
     do {
       run = std::min(run + 1, last_run_);
-      scale = Lanes<T>(factor(run));
+      const Lanes<T> scale(factor(run));
+      const int lane = static_cast<int>(std::min<int64_t>(next, kBlock));
       for (int i = 0; i < kVectors<T>; ++i)
-        block[i] = select(lane_numbers<T>(i * Lanes<T>::kCount) >= lanes_of<T>(int(next)), scale, block[i]);
+        block[i] = select(lane_numbers<T>(i * Lanes<T>::kCount) >= lanes_of<T>(lane), scale, block[i]);
       next += length_;
-    } while (next < kBlock);
+    } while (length_ < kBlock && next < kBlock);
   }
 
  private:
+  void enter(int64_t run) {
+    all_ = Lanes<T>(factor(run));
+    end_ = (run + 1) * length_;
+  }
+
   int64_t run_of(int64_t element) const {
     if (length_ == 1) return element;
     return static_cast<int64_t>((static_cast<unsigned __int128>(element) * inverse_length_) >> 64);
@@ -99,8 +104,8 @@ class Scales {
   static constexpr int64_t kLongRun = 8 * kBlock;
 
   T gamma_;
-  Lanes<T> all_;                                       // of the weights before end_
-  int64_t end_ = std::numeric_limits<int64_t>::max();  // of the run that the last block lay in
+  Lanes<T> all_;  // of the weights before end_
+  int64_t end_ = std::numeric_limits<int64_t>::max();
   const double* factors_ = nullptr;
   int64_t last_run_ = 0, length_ = 0;
   uint64_t inverse_length_ = 0;
@@ -116,26 +121,31 @@ SPARSEOPT_INLINE void update_block(Pointers<Stored> at, unsigned active,
     if (kMomentum != Momentum::kNone) b = load_lanes(at.b + i);
     update_weight<kMomentum, kHam>(p, scales[i / Lanes<T>::kCount] * load_lanes(at.g + i), b, k);
     if (kMasked) {
-      const auto choice = expanded<T>(active, i);
-      p = kept(choice, p);
-      b = kept(choice, b);
+      p = kept(active, i, p);
+      b = kept(active, i, b);
     }
     store_lanes(at.p + i, p);
     if (kMomentum != Momentum::kNone) store_lanes(at.b + i, b);
   }
 }
 
-// Calls visit(block, bits) for the blocks of a chunk.
-template <bool kMasked, class Visit, class Prefetch>
-SPARSEOPT_INLINE void for_each_block(const Chunk& chunk, int64_t end, Prefetch prefetch, Visit visit) {
+// Calls visit(block, bits, scales) for the blocks of a chunk.
+template <bool kMasked, class T, class Prefetch, class Visit>
+SPARSEOPT_INLINE void for_each_block(const Chunk& chunk, int64_t end, Scales<T>& scales, Prefetch prefetch,
+                                     Visit visit) {
   const PackedMask* mask = chunk.update->tensor->mask;
-  if (!kMasked) {
-    for (int64_t block = chunk.begin; block < end; ++block) visit(block, 0xffffu);
-    return;
-  }
-  const uint16_t* bits = mask->bits().data();
-  if (chunk.strategy == Strategy::kStream) {
-    for (int64_t block = chunk.begin; block < end; ++block) visit(block, bits[block]);
+  const uint16_t* bits = kMasked ? mask->bits().data() : nullptr;
+  Lanes<T> scale[kVectors<T>];
+  if (!kMasked || chunk.strategy == Strategy::kStream) {
+    for (int64_t block = chunk.begin; block < end;) {
+      const int64_t alike = block + std::min(scales.blocks_alike(block * kBlock), end - block);
+      scales.all_alike(scale);
+      for (; block < alike; ++block) visit(block, kMasked ? bits[block] : 0xffffu, scale);
+      if (block == end) return;
+      scales.get(block * kBlock, scale);
+      visit(block, kMasked ? bits[block] : 0xffffu, scale);
+      ++block;
+    }
     return;
   }
   const std::vector<uint32_t>& list = mask->live_blocks();
@@ -143,7 +153,8 @@ SPARSEOPT_INLINE void for_each_block(const Chunk& chunk, int64_t end, Prefetch p
   const uint32_t* list_end = list.data() + list.size();
   for (; at < list_end && *at < end; ++at) {
     if (at + kPrefetchDistance < list_end) prefetch(at[kPrefetchDistance]);
-    visit(*at, bits[*at]);
+    scales.get(int64_t(*at) * kBlock, scale);
+    visit(*at, bits[*at], scale);
   }
 }
 
@@ -158,18 +169,15 @@ void update_chunk(const Chunk& chunk) {
                    T(rule.maximize ? -rule.gamma : rule.gamma));
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
-      chunk, complete,
+      chunk, complete, scales,
       [&](int64_t block) ALWAYS_INLINE_LAMBDA {
         const Pointers<Stored> ahead = all.at(block * kBlock);
         __builtin_prefetch(ahead.p, 1);
         __builtin_prefetch(ahead.g, 0);
         if (kMomentum != Momentum::kNone) __builtin_prefetch(ahead.b, 1);
       },
-      [&](int64_t block, unsigned active) ALWAYS_INLINE_LAMBDA {
-        const int64_t element = block * kBlock;
-        Lanes<T> scale[kVectors<T>];
-        scales.get(element, scale);
-        update_block<kMomentum, kHam, kMasked>(all.at(element), active, scale, k);
+      [&](int64_t block, unsigned active, const Lanes<T>(&scale)[kVectors<T>]) ALWAYS_INLINE_LAMBDA {
+        update_block<kMomentum, kHam, kMasked>(all.at(block * kBlock), active, scale, k);
       });
   if (complete == chunk.end) return;
   // The tensor ends within this block.
@@ -241,7 +249,7 @@ SPARSEOPT_INLINE void add_squares(const Stored* at, unsigned active, const Lanes
                                   Lanes<double> (&sums)[kVectors<double>]) {
   for (int i = 0; i < kVectors<T>; ++i) {
     Lanes<T> value = scales[i] * load_lanes(at + i * Lanes<T>::kCount);
-    if (kMasked) value = kept(expanded<T>(active, i * Lanes<T>::kCount), value);
+    if (kMasked) value = kept(active, i * Lanes<T>::kCount, value);
     constexpr int kParts = kVectors<double> / kVectors<T>;
     Lanes<double> parts[kParts];
     to_doubles(value, parts);
@@ -262,12 +270,10 @@ double squared_norm_of_chunk(const Chunk& chunk) {
   for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
-      chunk, complete, [&](int64_t block) ALWAYS_INLINE_LAMBDA { __builtin_prefetch(g + block * kBlock, 0); },
-      [&](int64_t block, unsigned active) ALWAYS_INLINE_LAMBDA {
-        Lanes<T> scale[kVectors<T>];
-        scales.get(block * kBlock, scale);
-        add_squares<kMasked>(g + block * kBlock, active, scale, sums);
-      });
+      chunk, complete, scales,
+      [&](int64_t block) ALWAYS_INLINE_LAMBDA { __builtin_prefetch(g + block * kBlock, 0); },
+      [&](int64_t block, unsigned active, const Lanes<T>(&scale)[kVectors<T>])
+          ALWAYS_INLINE_LAMBDA { add_squares<kMasked>(g + block * kBlock, active, scale, sums); });
   if (complete < chunk.end) {
     const int64_t element = complete * kBlock;
     Stored last[kBlock] = {};

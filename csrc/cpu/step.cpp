@@ -1,10 +1,15 @@
 #include "step.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <map>
 #include <stdexcept>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace sparseopt::cpu {
 
@@ -114,6 +119,32 @@ int useful_threads(const std::vector<Update>& updates, int threads) {
       std::clamp<int64_t>(total_blocks(updates) / kWorthAThread, 1, std::max(threads, 1)));
 }
 
+// Calls work(i) for i from 0 to `count`. A thread begins with a part of its own, the same in every step: what
+// its core's cache holds of it is of use. Then it takes over what others have not begun.
+template <class Work>
+void share_out(int64_t count, int threads, Work work) {
+#ifdef _OPENMP
+  if (threads > 1) {
+    struct alignas(64) Part {  // a cache line each
+      std::atomic<int64_t> next;
+      int64_t end;
+    };
+    std::vector<Part> parts(static_cast<size_t>(threads));
+    for (int i = 0; i < threads; ++i) {
+      parts[i].next = count * i / threads;
+      parts[i].end = count * (i + 1) / threads;
+    }
+#pragma omp parallel num_threads(threads)
+    for (int i = 0; i < threads; ++i) {
+      Part& part = parts[(omp_get_thread_num() + i) % threads];
+      for (int64_t next; (next = part.next.fetch_add(1, std::memory_order_relaxed)) < part.end;) work(next);
+    }
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < count; ++i) work(i);
+}
+
 // Tells what the timed chunks of a step took, in means for each kind.
 void tell(const std::vector<Chunk>& chunks, const std::vector<double>& ns, int64_t step_bytes) {
   struct Sum {
@@ -147,12 +178,11 @@ void step(const std::vector<Update>& updates, int threads) {
   threads = useful_threads(updates, threads);
   const int64_t count = static_cast<int64_t>(chunks.size());
   std::vector<double> ns(chunks.size());
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) {
+  share_out(count, threads, [&](int64_t i) {
     const double start = chunks[i].timed ? nanoseconds() : 0;
     loops.update(chunks[i]);
     if (chunks[i].timed) ns[i] = nanoseconds() - start;
-  }
+  });
   tell(chunks, ns, bytes);
 }
 
@@ -162,8 +192,7 @@ double squared_norm(const std::vector<Update>& updates, int threads) {
   threads = useful_threads(updates, threads);
   const int64_t count = static_cast<int64_t>(chunks.size());
   std::vector<double> sums(chunks.size());
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) sums[i] = loops.squared_norm(chunks[i]);
+  share_out(count, threads, [&](int64_t i) { sums[i] = loops.squared_norm(chunks[i]); });
   double total = 0;
   for (double sum : sums) total += sum;
   return total;

@@ -25,7 +25,7 @@ struct Kind {
   int64_t key() const;
 };
 
-// What is known of a kind: medians of what a block took, in nanoseconds.
+// What is known of a kind: the least that a block took, in nanoseconds, on the mean of a step.
 struct Decision {
   Kind kind;
   Strategy strategy;
