@@ -1,4 +1,5 @@
-// Bits of 64 weights in a word: made of bytes, counted, and turned into places.
+// Bits of 64 weights in a word: made of bytes, counted, and turned into places. Internal linkage for what the
+// loops of several instruction sets use, too.
 #pragma once
 
 #include <algorithm>
@@ -9,19 +10,21 @@
 #include <emmintrin.h>
 #endif
 
+#include "../update_rule.h"
+
 namespace sparseopt::cpu {
 
 constexpr int64_t kWord = 64;
 constexpr int64_t kBatch = 1 << 10;  // weights whose words are looked at before their places are: whole words
 
 // Of eight bytes, 1 in each that is not 0.
-inline uint64_t ones_of(uint64_t bytes) {
+SPARSEOPT_INLINE uint64_t ones_of(uint64_t bytes) {
   constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7f;
   return (((bytes & kLow) + kLow) | bytes) >> 7 & 0x0101010101010101;
 }
 
 // The bits of 64 bytes: 1 where one is not 0.
-inline uint64_t pack_word(const uint8_t* bytes) {
+SPARSEOPT_INLINE uint64_t pack_word(const uint8_t* bytes) {
   uint64_t word = 0;
 #ifdef __SSE2__
   for (int i = 0; i < 4; ++i) {
@@ -40,7 +43,7 @@ inline uint64_t pack_word(const uint8_t* bytes) {
 }
 
 // The same of fewer; of more, those of the first 64.
-inline uint64_t pack_bytes(const uint8_t* bytes, int64_t count) {
+SPARSEOPT_INLINE uint64_t pack_bytes(const uint8_t* bytes, int64_t count) {
   if (count >= kWord) return pack_word(bytes);
   uint64_t word = 0;
   for (int64_t i = 0; i < count; ++i) word |= uint64_t(bytes[i] != 0) << i;

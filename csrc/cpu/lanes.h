@@ -231,6 +231,23 @@ SPARSEOPT_INLINE void store_lanes(T* at, Lanes<T> lanes) {
   std::memcpy(at, &lanes.v, sizeof lanes.v);
 }
 
+// Whether a bit of any lane is set: of -0, too.
+template <class T>
+SPARSEOPT_INLINE bool any_bit(Lanes<T> lanes) {
+#if defined(__AVX512F__)
+  const __m512i bits = __m512i(lanes.v);
+  return _mm512_test_epi32_mask(bits, bits) != 0;
+#elif defined(__AVX2__)
+  const __m256i bits = __m256i(lanes.v);
+  return _mm256_testz_si256(bits, bits) == 0;
+#else
+  uint64_t words[kVectorBytes / 8], any = 0;
+  std::memcpy(words, &lanes.v, sizeof words);
+  for (uint64_t word : words) any |= word;
+  return any != 0;
+#endif
+}
+
 SPARSEOPT_INLINE void to_doubles(Lanes<double> value, Lanes<double> (&parts)[1]) { parts[0] = value; }
 SPARSEOPT_INLINE void to_doubles(Lanes<float> value, Lanes<double> (&parts)[2]) {
 #if defined(__AVX512F__)
@@ -273,6 +290,18 @@ SPARSEOPT_INLINE void store_words(Stored* at, Words words) {
   std::memcpy(at, &halves, sizeof halves);
 #endif
 }
+
+// Lanes that hold the bits of stored weights, unchanged, to be kept or not and stored again.
+template <class T>
+SPARSEOPT_INLINE Lanes<T> load_raw(const T* at) {
+  return load_lanes(at);
+}
+template <class T>
+SPARSEOPT_INLINE void store_raw(T* at, Lanes<T> lanes) {
+  store_lanes(at, lanes);
+}
+SPARSEOPT_INLINE Lanes<float> load_raw(const uint16_t* at) { return float_of(load_words(at)); }
+SPARSEOPT_INLINE void store_raw(uint16_t* at, Lanes<float> lanes) { store_words(at, bits_of<Words>(lanes.v)); }
 
 SPARSEOPT_INLINE Lanes<float> load_lanes(const BFloat16* at) {
   return float_of(bfloat16_to_float(load_words(at)));

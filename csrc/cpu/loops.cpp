@@ -7,6 +7,7 @@
 
 #include "../dtypes.h"
 #include "../update_rule.h"
+#include "bit_words.h"
 #include "lanes.h"
 #include "step.h"
 
@@ -296,9 +297,46 @@ double squared_norm(const Chunk& chunk) {
   });
 }
 
+// Zeroes the elements of a block whose bit in `active` is 0. A line of memory in which there is nothing to
+// change is not written.
+template <class Stored>
+SPARSEOPT_INLINE void zero_block(unsigned active, Stored* at) {
+  using T = std::conditional_t<sizeof(Stored) == 8, double, float>;
+  Lanes<T> lanes[kVectors<T>], outside(T(0));
+  for (int i = 0; i < kVectors<T>; ++i) {
+    lanes[i] = load_raw(at + i * Lanes<T>::kCount);
+    outside = from_bits<T>(outside.bits() | kept(~active, i * Lanes<T>::kCount, lanes[i]).bits());
+  }
+  if (!any_bit(outside)) return;
+  for (int i = 0; i < kVectors<T>; ++i)
+    store_raw(at + i * Lanes<T>::kCount, kept(active, i * Lanes<T>::kCount, lanes[i]));
+}
+
+template <class Stored>
+void zero_stored(const uint8_t* mask, Stored* data, int64_t count) {
+  int64_t at = 0;
+  for (; at + kWord <= count; at += kWord) {
+    const uint64_t word = pack_word(mask + at);
+    for (int i = 0; i < kWord; i += kBlock) zero_block(unsigned(word >> i) & 0xffffu, data + at + i);
+  }
+  for (; at < count; ++at)
+    if (mask[at] == 0) data[at] = 0;
+}
+
+void zero_outside(const uint8_t* mask, void* data, int64_t count, int element_bytes) {
+  switch (element_bytes) {
+    case 2:
+      return zero_stored(mask, static_cast<uint16_t*>(data), count);
+    case 4:
+      return zero_stored(mask, static_cast<float*>(data), count);
+    default:
+      return zero_stored(mask, static_cast<double*>(data), count);
+  }
+}
+
 }  // namespace
 
 extern const Loops SPARSEOPT_LOOPS;
-const Loops SPARSEOPT_LOOPS = {SPARSEOPT_ISA, update, squared_norm};
+const Loops SPARSEOPT_LOOPS = {SPARSEOPT_ISA, update, squared_norm, zero_outside};
 
 }  // namespace sparseopt::cpu

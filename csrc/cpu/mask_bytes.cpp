@@ -5,30 +5,12 @@
 #include <stdexcept>
 
 #include "bit_words.h"
+#include "step.h"
 
 namespace sparseopt::cpu {
 namespace {
 
 constexpr int64_t kPiece = 1 << 16;  // elements that one thread works on at a time
-constexpr int64_t kRun = 64;         // elements that are looked at before they are written
-
-template <class Word>
-void zero_piece(const uint8_t* mask, Word* data, int64_t count) {
-  for (int64_t begin = 0; begin < count; begin += kRun) {
-    const int64_t end = std::min(begin + kRun, count);
-    Word outside = 0;
-    for (int64_t i = begin; i < end; ++i) outside |= mask[i] == 0 ? data[i] : Word(0);
-    if (outside == 0) continue;
-    for (int64_t i = begin; i < end; ++i) data[i] = mask[i] == 0 ? Word(0) : data[i];
-  }
-}
-
-template <class Word>
-void zero_words(const uint8_t* mask, Word* data, int64_t numel, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t begin = 0; begin < numel; begin += kPiece)
-    zero_piece(mask + begin, data + begin, std::min(kPiece, numel - begin));
-}
 
 int64_t count(const uint8_t* mask, int64_t bytes) {
   int64_t found = 0, i = 0;
@@ -44,17 +26,14 @@ int64_t count(const uint8_t* mask, int64_t bytes) {
 }  // namespace
 
 void zero_outside(const uint8_t* mask, void* data, int64_t numel, int element_bytes, int threads) {
+  if (element_bytes != 2 && element_bytes != 4 && element_bytes != 8)
+    throw std::invalid_argument("element_bytes must be 2, 4 or 8");
+  const Loops& loops = chosen_loops();
   threads = static_cast<int>(std::clamp<int64_t>(numel / kPiece, 1, std::max(threads, 1)));
-  switch (element_bytes) {
-    case 2:
-      return zero_words(mask, static_cast<uint16_t*>(data), numel, threads);
-    case 4:
-      return zero_words(mask, static_cast<uint32_t*>(data), numel, threads);
-    case 8:
-      return zero_words(mask, static_cast<uint64_t*>(data), numel, threads);
-    default:
-      throw std::invalid_argument("element_bytes must be 2, 4 or 8");
-  }
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t begin = 0; begin < numel; begin += kPiece)
+    loops.zero_outside(mask + begin, static_cast<char*>(data) + begin * element_bytes,
+                       std::min(kPiece, numel - begin), element_bytes);
 }
 
 int64_t largest_row_count(const uint8_t* mask, int64_t rows, int64_t columns, int threads) {

@@ -14,20 +14,18 @@ constexpr double kWorthListing = 0.9;
 constexpr int64_t kPieceBlocks = 4096;  // what one thread packs at a time
 
 // How many bits are set from bit `begin` to before bit `end`.
-int64_t count_bits(const std::vector<uint16_t>& bits, int64_t begin, int64_t end) {
+int64_t count_range(const std::vector<uint16_t>& bits, int64_t begin, int64_t end) {
   int64_t count = 0;
-  int64_t block = begin / kBlock;
   const int64_t last = end / kBlock;
-  const unsigned from_begin = 0xffffu << (begin % kBlock), to_end = ~(0xffffu << (end % kBlock));
-  if (block == last) return begin == end ? 0 : __builtin_popcount(bits[block] & from_begin & to_end);
-  count += __builtin_popcount(bits[block++] & from_begin & 0xffffu);
+  int64_t block = begin / kBlock;
+  if (begin % kBlock != 0) count -= count_bits(bits[block] & ~(0xffffu << (begin % kBlock)));
   for (; block + 4 <= last; block += 4) {
     uint64_t word;
     std::memcpy(&word, &bits[block], sizeof word);
-    count += __builtin_popcountll(word);
+    count += count_bits(word);
   }
-  for (; block < last; ++block) count += __builtin_popcount(bits[block]);
-  if (end % kBlock != 0) count += __builtin_popcount(bits[last] & to_end);
+  for (; block < last; ++block) count += count_bits(bits[block]);
+  if (end % kBlock != 0) count += count_bits(bits[last] & ~(0xffffu << (end % kBlock)));
   return count;
 }
 
@@ -69,10 +67,14 @@ void PackedMask::list_live_blocks(int threads) {
   live_blocks_.resize(static_cast<size_t>(live));
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t piece = 0; piece < pieces; ++piece) {
-    int64_t at = start[piece];
+    uint32_t found[kPieceBlocks];
+    int64_t count = 0;
     const int64_t end = std::min(blocks, (piece + 1) * kPieceBlocks);
-    for (int64_t block = piece * kPieceBlocks; block < end; ++block)
-      if (bits_[block] != 0) live_blocks_[at++] = static_cast<uint32_t>(block);
+    for (int64_t block = piece * kPieceBlocks; block < end; ++block) {
+      found[count] = static_cast<uint32_t>(block);
+      count += bits_[block] != 0;  // without a branch: whether a block is live is hard to foresee
+    }
+    std::copy(found, found + count, live_blocks_.begin() + start[piece]);
   }
 }
 
@@ -84,7 +86,7 @@ void PackedMask::set_factors(int threads) {
     const int64_t group = neuron / neurons_per_group_;
     int64_t run = group * segments_ * neurons_per_group_ + neuron % neurons_per_group_;
     for (int64_t segment = 0; segment < segments_; ++segment, run += neurons_per_group_)
-      fan_in[neuron] += count_bits(bits_, run * length_, (run + 1) * length_);
+      fan_in[neuron] += count_range(bits_, run * length_, (run + 1) * length_);
     nnz += fan_in[neuron];
   }
   nnz_ = nnz;

@@ -41,19 +41,6 @@ std::vector<const Loops*> supported_loops() {
   return loops;
 }
 
-const Loops& chosen_loops() {
-  static const std::vector<const Loops*> supported = supported_loops();
-  const char* name = std::getenv("SPARSEOPT_CPU_ISA");
-  if (name == nullptr || *name == '\0') return *supported.front();
-  std::string known;
-  for (const Loops* loops : supported) {
-    if (std::string(name) == loops->isa) return *loops;
-    known += std::string(known.empty() ? "" : ", ") + loops->isa;
-  }
-  throw std::runtime_error("SPARSEOPT_CPU_ISA is '" + std::string(name) + "', this processor can run " +
-                           known);
-}
-
 int element_bytes(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat64:
@@ -170,6 +157,19 @@ double nanoseconds() {
 }
 
 }  // namespace
+
+const Loops& chosen_loops() {
+  static const std::vector<const Loops*> supported = supported_loops();
+  const char* name = std::getenv("SPARSEOPT_CPU_ISA");
+  if (name == nullptr || *name == '\0') return *supported.front();
+  std::string known;
+  for (const Loops* loops : supported) {
+    if (std::string(name) == loops->isa) return *loops;
+    known += std::string(known.empty() ? "" : ", ") + loops->isa;
+  }
+  throw std::runtime_error("SPARSEOPT_CPU_ISA is '" + std::string(name) + "', this processor can run " +
+                           known);
+}
 
 void step(const std::vector<Update>& updates, int threads) {
   const Loops& loops = chosen_loops();

@@ -63,6 +63,10 @@ struct Loops {
   const char* isa;
   void (*update)(const Chunk&);
   double (*squared_norm)(const Chunk&);
+  void (*zero_outside)(const uint8_t* mask, void* data, int64_t count, int element_bytes);
 };
+
+// Those of the best instruction set, or of the one that was asked for.
+const Loops& chosen_loops();
 
 }  // namespace sparseopt::cpu
