@@ -1,5 +1,6 @@
 """Times contestants on a CPU or a GPU. They take turns within one process, because machines are noisy and the
-noise lasts: each round times one turn of each.
+noise lasts: each round times one turn of each, in random order, because whoever comes after another finds
+in the caches what that one left there.
 
 Nothing here asks for a GPU but ``CudaTimer``. Who the contestants are is not known here: the benchmarks and
 the demo have their own.
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from statistics import median, quantiles
 from typing import Any, NamedTuple, Protocol
 
@@ -107,16 +109,17 @@ def take_turns(
     """Let each contestant have its turn in each round.
 
     Args:
-        turns: by the contestants' names, in the order of a round.
+        turns: by the contestants' names.
         timer: times a turn.
         rounds: how many; two timed ones at least.
         is_over: asked before each round once there were enough; if time is up, there are no more.
     """
     taken: dict[str, list[Timing]] = {name: [] for name in turns}
+    order = Random(0)
     for done in range(rounds.warmup + rounds.timed):
         if done >= rounds.warmup + rounds.fewest and is_over():
             break
-        for name, turn in turns.items():
+        for name, turn in order.sample([*turns.items()], len(turns)):
             own = taken[name]
             turn.prepare()
             # Twice what the host needs to issue the steps.
