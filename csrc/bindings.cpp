@@ -2,9 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <stdexcept>
-#include <string_view>
 
 #include "cpu/mask_bytes.h"
 #include "cpu/mask_updates.h"
@@ -12,7 +10,9 @@
 #include "cpu/random_choice.h"
 #include "cpu/step.h"
 #include "cpu/strategy.h"
+#include "cpu/table.h"
 #include "memory_reader.h"
+#include "ready_step.h"
 #include "step_reader.h"
 
 namespace py = pybind11;
@@ -21,29 +21,6 @@ using namespace sparseopt::cpu;
 
 namespace {
 
-// The tensors of a batch, and which parameter group (rule) each belongs to.
-struct Table {
-  std::vector<const Tensor*> tensors;
-  std::vector<size_t> groups;
-};
-
-// What changes from step to step: the gradients' addresses, 8 bytes each, and one rule per group.
-std::vector<Update> updates_of(const Table& table, const py::bytes& grads,
-                               const std::vector<const Rule*>& rules) {
-  const size_t count = table.tensors.size();
-  const std::string_view addresses = grads;
-  if (addresses.size() != count * sizeof(uintptr_t))
-    throw std::invalid_argument("grads must have one address per tensor");
-  std::vector<Update> updates;
-  updates.reserve(count);
-  for (size_t i = 0; i < count; ++i) {
-    const void* grad;
-    std::memcpy(&grad, addresses.data() + i * sizeof grad, sizeof grad);
-    updates.push_back({table.tensors[i], grad, rules.at(table.groups[i])});
-  }
-  return updates;
-}
-
 // Defines a Python function that calls `function` (step or squared_norm) without the GIL.
 template <class Function>
 void define_over_table(py::module_& module, const char* name, Function function) {
@@ -51,7 +28,7 @@ void define_over_table(py::module_& module, const char* name, Function function)
       name,
       [function](const Table& table, const py::bytes& grads, const std::vector<const Rule*>& rules,
                  int threads) {
-        const std::vector<Update> updates = updates_of(table, grads, rules);
+        const std::vector<Update> updates = updates_of(table, std::string_view(grads), rules);
         py::gil_scoped_release release;
         return function(updates, threads);
       },
@@ -172,8 +149,32 @@ PYBIND11_MODULE(_native, module) {
       .def("read", &MemoryReader::read, py::arg("tensors"));
   py::class_<StepReader>(module, "StepReader")
       .def(py::init<const MemoryReader&>(), py::arg("memory"))
-      .def("read", &StepReader::read, py::arg("groups"), py::arg("state"), py::arg("mask_owners"),
-           py::arg("masks"), py::arg("parameters"), py::arg("watched"));
+      .def(
+          "read",
+          [](const StepReader& reader, const py::list& groups, const py::dict& state,
+             const py::list& mask_owners, const py::list& masks, const py::list& parameters,
+             const py::list& watched) {
+            return reader.read({groups, state, mask_owners, masks}, parameters, watched);
+          },
+          py::arg("groups"), py::arg("state"), py::arg("mask_owners"), py::arg("masks"),
+          py::arg("parameters"), py::arg("watched"));
+  py::class_<ReadyStep>(module, "ReadyStep")
+      .def(py::init<const StepReader&, const Table&, std::vector<size_t>, py::list, py::list, py::list,
+                    py::object>(),
+           py::arg("reader"), py::arg("table"), py::arg("positions"), py::arg("parameters"),
+           py::arg("watched"), py::arg("updated"), py::arg("increment_version"), py::keep_alive<1, 3>())
+      .def(
+          "remember",
+          [](ReadyStep& step, const py::list& groups, const py::dict& state, const py::list& mask_owners,
+             const py::list& masks) { return step.remember({groups, state, mask_owners, masks}); },
+          py::arg("groups"), py::arg("state"), py::arg("mask_owners"), py::arg("masks"))
+      .def(
+          "make",
+          [](ReadyStep& step, const py::list& groups, const py::dict& state, const py::list& mask_owners,
+             const py::list& masks,
+             int threads) { return step.make({groups, state, mask_owners, masks}, threads); },
+          py::arg("groups"), py::arg("state"), py::arg("mask_owners"), py::arg("masks"), py::arg("threads"))
+      .def("versions", &ReadyStep::versions);
 
   define_over_table(module, "step", step);
   define_over_table(module, "squared_norm", squared_norm);

@@ -1,6 +1,6 @@
 """Types of the native library, which is compiled from csrc/bindings.cpp."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 class PackedMask:
@@ -77,6 +77,37 @@ class StepReader:
     ) -> tuple[Any, ...] | None:
         """The fields of a ``Gradients``, then those of a ``Snapshot``, then the versions of what is watched;
         None where something is not as expected."""
+
+class ReadyStep:
+    """A step that is ready to be made again: see ``ready.py``."""
+
+    def __init__(
+        self,
+        reader: StepReader,
+        table: Table,
+        positions: list[int],
+        parameters: list[Any],
+        watched: list[Any],
+        updated: list[Any],
+        increment_version: Callable[[list[Any]], None],
+    ) -> None: ...
+    def remember(
+        self, groups: list[dict[str, Any]], state: dict[Any, Any], mask_owners: list[Any], masks: list[Any]
+    ) -> bool:
+        """Take what is there now for what the step can be made again with. False if it never can."""
+
+    def make(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Any, Any],
+        mask_owners: list[Any],
+        masks: list[Any],
+        threads: int,
+    ) -> bool:
+        """Make it. False, and nothing has happened, if something has changed, or needs Python."""
+
+    def versions(self) -> list[int]:
+        """Of what is watched, after the last step."""
 
 class Decision:
     """A strategy that was measured for tensors of a kind, and what a block of 16 weights took."""

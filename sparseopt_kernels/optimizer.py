@@ -21,6 +21,7 @@ from .gradients import Gradients
 from .masks import Masks, check_mask
 from .neurons import Correction
 from .preparation import NOTHING, Prepared, prepare
+from .ready import Ready, ready_again
 from .scalars import Amp, inputs_of, limit_norm
 from .snapshot import Look, Snapshot, look, versions_of
 
@@ -103,6 +104,7 @@ class SparseOpt(Optimizer):
     _prepared: Prepared
     _snapshot: Snapshot | None  # of the last step; None: all is to be looked at before the next one
     _versions: list[int] | None  # of what is watched, after the last step; None: it was broken off
+    _ready: Ready | None  # the last step, to be made again; then it knows those two
     _uncompiled_update: Callable[[], None]
 
     def __init__(
@@ -134,7 +136,7 @@ class SparseOpt(Optimizer):
         self._masks = {} if masks is None else masks
         self._feeding_norm = None if feeding_norm is None else _parameters_in(feeding_norm)
         self._warned = set()
-        self._prepared, self._snapshot, self._versions = NOTHING, None, None
+        self._prepared, self._snapshot, self._versions, self._ready = NOTHING, None, None, None
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -224,14 +226,40 @@ class SparseOpt(Optimizer):
         return loss
 
     def _update(self) -> None:
-        """What changed since the last step is prepared anew; then the step is made."""
+        """Make the step: the last one again, or what changed since then is prepared anew first."""
+        if self._made_again():
+            return
         found = self._look()
         if found.snapshot is None or found.snapshot != self._snapshot or found.versions != self._versions:
             self._prepare()
             found = self._look()
         self._snapshot = self._versions = None  # until the step has come to its end
         self._make_step(found.gradients)
-        self._snapshot, self._versions = found.snapshot, versions_of(self._prepared.watched)
+        if found.snapshot is not None:
+            self._ready = ready_again(
+                self._prepared, found.snapshot, self.param_groups, self.state, self._masks
+            )
+        if self._ready is None:
+            self._snapshot, self._versions = found.snapshot, versions_of(self._prepared.watched)
+
+    def _made_again(self) -> bool:
+        """Whether the last step could be made again, and was."""
+        ready, self._ready = self._ready, None  # until it has come to its end
+        if ready is None:
+            return False
+        grad_scale, found_inf = self._amp()
+        if (
+            grad_scale is None
+            and found_inf is None
+            and ready.make(self.param_groups, self.state, self._masks)
+        ):
+            self._ready = ready
+            return True
+        self._snapshot, self._versions = ready.snapshot, ready.versions()
+        return False
+
+    def _amp(self) -> Amp:
+        return Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
 
     def _look(self) -> Look:
         prepared = self._prepared
@@ -259,7 +287,7 @@ class SparseOpt(Optimizer):
     def _make_step(self, gradients: Gradients) -> None:
         """Update what is prepared, unless the host knows that AMP skips the step."""
         prepared, batches = self._prepared, self._prepared.batches
-        amp = Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        amp = self._amp()
         # Whether a first step with dampening was made decides on the next one: it is worth waiting for.
         if amp.found_inf is not None and (prepared.on_host or prepared.is_first_step):
             if amp.found_inf.item() != 0:  # a sum over devices: may exceed 1
@@ -325,7 +353,7 @@ class SparseOpt(Optimizer):
         for i, group in enumerate(self.param_groups):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
-        self._snapshot = self._versions = None
+        self._snapshot = self._versions = self._ready = None
         if former is None:  # a copy: load_state_dict does not change which parameters had a gradient
             self._prepared = NOTHING
         self._leave_out_of_graphs()

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from . import tensor_memory
 from .gradients import Gradients, read_gradients
 from .masks import Masks
-from .tensor_memory import READER, memory_of
+from .tensor_memory import memory_of
 
 if TYPE_CHECKING:
     from ._native import StepReader
@@ -83,16 +84,20 @@ def look(
         parameters: those that were last found in ``groups``, each once.
         watched: tensors whose values matter, besides the masks: masked parameters and their buffers.
     """
-    if isinstance(masks, Masks):
-        owners, mask_tensors = [], masks.tensors()
-    else:
-        owners, mask_tensors = [*masks], [*masks.values()]
-    if _READER is not None and isinstance(state, dict):
-        found = _READER.read(groups, state, owners, mask_tensors, parameters, watched)
+    owners, mask_tensors = owners_and_masks(masks)
+    if READER is not None and isinstance(state, dict):
+        found = READER.read(groups, state, owners, mask_tensors, parameters, watched)
         if found is not None:
             gradients = Gradients(*found[:4])
             return Look(gradients, Snapshot(*found[4:10]), found[10])
     return _look(groups, state, owners, mask_tensors, parameters, watched)
+
+
+def owners_and_masks(masks: Mapping[Parameter, Tensor]) -> tuple[list[Parameter], list[Tensor]]:
+    """All masks, and who has them, if that may change."""
+    if isinstance(masks, Masks):
+        return [], masks.tensors()
+    return [*masks], [*masks.values()]
 
 
 def _look(
@@ -142,11 +147,11 @@ def _buffers(state: State) -> list[Tensor | None]:
 
 
 def _reader() -> StepReader | None:
-    if READER is None:
+    if tensor_memory.READER is None:
         return None
     from ._native import StepReader
 
-    return StepReader(READER)
+    return StepReader(tensor_memory.READER)
 
 
-_READER = _reader()
+READER = _reader()

@@ -146,6 +146,31 @@ MUTANTS = {
         "return (tensor.stride(), 0, ",
         "test_tensor_memory.py::test_what_is_equal_and_what_differs",
     ),
+    # Whether the last step is made again at once.
+    "made-again-though-amp-has-a-verdict": Mutant(
+        "optimizer.py",
+        "        grad_scale, found_inf = self._amp()",
+        "        grad_scale = found_inf = None",
+        "optimizer/test_ready.py::test_a_verdict_of_amp",
+    ),
+    "made-again-with-new-buffers": Mutant(
+        "ready.py",
+        " or prepared.new_buffers",
+        "",
+        "optimizer/test_ready.py::test_most_steps_go_it_and_are_the_same",
+    ),
+    "made-again-with-irregular-gradients": Mutant(
+        "ready.py",
+        " or batch.irregular",
+        "",
+        "optimizer/test_ready.py::test_a_gradient_in_another_memory_format_in_all_steps",
+    ),
+    "made-again-though-broken-off": Mutant(
+        "optimizer.py",
+        "ready, self._ready = self._ready, None  # until",
+        "ready = self._ready  # until",
+        "bad_input/test_failed_steps.py::test_a_step_that_its_device_broke_off",
+    ),
     # What is prepared anew.
     "mask-not-applied-to-the-buffer": Mutant(
         "preparation.py",
@@ -261,7 +286,7 @@ MUTANTS = {
         "optimizer.py",
         "increment_version(prepared.updated)",
         "pass",
-        "optimizer/test_autograd.py::test_autograd_notices_the_update",
+        "optimizer/test_ready.py::test_autograd_notices",
     ),
     "unsupported-tensors-dropped": Mutant(
         "kernels/fallback.py",

@@ -86,8 +86,8 @@ class Step:
 @pytest.fixture(params=["native", "python"])
 def step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Step:
     if request.param == "python":
-        monkeypatch.setattr(snapshot, "_READER", None)
-    elif snapshot._READER is None:
+        monkeypatch.setattr(snapshot, "READER", None)
+    elif snapshot.READER is None:
         pytest.skip("the native library was not built, or this PyTorch has no exchange API of DLPack")
     return Step()
 

@@ -301,7 +301,9 @@ SPARSEOPT_INLINE void store_raw(T* at, Lanes<T> lanes) {
   store_lanes(at, lanes);
 }
 SPARSEOPT_INLINE Lanes<float> load_raw(const uint16_t* at) { return float_of(load_words(at)); }
-SPARSEOPT_INLINE void store_raw(uint16_t* at, Lanes<float> lanes) { store_words(at, bits_of<Words>(lanes.v)); }
+SPARSEOPT_INLINE void store_raw(uint16_t* at, Lanes<float> lanes) {
+  store_words(at, bits_of<Words>(lanes.v));
+}
 
 SPARSEOPT_INLINE Lanes<float> load_lanes(const BFloat16* at) {
   return float_of(bfloat16_to_float(load_words(at)));

@@ -7,6 +7,7 @@ is concluded from the times is in ``conclusions``.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -110,12 +111,14 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
     give = _gradients(contestants[PLAIN].model, dataset, size.batch_size)
     gradients: list[Tensor] = []
     steps = 0
+    steps_of: Counter[str] = Counter()
 
     def prepare(name: str) -> None:
         nonlocal gradients, steps
-        if name == BY_HAND:  # the first of a round
+        if steps_of[name] == steps:  # the first of a round
             gradients = next(give)
             steps += 1
+        steps_of[name] += 1
         contestants[name].take(gradients)
 
     turns = {name: Turn(c.optimizer.step, _called_with(prepare, name)) for name, c in contestants.items()}

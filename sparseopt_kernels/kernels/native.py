@@ -81,17 +81,17 @@ class Native:
 class NativePlan:
     def __init__(self, tensors: Sequence[Tensors], native: list[NativeTensor]) -> None:
         self._tensors = tensors  # whose memory the table refers to
-        self._table = _native.Table(native, [t.group for t in tensors])
+        self.table = _native.Table(native, [t.group for t in tensors])
         self._rules: Sequence[Rule] = ()
         self._native_rules: list[NativeRule] = []  # the same
 
     def step(self, inputs: Inputs) -> None:
         rules = self._known_rules(inputs.rules)
-        _native.step(self._table, inputs.addresses, rules, torch.get_num_threads())
+        _native.step(self.table, inputs.addresses, rules, torch.get_num_threads())
 
     def squared_norm(self, inputs: Inputs) -> Tensor:
         rules = self._known_rules(inputs.rules)
-        norm = _native.squared_norm(self._table, inputs.addresses, rules, torch.get_num_threads())
+        norm = _native.squared_norm(self.table, inputs.addresses, rules, torch.get_num_threads())
         return torch.tensor(norm, dtype=torch.float64)
 
     def _known_rules(self, rules: Sequence[Rule]) -> list[NativeRule]:

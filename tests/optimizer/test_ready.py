@@ -1,0 +1,240 @@
+"""The shortest way of a step: which steps go it, and that they are those of the long way, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from backends import INTERPRETED
+from side_by_side import same_bits
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from sparseopt_kernels import optimizer as optimizer_module
+from sparseopt_kernels import snapshot
+from sparseopt_kernels.optimizer import SparseOpt
+
+pytestmark = [
+    pytest.mark.skipif(snapshot.READER is None, reason="there is no native library that can read tensors"),
+    pytest.mark.skipif(INTERPRETED, reason="nothing here is Triton's"),
+]
+
+
+class Run:
+    """Four parameters in two groups, one without a gradient. Counts how often the long way is gone."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32, **options: Any):
+        self.long = 0
+        look = snapshot.look
+
+        def counted(*arguments: Any) -> Any:
+            self.long += 1
+            return look(*arguments)
+
+        monkeypatch.setattr(optimizer_module, "look", counted)
+        generator = torch.Generator().manual_seed(0)
+        self.generator = generator
+        shapes = [(8, 5), (7,), (3, 2, 3, 3), (4,)]
+        self.params = [Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+        self.masks = {p: torch.rand(p.shape, generator=generator) > 0.5 for p in self.params if p.ndim > 1}
+        groups: list[dict[str, Any]] = [
+            {"params": self.params[:2]},
+            {"params": self.params[2:], "lr": 0.3, "correction": "none"},
+        ]
+        self.optimizer = SparseOpt(
+            groups, **{"lr": 0.1, "momentum": 0.9, **options}, masks=self.masks, backend="cpu"
+        )
+
+    def step(self) -> int:
+        """Make one, and tell how often the optimizer looked at everything in Python."""
+        for p in self.params[:3]:
+            p.grad = torch.randn(p.shape, generator=self.generator).to(p.dtype)
+        before = self.long
+        self.optimizer.step()
+        return self.long - before
+
+    def settle(self) -> Run:
+        for _ in range(3):
+            self.step()
+        return self
+
+    def tensors(self) -> list[Tensor]:
+        states = self.optimizer.state
+        buffers = [states[p].get("momentum_buffer") for p in self.params if p in states]
+        return [p.detach().clone() for p in self.params] + [b.clone() for b in buffers if b is not None]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "without-momentum": {"momentum": 0.0},
+    "nesterov": {"nesterov": True, "maximize": True, "weight_decay": 0.1},
+    "dampening": {"dampening": 0.5, "weight_decay": 1},
+    "ham": {"ham_alpha": 80.0, "ham_beta": 0.1},
+    "unnormalized": {"correction": "unnormalized"},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float64": {"dtype": torch.float64},
+}
+
+
+@pytest.fixture(params=["short", "long"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "long":
+        monkeypatch.setattr(optimizer_module, "ready_again", lambda *_: None)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_most_steps_go_it_and_are_the_same(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Run(monkeypatch, **OPTIONS[options])
+    looks = [short.step() for _ in range(6)]
+    assert looks[2:] == [0] * 4  # the first finds no buffers, the second finds them new
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizer_module, "ready_again", lambda *_: None)
+        long = Run(patch, **OPTIONS[options])
+        assert [long.step() for _ in range(6)][2:] == [1] * 4
+    for a, b in zip(short.tensors(), long.tensors(), strict=True):
+        assert same_bits(a, b)
+
+
+def test_auto_goes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = []
+    for way in ("short", "long"):
+        with monkeypatch.context() as patch:
+            if way == "long":
+                patch.setattr(optimizer_module, "ready_again", lambda *_: None)
+            run = Run(patch)
+            feeding = {"0": run.params[0]}
+            groups = [{"params": run.params[:2]}, {"params": run.params[2:]}]
+            run.optimizer = SparseOpt(
+                groups,
+                lr=0.1,
+                momentum=0.9,
+                masks=run.masks,
+                correction="auto",
+                feeding_norm=feeding,
+                backend="cpu",
+            )
+            run.settle()
+            assert run.step() == (way == "long")
+            ways.append(run.tensors())
+    for a, b in zip(*ways, strict=True):
+        assert same_bits(a, b)
+
+
+def _write(tensor: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(tensor.clone())
+
+
+ONCE: dict[str, Callable[[Run], object]] = {
+    "mask-written": lambda run: _write(run.masks[run.params[0]]),
+    "weight-written": lambda run: _write(run.params[0]),
+    "mask-replaced": lambda run: run.masks.update({run.params[0]: run.masks[run.params[0]].clone()}),
+    "mask-gone": lambda run: run.masks.pop(run.params[0]),
+    "momentum-off": lambda run: run.optimizer.param_groups[0].update(momentum=0.0),
+    "correction": lambda run: run.optimizer.param_groups[0].update(correction="none"),
+    "new-group": lambda run: run.optimizer.add_param_group({"params": [Parameter(torch.ones(3))]}),
+    "state-loaded": lambda run: run.optimizer.load_state_dict(run.optimizer.state_dict()),
+}
+
+
+@pytest.mark.parametrize("change", ONCE)
+def test_a_change_takes_the_long_way_once(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch).settle()
+    assert run.step() == 0
+    ONCE[change](run)
+    assert run.step() > 0
+    assert run.step() == 0
+
+
+ALWAYS: dict[str, Callable[[Run], object]] = {
+    "lr-tensor": lambda run: run.optimizer.param_groups[0].update(lr=torch.tensor(0.1)),
+    "max-grad-norm": lambda run: run.optimizer.param_groups[1].update(max_grad_norm=1.0),
+    "grad-scale": lambda run: setattr(run.optimizer, "grad_scale", torch.tensor(2.0)),
+    "found-inf": lambda run: setattr(run.optimizer, "found_inf", torch.tensor(0.0)),
+}
+
+
+@pytest.mark.parametrize("option", ALWAYS)
+def test_what_takes_more_than_the_native_library(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch).settle()
+    ALWAYS[option](run)
+    assert [run.step() > 0 for _ in range(3)] == [True] * 3
+
+
+def test_hyperparameters_may_change_at_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, momentum=0.0).settle()
+    p = run.params[1]
+    for lr in (1.0, 2, 0.0):
+        run.optimizer.param_groups[0]["lr"] = lr
+        before = p.detach().clone()
+        assert run.step() == 0
+        assert p.grad is not None
+        assert torch.equal(p, torch.addcmul(before, p.grad, torch.tensor(-float(lr))))
+
+
+def test_a_negated_gradient(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, momentum=0.0).settle()
+    p = run.params[1]
+    before = p.detach().clone()
+    p.grad = torch.complex(torch.zeros(7), torch.ones(7)).conj().imag
+    run.optimizer.step()
+    assert torch.equal(p, before + torch.tensor(0.1))
+
+
+def test_a_gradient_in_another_memory_format_in_all_steps(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, momentum=0.0)
+    p = run.params[2]
+    for _ in range(4):
+        before = p.detach().clone()
+        p.grad = torch.randn(p.shape).to(memory_format=torch.channels_last)
+        run.optimizer.step()
+        want = torch.addcmul(before, p.grad, torch.tensor(-0.3)) * run.masks[p]
+        torch.testing.assert_close(p.detach(), want)
+
+
+def test_a_verdict_of_amp(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch).settle()
+    before = run.tensors()
+    run.optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    run.step()
+    for a, b in zip(run.tensors(), before, strict=True):
+        assert same_bits(a, b)
+    del run.optimizer.found_inf  # type: ignore[attr-defined]
+    run.step()
+    assert not torch.equal(run.params[0], before[0])
+
+
+def test_gradients_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch).settle()
+    assert run.step() == 0
+    gradient = run.params[0].grad
+    assert gradient is not None
+    held = weakref.ref(gradient)
+    run.optimizer.zero_grad()
+    del gradient
+    assert held() is None
+
+
+def test_a_copy_goes_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch).settle()
+    before = run.tensors()
+    other = copy.deepcopy(run.optimizer)
+    for p in other.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    for _ in range(3):
+        other.step()
+    for a, b in zip(run.tensors(), before, strict=True):
+        assert same_bits(a, b)
+
+
+def test_autograd_notices(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch).settle()
+    loss = (run.params[1] ** 2).sum()
+    assert run.step() == (way == "long")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
