@@ -10,8 +10,10 @@
 namespace sparseopt::cpu {
 namespace {
 
-constexpr size_t kSamples = 4;         // steps with each strategy: the first may have to fetch its memory
-constexpr double kClearlyLess = 0.95;  // so few samples tell smaller differences by chance
+constexpr size_t kSamples = 4;  // steps with each strategy: the first may have to fetch its memory
+// So few samples tell smaller differences by chance. Then it is the list where it fetches less than half of the
+// memory: it gains where other programs use the memory, too.
+constexpr double kClearlyLess = 0.95;
 
 struct Cell {
   Kind kind;
@@ -34,8 +36,8 @@ double least(const std::vector<double>& values) { return *std::min_element(value
 
 Decision decide(const Cell& cell) {
   const double stream_ns = least(cell.stream_ns), list_ns = least(cell.list_ns);
-  return {cell.kind, list_ns < kClearlyLess * stream_ns ? Strategy::kList : Strategy::kStream, stream_ns,
-          list_ns};
+  const double at_most = cell.kind.live_share < 0.5 ? 1 / kClearlyLess : kClearlyLess;
+  return {cell.kind, list_ns < at_most * stream_ns ? Strategy::kList : Strategy::kStream, stream_ns, list_ns};
 }
 
 std::optional<Strategy> asked_for() {
