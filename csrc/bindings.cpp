@@ -147,33 +147,24 @@ PYBIND11_MODULE(_native, module) {
       .def(py::init<const py::capsule&, const py::type&, const py::type&>(), py::arg("exchange_api"),
            py::arg("tensor"), py::arg("parameter"))
       .def("read", &MemoryReader::read, py::arg("tensors"));
+  py::class_<Snapshot>(module, "Snapshot")
+      .def("__eq__", &Snapshot::operator==, py::arg("other"), py::is_operator());
+  py::class_<Optimizer>(module, "Optimizer")
+      .def(py::init([](py::object groups, py::object state, py::list mask_owners, py::list masks,
+                       py::list parameters, py::list watched) {
+             return Optimizer{groups, state, mask_owners, masks, parameters, watched};
+           }),
+           py::arg("groups"), py::arg("state"), py::arg("mask_owners"), py::arg("masks"),
+           py::arg("parameters"), py::arg("watched"));
   py::class_<StepReader>(module, "StepReader")
       .def(py::init<const MemoryReader&>(), py::arg("memory"))
-      .def(
-          "read",
-          [](const StepReader& reader, const py::list& groups, const py::dict& state,
-             const py::list& mask_owners, const py::list& masks, const py::list& parameters,
-             const py::list& watched) {
-            return reader.read({groups, state, mask_owners, masks}, parameters, watched);
-          },
-          py::arg("groups"), py::arg("state"), py::arg("mask_owners"), py::arg("masks"),
-          py::arg("parameters"), py::arg("watched"));
+      .def("read", &StepReader::read, py::arg("optimizer"));
   py::class_<ReadyStep>(module, "ReadyStep")
-      .def(py::init<const StepReader&, const Table&, std::vector<size_t>, py::list, py::list, py::list,
-                    py::object>(),
-           py::arg("reader"), py::arg("table"), py::arg("positions"), py::arg("parameters"),
-           py::arg("watched"), py::arg("updated"), py::arg("increment_version"), py::keep_alive<1, 3>())
-      .def(
-          "remember",
-          [](ReadyStep& step, const py::list& groups, const py::dict& state, const py::list& mask_owners,
-             const py::list& masks) { return step.remember({groups, state, mask_owners, masks}); },
-          py::arg("groups"), py::arg("state"), py::arg("mask_owners"), py::arg("masks"))
-      .def(
-          "make",
-          [](ReadyStep& step, const py::list& groups, const py::dict& state, const py::list& mask_owners,
-             const py::list& masks,
-             int threads) { return step.make({groups, state, mask_owners, masks}, threads); },
-          py::arg("groups"), py::arg("state"), py::arg("mask_owners"), py::arg("masks"), py::arg("threads"))
+      .def(py::init<const StepReader&, const Table&, std::vector<size_t>, Snapshot, std::vector<int64_t>>(),
+           py::arg("reader"), py::arg("table"), py::arg("positions"), py::arg("snapshot"),
+           py::arg("versions"), py::keep_alive<1, 3>())
+      .def("make", &ReadyStep::make, py::arg("optimizer"), py::arg("updated"), py::arg("increment_version"),
+           py::arg("threads"))
       .def("versions", &ReadyStep::versions);
 
   define_over_table(module, "step", step);

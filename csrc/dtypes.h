@@ -18,12 +18,13 @@ struct Half {
   uint16_t bits;
 };
 
-// The float, or vector of floats, whose bits a Word holds.
+// The float, or vector of floats, whose bits a Word holds; and the signed integer of its size.
 template <class Word>
 struct FloatOf;
 template <>
 struct FloatOf<uint32_t> {
   using type = float;
+  using Signed = int32_t;
 };
 
 template <class Word>
@@ -40,6 +41,13 @@ SPARSEOPT_INLINE Word bits_of(typename FloatOf<Word>::type value) {
   return bits;
 }
 
+// a < b, of words below 2^31: processors compare vectors of signed integers alone.
+template <class Word>
+SPARSEOPT_INLINE auto is_less(Word a, Word b) {
+  using Signed = typename FloatOf<Word>::Signed;
+  return Signed(a) < Signed(b);
+}
+
 template <class Word>
 SPARSEOPT_INLINE Word bfloat16_to_float(Word stored) {
   return stored << 16;
@@ -48,8 +56,8 @@ SPARSEOPT_INLINE Word bfloat16_to_float(Word stored) {
 template <class Word>
 SPARSEOPT_INLINE Word float_to_bfloat16(Word bits) {
   const Word rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Word nan = Word{} + 0x7fc0u;
-  return (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+  const Word nan = Word{} + 0x7fc0u, infinity = Word{} + 0x7f800000u;
+  return is_less<Word>(infinity, bits & 0x7fffffffu) ? nan : rounded;
 }
 
 template <class Word>
@@ -70,13 +78,14 @@ template <class Word>
 SPARSEOPT_INLINE Word float_to_half(Word bits) {
   const Word magnitude = bits & 0x7fffffffu;
   const Word nan = Word{} + 0x7e00u, infinity = Word{} + 0x7c00u;
-  const Word special = magnitude > 0x7f800000u ? nan : infinity;
+  const auto limit = [](uint32_t bits) { return Word{} + bits; };
+  const Word special = is_less(limit(0x7f800000u), magnitude) ? nan : infinity;
   // Adding 0.5 leaves a subnormal half in the low mantissa bits, rounded by the addition itself.
   const Word a_half = Word{} + (126u << 23);
   const Word subnormal = bits_of<Word>(float_of<Word>(magnitude) + float_of<Word>(a_half)) - a_half;
   const Word normal = (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const Word finite = magnitude < 0x38800000u ? subnormal : normal;
-  const Word half = magnitude >= 0x47800000u ? special : finite;
+  const Word finite = is_less(magnitude, limit(0x38800000u)) ? subnormal : normal;
+  const Word half = is_less(magnitude, limit(0x47800000u)) ? finite : special;
   return half | ((bits >> 16) & 0x8000u);
 }
 

@@ -8,47 +8,51 @@ namespace py = pybind11;
 namespace sparseopt {
 namespace {
 
-// The value of a group, where it is a plain number: a tensor, say, is not.
-bool read_number(py::handle group, const char* name, double& to) {
-  PyObject* value = PyDict_GetItemString(group.ptr(), name);
-  if (value == nullptr || !(PyFloat_CheckExact(value) || PyLong_CheckExact(value))) return false;
-  to = PyFloat_AsDouble(value);
-  const bool fits = !PyErr_Occurred();
+// The value of a group, where it is a number of Python: a tensor is not.
+bool read_number(py::handle group, const py::str& name, double& to) {
+  const py::handle value = item(group, name);
+  if (!value || !(PyFloat_Check(value.ptr()) || PyLong_Check(value.ptr()))) return false;
+  to = PyFloat_AsDouble(value.ptr());
+  const bool fits = PyErr_Occurred() == nullptr;
   PyErr_Clear();
   return fits;
 }
 
-bool read_bool(py::handle group, const char* name, bool& to) {
-  PyObject* value = PyDict_GetItemString(group.ptr(), name);
-  to = value == Py_True;
-  return value != nullptr && PyBool_Check(value);
+bool read_bool(py::handle group, const py::str& name, bool& to) {
+  const py::handle value = item(group, name);
+  to = value.ptr() == Py_True;
+  return value && PyBool_Check(value.ptr());
 }
 
-// The rule of a group; sets `is_auto` where layers decide on the correction. False if it is not as simple as
-// it mostly is.
+// False where a group asks for what is not known here. Sets `is_auto` where layers decide on the correction.
 bool read_rule(py::handle group, cpu::Rule& rule, bool& is_auto) {
-  if (PyDict_GetItemString(group.ptr(), "max_grad_norm") != Py_None) return false;
-  const auto correction = py::cast<std::string>(PyDict_GetItemString(group.ptr(), "correction"));
-  is_auto |= correction == "auto";
-  rule.correction = correction == "auto" ? Correction::kLayer : correction_named(correction);
+  const Names& key = names();
+  if (!PyDict_Check(group.ptr()) || item(group, key.max_grad_norm).ptr() != Py_None) return false;
+  const py::handle correction = item(group, key.correction);
+  if (!correction || !PyUnicode_Check(correction.ptr())) return false;
+  const auto name = py::cast<std::string>(correction);
+  is_auto |= name == "auto";
+  rule.correction = name == "none"           ? Correction::kNone
+                    : name == "unnormalized" ? Correction::kUnnormalized
+                                             : Correction::kLayer;
   rule.gamma = 1.0;
-  return read_number(group, "lr", rule.lr) && read_number(group, "momentum", rule.momentum) &&
-         read_number(group, "dampening", rule.dampening) &&
-         read_number(group, "weight_decay", rule.weight_decay) &&
-         read_bool(group, "nesterov", rule.nesterov) && read_bool(group, "maximize", rule.maximize) &&
-         read_number(group, "ham_alpha", rule.ham_alpha) && read_number(group, "ham_beta", rule.ham_beta);
+  return read_number(group, key.lr, rule.lr) && read_number(group, key.momentum, rule.momentum) &&
+         read_number(group, key.dampening, rule.dampening) &&
+         read_number(group, key.weight_decay, rule.weight_decay) &&
+         read_bool(group, key.nesterov, rule.nesterov) && read_bool(group, key.maximize, rule.maximize) &&
+         read_number(group, key.ham_alpha, rule.ham_alpha) && read_number(group, key.ham_beta, rule.ham_beta);
 }
 
 // Those of all groups; once more without a correction, where layers decide.
-bool read_rules(const py::list& groups, std::vector<cpu::Rule>& rules) {
+bool read_rules(py::handle groups, std::vector<cpu::Rule>& rules) {
+  if (!PyList_Check(groups.ptr())) return false;
   bool has_auto = false;
-  rules.reserve(2 * groups.size());
-  for (const py::handle group : groups) {
+  for (const py::handle group : py::reinterpret_borrow<py::list>(groups)) {
     rules.emplace_back();
     if (!read_rule(group, rules.back(), has_auto)) return false;
   }
-  if (!has_auto) return true;
-  for (size_t i = 0; i < groups.size(); ++i) {
+  const size_t count = rules.size();
+  for (size_t i = 0; has_auto && i < count; ++i) {
     rules.push_back(rules[i]);
     rules.back().correction = Correction::kNone;
   }
@@ -58,26 +62,19 @@ bool read_rules(const py::list& groups, std::vector<cpu::Rule>& rules) {
 }  // namespace
 
 ReadyStep::ReadyStep(const StepReader& reader, const cpu::Table& table, std::vector<size_t> positions,
-                     py::list parameters, py::list watched, py::list updated, py::object increment_version)
+                     Snapshot snapshot, std::vector<int64_t> versions)
     : reader_(reader),
       table_(table),
       positions_(std::move(positions)),
-      parameters_(std::move(parameters)),
-      watched_(std::move(watched)),
-      updated_(std::move(updated)),
-      increment_version_(std::move(increment_version)) {}
+      snapshot_(std::move(snapshot)),
+      versions_(std::move(versions)) {}
 
-bool ReadyStep::remember(const Optimizer& optimizer) {
-  const bool is_known = reader_.look(optimizer, parameters_, watched_, last_);
-  last_.gradients.clear();  // nobody else may need them any more
-  return is_known;
-}
-
-bool ReadyStep::make(const Optimizer& optimizer, int threads) {
-  Look found;
+bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const py::object& increment_version,
+                     int threads) {
   std::vector<cpu::Rule> rules;
-  if (!reader_.look(optimizer, parameters_, watched_, found) || found.any_negated ||
-      !found.same_step(last_) || !read_rules(optimizer.groups, rules))
+  Look found;
+  if (!read_rules(optimizer.groups, rules) || !reader_.look(optimizer, found) || found.any_negated ||
+      !(found.snapshot == snapshot_) || found.versions != versions_)
     return false;
   std::vector<const cpu::Rule*> rule_of;
   rule_of.reserve(rules.size());
@@ -92,8 +89,8 @@ bool ReadyStep::make(const Optimizer& optimizer, int threads) {
     cpu::step(updates, threads);
   }
   // Kernels write through pointers: autograd must still notice a weight that changed under it.
-  increment_version_(updated_);
-  read_versions(watched_, last_.versions);
+  increment_version(updated);
+  read_versions(optimizer.watched, versions_);
   return true;
 }
 

@@ -11,33 +11,28 @@
 
 namespace sparseopt {
 
+// It holds nothing that may refer back to the optimizer: Python's garbage collector does not see into it.
 class ReadyStep {
  public:
-  // After a step that updated the tensors of `table`; `positions` are those of their gradients among those of
-  // `parameters`, and `watched` is what else the step depends on. `increment_version` is called with
-  // `updated` after each step that is made here.
+  // A step was made that updated the tensors of `table`, depends on `snapshot`, and left what is watched with
+  // `versions`. `positions` are those of the tensors among the optimizer's parameters.
   ReadyStep(const StepReader& reader, const cpu::Table& table, std::vector<size_t> positions,
-            pybind11::list parameters, pybind11::list watched, pybind11::list updated,
-            pybind11::object increment_version);
+            Snapshot snapshot, std::vector<int64_t> versions);
 
-  // Takes the state in which the optimizer is now for the one in which the step can be made again. False if
-  // something is not as expected.
-  bool remember(const Optimizer& optimizer);
-
-  // Makes a step. False, and nothing has happened, if it is not the same step any more, or needs what is not
-  // known here: it is to be made in Python.
-  bool make(const Optimizer& optimizer, int threads);
+  // Makes a step, and calls `increment_version` with `updated` then. False, and nothing has happened, if it
+  // is not the same step any more, or needs what is not known here: it is to be made in Python.
+  bool make(const Optimizer& optimizer, const pybind11::list& updated,
+            const pybind11::object& increment_version, int threads);
 
   // Of what is watched, after the last step.
-  const std::vector<int64_t>& versions() const { return last_.versions; }
+  const std::vector<int64_t>& versions() const { return versions_; }
 
  private:
   StepReader reader_;
   const cpu::Table& table_;
   std::vector<size_t> positions_;
-  pybind11::list parameters_, watched_, updated_;
-  pybind11::object increment_version_;
-  Look last_;
+  Snapshot snapshot_;
+  std::vector<int64_t> versions_;
 };
 
 }  // namespace sparseopt

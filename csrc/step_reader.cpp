@@ -1,6 +1,9 @@
 #include "step_reader.h"
 
+#include <pybind11/stl.h>
+
 #include <optional>
+#include <utility>
 
 namespace py = pybind11;
 
@@ -34,27 +37,12 @@ bool add_string(std::string& to, py::handle string) {
   return true;
 }
 
-// Attributes and keys, made into Python strings once.
-struct Names {
-  py::str params{"params"}, momentum{"momentum"}, dampening{"dampening"}, correction{"correction"},
-      momentum_buffer{"momentum_buffer"}, grad{"grad"}, version{"_version"}, is_neg{"is_neg"};
-};
-
-const Names& names() {
-  static const Names* names = new Names;  // never destroyed: Python may be gone by then
-  return *names;
-}
-
 py::object attribute(py::handle object, const py::str& name) {
   return py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
 }
 
 py::object attribute_called(py::handle object, const py::str& name) {
   return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), name.ptr()));
-}
-
-py::handle item(py::handle dict, const py::str& key) {
-  return PyDict_GetItemWithError(dict.ptr(), key.ptr());
 }
 
 // Whether Python takes it for true; none, and no error set, where it is null or cannot tell.
@@ -77,7 +65,7 @@ bool add_group(std::string& to, py::handle group) {
   return add_string(to, correction);
 }
 
-bool add_state(std::string& keys, std::string& memory, const MemoryReader& reader, const py::dict& state) {
+bool add_state(std::string& keys, std::string& memory, const MemoryReader& reader, py::handle state) {
   PyObject *key, *own;
   Py_ssize_t position = 0;
   while (PyDict_Next(state.ptr(), &position, &key, &own)) {
@@ -89,14 +77,18 @@ bool add_state(std::string& keys, std::string& memory, const MemoryReader& reade
   return true;
 }
 
-py::list numbers(const std::vector<int64_t>& values) {
-  py::list found(values.size());
-  for (size_t i = 0; i < values.size(); ++i)
-    PyList_SET_ITEM(found.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(values[i]));
-  return found;
+}  // namespace
+
+const Names& names() {
+  static const Names* names = new Names;  // never destroyed: Python may be gone by then
+  return *names;
 }
 
-}  // namespace
+py::handle item(py::handle dict, const py::str& key) {
+  PyObject* value = PyDict_GetItemWithError(dict.ptr(), key.ptr());
+  if (value == nullptr) PyErr_Clear();
+  return value;
+}
 
 bool read_versions(const py::list& tensors, std::vector<int64_t>& versions) {
   versions.clear();
@@ -112,17 +104,18 @@ bool read_versions(const py::list& tensors, std::vector<int64_t>& versions) {
   return true;
 }
 
-bool StepReader::look(const Optimizer& optimizer, const py::list& parameters, const py::list& watched,
-                      Look& found) const {
-  const size_t count = parameters.size();
-  found.memory.reserve((2 * count + optimizer.masks.size()) * MemoryReader::kTypicalBytes);
-  found.layout.reserve(count * MemoryReader::kTypicalBytes);
+bool StepReader::look(const Optimizer& optimizer, Look& found) const {
+  Snapshot& snapshot = found.snapshot;
+  if (!PyList_Check(optimizer.groups.ptr()) || !PyDict_Check(optimizer.state.ptr())) return false;
+  const size_t count = optimizer.parameters.size();
+  snapshot.memory.reserve((2 * count + optimizer.masks.size()) * MemoryReader::kTypicalBytes);
+  snapshot.gradients.reserve(count * MemoryReader::kTypicalBytes);
   found.addresses.reserve(count * sizeof(uintptr_t));
   found.gradients.reserve(count);
-  for (const py::handle parameter : parameters) {
-    if (!memory_.append(parameter, found.memory, found.memory)) return false;  // now its type is known
+  for (const py::handle parameter : optimizer.parameters) {
+    if (!memory_.append(parameter, snapshot.memory, snapshot.memory)) return false;  // now its type is known
     py::object gradient = attribute(parameter, names().grad);
-    if (!gradient || !memory_.append(gradient, found.layout, found.addresses)) {
+    if (!gradient || !memory_.append(gradient, snapshot.gradients, found.addresses)) {
       PyErr_Clear();
       return false;
     }
@@ -133,27 +126,21 @@ bool StepReader::look(const Optimizer& optimizer, const py::list& parameters, co
     }
     found.gradients.push_back(std::move(gradient));
   }
-  for (const py::handle group : optimizer.groups)
-    if (!add_group(found.groups, group)) return false;
-  add_objects(found.masked, optimizer.mask_owners);
-  if (!add_state(found.stateful, found.memory, memory_, optimizer.state)) return false;
+  for (const py::handle group : py::reinterpret_borrow<py::list>(optimizer.groups))
+    if (!add_group(snapshot.groups, group)) return false;
+  add_objects(snapshot.masked, optimizer.mask_owners);
+  if (!add_state(snapshot.stateful, snapshot.memory, memory_, optimizer.state)) return false;
   for (const py::handle mask : optimizer.masks)
-    if (!memory_.append(mask, found.memory, found.memory)) return false;
-  return read_versions(optimizer.masks, found.mask_versions) && read_versions(watched, found.versions);
+    if (!memory_.append(mask, snapshot.memory, snapshot.memory)) return false;
+  return read_versions(optimizer.masks, snapshot.mask_versions) &&
+         read_versions(optimizer.watched, found.versions);
 }
 
-py::object StepReader::read(const Optimizer& optimizer, const py::list& parameters,
-                            const py::list& watched) const {
+py::object StepReader::read(const Optimizer& optimizer) const {
   Look found;
-  if (!look(optimizer, parameters, watched, found)) return py::none();
-  py::list gradients(found.gradients.size());
-  for (size_t i = 0; i < found.gradients.size(); ++i)
-    PyList_SET_ITEM(gradients.ptr(), static_cast<Py_ssize_t>(i), found.gradients[i].release().ptr());
-  const py::bytes layout(found.layout);
-  return py::make_tuple(gradients, layout, py::bytes(found.addresses), found.any_negated,
-                        py::bytes(found.groups), py::bytes(found.masked), py::bytes(found.stateful),
-                        py::bytes(found.memory), layout, numbers(found.mask_versions),
-                        numbers(found.versions));
+  if (!look(optimizer, found)) return py::none();
+  return py::make_tuple(found.gradients, py::bytes(found.addresses), found.any_negated,
+                        std::move(found.snapshot), found.versions);
 }
 
 }  // namespace sparseopt

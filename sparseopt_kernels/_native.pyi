@@ -62,46 +62,47 @@ class MemoryReader:
     def read(self, tensors: Sequence[object]) -> tuple[bytes, bytes] | None:
         """Layouts and addresses of tensors and Nones; None where one of them cannot be read."""
 
-class StepReader:
-    """Reads what ``snapshot.py`` needs at every step."""
+class Snapshot:
+    """The one of ``snapshot.py``, to be compared."""
 
-    def __init__(self, memory: MemoryReader) -> None: ...
-    def read(
+class Optimizer:
+    """What a step is made of: see ``snapshot.look``. To be thrown away after the call that it is for, because
+    the garbage collector does not see into it."""
+
+    def __init__(
         self,
-        groups: list[dict[str, Any]],
-        state: dict[Any, Any],
+        groups: object,
+        state: object,
         mask_owners: list[Any],
         masks: list[Any],
         parameters: list[Any],
         watched: list[Any],
-    ) -> tuple[Any, ...] | None:
-        """The fields of a ``Gradients``, then those of a ``Snapshot``, then the versions of what is watched;
-        None where something is not as expected."""
+    ) -> None: ...
+
+class StepReader:
+    """Reads what ``snapshot.py`` needs at every step."""
+
+    def __init__(self, memory: MemoryReader) -> None: ...
+    def read(self, optimizer: Optimizer) -> tuple[list[Any], bytes, bool, Snapshot, list[int]] | None:
+        """Gradients, their addresses, whether one is lazily negated, the snapshot, and the versions of what
+        is watched; None where something is not as expected."""
 
 class ReadyStep:
-    """A step that is ready to be made again: see ``ready.py``."""
+    """A step that was made, to be made again: see ``ready.py``."""
 
     def __init__(
         self,
         reader: StepReader,
         table: Table,
         positions: list[int],
-        parameters: list[Any],
-        watched: list[Any],
-        updated: list[Any],
-        increment_version: Callable[[list[Any]], None],
+        snapshot: Snapshot,
+        versions: list[int],
     ) -> None: ...
-    def remember(
-        self, groups: list[dict[str, Any]], state: dict[Any, Any], mask_owners: list[Any], masks: list[Any]
-    ) -> bool:
-        """Take what is there now for what the step can be made again with. False if it never can."""
-
     def make(
         self,
-        groups: list[dict[str, Any]],
-        state: dict[Any, Any],
-        mask_owners: list[Any],
-        masks: list[Any],
+        optimizer: Optimizer,
+        updated: list[Any],
+        increment_version: Callable[[list[Any]], None],
         threads: int,
     ) -> bool:
         """Make it. False, and nothing has happened, if something has changed, or needs Python."""

@@ -18,15 +18,16 @@ class Gradients(NamedTuple):
     """Those of some parameters, in their order, and where they lie."""
 
     tensors: list[Tensor | None]
-    layout: object
     addresses: bytes
     any_negated: bool
     """Whether one of them is to be read with the other sign: no memory tells that."""
 
 
-def read_gradients(parameters: Sequence[Parameter]) -> Gradients:
+def read_gradients(parameters: Sequence[Parameter]) -> tuple[Gradients, object]:
+    """The gradients, and the layout of their memory."""
     tensors = [p.grad for p in parameters]
-    return Gradients(tensors, *memory_of(tensors), any(t is not None and t.is_neg() for t in tensors))
+    layout, addresses = memory_of(tensors)
+    return Gradients(tensors, addresses, any(t is not None and t.is_neg() for t in tensors)), layout
 
 
 def is_regular(gradient: Tensor, parameter: Tensor) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from .preparation import NOTHING, Prepared, prepare
 from .ready import Ready, ready_again
 from .scalars import Amp, inputs_of, limit_norm
 from .snapshot import Look, Snapshot, look, versions_of
+
+if TYPE_CHECKING:
+    from ._native import Snapshot as NativeSnapshot
 
 _CORRECTIONS = (*get_args(Correction), "auto")
 
@@ -102,9 +105,10 @@ class SparseOpt(Optimizer):
     _feeding_norm: set[Parameter] | None
     _warned: set[Parameter]  # of the masks of these there was a warning
     _prepared: Prepared
-    _snapshot: Snapshot | None  # of the last step; None: all is to be looked at before the next one
-    _versions: list[int] | None  # of what is watched, after the last step; None: it was broken off
-    _ready: Ready | None  # the last step, to be made again; then it knows those two
+    _ready: Ready | None  # the last step, to be made again
+    _snapshot: Snapshot | NativeSnapshot | None  # of the last step; None: there was none
+    _masks_found: list[Tensor]  # of which it was taken
+    _versions: list[int] | None  # of what is watched, after it; None: it was broken off, or _ready knows them
     _uncompiled_update: Callable[[], None]
 
     def __init__(
@@ -137,6 +141,7 @@ class SparseOpt(Optimizer):
         self._feeding_norm = None if feeding_norm is None else _parameters_in(feeding_norm)
         self._warned = set()
         self._prepared, self._snapshot, self._versions, self._ready = NOTHING, None, None, None
+        self._masks_found = []
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -233,29 +238,22 @@ class SparseOpt(Optimizer):
         if found.snapshot is None or found.snapshot != self._snapshot or found.versions != self._versions:
             self._prepare()
             found = self._look()
-        self._snapshot = self._versions = None  # until the step has come to its end
+        self._versions = None  # until the step has come to its end
         self._make_step(found.gradients)
-        if found.snapshot is not None:
-            self._ready = ready_again(
-                self._prepared, found.snapshot, self.param_groups, self.state, self._masks
-            )
-        if self._ready is None:
-            self._snapshot, self._versions = found.snapshot, versions_of(self._prepared.watched)
+        versions = versions_of(self._prepared.watched)
+        self._ready = ready_again(self._prepared, found, versions)
+        self._snapshot, self._masks_found = found.snapshot, found.masks
+        self._versions = versions if self._ready is None else None
 
     def _made_again(self) -> bool:
         """Whether the last step could be made again, and was."""
         ready, self._ready = self._ready, None  # until it has come to its end
         if ready is None:
             return False
-        grad_scale, found_inf = self._amp()
-        if (
-            grad_scale is None
-            and found_inf is None
-            and ready.make(self.param_groups, self.state, self._masks)
-        ):
+        if self._amp() == (None, None) and ready.make(self.param_groups, self.state, self._masks):
             self._ready = ready
             return True
-        self._snapshot, self._versions = ready.snapshot, ready.versions()
+        self._versions = ready.versions()
         return False
 
     def _amp(self) -> Amp:

@@ -15,57 +15,55 @@ from torch.nn.parameter import Parameter
 from . import snapshot
 from .kernels.native import NativePlan
 from .preparation import Prepared
-from .snapshot import Snapshot, State, owners_and_masks
+from .snapshot import Look, State, owners_and_masks
+
+if snapshot.READER is not None:
+    from . import _native
 
 if TYPE_CHECKING:
     from ._native import ReadyStep
 
 
 class Ready:
-    """The step that was made last, which can be made again; ``snapshot`` is what it depends on."""
+    """A step that was made, to be made again.
 
-    __slots__ = ("_step", "snapshot")
+    Args:
+        step: that of the native library.
+        prepared: what it was prepared from.
+    """
 
-    def __init__(self, step: ReadyStep, snapshot: Snapshot) -> None:
-        self._step, self.snapshot = step, snapshot
+    __slots__ = ("_prepared", "_step")
 
-    def make(
-        self, groups: list[dict[str, Any]], state: dict[Any, Any], masks: Mapping[Parameter, Tensor]
-    ) -> bool:
+    def __init__(self, step: ReadyStep, prepared: Prepared) -> None:
+        self._step, self._prepared = step, prepared
+
+    def make(self, groups: list[dict[str, Any]], state: State, masks: Mapping[Parameter, Tensor]) -> bool:
         """Make the step. False, and nothing has happened, if it is not the same any more."""
-        owners, tensors = owners_and_masks(masks)
-        return self._step.make(groups, state, owners, tensors, torch.get_num_threads())
+        prepared = self._prepared
+        optimizer = _native.Optimizer(
+            groups, state, *owners_and_masks(masks), prepared.parameters, prepared.watched
+        )
+        return self._step.make(optimizer, prepared.updated, increment_version, torch.get_num_threads())
 
     def versions(self) -> list[int]:
         """Of what is watched, after the last step."""
         return self._step.versions()
 
 
-def ready_again(
-    prepared: Prepared,
-    made: Snapshot,
-    groups: list[dict[str, Any]],
-    state: State,
-    masks: Mapping[Parameter, Tensor],
-) -> Ready | None:
-    """What was prepared and made just now, to be made again. None where it takes more than the native
-    library, or must be prepared anew.
+def ready_again(prepared: Prepared, before: Look, versions: list[int]) -> Ready | None:
+    """A step that was made, to be made again. None where it takes more than the native library.
 
     Args:
-        prepared, made: the step, and what it depends on.
-        groups, state, masks: the optimizer's.
+        prepared: what it was prepared from.
+        before: what was found before it.
+        versions: of what is watched, after it.
     """
-    if snapshot.READER is None or len(prepared.batches) != 1 or prepared.new_buffers:
+    if snapshot.READER is None or not isinstance(before.snapshot, _native.Snapshot):
         return None
-    batch = prepared.batches[0]
-    if not isinstance(batch.plan, NativePlan) or batch.irregular or not isinstance(state, dict):
+    if len(prepared.batches) != 1 or prepared.new_buffers or prepared.batches[0].irregular:
         return None
-    if any(group["max_grad_norm"] is not None or isinstance(group["lr"], Tensor) for group in groups):
+    plan, positions = prepared.batches[0].plan, prepared.batches[0].positions
+    if not isinstance(plan, NativePlan):
         return None
-    from ._native import ReadyStep
-
-    table, parameters, watched = batch.plan.table, prepared.parameters, prepared.watched
-    step = ReadyStep(
-        snapshot.READER, table, batch.positions, parameters, watched, prepared.updated, increment_version
-    )
-    return Ready(step, made) if step.remember(groups, state, *owners_and_masks(masks)) else None
+    step = _native.ReadyStep(snapshot.READER, plan.table, positions, before.snapshot, versions)
+    return Ready(step, prepared)

@@ -15,7 +15,10 @@ from .masks import Masks
 from .tensor_memory import memory_of
 
 if TYPE_CHECKING:
-    from ._native import StepReader
+    from ._native import Snapshot as NativeSnapshot
+
+if tensor_memory.READER is not None:
+    from . import _native
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -64,10 +67,12 @@ class Look(NamedTuple):
     """What is found at the beginning of a step."""
 
     gradients: Gradients
-    snapshot: Snapshot | None
+    snapshot: Snapshot | NativeSnapshot | None
     """What the step depends on; None where something in ``masks`` is no mask."""
     versions: list[int]
     """How often each tensor that is watched has been written."""
+    masks: list[Tensor]
+    """To be held for as long as the snapshot is compared: a mapping may make them anew each time."""
 
 
 def look(
@@ -85,11 +90,11 @@ def look(
         watched: tensors whose values matter, besides the masks: masked parameters and their buffers.
     """
     owners, mask_tensors = owners_and_masks(masks)
-    if READER is not None and isinstance(state, dict):
-        found = READER.read(groups, state, owners, mask_tensors, parameters, watched)
+    if READER is not None:
+        found = READER.read(_native.Optimizer(groups, state, owners, mask_tensors, parameters, watched))
         if found is not None:
-            gradients = Gradients(*found[:4])
-            return Look(gradients, Snapshot(*found[4:10]), found[10])
+            tensors, addresses, any_negated, snapshot, versions = found
+            return Look(Gradients(tensors, addresses, any_negated), snapshot, versions, mask_tensors)
     return _look(groups, state, owners, mask_tensors, parameters, watched)
 
 
@@ -109,11 +114,12 @@ def _look(
     watched: list[Tensor],
 ) -> Look:
     """What the native library does, for tensors that it does not know and for an older PyTorch."""
-    gradients, versions = read_gradients(parameters), versions_of(watched)
+    gradients, layout = read_gradients(parameters)
+    versions = versions_of(watched)
     try:
         mask_versions, mask_memory = versions_of(masks), memory_of(masks)
     except (AttributeError, RuntimeError):  # an entry of a dict may be anything, before it is checked
-        return Look(gradients, None, versions)
+        return Look(gradients, None, versions, masks)
     snapshot = Snapshot(
         groups=[
             (
@@ -127,10 +133,10 @@ def _look(
         masked=Identities(owners),
         stateful=Identities(state),
         memory=(memory_of(parameters), memory_of(_buffers(state)), mask_memory),
-        gradients=gradients.layout,
+        gradients=layout,
         mask_versions=mask_versions,
     )
-    return Look(gradients, snapshot, versions)
+    return Look(gradients, snapshot, versions, masks)
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:
@@ -146,12 +152,4 @@ def _buffers(state: State) -> list[Tensor | None]:
         return [own.get("momentum_buffer") for own in state.values() if isinstance(own, dict)]
 
 
-def _reader() -> StepReader | None:
-    if tensor_memory.READER is None:
-        return None
-    from ._native import StepReader
-
-    return StepReader(tensor_memory.READER)
-
-
-READER = _reader()
+READER = None if tensor_memory.READER is None else _native.StepReader(tensor_memory.READER)

@@ -93,10 +93,15 @@ def step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ste
 
 
 def differing(a: Look, b: Look) -> set[str]:
+    """The fields of snapshots that differ; of the native library's, which has no names: {"snapshot"}."""
     assert a.snapshot is not None
     assert b.snapshot is not None
-    fields = {name for name in a.snapshot._fields if getattr(a.snapshot, name) != getattr(b.snapshot, name)}
-    assert (a.snapshot == b.snapshot) == (not fields)
+    fields = {"snapshot"} if a.snapshot != b.snapshot else set()
+    if isinstance(a.snapshot, snapshot.Snapshot):
+        names = a.snapshot._fields
+        found = {name for name in names if getattr(a.snapshot, name) != getattr(b.snapshot, name)}
+        assert bool(found) == bool(fields)
+        fields = found
     return fields | ({"versions"} if a.versions != b.versions else set())
 
 
@@ -126,9 +131,12 @@ CHANGES: dict[str, tuple[Callable[[Step], object], set[str]]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_told(step: Step, change: str) -> None:
     do, fields = CHANGES[change]
-    before, held = step.look(), [*step.masks.values()]  # held, as by what is prepared
+    before = step.look()
     do(step)
-    assert differing(before, step.look()) == fields, held
+    after = step.look()
+    if not isinstance(after.snapshot, snapshot.Snapshot):
+        fields = {field if field == "versions" else "snapshot" for field in fields}
+    assert differing(before, after) == fields
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,8 @@ def test_masks_of_a_model(step: Step) -> None:
     before = step.look()
     assert differing(before, step.look()) == set()
     step.write([*step.masks.values()][1])
-    assert differing(before, step.look()) == {"mask_versions"}
+    assert differing(before, step.look()) <= {"mask_versions", "snapshot"}
+    assert before.snapshot != step.look().snapshot
 
 
 @pytest.mark.parametrize("entry", [3, "mask", None, [torch.ones(2)]], ids=["int", "str", "none", "list"])
@@ -192,8 +201,9 @@ def test_what_is_no_mask(step: Step, entry: object) -> None:
         lambda s: s.set("momentum", torch.tensor(0.9)),
         lambda s: s.set("correction", None),
         lambda s: s.set("params", tuple(s.groups[1]["params"])),
+        lambda s: setattr(s, "groups", tuple(s.groups)),
     ],
-    ids=["gradient", "mask", "key", "tensor-momentum", "correction", "tuple"],
+    ids=["gradient", "mask", "key", "tensor-momentum", "correction", "params-tuple", "groups-tuple"],
 )
 def test_what_the_native_library_may_not_know(step: Step, strange: Callable[[Step], object]) -> None:
     """It is looked at in Python then, and no error is left behind."""

@@ -208,6 +208,7 @@ namespace sparseopt {
 template <>
 struct FloatOf<cpu::Words> {
   using type = cpu::Lanes<float>::Vector;
+  using Signed = cpu::Lanes<float>::Bits;
 };
 }  // namespace sparseopt
 
@@ -274,6 +275,9 @@ SPARSEOPT_INLINE Words load_words(const Stored* at) {
   return Words(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
 #elif defined(__AVX2__)
   return Words(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+#elif defined(__SSE2__)
+  return Words(
+      _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)), _mm_setzero_si128()));
 #else
   Halves halves;
   std::memcpy(&halves, at, sizeof halves);
@@ -285,6 +289,13 @@ template <class Stored>
 SPARSEOPT_INLINE void store_words(Stored* at, Words words) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(__m512i(words)));
+#elif defined(__AVX2__)
+  const __m256i all = __m256i(words);
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), halves);
+#elif defined(__SSE2__)
+  const __m128i extended = _mm_srai_epi32(_mm_slli_epi32(__m128i(words), 16), 16);  // packed without a change
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packs_epi32(extended, extended));
 #else
   const Halves halves = __builtin_convertvector(words, Halves);
   std::memcpy(at, &halves, sizeof halves);

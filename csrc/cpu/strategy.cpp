@@ -11,8 +11,8 @@ namespace sparseopt::cpu {
 namespace {
 
 constexpr size_t kSamples = 4;  // steps with each strategy: the first may have to fetch its memory
-// So few samples tell smaller differences by chance. Then it is the list where it fetches less than half of the
-// memory: it gains where other programs use the memory, too.
+// So few samples tell smaller differences by chance. Then it is the list where it fetches less than half of
+// the memory: it gains where other programs use the memory, too.
 constexpr double kClearlyLess = 0.95;
 
 struct Cell {

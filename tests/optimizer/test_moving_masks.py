@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
 from backends import Backend
 from side_by_side import same_bits
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
 from watched import MaskedLinear, give_gradient, masked_layer, random_mask, settled
 
 from sparseopt_kernels.masks import Masks
@@ -236,3 +238,33 @@ def test_two_optimizers_take_turns_on_one_model(backend: Backend) -> None:
         give_gradient(layer, step)
         optimizers[step % 2].step()
         assert_masked(layer, optimizers[step % 2])
+
+
+def test_a_mapping_that_makes_its_masks_anew(backend: Backend) -> None:
+    """Its masks may lie where those of the step before lay, and were written as often."""
+    p = Parameter(torch.ones(64, 64))
+    p.grad = torch.zeros_like(p)
+    scores = torch.rand(64, 64)
+
+    class Computed(Mapping[Parameter, Tensor]):
+        threshold = 0.1
+
+        def __getitem__(self, parameter: Parameter) -> Tensor:
+            if parameter is not p:
+                raise KeyError(parameter)
+            return scores > self.threshold
+
+        def __iter__(self) -> Iterator[Parameter]:
+            return iter([p])
+
+        def __len__(self) -> int:
+            return 1
+
+    masks = Computed()
+    optimizer = SparseOpt([p], lr=0.1, momentum=0.9, masks=masks, backend=backend.name)
+    thresholds = (0.1, 0.1, 0.1, 0.3, 0.5, 0.5, 0.7, 0.9)
+    counts = [int((scores > threshold).sum()) for threshold in thresholds]
+    for threshold, count in zip(thresholds, counts, strict=True):
+        masks.threshold = threshold
+        optimizer.step()
+        assert int(p.count_nonzero()) == count  # without memory of a mask's size, which might take its place

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from backends import INTERPRETED
@@ -16,6 +18,8 @@ from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import optimizer as optimizer_module
 from sparseopt_kernels import snapshot
+from sparseopt_kernels.kernels.contract import Inputs
+from sparseopt_kernels.kernels.native import NativePlan
 from sparseopt_kernels.optimizer import SparseOpt
 
 pytestmark = [
@@ -138,6 +142,15 @@ ONCE: dict[str, Callable[[Run], object]] = {
     "momentum-off": lambda run: run.optimizer.param_groups[0].update(momentum=0.0),
     "correction": lambda run: run.optimizer.param_groups[0].update(correction="none"),
     "new-group": lambda run: run.optimizer.add_param_group({"params": [Parameter(torch.ones(3))]}),
+    "weight-moved": lambda run: setattr(run.params[0], "data", run.params[0].data.clone()),
+    "buffer-written": lambda run: _write(run.optimizer.state[run.params[0]]["momentum_buffer"]),
+    "buffer-replaced": lambda run: run.optimizer.state[run.params[0]].update(
+        momentum_buffer=torch.zeros(8, 5)
+    ),
+    "state-popped": lambda run: run.optimizer.state.pop(run.params[1]),
+    "moved-to-another-group": lambda run: run.optimizer.param_groups[1]["params"].append(
+        run.optimizer.param_groups[0]["params"].pop()
+    ),
     "state-loaded": lambda run: run.optimizer.load_state_dict(run.optimizer.state_dict()),
 }
 
@@ -148,7 +161,67 @@ def test_a_change_takes_the_long_way_once(change: str, monkeypatch: pytest.Monke
     assert run.step() == 0
     ONCE[change](run)
     assert run.step() > 0
+    run.step()  # a buffer may be new
     assert run.step() == 0
+
+
+def test_a_gradient_that_comes_and_goes(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch).settle()
+    p, q = run.params[:2]
+    before = p.detach().clone()
+    p.grad, q.grad = None, torch.ones(7)
+    run.optimizer.step()
+    assert torch.equal(p, before)
+    p.grad = torch.ones(8, 5)
+    run.optimizer.step()
+    assert not torch.equal(p, before)
+
+
+@pytest.mark.parametrize("change", ["mask", "weight"])
+def test_a_change_during_a_step_is_seen_by_the_next(
+    change: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, say: it is not taken for what the step was prepared for."""
+    run = Run(monkeypatch).settle()
+    p = run.params[0]
+    step = NativePlan.step
+
+    def disturbed(plan: NativePlan, inputs: Inputs) -> None:
+        step(plan, inputs)
+        if change == "mask":
+            run.masks[p].zero_()
+        else:
+            p.data = torch.ones(8, 5)
+
+    _write(p)  # the next step goes the long way
+    with monkeypatch.context() as patch:
+        patch.setattr(NativePlan, "step", disturbed)
+        run.step()
+    run.step()
+    if change == "mask":
+        assert not p.any()
+    else:
+        assert not p[~run.masks[p]].any()
+        assert p[run.masks[p]].ne(1).all()
+
+
+@pytest.mark.parametrize("reference", ["attribute", "hook"])
+def test_an_optimizer_that_its_parameter_refers_to_can_be_freed(reference: str) -> None:
+    p = Parameter(torch.ones(3, 4))
+    p.grad = torch.ones(3, 4)
+    masks = {p: torch.ones(3, 4, dtype=torch.bool)}
+    optimizer = SparseOpt([p], lr=0.1, momentum=0.9, masks=masks, backend="cpu")
+    for _ in range(4):
+        optimizer.step()
+    assert optimizer._ready is not None
+    if reference == "attribute":
+        p.owner = [optimizer]  # type: ignore[attr-defined]
+    else:
+        p.register_hook(lambda gradient, kept=optimizer: None)
+    freed = weakref.ref(optimizer)
+    del optimizer, p, masks
+    gc.collect()
+    assert freed() is None
 
 
 ALWAYS: dict[str, Callable[[Run], object]] = {
@@ -167,9 +240,35 @@ def test_what_takes_more_than_the_native_library(option: str, monkeypatch: pytes
 
 
 def test_hyperparameters_may_change_at_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[dict[str, Any]] = [
+        {"lr": 0.2},
+        {"momentum": 0.5},
+        {"weight_decay": 0.1},
+        {"nesterov": True},
+        {"maximize": True},
+        {"ham_alpha": 80.0},
+        {"ham_beta": 0.5},
+        {"nesterov": False},
+        {"dampening": 0},
+    ]
+    found = []
+    for way in ("short", "long"):
+        with monkeypatch.context() as patch:
+            if way == "long":
+                patch.setattr(optimizer_module, "ready_again", lambda *_: None)
+            run = Run(patch).settle()
+            for change in changes:
+                run.optimizer.param_groups[0].update(change)
+                assert run.step() == (way == "long")
+            found.append(run.tensors())
+    for a, b in zip(*found, strict=True):
+        assert same_bits(a, b)
+
+
+def test_other_numbers_for_a_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, momentum=0.0).settle()
     p = run.params[1]
-    for lr in (1.0, 2, 0.0):
+    for lr in (1.0, 2, 0.0, np.float64(0.25), True):
         run.optimizer.param_groups[0]["lr"] = lr
         before = p.detach().clone()
         assert run.step() == 0
@@ -181,7 +280,7 @@ def test_a_negated_gradient(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, momentum=0.0).settle()
     p = run.params[1]
     before = p.detach().clone()
-    p.grad = torch.complex(torch.zeros(7), torch.ones(7)).conj().imag
+    p.grad = torch._neg_view(torch.ones(7))  # laid out as the gradient before
     run.optimizer.step()
     assert torch.equal(p, before + torch.tensor(0.1))
 
@@ -207,6 +306,16 @@ def test_a_verdict_of_amp(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     del run.optimizer.found_inf  # type: ignore[attr-defined]
     run.step()
     assert not torch.equal(run.params[0], before[0])
+
+
+def test_after_a_first_step_that_amp_skipped(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buffers were made, and thrown away."""
+    run = Run(monkeypatch)
+    run.optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    run.step()
+    del run.optimizer.found_inf  # type: ignore[attr-defined]
+    run.step()
+    assert all("momentum_buffer" in run.optimizer.state[p] for p in run.params[:3])
 
 
 def test_gradients_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
