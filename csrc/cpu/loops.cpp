@@ -21,6 +21,10 @@ namespace {
 template <class T>
 constexpr int kVectors = kBlock / Lanes<T>::kCount;
 
+// Weights per cache line.
+template <class Stored>
+constexpr int kLine = 64 / int(sizeof(Stored));
+
 // Blocks of the list to prefetch ahead: 24 was better than 8, 64 and none.
 constexpr int64_t kPrefetchDistance = 24;
 
@@ -58,7 +62,7 @@ class Scales {
     factors_ = mask->factors(correction).data();
     last_run_ = static_cast<int64_t>(mask->factors(correction).size()) - 1;
     length_ = mask->length();
-    // Rounded up: exact for elements below 2^64 / length, far above any tensor's.
+    // Rounded up: exact as long as element times length is below 2^64.
     inverse_length_ = length_ == 1 ? 0 : ~uint64_t(0) / static_cast<uint64_t>(length_) + 1;
   }
 
@@ -172,10 +176,12 @@ void update_chunk(const Chunk& chunk) {
   for_each_block<kMasked>(
       chunk, complete, scales,
       [&](int64_t block) ALWAYS_INLINE_LAMBDA {
-        const Pointers<Stored> ahead = all.at(block * kBlock);
-        __builtin_prefetch(ahead.p, 1);
-        __builtin_prefetch(ahead.g, 0);
-        if (kMomentum != Momentum::kNone) __builtin_prefetch(ahead.b, 1);
+        for (int i = 0; i < kBlock; i += kLine<Stored>) {
+          const Pointers<Stored> ahead = all.at(block * kBlock + i);
+          __builtin_prefetch(ahead.p, 1);
+          __builtin_prefetch(ahead.g, 0);
+          if (kMomentum != Momentum::kNone) __builtin_prefetch(ahead.b, 1);
+        }
       },
       [&](int64_t block, unsigned active, const Lanes<T>(&scale)[kVectors<T>]) ALWAYS_INLINE_LAMBDA {
         update_block<kMomentum, kHam, kMasked>(all.at(block * kBlock), active, scale, k);
@@ -272,7 +278,9 @@ double squared_norm_of_chunk(const Chunk& chunk) {
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
       chunk, complete, scales,
-      [&](int64_t block) ALWAYS_INLINE_LAMBDA { __builtin_prefetch(g + block * kBlock, 0); },
+      [&](int64_t block) ALWAYS_INLINE_LAMBDA {
+        for (int i = 0; i < kBlock; i += kLine<Stored>) __builtin_prefetch(g + block * kBlock + i, 0);
+      },
       [&](int64_t block, unsigned active, const Lanes<T>(&scale)[kVectors<T>])
           ALWAYS_INLINE_LAMBDA { add_squares<kMasked>(g + block * kBlock, active, scale, sums); });
   if (complete < chunk.end) {
