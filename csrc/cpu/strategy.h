@@ -1,7 +1,7 @@
 // In which way the blocks of a masked tensor are visited: the results are the same, the time is not, and
-// which way takes less depends on the processor. So it is measured, on the user's own steps: in the first ones,
-// tensors of a kind are visited in either way by turns, and the way that was faster is kept as long as the
-// process lives.
+// which way takes less depends on the processor. So it is measured, on the user's own steps: in the first
+// ones, tensors of a kind are visited in either way by turns, and the way that was faster is kept as long as
+// the process lives.
 #pragma once
 
 #include <cstdint>
