@@ -218,19 +218,23 @@ class SparseOpt(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            self._uncompiled_update()
+        else:
+            self._update()
+        return loss
+
+    def _update(self) -> None:
+        """Make the step, without autograd."""
         # As PyTorch's optimizers do it: torch.no_grad() takes twice the time, a tenth of a small step.
         grad_enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
         try:
-            if torch.compiler.is_compiling():
-                self._uncompiled_update()
-            else:
-                self._update()
+            self._update_all()
         finally:
             torch.set_grad_enabled(grad_enabled)
-        return loss
 
-    def _update(self) -> None:
+    def _update_all(self) -> None:
         """Make the step: the last one again, or what changed since then is prepared anew first."""
         if self._made_again():
             return

@@ -29,7 +29,7 @@ from .tensor_memory import memory_of
 
 _CONCENTRATED = 3
 """Of a neuron with a larger c_i there is a warning."""
-_LEVELS_TO_CALLER = 7
+_LEVELS_TO_CALLER = 8
 """How far up the call of ``SparseOpt.step`` is where the warning is made."""
 
 
