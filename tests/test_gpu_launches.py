@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -325,6 +326,81 @@ def test_each_graph_has_tables_of_its_own(
         copies.append(len(copied))
     # Two tables of owners, that of the tensors, that of the gradients; once they are made outside, they stay.
     assert copies == [4, 4, 4, 0, 0]
+
+
+class Pinning(TorchDispatchMode):
+    """Copies within a capture are refused, as PyTorch refuses them, unless from pinned memory or to it."""
+
+    def __init__(self, capture: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.capture, self.pinned, self.sources = capture, list[Tensor](), list[Tensor]()
+        monkeypatch.setattr(device, "_staging", {})
+        monkeypatch.setattr(device, "_needs_pinning", lambda device: True)
+        monkeypatch.setattr(device, "_pinned", self.pin)
+        monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: self.pinned_copy(tensor))
+
+    def pin(self, nbytes: int) -> Tensor:
+        assert not self.capture[0], "memory is pinned within a capture"
+        self.pinned.append(torch.empty(nbytes, dtype=torch.uint8))
+        return self.pinned[-1]
+
+    def pinned_copy(self, tensor: Tensor) -> Tensor:
+        return self.pin(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        storage = tensor.untyped_storage().data_ptr()
+        return any(storage == own.untyped_storage().data_ptr() for own in self.pinned)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__ == "copy_" and self.capture[0] and not self.is_pinned(args[0]):
+            assert self.is_pinned(args[1]), "a graph would copy from memory that is not pinned"
+            self.sources.append(args[1])
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_graph_copies_from_pinned_memory_of_its_own(
+    launches: Launches, capture: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters, masks = parameters_and_masks([(8, 64), (12,), (5, 33)])
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
+    with Pinning(capture, monkeypatch) as pinning:
+        optimizer.step()
+        for _ in range(3):  # graphs, one after the other, with gradients of their own
+            for p in parameters:
+                p.grad = torch.zeros(p.numel() + 1)[1:].view_as(p)
+            capture[0] = True
+            optimizer.step()
+            capture[0] = False
+        # Of each: two tables of owners, that of the tensors, that of the gradients' addresses.
+        places = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in pinning.sources)
+        assert len(places) >= 3 * 4
+        assert all(end <= start for (_, end), (start, _) in pairwise(places))
+        addresses = [p.grad.data_ptr() for p in parameters if p.grad is not None]
+        assert pinning.sources[-1].tolist() == addresses
+
+
+def test_a_graph_too_many_is_refused(
+    launches: Launches, capture: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters, masks = parameters_and_masks([(8, 64)])
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
+    monkeypatch.setattr(device, "_LEAST_STAGING", 0)
+    with Pinning(capture, monkeypatch):
+        optimizer.step()
+        capture[0] = True
+
+        def capture_many() -> None:
+            for _ in range(100):
+                for p in parameters:
+                    p.grad = torch.zeros(p.numel() + 1)[1:].view_as(p)
+                optimizer.step()
+
+        with pytest.raises(RuntimeError, match="make one step outside of a graph between them"):
+            capture_many()
+        capture[0] = False
+        optimizer.step()
+        capture[0] = True
+        optimizer.step()
 
 
 # ---- devices ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .contract import Inputs, Rule, Tensors
 from .derived import Derived
-from .device import capturing, keep_for_graph, made_current, upload
+from .device import capturing, keep_for_graph, made_current, reserve_staging, upload
 from .memory import Rows, has_rows, is_walkable, rows_of
 from .triton_plan import DTYPES, Layout, alignments, pack
 
@@ -40,6 +40,8 @@ except ImportError as error:
         _MISSING = "Triton is not installed (pip install triton)"
 
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # rounding is decided where a kernel says fma
+_GRAPHS = 4  # that can be captured after each other, without a step outside of them
+_ROUNDING = 256  # bytes: of the uploads of a step, each to a multiple of 16
 _CORRECTIONS = {"none": 0.0, "layer": 1.0, "unnormalized": 2.0}
 
 
@@ -74,7 +76,7 @@ class TritonPlan:
         self._tensors, self._rows = tensors, rows
         self._device, self._dtype = tensors[0].parameter.device, tensors[0].parameter.dtype
         self._addresses = b""
-        self._addresses_on_device: Tensor
+        self._addresses_on_device: Tensor | None = None
         self._layout: Layout | None = None
 
     def step(self, inputs: Inputs) -> None:
@@ -119,17 +121,16 @@ class TritonPlan:
 
         What is copied while a graph is captured is there when that graph runs: it is good for it alone.
         """
-        layout = self._layout
-        if layout is not None and addresses == self._addresses:
-            keep_for_graph((layout, self._rows, self._addresses_on_device))
-            return layout, self._addresses_on_device
-        if layout is None or layout.gradients_aligned != alignments(addresses):
-            layout = Layout(self._tensors, self._rows, alignments(addresses))
-        values = torch.frombuffer(bytearray(addresses), dtype=torch.int64)
-        on_device = upload(values, self._device)
-        keep_for_graph((layout, self._rows, on_device))
+        layout, on_device = self._layout, self._addresses_on_device
+        if layout is None or on_device is None or addresses != self._addresses:
+            if layout is None or layout.gradients_aligned != alignments(addresses):
+                layout = Layout(self._tensors, self._rows, alignments(addresses))
+            on_device = upload(torch.frombuffer(bytearray(addresses), dtype=torch.int64), self._device)
+            if not capturing():
+                self._layout, self._addresses, self._addresses_on_device = layout, addresses, on_device
         if not capturing():
-            self._layout, self._addresses, self._addresses_on_device = layout, addresses, on_device
+            reserve_staging(_GRAPHS * (layout.nbytes + on_device.nbytes + _ROUNDING), self._device)
+        keep_for_graph((layout, self._rows, on_device))
         return layout, on_device
 
 

@@ -78,6 +78,7 @@ class Layout:
         table: int64 (tensors, columns of ``TableRow``).
         launches: which programs read it.
         gradients_aligned: of each gradient, whether it is at a multiple of 16 bytes.
+        nbytes: of what was uploaded for it.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Layout:
                 )
             )
         self.table = upload(torch.tensor([table[i] for i in range(len(tensors))], dtype=torch.int64), device)
+        self.nbytes = self.table.nbytes + sum(launch.owner.nbytes for launch in self.launches)
 
 
 def alignments(addresses: bytes) -> list[bool]:
