@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -10,19 +11,28 @@
 namespace sparseopt::cpu {
 namespace {
 
-constexpr size_t kSamples = 4;  // steps with each strategy: the first may have to fetch its memory
+constexpr int kSamples = 4;  // steps with each strategy: the first may have to fetch its memory
 // So few samples tell smaller differences by chance. Then it is the list where it fetches less than half of
 // the memory: it gains where other programs use the memory, too.
 constexpr double kClearlyLess = 0.95;
 
+// What steps with one strategy took.
+struct Samples {
+  int count = 0;
+  double least_ns = std::numeric_limits<double>::infinity();  // of a step that nothing disturbs
+
+  void add(double ns) {
+    ++count;
+    least_ns = std::min(least_ns, ns);
+  }
+};
+
 struct Cell {
   Kind kind;
-  std::vector<double> stream_ns, list_ns;
+  Samples stream, list;
   std::optional<Decision> decision;  // once there are enough of both
 
-  Strategy less_measured() const {
-    return list_ns.size() < stream_ns.size() ? Strategy::kList : Strategy::kStream;
-  }
+  Strategy less_measured() const { return list.count < stream.count ? Strategy::kList : Strategy::kStream; }
 };
 
 std::mutex mutex;
@@ -31,11 +41,8 @@ std::map<int64_t, Cell>& cells() {
   return cells;
 }
 
-// What a step takes that nothing disturbs.
-double least(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
-
 Decision decide(const Cell& cell) {
-  const double stream_ns = least(cell.stream_ns), list_ns = least(cell.list_ns);
+  const double stream_ns = cell.stream.least_ns, list_ns = cell.list.least_ns;
   const double at_most = cell.kind.live_share < 0.5 ? 1 / kClearlyLess : kClearlyLess;
   return {cell.kind, list_ns < at_most * stream_ns ? Strategy::kList : Strategy::kStream, stream_ns, list_ns};
 }
@@ -78,8 +85,8 @@ void measured(const Kind& kind, Strategy strategy, double ns) {
   const std::lock_guard<std::mutex> lock(mutex);
   Cell& cell = cells().try_emplace(kind.key(), Cell{kind, {}, {}, {}}).first->second;
   if (cell.decision) return;
-  (strategy == Strategy::kList ? cell.list_ns : cell.stream_ns).push_back(ns);
-  if (std::min(cell.stream_ns.size(), cell.list_ns.size()) >= kSamples) cell.decision = decide(cell);
+  (strategy == Strategy::kList ? cell.list : cell.stream).add(ns);
+  if (std::min(cell.stream.count, cell.list.count) >= kSamples) cell.decision = decide(cell);
 }
 
 std::vector<Decision> decisions() {

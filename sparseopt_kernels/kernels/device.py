@@ -12,7 +12,6 @@ from torch import Tensor
 # Tables and packed masks, that is: a few per cent of the weights.
 _read_by_graphs: list[object] = []
 
-
 # Pinned bytes of the host that no graph copies from yet: within the capture of one, none can be pinned.
 _staging: dict[torch.device, Tensor] = {}
 _LEAST_STAGING = 1 << 16

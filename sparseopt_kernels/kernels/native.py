@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .contract import Inputs, Rule, Tensors
+from .contract import Inputs, Tensors
 from .derived import Derived
 from .memory import DTYPE_NAMES, is_walkable, mask_in_memory_order, memory_grid
 
@@ -82,24 +82,13 @@ class NativePlan:
     def __init__(self, tensors: Sequence[Tensors], native: list[NativeTensor]) -> None:
         self._tensors = tensors  # whose memory the table refers to
         self.table = _native.Table(native, [t.group for t in tensors])
-        self._rules: Sequence[Rule] = ()
-        self._native_rules: list[NativeRule] = []  # the same
 
     def step(self, inputs: Inputs) -> None:
-        rules = self._known_rules(inputs.rules)
-        _native.step(self.table, inputs.addresses, rules, torch.get_num_threads())
+        _native.step(self.table, inputs.addresses, _rules(inputs), torch.get_num_threads())
 
     def squared_norm(self, inputs: Inputs) -> Tensor:
-        rules = self._known_rules(inputs.rules)
-        norm = _native.squared_norm(self.table, inputs.addresses, rules, torch.get_num_threads())
+        norm = _native.squared_norm(self.table, inputs.addresses, _rules(inputs), torch.get_num_threads())
         return torch.tensor(norm, dtype=torch.float64)
-
-    def _known_rules(self, rules: Sequence[Rule]) -> list[NativeRule]:
-        """The native form of the rules, which in most steps are those of the step before."""
-        if rules != self._rules:
-            self._native_rules = [_native.Rule(**rule._asdict()) for rule in rules]
-            self._rules = rules
-        return self._native_rules
 
 
 def _native_tensor(tensors: Tensors) -> NativeTensor:
@@ -119,6 +108,10 @@ def _native_tensor(tensors: Tensors) -> NativeTensor:
         ham=tensors.ham,
         mask=mask,
     )
+
+
+def _rules(inputs: Inputs) -> list[NativeRule]:
+    return [_native.Rule(**rule._asdict()) for rule in inputs.rules]
 
 
 NATIVE = Native()
