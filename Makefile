@@ -11,7 +11,8 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast sanitize lint format docs bench traffic call-cost mask-update gpu-report clean help FORCE
+.PHONY: demo test test-fast sanitize lint format docs bench traffic gpu-model call-cost mask-update mask-orders \
+  gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 95% sparse network on real data with and without this package, and time a step"
 	@echo "make test        run all tests"
@@ -19,6 +20,8 @@ help:
 	@echo "make sanitize    run the CPU loops under the address and undefined behaviour sanitizers"
 	@echo "make bench       measure the speed of a step against PyTorch's own optimizers: ten minutes, table and pictures"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
+	@echo "make gpu-model   estimate how long a step takes on an H100, without a GPU"
+	@echo "make mask-orders count what another arrangement of the active weights would save a GPU: three minutes"
 	@echo "make call-cost   measure what the call of a step costs the host, without a GPU"
 	@echo "make mask-update measure what an update of the masks costs on a CPU, natively and in PyTorch"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
@@ -46,6 +49,12 @@ bench: $(VENV)/.package
 
 traffic: $(VENV)/.package
 	$(RUN) benchmarks/traffic.py
+
+gpu-model: $(VENV)/.package
+	$(RUN) benchmarks/gpu_model.py
+
+mask-orders: $(VENV)/.package
+	$(RUN) benchmarks/mask_orders.py
 
 call-cost: $(VENV)/.package
 	$(RUN) benchmarks/call_cost.py

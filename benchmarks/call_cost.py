@@ -1,11 +1,12 @@
 """What the call of a step costs the host, without the work of a GPU: ``python benchmarks/call_cost.py``.
 
-A step of ResNet-50's 161 tensors whose kernels are stubs, by backend, with gradients that stay where they are
-and with gradients that move in every step, beside ``torch.optim.SGD(fused=True)``, its kernel stubbed, too.
+A step of ResNet-50's 161 tensors, by backend: with gradients that stay where they are, with gradients that
+move in every step, with a limit of the norm; beside ``torch.optim.SGD(fused=True)``, its kernel stubbed. Of
+Triton, kernels are really launched, to a driver that does nothing (see ``stand_in_driver``), or else stubs.
 
 No GPU is needed: tensors lie on the CPU, with one row each, for nothing but their number matters. So the
-figures lack what a real GPU would cost the host: its launches, pinning the memory that is copied to it, the
-context manager of its device, and the query whether a CUDA graph is being captured.
+figures lack what a real GPU would cost the host: what its driver does, pinning the memory that is copied to
+it, the context manager of its device, and the query whether a CUDA graph is being captured.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import stand_in_driver
 import torch
 from networks import RESNET50
 from torch import Tensor
@@ -29,6 +31,7 @@ from sparseopt_kernels.text_table import aligned
 from sparseopt_kernels.timing import CpuTimer, Rounds, Turn, take_turns
 
 _OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+_CUDA_LAUNCHES = ("count_rows", "list_sectors", "masked_step", "walk_step", "walk_squares")
 _ROUNDS = Rounds(timed=400, warmup=40)
 
 
@@ -40,8 +43,13 @@ def main() -> int:
             turns[name] = Turn(make(_parameters()).step)
             parameters = _parameters()
             turns[f"{name}, gradients move"] = Turn(make(parameters).step, _mover(parameters))
+            if make is not _sgd:
+                limited = make(_parameters())
+                limited.param_groups[0]["max_grad_norm"] = 1.0
+                turns[f"{name}, max_grad_norm"] = Turn(limited.step)
         found = take_turns(turns, CpuTimer(), _ROUNDS)
-    header = ("161 tensors, kernels stubbed: us", "p20", "p50", "p80")
+    of_triton = "Triton's launched to nothing" if stand_in_driver.compiler() else "all"
+    header = (f"161 tensors, kernels stubbed, {of_triton}: us", "p20", "p50", "p80")
     rows = [(name, *(f"{1e3 * ms:.0f}" for ms in summary[:3])) for name, summary in found.items()]
     print("\n".join(aligned([header, *rows])))
     return 0
@@ -88,18 +96,20 @@ def _stubs() -> Iterator[dict[str, Callable[[list[Parameter]], SparseOpt]]]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "_fused_sgd_", nothing))
         if triton.TRITON.unavailable(torch.device("cuda")) is None:
-            from sparseopt_kernels.kernels import triton_step
-
-            kernel = type("Kernel", (), {"__getitem__": lambda self, grid: nothing})()
-            for name in ("masked_step", "dense_step"):
-                stack.enter_context(patch.object(triton_step, name, kernel))
+            if stand_in_driver.compiler():
+                stack.enter_context(stand_in_driver.active())
+            else:
+                kernel = type("Kernel", (), {"__getitem__": lambda self, grid: nothing})()
+                stack.enter_context(patch.object(triton, "_load", lambda *_, **__: triton.Loaded(kernel, 1)))
+            stack.enter_context(patch.dict(triton.LOADED, clear=True))
             stack.enter_context(patch.object(triton.TRITON, "unavailable", nothing))
             made["SparseOpt triton"] = _sparseopt("triton")
         if cuda.build_info()["cuda"]:
             from sparseopt_kernels import _cuda
 
-            library = SimpleNamespace(**{**vars(_cuda), "pack": nothing, "step": nothing})
-            stack.enter_context(patch.multiple(cuda, _cuda=library, _stream=lambda device: 0))
+            stubs = dict.fromkeys(_CUDA_LAUNCHES, nothing)
+            library = SimpleNamespace(**{**vars(_cuda), **stubs})
+            stack.enter_context(patch.object(cuda, "_cuda", library))
             stack.enter_context(patch.object(cuda.CUDA, "unavailable", nothing))
             made["SparseOpt cuda"] = _sparseopt("cuda")
         yield made

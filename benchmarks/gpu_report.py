@@ -147,6 +147,7 @@ def report(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"gpu_{slug}.csv", csv_of(results, name).encode())
     print(table(results))
+    print(beside_model(results, runs))
     write_atomically(folder / f"gpu_{slug}.png", picture(results, name))
     left_out = sum(result.status == LEFT_OUT for result in results)
     if left_out:
@@ -190,6 +191,26 @@ def table(results: Sequence[Result]) -> str:
             lines += aligned([header, *rows])
         lines += [f"{r.contestant}: {r.status}" for r in own if r.status != OK]
     return "\n".join([*lines, "", f"x SGD fused: how many times faster than {SGD_FUSED}, which does less."])
+
+
+def beside_model(results: Sequence[Result], runs: Sequence[Run]) -> str:
+    """What ``gpu_model`` estimates for an H100, and what was measured."""
+    try:
+        import gpu_model
+
+        kernels = gpu_model.compiled_kernels()
+    except (ImportError, AssertionError, OSError) as error:  # no Triton, or no disassembler
+        return f"The model's estimates are left out: {error or type(error).__name__}"
+    rows: list[tuple[str, ...]] = [("network", "sparsity", "contestant", "model us", "measured us", "ratio")]
+    for run in runs:
+        estimate = gpu_model.step_us(run.shapes, run.sparsity, kernels)
+        for r in results:
+            if (r.network, r.sparsity) == run[::2] and r.contestant.startswith(OURS) and r.status == OK:
+                us = 1e3 * r.median_ms
+                times = (f"{estimate:.1f}", f"{us:.1f}", f"{us / estimate:.2f}")
+                rows.append((r.network, str(r.sparsity), r.contestant, *times))
+    title = "The model of benchmarks/gpu_model.py, which is of an H100 and of Triton's kernels, beside it:"
+    return "\n".join(["", title, *aligned(rows)])
 
 
 def _row(result: Result, baseline: float) -> tuple[str, ...]:

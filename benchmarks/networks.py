@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sparseopt_kernels.kernels.sectors import LISTED
 from sparseopt_kernels.training.models import resnet
 
 Shape = tuple[int, ...]
@@ -60,3 +61,19 @@ def floor_bytes(parameter: Tensor, mask: Tensor | None, line: int = 32) -> int:
         return 5 * size * parameter.numel()
     flat = nn.functional.pad(mask.flatten(), (0, -mask.numel() % (line // size)))
     return 5 * line * int(flat.view(-1, line // size).any(dim=1).sum()) + -(-mask.numel() // 8)
+
+
+def walk_floor_bytes(parameter: Tensor, mask: Tensor | None) -> int:
+    """The least that the walk of a GPU backend can move: that of ``floor_bytes``, and the sectors of c_i of
+    neurons that have an active weight; where few sectors are live, not the mask's bits but the number of
+    each, of 4 bytes, and its bits."""
+    if mask is None:
+        return floor_bytes(parameter, mask)
+    lanes = 32 // parameter.element_size()
+    bits = -(-mask.numel() // 8)
+    weights = floor_bytes(parameter, mask) - bits
+    live = weights // (5 * 32)
+    is_listed = live <= int(LISTED * -(-mask.numel() // lanes))
+    neurons = nn.functional.pad(mask.flatten(1).any(dim=1), (0, -len(mask) % 8))
+    factors = 32 * int(neurons.view(-1, 8).any(dim=1).sum())
+    return weights + (live * (4 + lanes // 8) if is_listed else bits) + factors

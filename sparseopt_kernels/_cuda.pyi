@@ -1,71 +1,72 @@
 """Types of the CUDA library, which is compiled from csrc/cuda. Addresses are on the device, streams are
-cudaStream_t; the device that they belong to must be the current one."""
+cudaStream_t; the device that they belong to must be the current one. All work is queued on the stream."""
 
-LAUNCH_CAPACITY: int
-"""Tensors per launch."""
+from collections.abc import Sequence
 
-class Tensor:
-    """``bits`` is 0 for a dense tensor, of one row. Else they are ``rows * ceil(columns / 8)`` bytes, and
-    ``mean_fan_in`` is the address of one number of the arithmetic type: nnz / rows."""
+from .kernels.contract import Rule
+
+MOST_TENSORS: int
+"""Of one launch, as are rules: ``gradients`` has the address of each tensor's gradient, 8 bytes each."""
+MOST_RULES: int
+CHUNK: int
+"""Sectors that are walked at a time."""
+LIST_ROWS: int
+"""Rows of a block of ``count_rows`` and ``list_sectors``."""
+STEP_ROW: tuple[str, ...]
+"""What the kernels take the columns of their tables for, and the fields of a rule."""
+WALK_ROW: tuple[str, ...]
+LIST_ROW: tuple[str, ...]
+RULE: tuple[str, ...]
+
+class Walk:
+    """Tensors that are walked: what stays from step to step. ``table``, ``owner`` and ``chunks`` are as in
+    ``gpu_tables.WalkLaunch``."""
 
     def __init__(
         self,
-        *,
         dtype: str,
-        parameter: int,
-        momentum_buffer: int,
-        rows: int,
-        columns: int,
-        bits: int,
-        mean_fan_in: int,
-        ham: bool,
+        table: int,
+        owner: int,
+        chunks: int,
+        wide: bool,
+        most_chunks: int,
+        multiprocessors: int,
     ) -> None: ...
+    @property
+    def blocks(self) -> int: ...
 
-class Rule:
-    """Where ``lr_address`` or ``gamma_address`` is not 0, the number of the arithmetic type that is there
-    replaces ``lr`` or ``gamma``."""
+def step_rows(columns: int) -> int:
+    """Rows of a block of ``masked_step``."""
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        lr_address: int,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
-        maximize: bool,
-        correction: str,
-        ham_alpha: float,
-        ham_beta: float,
-        gamma: float,
-        gamma_address: int,
-    ) -> None: ...
-
-class Table:
-    """Tensors of one dtype on one device, and the index of each one's rule."""
-
-    def __init__(self, tensors: list[Tensor], groups: list[int]) -> None: ...
-
-def step(
-    table: Table,
-    grads: bytes,
-    rules: list[Rule],
+def masked_step(
+    dtype: str,
+    table: int,
+    owner: int,
+    blocks: int,
+    gradients: bytes,
+    rules: Sequence[Rule],
     grad_scale: int,
     found_inf: int,
     stream: int,
-) -> int:
-    """Queue a step; return the number of launches. ``grads`` has the address of each tensor's gradient, 8
-    bytes each; ``grad_scale`` and ``found_inf`` are those of float32 numbers, or 0."""
+) -> None:
+    """Update neurons whose fan-in is counted from their masks. ``table`` and ``owner`` are as in
+    ``gpu_tables.StepLaunch``; ``grad_scale`` and ``found_inf`` are addresses of float32 numbers, or 0."""
 
-def squared_norm(table: Table, grads: bytes, rules: list[Rule], partial_sums: int, stream: int) -> None:
-    """Write ``partial_sum_count(table)`` numbers of the arithmetic type, whose sum, taken in float64, is
-    that of (c_i g)^2."""
+def walk_step(
+    walk: Walk, gradients: bytes, rules: Sequence[Rule], grad_scale: int, found_inf: int, stream: int
+) -> None:
+    """Update the live sectors of all tensors."""
 
-def partial_sum_count(table: Table) -> int: ...
-def pack(mask: int, rows: int, columns: int, bits: int, nnz: int, stream: int) -> None:
-    """Write the bits of a boolean mask, and how many are set as one int64."""
+def walk_squares(walk: Walk, gradients: bytes, rules: Sequence[Rule], sums: int, stream: int) -> None:
+    """Write two numbers of the arithmetic type for each of ``walk.blocks``. The sum of them all, taken in
+    float64, is that of ``(c_i g)^2``."""
 
+def count_rows(dtype: str, table: int, owner: int, fan_in: int, live: int, blocks: int, stream: int) -> None:
+    """As ``sectors.ListKernels`` has it; memory is as in ``sectors.Listing``."""
+
+def list_sectors(
+    dtype: str, table: int, owner: int, fan_in: int, live: int, ends: int, blocks: int, stream: int
+) -> None: ...
 def build_info() -> dict[str, object]:
     """``cuda``: the compiler's version; ``architectures``: those there is machine code for, as 90 for
     sm_90; ``ptx``: those there is code for that a driver can translate for later ones."""

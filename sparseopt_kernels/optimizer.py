@@ -88,7 +88,7 @@ class SparseOpt(Optimizer):
             The norm is over all groups; each group is scaled by its own limit.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the environment
             variable ``SPARSEOPT_BACKEND`` overrides ``"auto"``, which takes ``"cpu"`` for CPU tensors and
-            ``"triton"``, else ``"cuda"``, for those of a GPU.
+            ``"cuda"`` (where it was built), else ``"triton"``, for those of a GPU.
         foreach, fused: accepted so that scripts keep working; the step is always fused.
         differentiable: must be False.
 

@@ -116,4 +116,3 @@ def emulate(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_MISSING", None)
     monkeypatch.setattr(cuda, "_cuda", library, raising=False)
     monkeypatch.setattr(cuda.CUDA, "unavailable", lambda device: None)
-    monkeypatch.setattr(cuda, "_stream", lambda device: 0)

@@ -14,16 +14,12 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from sparseopt_kernels.kernels import triton as triton_backend
-from sparseopt_kernels.kernels import triton_plan
 from sparseopt_kernels.kernels.contract import Rule
 
-# A program costs milliseconds here, whatever it does: few programs of many rows, instead of many of few.
+# A program costs milliseconds here, whatever it does: few programs with much each, instead of many.
 # test_gpu_backends.py has the true tiles.
-TEST_TILES = {
-    "_SHORT": {"ROWS": 128, "BYTES": 64},
-    "_SHORT_UNALIGNED": {"ROWS": 128, "BYTES": 64},
-    "_LONG": {"ROWS": 8, "BYTES": 128},
-}
+TEST_TILES = {"chunk": 2048, "list_rows": 64, "rows": 64, "units": 32}
+
 
 _patch_lang = interpreter._patch_lang
 _within: list[frozenset[int]] = []
@@ -50,17 +46,16 @@ def _patch_once(fn: Any) -> Any:
     return None
 
 
-TRUE_TILES = {name: getattr(triton_plan, name) for name in TEST_TILES}
+TRUE_TILES = {name: getattr(triton_backend.TritonKernels, name) for name in TEST_TILES}
 
 
 _argument = triton_backend._argument
 
 
-def _float32_argument(rule: Rule) -> triton_backend.RuleArgument:
+def _float32_argument(rule: Rule, tensors: list[Tensor]) -> triton_backend.RuleArgument:
     """Numbers reach a GPU as float32. The interpreter takes what float32 cannot hold for a float64."""
-    given = _argument(rule)._asdict()
-    rounded = {name: float(np.float32(x)) for name, x in given.items() if not isinstance(x, Tensor)}
-    return triton_backend.RuleArgument(**{**given, **rounded})
+    given = _argument(rule, tensors)
+    return triton_backend.RuleArgument(*(float(np.float32(x)) for x in given))
 
 
 _cast = interpreter.InterpreterBuilder.cast_impl
@@ -78,4 +73,4 @@ def prepare() -> None:
     interpreter.InterpreterBuilder.cast_impl = _cast_in_steps
     interpreter._patch_lang = _patch_once
     for name, tile in TEST_TILES.items():
-        setattr(triton_plan, name, tile)
+        setattr(triton_backend.TritonKernels, name, tile)

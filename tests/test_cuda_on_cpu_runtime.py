@@ -7,13 +7,29 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cuda_on_cpu.build import Substitution, build, build_probes, compiler, load
-from cuda_on_cpu.calls import DTYPES, Hyper, Weight, addresses, assert_near, step
-from packing import check_pack, cuda_pack, random_mask
+from cuda_on_cpu.calls import (
+    DTYPES,
+    Hyper,
+    Weight,
+    assert_near,
+    inputs_of,
+    loaded,
+    plan_of,
+    squared_norm,
+    step,
+)
+
+from sparseopt_kernels.kernels.contract import Rule
+from sparseopt_kernels.kernels.cuda import CudaKernels
+from sparseopt_kernels.kernels.gpu_tables import StepRow, WalkRow
+from sparseopt_kernels.kernels.sectors import ListRow
+from sparseopt_kernels.neurons import Correction
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
@@ -60,7 +76,6 @@ def test_shuffles_and_ballots_are_those_of_a_warp(probe) -> None:
     down = [lane + 3 if lane % 8 < 5 else lane for lane in range(32)]
     assert probe("shuffle_within_width", 1, 32, 64) == ("cudaSuccess", broadcast + down)
     assert probe("ballot_of_odd_lanes", 1, 32, 32) == ("cudaSuccess", [0xAAAAAAAA - 2**32] * 32)
-    assert probe("count_with_atomics", 2, 256, 1) == ("cudaSuccess", [2 * 255 * 128])
 
 
 @pytest.mark.parametrize(
@@ -91,18 +106,25 @@ def test_a_launch_of_nothing_is_refused(probe) -> None:
 # The library
 
 
-def check_steps(cuda: ModuleType, weights: Sequence[Weight]) -> None:
+@pytest.fixture(params=[False, True], ids=["one-pass", "walk"])
+def walked(request: pytest.FixtureRequest, cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Which kernel updates what has a mask."""
+    loaded(cuda, monkeypatch)
+    return request.param
+
+
+def check_steps(weights: Sequence[Weight], *, walked: bool) -> None:
     for weight in weights:
         expected = weight.expected(Hyper())
-        step(cuda, [weight], [Hyper().rule(cuda)])
+        step([weight], [Hyper().rule()], walked=walked)
         assert_near(weight, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
-@pytest.mark.parametrize("columns", [1, 7, 8, 27, 100, 256, 257, 2048, 2049, 4104])
-def test_rows_of_any_length(cuda: ModuleType, columns: int, offset: int, dtype: str) -> None:
-    check_steps(cuda, [Weight(dtype, 21 if columns < 2000 else 3, columns, offset=offset)])
+@pytest.mark.parametrize("columns", [1, 2, 3, 7, 8, 27, 100, 256, 257, 2048, 2049, 4104])
+def test_rows_of_any_length(walked: bool, columns: int, offset: int, dtype: str) -> None:
+    check_steps([Weight(dtype, 21 if columns < 2000 else 3, columns, offset=offset)], walked=walked)
 
 
 @pytest.mark.parametrize("density", [None, 0.0, 0.02, 1.0], ids=["dense", "empty", "sparse", "full"])
@@ -118,164 +140,230 @@ def test_rows_of_any_length(cuda: ModuleType, columns: int, offset: int, dtype: 
     ids=str,
 )
 @pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "plain"])
-def test_hyperparameters(cuda: ModuleType, density, correction, hyper, momentum) -> None:
+def test_hyperparameters(walked: bool, density, correction, hyper, momentum) -> None:
     hyper = Hyper(correction=correction, **hyper)
     weight = Weight(density=density, momentum=momentum, ham=hyper.ham_alpha != 0)
     expected = weight.expected(hyper)
-    step(cuda, [weight], [hyper.rule(cuda)])
+    step([weight], [hyper.rule()], walked=walked)
     assert_near(weight, expected)
 
 
-def test_gradients_and_weights_that_are_masked_do_not_matter(cuda: ModuleType) -> None:
-    weight, other = Weight(), Weight()
+def test_gradients_and_weights_that_are_masked_do_not_matter(walked: bool) -> None:
+    """What is in a piece of eight without an active weight, nobody reads or writes: here, rows are whole
+    pieces."""
+    weight, other = Weight(columns=104), Weight(columns=104)
     for rubbish in (weight.p, weight.b):
         rubbish[~weight.mask] = -float("inf")
-    untouched = np.repeat(weight.bits == 0, 8, axis=1)[:, : weight.columns]
-    step(cuda, [weight], [Hyper().rule(cuda)])
-    step(cuda, [other], [Hyper().rule(cuda)])
-    outside = ~weight.mask.numpy()
+    untouched = ~weight.mask.view(-1, 8).any(1, keepdim=True).expand(-1, 8).reshape(weight.mask.shape)
+    step([weight], [Hyper().rule()], walked=walked)
+    step([other], [Hyper().rule()], walked=walked)
+    outside = ~weight.mask
     assert untouched.any()
     assert (outside & ~untouched).any()
     for changed, expected in ((weight.p, other.p), (weight.b, other.b)):
         assert torch.equal(changed[weight.mask], expected[weight.mask])
-        assert (changed.numpy()[outside & ~untouched] == 0).all()
-        assert np.isneginf(changed.numpy()[untouched]).all()
+        assert (changed[outside & ~untouched] == 0).all()
+        assert changed[untouched].isneginf().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scalars_are_read_on_the_device(cuda: ModuleType, dtype: str) -> None:
+def test_scalars_are_read_on_the_device(walked: bool, dtype: str) -> None:
     wide = torch.float64 if dtype == "float64" else torch.float32
     lr, gamma = torch.tensor(0.5, dtype=wide), torch.tensor(2.0, dtype=wide)
-    scale, found_inf = torch.tensor(8.0), torch.tensor(0.0)
     weight = Weight(dtype)
     expected = weight.expected(Hyper(lr=0.5), gamma=2.0 / 8.0)
-    rule = Hyper().rule(cuda, lr_address=lr.data_ptr(), gamma_address=gamma.data_ptr())
-    step(cuda, [weight], [rule], grad_scale=scale.data_ptr(), found_inf=found_inf.data_ptr())
+    scaling = {"grad_scale": torch.tensor(8.0), "found_inf": torch.tensor(0.0)}
+    step([weight], [Hyper().rule(lr=lr, gamma=gamma)], walked=walked, **scaling)
     assert_near(weight, expected)
 
 
-def test_found_inf_leaves_everything_as_it_is(cuda: ModuleType) -> None:
-    weight, found_inf = Weight(), torch.tensor(2.0)
+def test_found_inf_leaves_everything_as_it_is(walked: bool) -> None:
+    weight = Weight()
     before = weight.p.clone(), weight.b.clone()
-    step(cuda, [weight], [Hyper().rule(cuda)], found_inf=found_inf.data_ptr())
+    step([weight], [Hyper().rule()], walked=walked, found_inf=torch.tensor(2.0))
     assert torch.equal(weight.p, before[0])
     assert torch.equal(weight.b, before[1])
 
 
-def test_a_table_that_is_too_large_makes_several_launches(cuda: ModuleType, control: ctypes.CDLL) -> None:
-    capacity = cuda.LAUNCH_CAPACITY
-    for count, launches in [(0, 0), (1, 1), (capacity, 1), (capacity + 1, 2)]:
-        weights = [Weight(rows=3, columns=20, density=None if i % 3 else 0.5, seed=i) for i in range(count)]
+def with_ready(launches: int, *, walked: bool) -> int:
+    """A step with new masks launches what the next step does, too, for nothing."""
+    return launches if walked else 2 * launches
+
+
+def test_more_tensors_than_a_launch_takes_are_several_launches(walked: bool, cuda, control) -> None:
+    capacity = cuda.MOST_TENSORS
+    for count, launches in [(1, 1), (capacity, 1), (capacity + 1, 2)]:
+        weights = [Weight(rows=3, columns=20, density=0.5, seed=i) for i in range(count)]
         expected = [weight.expected(Hyper()) for weight in weights]
+        plan, inputs = plan_of(weights, walked=walked), inputs_of(weights, [Hyper().rule()])
         before = control.cuda_on_cpu_launches()
-        assert step(cuda, weights, [Hyper().rule(cuda)]) == launches
-        assert control.cuda_on_cpu_launches() - before == launches
+        plan.step(inputs)
+        assert control.cuda_on_cpu_launches() - before == with_ready(launches, walked=walked)
         for weight, result in zip(weights, expected, strict=True):
             assert_near(weight, result)
 
 
-def test_each_tensor_has_the_rule_of_its_group(cuda: ModuleType) -> None:
-    hypers = [Hyper(lr=0.1 * (i + 1)) for i in range(5)]
-    groups = [i % 5 for i in range(15)]
-    weights = [Weight(rows=3, columns=20, seed=i) for i in range(15)]
-    expected = [weight.expected(hypers[group]) for weight, group in zip(weights, groups, strict=True)]
-    rules = [hyper.rule(cuda) for hyper in hypers]
-    assert step(cuda, weights, rules, groups=groups) == 2  # four rules in the first, one in the second
+def test_each_tensor_has_the_rule_of_its_group(walked: bool, cuda, control) -> None:
+    count = cuda.MOST_RULES + 1
+    hypers = [Hyper(lr=0.1 * (i + 1)) for i in range(count)]
+    weights = [Weight(rows=3, columns=20, seed=i, group=i % count) for i in range(3 * count)]
+    expected = [weight.expected(hypers[weight.group]) for weight in weights]
+    plan = plan_of(weights, walked=walked)
+    before = control.cuda_on_cpu_launches()
+    plan.step(inputs_of(weights, [hyper.rule() for hyper in hypers]))
+    # One rule did not fit into the first.
+    assert control.cuda_on_cpu_launches() - before == with_ready(2, walked=walked)
     for weight, result in zip(weights, expected, strict=True):
         assert_near(weight, result)
 
 
-def test_tensors_without_elements_make_no_launch(cuda: ModuleType) -> None:
+def test_tensors_without_elements_make_no_launch(walked: bool, control) -> None:
     weights = [Weight(rows=0), Weight(columns=0), Weight(rows=0, density=None)]
-    assert step(cuda, weights, [Hyper().rule(cuda)]) == 0
-    assert step(cuda, [*weights, Weight()], [Hyper().rule(cuda)]) == 1
+    for more, launches in (([], 0), ([Weight()], 1)):
+        plan = plan_of([*weights, *more], walked=walked)
+        before = control.cuda_on_cpu_launches()
+        plan.step(inputs_of([*weights, *more], [Hyper().rule()]))
+        assert control.cuda_on_cpu_launches() - before == with_ready(launches, walked=walked)
 
 
-def test_more_work_than_blocks(cuda_cache: Path) -> None:
-    """With two blocks for a tensor, each takes several shares, as it does of a tensor of 2^30 weights."""
-    cuda = load(build(cuda_cache, [Substitution("cuda/shares.h", "kMaxBlocks = 1 << 16", "kMaxBlocks = 2")]))
-    check_steps(cuda, [Weight(columns=2100, rows=7), Weight(rows=40), Weight(rows=99, density=None)])
-    check_pack(cuda_pack(cuda), random_mask(1, 1, 70, 70, density=0.5, seed=0))
+def test_more_chunks_than_warps(cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each warp takes several, of tensors of all kinds."""
+    loaded(cuda, monkeypatch)
+    weights = [Weight(columns=2100, rows=37), Weight(rows=40), Weight(rows=999, density=None)]
+    expected = [weight.expected(Hyper()) for weight in weights]
+    step(weights, [Hyper().rule()], walked=True)
+    for weight, result in zip(weights, expected, strict=True):
+        assert_near(weight, result)
 
 
 @pytest.mark.parametrize(
-    "mutation",
+    ("walked", "mutation"),
     [
-        Substitution(
-            "cuda/rows.h", "left < kLanes ? static_cast<int>(left)", "left < 1 ? static_cast<int>(left)"
+        (
+            False,
+            Substitution("cuda/masked_step.cu", "left < kOctet ? static_cast<int>(left)", "left < 1 ? 1"),
         ),
-        Substitution("cuda/rows.h", "i = begin; i < bytes;", "i = begin; i < bytes - 1;"),
-        Substitution("cuda/octet.h", "% sizeof(uint4) == 0", "% sizeof(float) == 0"),
-        Substitution("cuda/rows.h", "__syncthreads();\n  value = 0;", "value = 0;"),
+        (False, Substitution("cuda/masked_step.cu", "__syncthreads();\n  value = 0;", "value = 0;")),
+        (True, Substitution("cuda/walk_step.cu", "count = left < kWeights ?", "count = left < 1 ?")),
+        (True, Substitution("cuda/lanes.h", "% sizeof(uint4) == 0", "% sizeof(float) == 0")),
+        (True, Substitution("cuda/walk.h", "chunk += gridDim.x * kWarps", "chunk += gridDim.x * kWarps + 1")),
+        (True, Substitution("cuda/walk.h", "if (i >= row.length)", "if (i + 1 >= row.length)")),
     ],
-    ids=["weights beyond the row", "a byte less", "unaligned vectors", "no barrier"],
+    ids=[
+        "weights beyond the row",
+        "no barrier",
+        "weights beyond the tensor",
+        "unaligned",
+        "stride",
+        "length",
+    ],
 )
-def test_a_mistake_is_found(cuda_cache: Path, mutation: Substitution) -> None:
-    cuda = load(build(cuda_cache, [mutation]))
+def test_a_mistake_is_found(
+    cuda_cache: Path, walked: bool, mutation: Substitution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded(load(build(cuda_cache, [mutation])), monkeypatch)
     with pytest.raises((AssertionError, RuntimeError), match=r"not close|written behind|cuda_on_cpu: "):
-        check_steps(cuda, [Weight(columns=27), Weight(columns=2101, rows=3)])
+        check_steps(
+            [
+                Weight(columns=27, rows=31),
+                Weight(columns=2101, rows=13),
+                Weight(offset=1),
+                Weight("bfloat16"),
+            ],
+            walked=walked,
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("correction", ["layer", "none"])
-def test_squared_norm(cuda: ModuleType, dtype: str, correction: str) -> None:
-    weights = [Weight(dtype, 30, 100), Weight(dtype, 3, 4100), Weight(dtype, 9, 999, None), Weight(dtype, 0)]
-    hyper = Hyper(correction=correction)
-    table = cuda.Table([weight.tensor(cuda) for weight in weights], [0] * len(weights))
-    wide = torch.float64 if dtype == "float64" else torch.float32
-    sums = torch.empty(cuda.partial_sum_count(table), dtype=wide)
-    cuda.squared_norm(table, addresses(weights), [hyper.rule(cuda)], sums.data_ptr(), 0)
+@pytest.mark.parametrize("correction", ["layer", "unnormalized", "none"])
+def test_squared_norm(cuda: ModuleType, monkeypatch, dtype: str, correction: Correction) -> None:
+    loaded(cuda, monkeypatch)
+    weights = [Weight(dtype, 30, 100), Weight(dtype, 23, 4100), Weight(dtype, 9, 999, None), Weight(dtype, 0)]
+    weights += [Weight(dtype, 40, 3, 0.5), Weight(dtype, 7, 27, offset=1)]
     terms = [(w.scale(correction) * torch.where(w.mask, w.g.double(), 0.0)).square().sum() for w in weights]
     tolerance = 1e-14 if dtype == "float64" else 1e-7  # c_i, rounded to float32
-    assert sums.double().sum().item() == pytest.approx(float(sum(terms)), rel=tolerance)
+    found = squared_norm(weights, [Hyper(correction=correction).rule()])
+    assert found == pytest.approx(float(sum(terms)), rel=tolerance)
 
 
-def test_a_gradient_norm_is_infinite_or_nan_if_a_gradient_is(cuda: ModuleType) -> None:
+def test_a_gradient_norm_is_infinite_or_nan_if_a_gradient_is(cuda: ModuleType, monkeypatch) -> None:
+    loaded(cuda, monkeypatch)
     for value in (float("inf"), float("nan"), 1e30):
         weight = Weight(density=None)
         weight.g[3, 5] = value
-        table = cuda.Table([weight.tensor(cuda)], [0])
-        sums = torch.empty(cuda.partial_sum_count(table))
-        cuda.squared_norm(table, addresses([weight]), [Hyper().rule(cuda)], sums.data_ptr(), 0)
-        total = sums.double().sum().item()
+        total = squared_norm([weight], [Hyper().rule()])
         assert np.isnan(total) if np.isnan(value) else total == float("inf")
 
 
-def test_an_error_is_raised_by_its_name(cuda: ModuleType, control: ctypes.CDLL) -> None:
+def test_an_error_is_raised_by_its_name(walked: bool, control: ctypes.CDLL) -> None:
     weight = Weight()
     before = weight.p.clone()
+    plan, inputs = plan_of([weight], walked=walked), inputs_of([weight], [Hyper().rule()])
     control.cuda_on_cpu_fail_next(INVALID_VALUE)
-    with pytest.raises(
-        RuntimeError, match=r"^cudaErrorInvalidValue: invalid argument \(launching the step\)$"
-    ):
-        step(cuda, [weight], [Hyper().rule(cuda)])
+    with pytest.raises(RuntimeError, match=r"^cudaErrorInvalidValue: invalid argument \(launching the step"):
+        plan.step(inputs)
     assert torch.equal(weight.p, before)
-    with pytest.raises(RuntimeError, match=r"^cudaErrorInvalidValue: .* \(zeroing the count of a mask\)$"):
-        cuda.pack(0, 1, 1, 0, 0, 0)
-    step(cuda, [weight], [Hyper().rule(cuda)])
+    plan.step(inputs)
     assert not torch.equal(weight.p, before)
 
 
-NOTHING = {
-    **{"dtype": "float32", "parameter": 0, "momentum_buffer": 0, "rows": 1, "columns": 0, "ham": False},
-    **{"bits": 0, "mean_fan_in": 0},
-}
+def test_an_error_while_lists_are_made_is_raised(cuda: ModuleType, control, monkeypatch) -> None:
+    loaded(cuda, monkeypatch)
+    control.cuda_on_cpu_fail_next(INVALID_VALUE)
+    with pytest.raises(RuntimeError, match=r"\(launching the count of masks\)$"):
+        plan_of([Weight()], walked=False)
+
+
+def test_an_error_of_the_gradient_norm_is_raised(cuda: ModuleType, control, monkeypatch) -> None:
+    loaded(cuda, monkeypatch)
+    control.cuda_on_cpu_fail_next(INVALID_VALUE)
+    with pytest.raises(RuntimeError, match=r"\(launching the gradient norm\)$"):
+        squared_norm([Weight(density=None)], [Hyper().rule()])
 
 
 def test_wrong_arguments_are_refused(cuda: ModuleType) -> None:
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
-        cuda.Tensor(**{**NOTHING, "dtype": "int8"})
-    with pytest.raises(ValueError, match="rows is 2, it must be 1 where there are no bits"):
-        cuda.Tensor(**{**NOTHING, "rows": 2})
-    with pytest.raises(ValueError, match="mean_fan_in is 0, it must be an address"):
-        cuda.Tensor(**{**NOTHING, "bits": 64})
+        cuda.Walk("int8", 0, 0, 0, False, 0, 1)
+    nothing = cuda.Walk("float32", 0, 0, 0, False, 0, 1)
+    rule: Any = Hyper().rule()
     with pytest.raises(ValueError, match="correction is 'erk', it must be"):
-        Hyper(correction="erk").rule(cuda)
-    mixed = [Weight("float32"), Weight("float16")]
-    with pytest.raises(ValueError, match="must be of one dtype"):
-        cuda.Table([weight.tensor(cuda) for weight in mixed], [0, 0])
-    table = cuda.Table([Weight().tensor(cuda)], [0])
-    with pytest.raises(ValueError, match="grads must have one address per tensor"):
-        cuda.step(table, b"", [Hyper().rule(cuda)], 0, 0, 0)
-    with pytest.raises(ValueError, match="rules must have one element per group"):
-        step(cuda, [Weight()], [])
+        cuda.walk_step(nothing, b"", [rule._replace(correction="erk")], 0, 0, 0)
+    with pytest.raises(TypeError, match="a rule must be a tuple of 10 fields"):
+        cuda.walk_step(nothing, b"", [(0.1, 0.9)], 0, 0, 0)
+    with pytest.raises(TypeError, match="must be real number, not str"):
+        cuda.walk_step(nothing, b"", [rule._replace(lr="fast")], 0, 0, 0)
+    for gradients, rules in ((cuda.MOST_TENSORS + 1, 1), (1, cuda.MOST_RULES + 1)):
+        with pytest.raises(ValueError, match=f"{gradients} gradients and {rules} rules, a launch takes"):
+            cuda.walk_step(nothing, bytes(8 * gradients), [rule] * rules, 0, 0, 0)
+
+
+def test_numbers_of_any_kind_are_numbers(walked: bool) -> None:
+    weight = Weight()
+    expected = weight.expected(Hyper(lr=1.0))
+    step([weight], [Hyper().rule(lr=np.float32(1.0), gamma=1)], walked=walked)
+    assert_near(weight, expected)
+
+
+def test_tables_have_the_columns_that_kernels_read(cuda: ModuleType) -> None:
+    """Names in the order of memory, from the declarations that the kernels are compiled with."""
+    assert StepRow._fields == cuda.STEP_ROW
+    assert WalkRow._fields == cuda.WALK_ROW
+    assert ListRow._fields == cuda.LIST_ROW
+    assert Rule._fields == cuda.RULE
+
+
+def test_work_is_shared_out_as_kernels_expect(cuda: ModuleType) -> None:
+    sizes = CudaKernels.most_tensors, CudaKernels.chunk, CudaKernels.list_rows
+    assert sizes == (cuda.MOST_TENSORS, cuda.CHUNK, cuda.LIST_ROWS)
+    # A thread for eight weights, up to a warp; a block for a row of more than 2048.
+    rows = {1: 256, 8: 256, 9: 128, 27: 64, 64: 32, 256: 8, 257: 8, 2048: 8, 2049: 1, 10**6: 1}
+    assert {columns: cuda.step_rows(columns) for columns in rows} == rows
+
+
+def test_blocks_are_as_many_as_run_at_once_or_as_there_is_work_for(cuda: ModuleType) -> None:
+    def blocks(dtype: str, most_chunks: int) -> int:
+        return cuda.Walk(dtype, 0, 0, 0, False, most_chunks, 132).blocks
+
+    assert [blocks("float32", chunks) for chunks in (0, 1, 8, 9, 10**6)] == [0, 1, 1, 2, 4 * 132]
+    assert blocks("float16", 10**6) == 4 * 132
+    assert blocks("float64", 10**6) == 2 * 132

@@ -149,6 +149,35 @@ def test_amp_overflows(on_gpu: Backend) -> None:
         run.step(grad_scale=1024.0, found_inf=found_inf)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_pass_and_walk_have_the_same_bits(kernel: str, dtype: torch.dtype) -> None:
+    """Of masks that are new in each step, and of masks that stay."""
+    if kernel == "triton" and dtype == torch.float64:
+        pytest.skip("it is not one of Triton's")
+    generator = torch.Generator().manual_seed(0)
+    networks = []
+    columns = (1, 7, 8, 27, 64, 147, 576, 1031, 4096)
+    weights = [torch.randn(33, n, generator=generator).to(DEVICE, dtype) for n in columns]
+    patterns = [
+        (torch.rand(33, n, generator=generator) < 0.3 / (1 + i)).to(DEVICE) for i, n in enumerate(columns)
+    ]
+    for _ in range(2):
+        parameters = [Parameter(w.clone()) for w in weights]
+        masks = {p: mask.clone() for p, mask in zip(parameters, patterns, strict=True)}
+        networks.append((parameters, masks, SparseOpt(parameters, 0.1, 0.9, masks=masks, backend=kernel)))
+    for step in range(4):
+        gradients = [torch.randn(w.shape, generator=generator).to(DEVICE, dtype) for w in weights]
+        for parameters, _, _ in networks:
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient.clone()
+        for mask in networks[1][1].values():
+            mask.copy_(mask.clone())
+        for _, _, optimizer in networks:
+            optimizer.step()
+        for ours, theirs in zip(networks[0][0], networks[1][0], strict=True):
+            assert torch.equal(ours, theirs), (step, tuple(ours.shape))
+
+
 def test_a_large_tensor(on_gpu: Backend) -> None:
     SideBySide(on_gpu, [Spec((2048, 4096), "sparse90", torch.float32)], [EVERYTHING], seed=5).step()
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from backends import Backend, emulate
 from cuda_on_cpu.build import Substitution, build, compiler, load
+from lists import check_lists
 from oracle import Hyper
-from side_by_side import SideBySide, Spec
+from side_by_side import SideBySide, Spec, pattern_mask
 
 from sparseopt_kernels import kernels
 from sparseopt_kernels.kernels import cuda as cuda_backend
 from sparseopt_kernels.kernels import triton as triton_backend
-from sparseopt_kernels.kernels import triton_plan
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 SPECS = [Spec((9, columns), "half", torch.float32) for columns in (3, 27, 64, 1031)]
@@ -87,12 +87,16 @@ def test_cuda_is_for_nvidia_devices(a_gpu: dict[str, Any], monkeypatch: pytest.M
 def test_auto_takes_the_next_and_warns_of_none(
     a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(triton_backend, "_MISSING", "Triton is not installed")
     assert kernels.backend_for("auto", CUDA) is cuda_backend.CUDA
-    assert not recwarn
     monkeypatch.setattr(cuda_backend, "_MISSING", "the CUDA kernels were not built")
+    monkeypatch.setattr(triton_backend, "_MISSING", None)
+    monkeypatch.setattr(triton_backend, "_INTERPRETED", False)
+    assert kernels.backend_for("auto", CUDA) is triton_backend.TRITON
+    assert not recwarn
+    monkeypatch.setattr(triton_backend, "_MISSING", "Triton is not installed")
     kernels._say_once.cache_clear()
-    with pytest.warns(RuntimeWarning, match="'triton': Triton is not installed; backend 'cuda': the CUDA"):
+    said = "'cuda': the CUDA kernels were not built; backend 'triton': Triton is not installed"
+    with pytest.warns(RuntimeWarning, match=said):
         assert kernels.backend_for("auto", CUDA) is kernels.BACKENDS["reference"]
     kernels._say_once.cache_clear()
 
@@ -159,48 +163,171 @@ def test_what_is_interpreted_is_for_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("left < kLanes ? static_cast<int>(left)", "left < kLanes ? static_cast<int>(left) - 1"),
-        ("first + (threadIdx.x >> log2)", "first + 1 + (threadIdx.x >> log2)"),
+        ("left < kOctet ? static_cast<int>(left)", "left < kOctet ? static_cast<int>(left) - 1"),
+        ("first_row + (threadIdx.x >> log2)", "first_row + 1 + (threadIdx.x >> log2)"),
     ],
     ids=["tail", "row"],
 )
 def test_a_wrong_index_in_the_cuda_sources_is_found(
     cuda_cache: Path, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulate(load(build(cuda_cache, [Substitution("cuda/rows.h", old, new)])), monkeypatch)
+    emulate(load(build(cuda_cache, [Substitution("cuda/masked_step.cu", old, new)])), monkeypatch)
     with pytest.raises(AssertionError, match="elements differ from the oracle"):
         side_by_side(Backend("cuda", "emulated"))
 
 
-@pytest.mark.interpreted
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("& (column < shape.columns)", "& (column < shape.columns - 1)"),
-        ("mask=inside & (o >= 0) & (o < row_bytes)", "mask=inside & (o >= 0) & (o < row_bytes - 1)"),
-        ("tile = tiles - 1 - i", "tile = i"),
-    ],
-    ids=["tail", "mask-byte", "tile"],
-)
-def test_a_wrong_index_in_the_triton_kernel_is_found(
-    tmp_path: Path, old: str, new: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sparseopt_kernels.kernels import triton_step
-
-    assert triton_step.__file__ is not None
-    source = Path(triton_step.__file__).read_text()
-    assert old in source
-    path = tmp_path / "mutant.py"
+def mutant(
+    module: ModuleType, old: str, new: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModuleType:
+    """The module with one difference."""
+    assert module.__file__ is not None
+    source = Path(module.__file__).read_text()
+    assert source.count(old) == 1
+    path = folder / "mutant.py"
     path.write_text(source.replace(old, new))
     spec = importlib.util.spec_from_file_location("mutant", path)
     assert spec is not None
     assert spec.loader is not None
-    mutant = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mutant", mutant)
-    spec.loader.exec_module(mutant)
-    monkeypatch.setattr(triton_backend, "triton_step", mutant)
+    made = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mutant", made)
+    spec.loader.exec_module(made)
+    return made
+
+
+# What is live of the first is walked whole, of the others by lists.
+SPARSE = [Spec((9, columns), "sparse99", torch.float32) for columns in (27, 515, 2048)]
+MISTAKES = {
+    "walk: the tail": (
+        "triton_step",
+        "(e >= begin) & (e < entry.elements)",
+        "(e >= begin) & (e + 1 < entry.elements)",
+    ),
+    "walk: an index": (
+        "triton_step",
+        "_first_weights(sector, LANES, WIDE) + lane\n",
+        "_first_weights(sector, LANES, WIDE) + lane - 1\n",
+    ),
+    "walk: the last sector of a chunk": (
+        "triton_step",
+        "there = i < length\n",
+        "there = i + 1 < length\n",
+    ),
+    "walk: the sector after": (
+        "triton_step",
+        "tl.where(is_listed, listed, i)",
+        "tl.where(is_listed, listed + 1, i)",
+    ),
+    "walk: the next chunk": (
+        "triton_step",
+        "number + tl.num_programs(0), count, t, LANES",
+        "number, count, t, LANES",
+    ),
+    "walk: c_i of the next row": (
+        "triton_step",
+        "first=tl.where(is_off, 1.0, first)",
+        "first=tl.where(is_off, 1.0, second)",
+    ),
+    "walk: c_i where rows meet": (
+        "triton_step",
+        "second=tl.where(is_off, 1.0, second)",
+        "second=tl.where(is_off, 1.0, first)",
+    ),
+    "walk: c_i of Eq. 12 for the other": (
+        "triton_step",
+        "tl.where(correction == 2, entry.unnormalized, entry.factors)",
+        "entry.factors",
+    ),
+    "walk: the right half": (
+        "triton_step",
+        "_bits(chunk.active, right), live_right",
+        "_bits(chunk.active, left), live_right",
+    ),
+    "one pass: a mask byte": (
+        "triton_step",
+        "(column < columns), other=0)\n        counted",
+        "(column < columns - 1), other=0)\n        counted",
+    ),
+    "one pass: a tile": (
+        "triton_step",
+        "for _ in range(0, columns, LANES * UNITS)",
+        "for _ in range(0, columns - LANES * UNITS * (columns % 1024 == 0), LANES * UNITS)",
+    ),
+    "one pass: the next mask": (
+        "triton_step",
+        "(mask + begin, left + LANES * UNITS, columns",
+        "(mask + begin, left, columns",
+    ),
+    "one pass: a piece of the count": (
+        "triton_step",
+        "for at in range(0, columns, COUNTED)",
+        "for at in range(COUNTED, columns, COUNTED)",
+    ),
+    "list: a place": (
+        "triton_lists",
+        "tl.cumsum(is_live, axis=1) - is_live",
+        "tl.cumsum(is_live, axis=1)",
+    ),
+    "list: the place of a row": (
+        "triton_lists",
+        "other=0) - own_live - before",
+        "other=0) - before",
+    ),
+    "list: bits of the sector after": (
+        "triton_lists",
+        "tl.load(masks + sector, mask",
+        "tl.load(masks + sector + 1, mask",
+    ),
+    "list: too short": (
+        "triton_lists",
+        "(position < entry.capacity)",
+        "(position < entry.capacity // 8)",
+    ),
+    "list: a tile": (
+        "triton_lists",
+        "place += tl.sum(is_live, axis=1)[:, None]\n",
+        "place += 0\n",
+    ),
+    "list: c_i of another row": (
+        "triton_lists",
+        "tl.store(factors, correction_factor(",
+        "tl.store(factors + 1, correction_factor(",
+    ),
+    "count: the first weights of a row": (
+        "triton_lists",
+        "tl.sum(before.to(tl.int32), axis=1)[:, None]",
+        "tl.sum(before.to(tl.int32), axis=1)[:, None] * 0",
+    ),
+    "count: those of the next row": (
+        "triton_lists",
+        "tl.where(e < end[:, :, None], active, 0)",
+        "active",
+    ),
+}
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_triton_kernels_is_found(
+    tmp_path: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import interpreter
+
+    for name, tile in interpreter.TRUE_TILES.items():
+        monkeypatch.setattr(triton_backend.TritonKernels, name, tile)
+    module, old, new = MISTAKES[mistake]
+    made = mutant(getattr(triton_backend, module), old, new, tmp_path, monkeypatch)
+    monkeypatch.setattr(triton_backend, module, made)
+    if mistake.startswith(("list", "count")):  # a wrong list is no good to walk by: it would be a crash
+        mask = pattern_mask("sparse99", (19, 1031), torch.Generator().manual_seed(0))
+        with pytest.raises(AssertionError):
+            check_lists(Backend("triton"), mask, torch.float32)
+        return
+    rules = [
+        Hyper(lr=0.1, momentum=0.9, weight_decay=0.01),
+        Hyper(lr=0.1, momentum=0.9, correction="unnormalized"),
+    ]
     with pytest.raises(AssertionError, match="elements differ from the oracle"):
-        side_by_side(Backend("triton"))
+        SideBySide(Backend("triton"), [*SPECS, *SPARSE, Spec((11,), None, torch.float32)], rules).run()
 
 
 @pytest.mark.interpreted
@@ -209,7 +336,8 @@ def test_the_true_tiles(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
     import interpreter
 
     for name, tile in interpreter.TRUE_TILES.items():
-        monkeypatch.setattr(triton_plan, name, tile)
-    specs = [Spec((9, columns), "half", dtype) for columns in (3, 27, 64, 512, 520, 2048 + 32)]
+        monkeypatch.setattr(triton_backend.TritonKernels, name, tile)
+    columns = (3, 27, 64, 512, 520, 2048, 2048 + 32, 4096)
+    specs = [Spec((3, n), pattern, dtype) for n in columns for pattern in ("half", "sparse99")]
     run = SideBySide(Backend("triton"), [*specs, Spec((2500,), None, dtype)], [Hyper(lr=0.1, momentum=0.9)])
     run.run()

@@ -6,71 +6,49 @@ operation of PyTorch itself is seen. What a GPU would wait for is an operation t
 
 from __future__ import annotations
 
-import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from backends import emulate
+from operations import Operations
 from resnet50 import resnet50_shapes
 from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.kernels import device, triton, triton_plan
+from sparseopt_kernels.kernels import device, gpu_plan, gpu_tables, triton
 from sparseopt_kernels.kernels.contract import Inputs, Tensors
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.training.models import resnet
 
 Launches = list[dict[str, Any]]
-
-
-# What torch.optim.Optimizer does around every step, for the profiler; and views, which do nothing.
-OF_PYTORCH = ("_record_function_enter_new", "_record_function_exit", "detach", "view", "alias")
-
-
-# Those that wait for the device, of the kind that shows here: among CPU tensors, a copy to the host does not.
-WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "index")
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations of PyTorch; those that read a value to go on are an error."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        assert name not in WAITING, f"{name} waits for the device"
-        if name not in OF_PYTORCH:
-            self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """The Triton backend on CPU tensors, whose kernels only note that they were launched."""
     pytest.importorskip("triton")
-    from sparseopt_kernels.kernels import triton_step
-
     noted: Launches = []
 
-    def stub(name: str) -> Any:
-        class Kernel:
-            def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-                assert grid[0] > 0
-                return lambda *args, **kwargs: noted.append({"kernel": name, "grid": grid, **kwargs})
+    class Loaded:
+        def __init__(self, name: str, constants: dict[str, Any]) -> None:
+            self.name, self.constants = name, constants
 
-        return Kernel()
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            assert grid[0] > 0
+            return lambda *_: noted.append({"kernel": self.name, "grid": grid, **self.constants})
 
-    for name in ("masked_step", "dense_step", "masked_squares", "dense_squares"):
-        monkeypatch.setattr(triton_step, name, stub(name))
+    def load(kernel: Any, device: torch.device, arguments: list[Any], constants: dict[str, Any]) -> Any:
+        return triton.Loaded(Loaded(kernel.__name__, constants), 1 << 30)
+
+    monkeypatch.setattr(triton, "_load", load)
+    monkeypatch.setattr(triton, "LOADED", {})
     monkeypatch.setattr(triton.TRITON, "unavailable", lambda device: None)
     return noted
 
@@ -86,19 +64,27 @@ def parameters_and_masks(
 
 
 class TestTriton:
-    def test_a_resnet50_is_four_launches(self, launches: Launches) -> None:
-        *convolutions, classifier = resnet50_shapes().values()
-        shapes = [shape for weight in convolutions for shape in (weight, weight[:1], weight[:1])]
-        shapes += [classifier, classifier[:1]]
-        assert len(shapes) == 161
+    @pytest.mark.parametrize("network", ["ResNet-20", "ResNet-50"])
+    def test_a_network_is_one_launch(self, launches: Launches, network: str) -> None:
+        """Rows of 27 and 147 weights and a bias of 10 included; two more where masks are new, by whether rows
+        are whole vectors, and those that make lists."""
+        if network == "ResNet-50":
+            *convolutions, classifier = resnet50_shapes().values()
+            shapes = [shape for weight in convolutions for shape in (weight, weight[:1], weight[:1])]
+            shapes += [classifier, classifier[:1]]
+            assert len(shapes) == 161
+        else:
+            shapes = [tuple(p.shape) for p in resnet(3, 10, blocks=3).parameters()]
         parameters, masks = parameters_and_masks(shapes)
-        assert sum(p.numel() for p in parameters) == 25_557_032
         optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
+        optimizer.step()
+        kernels = Counter(launch["kernel"] for launch in launches)
+        # Of dense tensors, and, for nothing, of what the next step launches.
+        assert kernels == {"count_rows": 1, "list_sectors": 1, "masked_step": 2, "walk_step": 2}
         for _ in range(3):
             launches.clear()
             optimizer.step()
-            assert len(launches) == 4
-            assert {launch["kernel"] for launch in launches} == {"masked_step", "dense_step"}
+            assert [launch["kernel"] for launch in launches] == ["walk_step"]
 
     def test_groups_share_launches(self, launches: Launches) -> None:
         """Up to eight: their rules are arguments of the kernel."""
@@ -107,30 +93,37 @@ class TestTriton:
             groups = [{"params": [p], "lr": 0.1 * i} for i, p in enumerate(parameters[:count])]
             some = {p: masks[p] for p in parameters[:count]}
             optimizer = SparseOpt(groups, masks=some, backend="triton")
+            optimizer.step()
             launches.clear()
             optimizer.step()
             assert len(launches) == expected
 
-    def test_classes_of_rows(self, launches: Launches) -> None:
-        """Short and long rows, aligned or not, with and without momentum buffer: a launch for each."""
-        shapes = [(3, 512), (3, 513), (3, 520), (3, 27), (7,), (9,)]
-        parameters, masks = parameters_and_masks(shapes)
-        SparseOpt(parameters, masks=masks, backend="triton").step()
-        classes = {(k["kernel"], k["ALIGNED"], k.get("BYTES")) for k in launches}
-        assert classes == {
-            ("masked_step", True, 64),
-            ("masked_step", True, 128),
-            ("masked_step", False, 64),
-            ("masked_step", False, 128),
-            ("dense_step", False, None),
-        }
-        assert len(launches) == len(classes)
+    def test_tensors_with_and_without_momentum_share_a_launch(self, launches: Launches) -> None:
+        parameters, masks = parameters_and_masks([(4, 64), (4, 64), (9,)])
+        groups = [{"params": parameters[:1], "momentum": 0.9}, {"params": parameters[1:], "momentum": 0.0}]
+        optimizer = SparseOpt(groups, masks=masks, backend="triton")
+        optimizer.step()
+        launches.clear()
+        optimizer.step()
+        assert [launch["MOMENTUM"] for launch in launches] == [True]
+
+    def test_what_has_a_launch_of_its_own(self, launches: Launches) -> None:
+        """Memory that is not aligned, and rows of less than a sector."""
+        parameters, masks = parameters_and_masks([(3, 512), (3, 513), (3, 27), (3, 8), (7,), (9,)])
+        for aligned, columns in ((True, 8), (False, 7)):
+            more, their_masks = parameters_and_masks([(3, columns)])
+            optimizer = SparseOpt(parameters + more, masks={**masks, **their_masks}, backend="triton")
+            optimizer.step()
+            launches.clear()
+            optimizer.step()
+            assert {launch["ALIGNED"] for launch in launches} == {True, aligned}
 
     def test_a_gradient_that_is_not_aligned_moves_its_tensor_to_another_launch(
         self, launches: Launches
     ) -> None:
         parameters, masks = parameters_and_masks([(3, 512)])
         optimizer = SparseOpt(parameters, masks=masks, backend="triton")
+        optimizer.step()
         seen = []
         for offset in (0, 1, 4):
             parameters[0].grad = torch.zeros(3 * 512 + 4)[offset:][: 3 * 512].view(3, 512)
@@ -224,31 +217,6 @@ def test_amp_adds_no_operation(backend_name: str) -> None:
     assert not operations.counts
 
 
-def test_a_step_of_cuda_is_one_launch_for_each_table(
-    cuda: ModuleType, cuda_library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tested at one tensor, at the most that a launch can carry, and at one more, also of parameter groups;
-    no copies at all."""
-    emulate(cuda, monkeypatch)
-    count = ctypes.CDLL(str(cuda_library)).cuda_on_cpu_launches
-    count.restype = ctypes.c_int64
-    limit = cuda.LAUNCH_CAPACITY
-    for tensors, groups, expected in ((1, 1, 1), (limit, 1, 1), (limit + 1, 1, 2), (9, 4, 1), (9, 5, 2)):
-        parameters, masks = parameters_and_masks([(2, 16)] * tensors)
-        split = [{"params": parameters[i::groups]} for i in range(groups)]
-        optimizer = SparseOpt(split, lr=0.5, momentum=0.9, masks=masks, backend="cuda")
-        for _ in range(2):
-            optimizer.step()
-        for p in parameters:
-            p.grad = torch.ones_like(p)
-        before = count()
-        with Operations() as operations:
-            optimizer.step()
-        assert count() - before == expected
-        assert not operations.counts
-        assert all((p == -0.5).all() for p in parameters)
-
-
 # ---- CUDA graphs, as far as the host is concerned ---------------------------------------------------
 
 
@@ -256,7 +224,7 @@ def test_a_step_of_cuda_is_one_launch_for_each_table(
 def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """What it holds is whether a graph is being captured, as far as this package can tell."""
     state = [False]
-    for module in (device, triton):
+    for module in (device, gpu_plan):
         monkeypatch.setattr(module, "capturing", lambda: state[0])
     kept = list(device._read_by_graphs)
     yield state
@@ -317,15 +285,15 @@ def test_each_graph_has_tables_of_its_own(
         copied.append(upload(values, to))
         return copied[-1]
 
-    for module in (triton, triton_plan):
+    for module in (triton, gpu_tables):
         monkeypatch.setattr(module, "upload", counted)
     for capturing in (True, True, False, True, True):
         copied.clear()
         capture[0] = capturing
         optimizer.step()
         copies.append(len(copied))
-    # Two tables of owners, that of the tensors, that of the gradients; once they are made outside, they stay.
-    assert copies == [4, 4, 4, 0, 0]
+    # The table of the tensors, that of the gradients; once they are made outside, they stay.
+    assert copies == [2, 2, 2, 0, 0]
 
 
 class Pinning(TorchDispatchMode):
@@ -371,36 +339,109 @@ def test_a_graph_copies_from_pinned_memory_of_its_own(
             capture[0] = True
             optimizer.step()
             capture[0] = False
-        # Of each: two tables of owners, that of the tensors, that of the gradients' addresses.
+        # Of each: the table of the tensors, that of the gradients' addresses.
         places = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in pinning.sources)
-        assert len(places) >= 3 * 4
+        assert len(places) == 3 * 2
         assert all(end <= start for (_, end), (start, _) in pairwise(places))
         addresses = [p.grad.data_ptr() for p in parameters if p.grad is not None]
         assert pinning.sources[-1].tolist() == addresses
 
 
-def test_a_graph_too_many_is_refused(
-    launches: Launches, capture: list[bool], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_four_graphs_after_each_other(
+    launches: Launches, capture: list[bool], monkeypatch: pytest.MonkeyPatch, max_grad_norm: float | None
 ) -> None:
-    parameters, masks = parameters_and_masks([(8, 64)])
-    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
-    monkeypatch.setattr(device, "_LEAST_STAGING", 0)
-    with Pinning(capture, monkeypatch):
-        optimizer.step()
-        capture[0] = True
+    """Then a step outside is due, even if it is the very one before the graphs. Optimizers do not share."""
+    optimizers, places = [], []
+    for _ in range(2):
+        parameters, masks = parameters_and_masks([(8, 64)])
+        optimizers.append(
+            SparseOpt(parameters, 0.1, 0.9, masks=masks, max_grad_norm=max_grad_norm, backend="triton")
+        )
+        places.append([(p, p.grad) for p in parameters])
 
-        def capture_many() -> None:
-            for _ in range(100):
-                for p in parameters:
-                    p.grad = torch.zeros(p.numel() + 1)[1:].view_as(p)
-                optimizer.step()
+    def capture_until_refused() -> int:
+        capture[0] = True
+        captured = -1
+
+        def capture_more() -> None:
+            nonlocal captured
+            while captured < 100:
+                captured += 1
+                for optimizer, own in zip(optimizers, places, strict=True):
+                    for p, _ in own:
+                        p.grad = torch.zeros(p.numel() + 1)[1:].view_as(p)
+                    optimizer.step()
 
         with pytest.raises(RuntimeError, match="make one step outside of a graph between them"):
-            capture_many()
+            capture_more()
         capture[0] = False
+        return captured
+
+    monkeypatch.setattr(device, "_LEAST_STAGING", 0)
+    monkeypatch.setattr(device, "_wanted", {})
+    with Pinning(capture, monkeypatch):
+        for _ in range(2):
+            for optimizer, own in zip(optimizers, places, strict=True):
+                for p, gradient in own:
+                    p.grad = gradient
+                optimizer.step()
+            assert 4 <= capture_until_refused() < 20
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_what_a_graph_reads_is_kept(
+    launches: Launches, capture: list[bool], max_grad_norm: float | None
+) -> None:
+    """Tables, addresses, lists; neither the boolean masks, which are not read, nor the parameters."""
+    parameters, masks = parameters_and_masks([(8, 64), (12,)])
+    optimizer = SparseOpt(parameters, 0.1, 0.9, masks=masks, max_grad_norm=max_grad_norm, backend="triton")
+    optimizer.step()
+    before = len(device._read_by_graphs)
+    capture[0] = True
+    optimizer.step()
+    kept = device._read_by_graphs[before:]
+    memory = [t for own in kept if isinstance(own, tuple) for shared in own for t in shared._memory]
+    plan = optimizer._prepared.batches[0].plan
+    assert isinstance(plan, gpu_plan.GpuPlan)
+    assert plan._placed is not None
+    sectors = plan._kept[0].sectors
+    assert sectors is not None
+    read = [*plan._placed.layout.memory(), *plan._placed.gradients, *sectors]
+    assert all(any(t is own for own in memory) for t in read)
+    assert not any(t.dtype == torch.bool or any(t is p for p in parameters) for t in memory)
+
+
+def test_memory_is_kept_for_other_streams(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a list was made on one stream, and a table on another, is all the same to a third."""
+    stream = [7]
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(device, "current_stream", lambda device: stream[0])
+    monkeypatch.setattr(torch, "cpu", SimpleNamespace(current_stream=lambda device: stream[0]))
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, on: told.append((id(tensor), on)))
+    parameters, masks = parameters_and_masks([(8, 64)])
+    optimizer = SparseOpt(parameters, 0.1, 0.9, masks=masks, backend="triton")
+    optimizer.step()
+    for on, offset in ((8, 1), (9, 1), (8, 0)):
+        stream[0] = on
+        parameters[0].grad = torch.zeros(8 * 64 + 1)[offset:][: 8 * 64].view(8, 64)
         optimizer.step()
-        capture[0] = True
-        optimizer.step()
+        plan = optimizer._prepared.batches[0].plan
+        assert isinstance(plan, gpu_plan.GpuPlan)
+        assert plan._placed is not None
+        sectors = plan._kept[0].sectors
+        assert sectors is not None
+        for tensor in (*plan._placed.layout.memory(), *plan._placed.gradients, *sectors):
+            assert (id(tensor), on) in told
+
+
+def test_a_default_device_changes_nothing(backend_name: str) -> None:
+    """Tables are made on the host, wherever tensors are made by default."""
+    parameters, masks = parameters_and_masks([(8, 64), (5, 27), (9,)])
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend=backend_name)
+    with torch.device("meta"):
+        for _ in range(2):
+            optimizer.step()
 
 
 # ---- devices ----------------------------------------------------------------------------------------

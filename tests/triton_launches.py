@@ -1,40 +1,30 @@
-"""Launches of a step that stop after compilation, for GPUs that need not be here.
-
-So these are the very kernels and arguments of a training run.
-"""
+"""The launches of two steps, for GPUs that need not be here: the first one's are of masks that are new."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from sparseopt_kernels import SparseOpt
-from sparseopt_kernels.kernels import triton as backend
+from sparseopt_kernels.kernels.triton import TritonKernels
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
+from triton_code import compiled_by
 
 NVIDIA = {f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 90, 100)}
 AMD = {"gfx942": GPUTarget("hip", "gfx942", 64)}
 TARGETS = {**NVIDIA, **AMD}
 
-# A tensor of each kind, and of each alignment to 16 bytes: a launch each.
-SHAPES = {
-    "short": (8, 64),
-    "short, unaligned": (8, 27),
-    "long": (8, 1024),
-    "long, unaligned": (8, 1001),
-    "dense": (64,),
-    "dense, unaligned": (65,),
-}
+# Masked rows of whole vectors and others, and dense tensors, of which a rest is no whole vector.
+SHAPES = [(8, 64), (8, 27), (70,)]
+STREAMS = ("step", "squares")
 
 
 @dataclass(frozen=True)
@@ -53,20 +43,19 @@ class Launch:
     """A kernel that was compiled, and what for."""
 
     kernel: str
-    shape: str  # a key of SHAPES
+    aligned: bool
     compiled: Any
     size: int  # bytes of a weight
-    weights: int  # of a thread in one tile
-    mask_bytes: int  # likewise
     momentum: bool
 
     @property
     def name(self) -> str:
-        return f"{self.kernel} ({self.shape})"
+        return self.kernel if self.aligned else f"{self.kernel} (unaligned)"
 
     @property
-    def aligned(self) -> bool:
-        return "unaligned" not in self.shape
+    def of_weights(self) -> bool:
+        """Whether it reads weights or gradients, not only masks."""
+        return self.kernel.endswith(STREAMS)
 
     @property
     def streams(self) -> tuple[int, int]:
@@ -82,77 +71,61 @@ class Launch:
         return path
 
 
-def parameters(dtype: torch.dtype, names: list[str]) -> tuple[list[torch.nn.Parameter], dict[Any, Any]]:
-    """A parameter of each kind, and the masks."""
-    found, masks = [], {}
-    for name in names:
-        values = [torch.ones(SHAPES[name], dtype=dtype) for _ in range(2)]
-        if name == "dense, unaligned":
-            values = [value[1:] for value in values]
-        parameter = torch.nn.Parameter(values[0])
-        parameter.grad = values[1]
-        found.append(parameter)
-        if parameter.ndim > 1:
-            masks[parameter] = torch.ones_like(parameter, dtype=torch.bool)
-    return found, masks
-
-
-def launches_of_a_step(
-    target: GPUTarget, dtype: torch.dtype, names: list[str], setting: Setting, **hyperparameters: Any
+def launches_of_steps(
+    target: GPUTarget, dtype: torch.dtype, setting: Setting, aligned: bool = True, **hyperparameters: Any
 ) -> list[Launch]:
-    """All launches of a step, of which nothing runs."""
-    launches: list[Launch] = []
-    run = JITFunction.run
+    """All launches of two steps, of which nothing runs, each kernel once.
 
-    def only_compile(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        compiled = run(self, *arguments, grid=grid, warmup=True, **options)
-        threads = options["num_warps"] * target.warp_size
-        mask_bytes = options.get("ROWS", 0) * options.get("BYTES", 0)
-        launches.append(
-            Launch(
-                self.__name__,
-                _shape_of(options),
-                compiled,
-                dtype.itemsize,
-                options.get("SIZE", 8 * mask_bytes) // threads,
-                -(-mask_bytes // threads),
-                options.get("MOMENTUM", False),
-            )
-        )
+    Args:
+        aligned: whether tensors begin at multiples of 16 bytes.
+    """
 
-    gpu = SimpleNamespace(
-        get_current_device=lambda: target,  # what compiled kernels are kept by
-        get_current_stream=lambda device: 0,
-        get_current_target=lambda: target,
-    )
-    with (
-        mock.patch("triton.runtime.jit.driver", SimpleNamespace(active=gpu)),
-        mock.patch.object(JITFunction, "run", only_compile),
-        mock.patch.object(backend.TRITON, "unavailable", return_value=None),
-    ):
-        found, masks = parameters(dtype, names)
-        hyperparameters = {"lr": 0.1, "momentum": setting.momentum, **hyperparameters}
+    def parameter(shape: tuple[int, ...]) -> torch.nn.Parameter:
+        def memory() -> torch.Tensor:
+            weights = torch.Size(shape).numel()
+            return torch.ones(weights + 1, dtype=dtype)[0 if aligned else 1 :][:weights].view(shape)
+
+        made = torch.nn.Parameter(memory())
+        made.grad = memory()
+        return made
+
+    def steps() -> None:
+        found = [parameter(shape) for shape in SHAPES]
+        masks = {p: torch.ones(p.shape, dtype=torch.bool) for p in found if p.ndim > 1}
+        numbers = {"lr": 0.1, "momentum": setting.momentum, **hyperparameters}
         groups: list[Any] = [{"params": found}]
         if setting.everything:
-            groups = [{"params": found[:3]}, {"params": found[3:]}]
-            hyperparameters = {"ham_alpha": 1.0, "max_grad_norm": 1.0, **hyperparameters}
-            hyperparameters["lr"] = torch.tensor(hyperparameters["lr"])
-        optimizer = SparseOpt(groups, masks=masks, backend="triton", **hyperparameters)
+            groups = [{"params": found[:2]}, {"params": found[2:]}]
+            numbers = {"ham_alpha": 1.0, "max_grad_norm": 1.0, **numbers}
+            numbers["lr"] = torch.tensor(numbers["lr"])
+        optimizer = SparseOpt(groups, masks=masks, backend="triton", **numbers)
         if setting.everything:
             optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())  # type: ignore
         optimizer.step()
-    return launches
+        optimizer.step()
 
-
-def _shape_of(options: dict[str, Any]) -> str:
-    kind = "dense" if "SIZE" in options else "short" if options["ROWS"] > 1 else "long"
-    return kind if options["ALIGNED"] else f"{kind}, unaligned"
+    by_kernel: dict[Any, Launch] = {}
+    tiles = {"chunk": target.warp_size, "rows": target.warp_size // TritonKernels.units}
+    with patch.multiple(TritonKernels, **tiles):
+        found = compiled_by(steps, target)
+    for name, constants, compiled in found:
+        is_aligned = constants.get("ALIGNED", True)
+        launch = Launch(name, is_aligned, compiled, dtype.itemsize, constants.get("MOMENTUM", False))
+        by_kernel.setdefault(compiled, launch)
+    return [*by_kernel.values()]
 
 
 @cache
 def launches(target: str, dtype: torch.dtype, setting: str) -> list[Launch]:
-    found = launches_of_a_step(TARGETS[target], dtype, list(SHAPES), SETTINGS[setting])
-    kernels = ["step", "squares"] if SETTINGS[setting].everything else ["step"]
-    expected = {(kernel, shape) for kernel in kernels for shape in SHAPES}
-    assert {(launch.kernel.split("_")[1], launch.shape) for launch in found} == expected
+    """Those of aligned tensors, and of others."""
+    found = [
+        launch
+        for aligned in (True, False)
+        for launch in launches_of_steps(TARGETS[target], dtype, SETTINGS[setting], aligned)
+    ]
+    expected = {"count_rows", "list_sectors", "masked_step", "masked_step (unaligned)"}
+    expected |= {"walk_step", "walk_step (unaligned)"}
+    if SETTINGS[setting].everything:
+        expected |= {"walk_squares", "walk_squares (unaligned)"}
+    assert {launch.name for launch in found} == expected
     return found

@@ -1,26 +1,19 @@
-// What a kernel is given: a table of tensors by value, in the 4096 bytes that every GPU takes as a kernel's
-// arguments. Nothing is copied to the device beforehand, so a step can be captured in a CUDA graph.
+// What a kernel is given by value, in the 4096 bytes that every GPU takes as arguments: rules, and where
+// gradients lie. Nothing is copied to the device when these change.
 #pragma once
 
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
 #include "../update_rule.h"
-#include "table.h"
+#include "launches.h"
+#include "tables.h"
 
 namespace sparseopt::cuda {
 
-constexpr int kCapacity = 58;     // tensors in one launch
-constexpr int kRuleCapacity = 4;  // parameter groups in one launch
-
-struct TensorArgument {
-  void* parameter;
-  const void* grad;
-  void* momentum_buffer;
-  const uint8_t* bits;
-  const void* mean_fan_in;
-  int64_t rows, columns;
-  uint32_t first_block;
-  uint8_t rule;
-  bool ham;
-};
+constexpr int kTensorCapacity = 400;  // of one launch
+constexpr int kRuleCapacity = 8;
 
 template <class T>
 struct RuleArgument {
@@ -32,55 +25,72 @@ struct RuleArgument {
   bool nesterov, maximize, ham;
 };
 
+// What kernels that read gradients have in common.
 template <class T>
-struct Argument {
-  TensorArgument tensors[kCapacity];
-  RuleArgument<T> rules[kRuleCapacity];
+struct InputArgument {
   const float* grad_scale;
   const float* found_inf;
-  T* partial_sums;
-  int count;
+  RuleArgument<T> rules[kRuleCapacity];
+  int64_t gradients[kTensorCapacity];
 };
 
-static_assert(sizeof(TensorArgument) == 64, "the capacity was chosen for 64 bytes");
-static_assert(sizeof(Argument<double>) <= 4096 && sizeof(Argument<float>) <= 4096,
+template <class T>
+struct StepArgument {
+  const StepRow* table;
+  const int32_t* owner;
+  InputArgument<T> inputs;
+};
+
+template <class T>
+struct WalkArgument {
+  const WalkRow* table;
+  const int32_t* owner;
+  const int64_t* chunks;
+  T* sums;
+  bool wide;
+  InputArgument<T> inputs;
+};
+
+static_assert(sizeof(WalkArgument<double>) <= 4096 && sizeof(StepArgument<double>) <= 4096,
               "more than every GPU takes");
 
-// The argument of one launch. The conversions to T are made here, so that a float kernel has no double.
+// The conversions to T are made here, so that a float kernel has no double.
 template <class T>
-Argument<T> argument_of(const Table& table, const Launch& launch, const Step& step) {
-  Argument<T> argument{};
-  argument.grad_scale = reinterpret_cast<const float*>(step.grad_scale);
-  argument.found_inf = reinterpret_cast<const float*>(step.found_inf);
-  argument.count = static_cast<int>(launch.tensors.size());
-  for (size_t i = 0; i < launch.groups.size(); ++i) {
-    const Rule& rule = *step.rules.at(launch.groups[i]);
-    argument.rules[i] = {{T(rule.lr), T(rule.momentum), T(1.0 - rule.dampening), T(rule.weight_decay),
-                          T(rule.ham_alpha), T(rule.ham_beta)},
-                         T(rule.gamma),
-                         reinterpret_cast<const T*>(rule.lr_address),
-                         reinterpret_cast<const T*>(rule.gamma_address),
-                         rule.correction,
-                         rule.nesterov,
-                         rule.maximize,
-                         rule.ham_alpha != 0 || rule.ham_beta != 0};
-  }
-  for (size_t i = 0; i < launch.tensors.size(); ++i) {
-    const size_t index = launch.tensors[i];
-    const Tensor& tensor = table.tensors()[index];
-    TensorArgument& to = argument.tensors[i];
-    to.parameter = reinterpret_cast<void*>(tensor.parameter);
-    to.grad = reinterpret_cast<const void*>(step.grads[index]);
-    to.momentum_buffer = reinterpret_cast<void*>(tensor.momentum_buffer);
-    to.bits = reinterpret_cast<const uint8_t*>(tensor.bits);
-    to.mean_fan_in = reinterpret_cast<const void*>(tensor.mean_fan_in);
-    to.rows = tensor.rows;
-    to.columns = tensor.columns;
-    to.first_block = launch.first_block[i];
-    to.rule = launch.rule[i];
-    to.ham = tensor.ham;
-  }
+RuleArgument<T> rule_argument(const Rule& rule) {
+  return {{T(rule.lr), T(rule.momentum), T(1.0 - rule.dampening), T(rule.weight_decay), T(rule.ham_alpha),
+           T(rule.ham_beta)},
+          T(rule.gamma),
+          reinterpret_cast<const T*>(rule.lr_address),
+          reinterpret_cast<const T*>(rule.gamma_address),
+          rule.correction,
+          rule.nesterov,
+          rule.maximize,
+          rule.ham_alpha != 0 || rule.ham_beta != 0};
+}
+
+template <class T>
+InputArgument<T> input_argument(const Inputs& inputs) {
+  InputArgument<T> argument{};
+  const size_t tensors = inputs.gradients.size() / sizeof(int64_t), rules = inputs.rules.size();
+  if (tensors > kTensorCapacity || rules > kRuleCapacity)
+    throw std::invalid_argument("there are " + std::to_string(tensors) + " gradients and " +
+                                std::to_string(rules) + " rules, a launch takes " +
+                                std::to_string(kTensorCapacity) + " and " + std::to_string(kRuleCapacity));
+  argument.grad_scale = reinterpret_cast<const float*>(inputs.grad_scale);
+  argument.found_inf = reinterpret_cast<const float*>(inputs.found_inf);
+  for (size_t i = 0; i < rules; ++i) argument.rules[i] = rule_argument<T>(inputs.rules[i]);
+  std::memcpy(argument.gradients, inputs.gradients.data(), tensors * sizeof(int64_t));
   return argument;
+}
+
+template <class T>
+WalkArgument<T> walk_argument(const WalkLaunch& launch, const Inputs& inputs, uintptr_t sums) {
+  return {reinterpret_cast<const WalkRow*>(launch.table),
+          reinterpret_cast<const int32_t*>(launch.owner),
+          reinterpret_cast<const int64_t*>(launch.chunks),
+          reinterpret_cast<T*>(sums),
+          launch.wide,
+          input_argument<T>(inputs)};
 }
 
 }  // namespace sparseopt::cuda

@@ -16,10 +16,11 @@ inline void check(cudaError_t error, const char* doing) {
 }
 
 template <class Argument>
-void launch(const char* doing, void (*kernel)(Argument), uint32_t blocks, int threads, uintptr_t stream,
+void launch(const char* doing, void (*kernel)(Argument), int64_t blocks, int threads, uintptr_t stream,
             const Argument& argument) {
+  if (blocks == 0) return;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = reinterpret_cast<cudaStream_t>(stream);
   check(cudaLaunchKernelEx(&config, kernel, argument), doing);

@@ -20,7 +20,7 @@ BACKENDS: dict[str, Backend] = {"reference": REFERENCE, "cpu": NATIVE, "triton":
 """By the name that ``SparseOpt(backend=)`` takes. Put yours in here, to be asked for by that name:
 ``"auto"`` chooses among those of ``_AUTO`` only."""
 # What "auto" tries first, by device.
-_AUTO = {"cpu": ("cpu",), "cuda": ("triton", "cuda"), "xpu": ("triton",)}
+_AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton"), "xpu": ("triton",)}
 
 
 def build_info() -> dict[str, Any]:

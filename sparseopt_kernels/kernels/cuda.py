@@ -1,23 +1,24 @@
-"""The CUDA backend: C++ kernels (``csrc/cuda``), one launch for up to ``_cuda.LAUNCH_CAPACITY`` parameters.
-
-The table of tensors is an argument of the kernel: nothing is copied to the device, and a step can be
-captured in a CUDA graph. Nothing waits for the device.
+"""The CUDA backend: launches the kernels of csrc/cuda, C++ that is compiled when the package is installed.
+When is for ``gpu_plan`` to say. Where gradients lie is an argument of the kernels: when they move, nothing is
+copied to the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..neurons import arithmetic_dtype
-from .contract import Inputs, Rule, Tensors
-from .derived import Derived
-from .device import keep_for_graph, made_current
-from .memory import DTYPE_NAMES, Rows, has_rows, is_walkable, rows_of
+from .contract import Inputs, Plan, Tensors
+from .device import current_stream, multiprocessors
+from .gpu_plan import Keeper
+from .gpu_tables import StepLaunch, WalkLaunch
+from .memory import DTYPE_NAMES, has_rows, is_walkable
+from .sectors import Listing
 
 _MISSING: str | None = None
 try:
@@ -26,11 +27,6 @@ except ModuleNotFoundError:
     _MISSING = "the CUDA kernels were not built (SPARSEOPT_CUDA=1 pip install . builds them, or says why not)"
 except ImportError as error:
     _MISSING = f"the CUDA kernels cannot be loaded ({error})"
-
-
-if TYPE_CHECKING:
-    from .._cuda import Rule as NativeRule
-    from .._cuda import Tensor as NativeTensor
 
 
 def build_info() -> dict[str, Any]:
@@ -64,7 +60,7 @@ def _no_code_for(device: torch.device) -> str | None:
 
 class Cuda:
     def __init__(self) -> None:
-        self._rows = Derived(partial(rows_of, pack=_pack))
+        self._keeper = Keeper(CudaKernels())
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cuda" or torch.version.cuda is None:
@@ -78,86 +74,91 @@ class Cuda:
     def supports(self, tensors: Tensors) -> bool:
         return tensors.parameter.dtype in DTYPE_NAMES and is_walkable(tensors) and has_rows(tensors)
 
-    def plan(self, tensors: Sequence[Tensors]) -> CudaPlan:
-        return CudaPlan(tensors, self._rows(tensors))
+    def plan(self, tensors: Sequence[Tensors]) -> Plan:
+        return self._keeper.plan(tensors)
 
 
-class CudaPlan:
-    def __init__(self, tensors: Sequence[Tensors], rows: Sequence[Rows]) -> None:
-        self._tensors, self._rows = tensors, rows  # whose memory the table refers to
-        self._device, self._dtype = tensors[0].parameter.device, tensors[0].parameter.dtype
-        native = [_native_tensor(t, r) for t, r in zip(tensors, rows, strict=True)]
-        self._table = _cuda.Table(native, [t.group for t in tensors])
+class CudaKernels:
+    """``gpu_plan.GpuKernels``. Sizes are those of threads.h and argument.h; a test compares them."""
 
-    def step(self, inputs: Inputs) -> None:
-        keep_for_graph(self._rows)
-        with made_current(self._device):
-            _cuda.step(
-                self._table,
-                inputs.addresses,
-                _rules(inputs),
-                _address(inputs.grad_scale),
-                _address(inputs.found_inf),
-                _stream(self._device),
-            )
+    most_tensors = 400  # whose gradients' addresses fit into the arguments of a kernel
+    chunk = 32  # sectors: a warp's
+    list_rows = 8  # a warp each
 
-    def squared_norm(self, inputs: Inputs) -> Tensor:
-        keep_for_graph(self._rows)
-        sums = torch.empty(
-            _cuda.partial_sum_count(self._table), dtype=arithmetic_dtype(self._dtype), device=self._device
+    def step_rows(self, columns: int) -> int:
+        return _cuda.step_rows(columns)
+
+    def place(self, addresses: bytes, device: torch.device) -> bytes:
+        return addresses
+
+    def count_rows(self, listing: Listing) -> None:
+        _cuda.count_rows(
+            DTYPE_NAMES[listing.dtype],
+            listing.table.data_ptr(),
+            listing.owner.data_ptr(),
+            listing.fan_in.data_ptr(),
+            listing.live.data_ptr(),
+            listing.programs,
+            current_stream(listing.table.device),
         )
-        with made_current(self._device):
-            _cuda.squared_norm(
-                self._table, inputs.addresses, _rules(inputs), sums.data_ptr(), _stream(self._device)
-            )
-        return sums.sum(dtype=torch.float64)
+
+    def list_sectors(self, listing: Listing, ends: Tensor) -> None:
+        _cuda.list_sectors(
+            DTYPE_NAMES[listing.dtype],
+            listing.table.data_ptr(),
+            listing.owner.data_ptr(),
+            listing.fan_in.data_ptr(),
+            listing.live.data_ptr(),
+            ends.data_ptr(),
+            listing.programs,
+            current_stream(listing.table.device),
+        )
+
+    def masked_step(self, launch: StepLaunch, gradients: bytes, inputs: Inputs) -> None:
+        _cuda.masked_step(
+            DTYPE_NAMES[launch.dtype],
+            launch.table.data_ptr(),
+            launch.owner.data_ptr(),
+            launch.programs,
+            gradients,
+            inputs.rules[launch.groups],
+            _address(inputs.grad_scale),
+            _address(inputs.found_inf),
+            current_stream(launch.table.device),
+        )
+
+    def walk_step(self, launch: WalkLaunch, gradients: bytes, inputs: Inputs) -> None:
+        _cuda.walk_step(
+            _walk(launch),
+            gradients,
+            inputs.rules[launch.groups],
+            _address(inputs.grad_scale),
+            _address(inputs.found_inf),
+            current_stream(launch.table.device),
+        )
+
+    def walk_squares(self, launch: WalkLaunch, gradients: bytes, inputs: Inputs) -> Tensor:
+        walk, device = _walk(launch), launch.table.device
+        sums = torch.empty(walk.blocks, 2, dtype=arithmetic_dtype(launch.dtype), device=device)
+        rules = inputs.rules[launch.groups]
+        _cuda.walk_squares(walk, gradients, rules, sums.data_ptr(), current_stream(device))
+        return sums
 
 
-def _native_tensor(tensors: Tensors, rows: Rows) -> NativeTensor:
-    return _cuda.Tensor(
-        dtype=DTYPE_NAMES[tensors.parameter.dtype],
-        parameter=tensors.parameter.data_ptr(),
-        momentum_buffer=_address(tensors.momentum_buffer),
-        rows=rows.rows,
-        columns=rows.columns,
-        bits=_address(rows.bits),
-        mean_fan_in=_address(rows.mean_fan_in),
-        ham=tensors.ham,
+def _walk(launch: WalkLaunch) -> _cuda.Walk:
+    return _cuda.Walk(
+        DTYPE_NAMES[launch.dtype],
+        launch.table.data_ptr(),
+        launch.owner.data_ptr(),
+        launch.chunks.data_ptr(),
+        launch.wide,
+        launch.most_chunks,
+        multiprocessors(launch.table.device),
     )
-
-
-def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = mask.shape
-    bits = torch.empty(rows, -(-columns // 8), dtype=torch.uint8, device=mask.device)
-    nnz = torch.empty((), dtype=torch.int64, device=mask.device)
-    with made_current(mask.device):
-        _cuda.pack(mask.data_ptr(), rows, columns, bits.data_ptr(), nnz.data_ptr(), _stream(mask.device))
-    return bits, nnz
-
-
-def _rules(inputs: Inputs) -> list[NativeRule]:
-    return [_native_rule(rule) for rule in inputs.rules]
-
-
-def _native_rule(rule: Rule) -> NativeRule:
-    numbers = rule._asdict()
-    for name in ("lr", "gamma"):
-        number = numbers[name]
-        is_tensor = isinstance(number, Tensor)
-        numbers |= {
-            name: 0.0 if is_tensor else number,
-            f"{name}_address": _address(number if is_tensor else None),
-        }
-    return _cuda.Rule(**numbers)
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _stream(device: torch.device) -> int:
-    """The stream that PyTorch queues this thread's work on."""
-    return int(torch.cuda.current_stream(device).cuda_stream)
 
 
 CUDA = Cuda()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..neurons import arithmetic_dtype
 from .contract import Tensors
 
 # What the C++ libraries call the types of weights that they know.
@@ -67,38 +65,38 @@ def mask_in_memory_order(tensors: Tensors) -> Tensor:
     return (tensors.mask if order is None else tensors.mask.permute(order)).contiguous()
 
 
+MASK_ALIGNMENT = 16  # bytes
+_MOST_WEIGHTS, _MOST_COLUMNS = 1 << 33, 1 << 31
+
+
 class Rows(NamedTuple):
-    """A parameter as GPU kernels walk it: rows that are whole runs of memory, and the mask in bits."""
+    """A parameter as GPU kernels see it: rows that are whole runs of memory."""
 
     rows: int
     columns: int  # all elements, without a mask
-    bits: Tensor | None = None  # uint8 (rows, columns / 8, rounded up)
+    mask: Tensor | None = None  # boolean (rows, columns), contiguous, at a multiple of MASK_ALIGNMENT
     mean_fan_in: Tensor | None = None  # 0-d, of the arithmetic type
 
 
-Packer = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
 def has_rows(tensors: Tensors) -> bool:
-    """Whether neurons are whole runs of memory: not in transposed convolutions."""
+    """Whether neurons are whole runs of memory (not in transposed convolutions), and sectors of 4 weights and
+    the weights of a neuron can be numbered with 31 bits."""
+    if tensors.parameter.numel() >= _MOST_WEIGHTS:
+        return False
     if tensors.mask is None or tensors.parameter.numel() == 0:
         return True
     grid = memory_grid(tensors)
-    return grid is not None and grid[1] == 1
+    return grid is not None and grid[1] == 1 and grid[3] < _MOST_COLUMNS
 
 
-def rows_of(tensors: Tensors, pack: Packer) -> Rows:
-    """The rows of a parameter that has them. Nothing waits for the device.
-
-    Args:
-        tensors: walkable, with a mask or without.
-        pack: makes of a boolean matrix its bits and the number of them that are set (0-d int64).
-    """
+def rows_of(tensors: Tensors) -> Rows:
+    """The rows of a parameter that has them."""
     parameter = tensors.parameter
     grid = memory_grid(tensors)
     if tensors.mask is None or parameter.numel() == 0 or grid is None:
         return Rows(1, parameter.numel())
     groups, _, neurons, columns = grid
-    rows = groups * neurons
-    bits, nnz = pack(mask_in_memory_order(tensors).view(rows, columns))
-    return Rows(rows, columns, bits, (nnz.double() / rows).to(arithmetic_dtype(parameter.dtype)))
+    mask = mask_in_memory_order(tensors)
+    if mask.data_ptr() % MASK_ALIGNMENT != 0:
+        mask = mask.clone()
+    return Rows(groups * neurons, columns, mask.view(groups * neurons, columns))

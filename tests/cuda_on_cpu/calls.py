@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from sparseopt_kernels.kernels import cuda as backend
+from sparseopt_kernels.kernels.contract import Inputs, Rule, Tensors
+from sparseopt_kernels.kernels.gpu_plan import GpuPlan, Keeper
+from sparseopt_kernels.neurons import Correction, Neurons
 from sparseopt_kernels.tensor_memory import addresses_of
 
 DTYPES = {
@@ -34,26 +38,25 @@ class Weight:
     offset: int = 0  # of the memory from an aligned address, in weights
     seed: int = 0
     ham: bool = False
+    group: int = 0
     guards: list[Tensor] = field(default_factory=list)
     p: Tensor = field(init=False)
     g: Tensor = field(init=False)
     b: Tensor = field(init=False)
     mask: Tensor = field(init=False)
-    bits: np.ndarray = field(init=False)
-    mean_fan_in: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
         shape = (self.rows, self.columns)
         keep = np.ones(shape, bool) if self.density is None else rng.random(shape) < self.density
-        self.mask = torch.from_numpy(keep)
-        self.bits = np.packbits(keep, axis=1, bitorder="little")
         self.p, self.g, self.b = (self._draw(rng) for _ in range(3))
-        self.p *= self.mask
-        self.b *= self.mask
-        self.g[~self.mask] = float("nan")  # must not matter
-        wide = torch.float64 if self.dtype == "float64" else torch.float32
-        self.mean_fan_in = torch.tensor(keep.sum() / max(self.rows, 1), dtype=wide)
+        self.apply(torch.from_numpy(keep))
+
+    def apply(self, mask: Tensor) -> None:
+        """Outside of a mask, weights and momenta are 0."""
+        self.mask = mask
+        self.p[~mask] = self.b[~mask] = 0.0
+        self.g[~mask] = float("nan")  # must not matter
 
     def _draw(self, rng: np.random.Generator) -> Tensor:
         numel = self.rows * self.columns
@@ -62,18 +65,21 @@ class Weight:
         view = memory[self.offset : self.offset + numel].view(self.rows, self.columns)
         return view.copy_(torch.from_numpy(rng.standard_normal(view.shape)))
 
-    def tensor(self, cuda: ModuleType) -> Any:
-        dense = self.density is None
-        return cuda.Tensor(
-            dtype=self.dtype,
-            parameter=self.p.data_ptr(),
-            momentum_buffer=self.b.data_ptr() if self.momentum else 0,
-            rows=1 if dense else self.rows,
-            columns=self.rows * self.columns if dense else self.columns,
-            bits=0 if dense else self.bits.ctypes.data,
-            mean_fan_in=0 if dense else self.mean_fan_in.data_ptr(),
+    def tensors(self) -> Tensors:
+        return Tensors(
+            parameter=self.p,
+            momentum_buffer=self.b if self.momentum else None,
+            mask=None if self.density is None else self.mask,
+            gradient_dtype=self.g.dtype,
+            neurons=Neurons(),
+            group=self.group,
             ham=self.ham,
         )
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """The bits of what a step writes."""
+        size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.p.itemsize]
+        return self.p.view(size), self.b.view(size)
 
     def scale(self, correction: str) -> Tensor:
         """c_i, a column."""
@@ -107,32 +113,55 @@ class Hyper:
     weight_decay: float = 0.01
     nesterov: bool = False
     maximize: bool = False
-    correction: str = "layer"
+    correction: Correction = "layer"
     ham_alpha: float = 0.0
     ham_beta: float = 0.0
 
-    def rule(
-        self, cuda: ModuleType, *, lr_address: int = 0, gamma: float = 1.0, gamma_address: int = 0
-    ) -> Any:
-        return cuda.Rule(**vars(self), lr_address=lr_address, gamma=gamma, gamma_address=gamma_address)
+    def rule(self, *, lr: float | Tensor | None = None, gamma: float | Tensor = 1.0) -> Rule:
+        return Rule(**{**vars(self), "lr": self.lr if lr is None else lr}, gamma=gamma)
+
+
+def plan_of(weights: Sequence[Weight], *, walked: bool) -> GpuPlan:
+    """A plan of the CUDA backend, which must be what ``loaded`` has made it. ``walked``: as if a step had
+    been made with these masks, so that sectors are walked, and not neurons."""
+    keeper = Keeper(backend.CudaKernels())
+    tensors = [weight.tensors() for weight in weights]
+    plan = keeper.plan(tensors)
+    if walked:
+        for t in tensors:
+            keeper._known[t].forget_mask()
+        plan = keeper.plan(tensors)
+    return plan
+
+
+def loaded(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CUDA backend be that build of the library."""
+    monkeypatch.setattr(backend, "_cuda", library, raising=False)
 
 
 def step(
-    cuda: ModuleType,
     weights: Sequence[Weight],
-    rules: Sequence[Any],
+    rules: Sequence[Rule],
     *,
-    groups: Sequence[int] | None = None,
-    grad_scale: int = 0,
-    found_inf: int = 0,
-) -> int:
-    table = cuda.Table([weight.tensor(cuda) for weight in weights], groups or [0] * len(weights))
-    return cuda.step(table, addresses(weights), list(rules), grad_scale, found_inf, 0)
+    walked: bool,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    plan_of(weights, walked=walked).step(inputs_of(weights, rules, grad_scale, found_inf))
 
 
-def addresses(weights: Sequence[Weight]) -> bytes:
-    """Of their gradients."""
-    return addresses_of([weight.g for weight in weights])
+def squared_norm(weights: Sequence[Weight], rules: Sequence[Rule]) -> float:
+    return float(plan_of(weights, walked=True).squared_norm(inputs_of(weights, rules)))
+
+
+def inputs_of(
+    weights: Sequence[Weight],
+    rules: Sequence[Rule],
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> Inputs:
+    gradients = [weight.g for weight in weights]
+    return Inputs(gradients, addresses_of(gradients), rules, grad_scale, found_inf)
 
 
 def assert_near(weight: Weight, expected: tuple[Tensor, Tensor]) -> None:

@@ -53,8 +53,6 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
-cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t stream);
-
 namespace cuda_on_cpu {
 
 // A place in the source: where a thread waits, and what for.
@@ -120,6 +118,10 @@ T __shfl_down_sync(unsigned mask, T value, int lanes, int width = warpSize, int 
 }
 
 template <class T>
+inline T __ldg(const T* from) {
+  return *from;
+}
+template <class T>
 inline T __ldcs(const T* from) {
   return *from;
 }
@@ -128,11 +130,3 @@ inline void __stcs(T* to, T value) {
   *to = value;
 }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
-inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
-
-template <class T>
-T atomicAdd(T* address, T value) {
-  const T before = *address;
-  *address += value;
-  return before;
-}

@@ -41,8 +41,6 @@ __global__ void ballot_of_odd_lanes(int* out) {
   out[threadIdx.x] = static_cast<int>(__ballot_sync(~0u, threadIdx.x % 2));
 }
 
-__global__ void count_with_atomics(int* out) { atomicAdd(out, static_cast<int>(threadIdx.x)); }
-
 __global__ void barrier_of_half_a_block(int* out) {
   if (threadIdx.x < blockDim.x / 2) __syncthreads();
   out[threadIdx.x] = 1;
@@ -83,7 +81,6 @@ const Probe kProbes[] = {PROBE(reverse_through_shared_memory),
                          PROBE(warp_sum),
                          PROBE(shuffle_within_width),
                          PROBE(ballot_of_odd_lanes),
-                         PROBE(count_with_atomics),
                          PROBE(barrier_of_half_a_block),
                          PROBE(two_barriers),
                          PROBE(shuffle_of_half_a_warp),

@@ -277,12 +277,6 @@ cudaError_t cudaGetLastError() {
   return error;
 }
 
-cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t) {
-  if (address == nullptr) return cuda_on_cpu::last_error = cudaErrorInvalidValue;
-  std::memset(address, value, bytes);
-  return cudaSuccess;
-}
-
 // What -fsanitize=alignment calls: a GPU does not read or write 16 bytes at any address but a multiple of 16.
 extern "C" void __ubsan_handle_type_mismatch_v1_abort(void* place, uintptr_t address) {
   struct Place {

@@ -9,9 +9,10 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 _FUNCTION = re.compile(r"^\s+Function : (\S+)$", re.M)
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)", re.M)
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)([^;]*);", re.M)
 _USAGE = re.compile(r"^ Function (\S+?):\n(.*)$", re.M)
 # Arithmetic and conversions; MUFU.RCP64H and its like begin a division or a root.
 _FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|SET|MNMX|MMA)\b|.*\bF64\b|.*64H\b")
@@ -33,10 +34,29 @@ def usage(cubin: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def opcodes(cubin: Path) -> dict[str, list[str]]:
-    """The instructions of each function of a cubin, in order, without operands: LDG.E.128."""
+class Instruction(NamedTuple):
+    address: int
+    opcode: str  # without operands: LDG.E.128
+    operands: str
+
+    def jumps_to(self) -> int | None:
+        """Where a branch leads."""
+        found = re.search(r"0x([0-9a-f]+)", self.operands) if self.opcode.startswith("BRA") else None
+        return None if found is None else int(found[1], 16)
+
+
+def instructions(cubin: Path) -> dict[str, list[Instruction]]:
+    """Those of each function of a cubin, in order."""
     pieces = _FUNCTION.split(_run("-sass", cubin))[1:]
-    return dict(zip(pieces[::2], map(_INSTRUCTION.findall, pieces[1::2]), strict=True))
+    return {
+        function: [Instruction(int(at, 16), code, rest) for at, code, rest in _INSTRUCTION.findall(listing)]
+        for function, listing in zip(pieces[::2], pieces[1::2], strict=True)
+    }
+
+
+def opcodes(cubin: Path) -> dict[str, list[str]]:
+    """Those of each function of a cubin, in order."""
+    return {function: [i.opcode for i in code] for function, code in instructions(cubin).items()}
 
 
 def accesses(code: Iterable[str], opcode: str) -> Counter[int]:

@@ -1,0 +1,303 @@
+"""How long a step may take on an H100, by a queueing model of a multiprocessor: an estimate, never measured.
+
+    python benchmarks/gpu_model.py
+
+No GPU is needed: the Triton kernels are compiled for one, and registers and instructions are counted in their
+machine code. Ratios of 1.5 and more are to be believed, not digits. What is assumed:
+
+- An H100: 132 multiprocessors, each with its share of 3.35 TB/s, of which 93% are reached; 1.755 GHz.
+- A load takes 650 ns from memory, 200 from the L2 cache, 20 from the L1 cache. Parameters, momentum,
+  gradients, masks and lists come from memory, for the passes of the network have filled the caches with
+  something else; the table of tensors and c_i come from the L2 cache, as many programs read them, and so does
+  every second owner of a chunk.
+- Memory delivers single sectors: where it delivers pairs, as many more bytes move as ``traffic`` says.
+- Stores are not waited for, and take bandwidth like loads.
+- A multiprocessor issues four instructions a cycle, 85% of the time; a warp that waits for its own results
+  issues one in 2.6 cycles. All instructions of a loop count, whether their branch is taken or not.
+- A multiprocessor holds as many programs as its registers suffice for, 32 at most; a program takes 60 ns to
+  start. All begin at once, and nothing else runs: what the host takes to launch is not in it.
+- Masks are random with ERK's densities, and their live sectors as many as is to be expected.
+
+``floor`` is the least memory traffic that there can be (see ``networks.floor_bytes``) at 3.35 TB/s, ``step``
+one in which masks are as they were, ``masks new`` the step in which all of them are new, without what makes
+lists of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import sys
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from machine_code import Instruction, instructions, usage
+from networks import RESNET20, RESNET50, Shape
+from torch.nn.parameter import Parameter
+from triton_code import compiled_by
+
+import sparseopt_kernels as sk
+from sparseopt_kernels.kernels.sectors import LISTED, weights_per_sector
+from sparseopt_kernels.kernels.triton import PROGRAMS, REGISTERS, TritonKernels
+from sparseopt_kernels.text_table import aligned
+
+CLOCK = 1.755  # GHz
+MULTIPROCESSORS = 132
+PEAK = 3350.0  # bytes per ns
+BANDWIDTH = 0.93 * PEAK / MULTIPROCESSORS
+DRAM, L2, L1 = 650.0, 200.0, 20.0  # ns
+ISSUED = 4 * CLOCK * 0.85  # instructions of all warps per ns
+ALONE = 2.6 / CLOCK  # ns per instruction of one warp
+START = 60.0  # ns
+WARP = 32
+SPARSITIES = (0.0, 0.9, 0.95, 0.99)
+NETWORKS: dict[str, list[Shape]] = {"ResNet-20": RESNET20, "ResNet-50": RESNET50, "4096x4096": [(4096, 4096)]}
+
+
+class Phases(NamedTuple):
+    """Instructions of a kernel that visits memory in a loop, and what it takes."""
+
+    registers: int
+    before: int  # the loop over memory, once a program
+    loads: int  # in the loop, until the first weight is asked for
+    update: int  # from there until the last is written
+
+    def programs(self) -> int:
+        """Those that a multiprocessor holds at a time."""
+        return min(PROGRAMS, REGISTERS // (-(-self.registers // 8) * 8 * WARP))
+
+
+class Kernels(NamedTuple):
+    walk: Phases
+    masked: Phases
+    counting: int  # instructions of a round of the loop in which masked_step counts fan-in
+
+
+class Layer(NamedTuple):
+    """One parameter of a network, with its density; 1 and no mask for what is dense."""
+
+    rows: int
+    columns: int
+    density: float
+    masked: bool
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+
+def layers_of(shapes: Sequence[Shape], sparsity: float) -> list[Layer]:
+    weights = {str(i): shape for i, shape in enumerate(shapes) if len(shape) > 1}
+    densities: Mapping[str, float] = {}
+    if sparsity > 0:
+        densities = sk.layer_densities(weights, sparsity)
+    found = []
+    for i, shape in enumerate(shapes):
+        masked = len(shape) > 1
+        rows = shape[0] if masked else 1
+        found.append(Layer(rows, math.prod(shape) // rows, densities.get(str(i), 1.0), masked))
+    return found
+
+
+def live_share(density: float, weights: int) -> float:
+    """Of pieces of so many weights, those that hold an active one."""
+    return 1 - (1 - density) ** weights
+
+
+def floor_ns(layers: Sequence[Layer], lanes: int) -> float:
+    size = 32 // lanes
+    total = 0.0
+    for layer in layers:
+        total += (
+            5 * size * layer.weights * live_share(layer.density, lanes) + layer.masked * layer.weights / 8
+        )
+    return total / PEAK
+
+
+# Yields the time when it can go on, and gets it back when it is its turn.
+Program = Generator[float, float, None]
+
+
+class Multiprocessor:
+    """When it has issued, and when it has moved, what it was asked to until now."""
+
+    def __init__(self) -> None:
+        self._issued = self._moved = 0.0
+
+    def compute(self, now: float, instructions: float) -> float:
+        self._issued = max(self._issued, now) + instructions / ISSUED
+        return max(now + instructions * ALONE, self._issued)
+
+    def move(self, now: float, nbytes: float, latency: float = 0.0) -> float:
+        self._moved = max(self._moved, now) + nbytes / BANDWIDTH
+        return max(now, self._moved) + latency
+
+    def run(self, programs: Sequence[Program], at_a_time: int) -> float:
+        """When all of them have ended. They yield the time when they can go on, and are called in its order:
+        whoever is asked first gets what is to be shared."""
+        queue: list[tuple[float, int]] = []
+        waiting, end = iter(range(len(programs))), 0.0
+
+        def start(now: float) -> None:
+            number = next(waiting, None)
+            if number is not None:
+                next(programs[number])
+                heapq.heappush(queue, (now + START, number))
+
+        for _ in range(at_a_time):
+            start(0.0)
+        while queue:
+            now, number = heapq.heappop(queue)
+            try:
+                heapq.heappush(queue, (programs[number].send(now), number))
+            except StopIteration:
+                end = max(end, now)
+                start(now)
+        return max(end, self._moved)
+
+
+def walk_ns(layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiprocessor) -> float:
+    """All sectors of dense layers and of those with many live ones; the lists of the others."""
+    chunk, size = TritonKernels.chunk, 32
+    chunks: list[tuple[float, float]] = []  # of each, the bytes of lists or masks, and the live sectors
+    for layer in layers:
+        sectors, share = -(-layer.weights // lanes), live_share(layer.density, lanes)
+        listed = layer.masked and share <= LISTED
+        visited = round(sectors * share) if listed else sectors
+        mask_bytes = lanes / 8 * layer.masked + 4 * listed
+        for first in range(0, visited, chunk):
+            here = min(chunk, visited - first)
+            chunks.append((here * mask_bytes, here if listed else here * share))
+    programs = min(len(chunks), phases.programs() * MULTIPROCESSORS)
+
+    def program(first: int) -> Program:
+        own = [*chunks[first::programs], (0.0, 0.0)]
+        now = yield 0.0
+        now = yield on.compute(now, phases.before / 2) + (DRAM + L2) / 2  # the first owner
+        now = yield on.compute(now, phases.before / 2) + L2  # the table
+        now = yield on.move(now, own[0][0] + 4, DRAM if own[0][0] else 0.0)
+        for (_, live), (next_bytes, _) in pairwise(own):
+            now = yield on.compute(now, phases.loads) + L1  # the table's row, which was read before
+            arrived = on.move(now, 3 * size * live, DRAM)  # c_i is there before
+            # Meanwhile come the next chunk's owner, row of the table, and list, one after the other.
+            waited = (DRAM + L2) / 2 + L2 + (DRAM if next_bytes else 0.0)
+            listed = on.move(now, next_bytes + 4, waited)
+            now = yield max(arrived, listed)
+            now = yield on.compute(now, phases.update)
+            now = yield on.move(now, 2 * size * live)
+
+    return on.run([program(i) for i in range(0, programs, MULTIPROCESSORS)], phases.programs())
+
+
+def masked_ns(layers: Sequence[Layer], lanes: int, kernels: Kernels, on: Multiprocessor) -> float:
+    """The step in which all masks are new: neurons of which masks are read, counted, and read again."""
+    phases, tiles = kernels.masked, TritonKernels()
+    programs: list[Program] = []
+
+    def program(layer: Layer, rows: int) -> Program:
+        counted, tile = tiles.counted, tiles.units * lanes
+        now = yield 0.0
+        now = yield on.compute(now, phases.before) + (DRAM + L2) / 2 + L2  # owner, then the table
+        for first in range(0, layer.columns, counted):
+            now = yield on.move(now, rows * min(counted, layer.columns - first), DRAM)
+            now = yield on.compute(now, kernels.counting)
+        now = yield now + L2  # the mean fan-in
+        for first in range(0, layer.columns, tile):
+            here = rows * math.ceil(min(tile, layer.columns - first) / lanes)
+            live = here * live_share(layer.density, lanes)
+            now = yield on.compute(now, phases.loads)
+            # Meanwhile comes the next mask, for the second time.
+            now = yield on.move(now, 3 * 32 * live, DRAM)
+            now = yield on.compute(now, phases.update)
+            now = yield on.move(now, 2 * 32 * live)
+
+    for layer in layers:
+        if layer.masked:
+            for first in range(0, layer.rows, tiles.rows):
+                programs.append(program(layer, min(tiles.rows, layer.rows - first)))
+    return on.run(programs[::MULTIPROCESSORS], phases.programs())
+
+
+def compiled_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
+    """What a training run launches on an H100: momentum, weight decay, one parameter group."""
+
+    def steps() -> None:
+        p = Parameter(torch.zeros(8, 64, dtype=dtype))
+        p.grad = torch.zeros_like(p)
+        masks = {p: torch.ones(p.shape, dtype=torch.bool)}
+        numbers = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+        optimizer = sk.SparseOpt([p], masks=masks, backend="triton", **numbers)  # type: ignore[arg-type]
+        optimizer.step()
+        optimizer.step()
+
+    code = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, _, kernel in compiled_by(steps):
+            cubin = Path(folder, name)
+            cubin.write_bytes(kernel.asm["cubin"])
+            (listing,), (taken,) = instructions(cubin).values(), usage(cubin).values()
+            code[name] = listing, taken["REG"]
+    masked, registers = code["masked_step"]
+    return Kernels(_phases(*code["walk_step"]), _phases(masked, registers), _count(masked))
+
+
+def _phases(code: Sequence[Instruction], registers: int) -> Phases:
+    loop = min((own for own in _loops(code) if any(map(_is_vector, own))), key=len)
+    vectors = [i for i, instruction in enumerate(loop) if _is_vector(instruction)]
+    outside = len(code) - sum(map(len, _outermost(_loops(code))))
+    return Phases(registers, outside, vectors[0], vectors[-1] + 1 - vectors[0])
+
+
+def _count(code: Sequence[Instruction]) -> int:
+    return sum(len(own) for own in _outermost(_loops(code)) if not any(map(_is_vector, own)))
+
+
+def _is_vector(instruction: Instruction) -> bool:
+    return instruction.opcode.startswith(("LDG", "STG")) and instruction.opcode.endswith(".128")
+
+
+def _loops(code: Sequence[Instruction]) -> list[list[Instruction]]:
+    jumps = [(i.jumps_to(), i.address) for i in code]
+    return [[i for i in code if to <= i.address <= at] for to, at in jumps if to is not None and to < at]
+
+
+def _outermost(loops: Sequence[list[Instruction]]) -> list[list[Instruction]]:
+    spans = [(own[0].address, own[-1].address) for own in loops]
+    return [
+        own
+        for own, (a, b) in zip(loops, spans, strict=True)
+        if not any(c <= a and b <= d and (a, b) != (c, d) for c, d in spans)
+    ]
+
+
+def step_us(
+    shapes: Sequence[Shape], sparsity: float, kernels: Kernels, dtype: torch.dtype = torch.float32
+) -> float:
+    """A step in which masks are as they were, in microseconds."""
+    lanes = weights_per_sector(dtype)
+    return walk_ns(layers_of(shapes, sparsity), lanes, kernels.walk, Multiprocessor()) / 1e3
+
+
+def main() -> int:
+    rows: list[tuple[str, ...]] = [("network", "sparsity", "floor", "step", "/ floor", "masks new")]
+    for dtype in (torch.float32, torch.bfloat16):
+        kernels, lanes = compiled_kernels(dtype), weights_per_sector(dtype)
+        for name, shapes in NETWORKS.items():
+            for sparsity in SPARSITIES:
+                layers = layers_of(shapes, sparsity)
+                floor, step = floor_ns(layers, lanes) / 1e3, step_us(shapes, sparsity, kernels, dtype)
+                new = masked_ns(layers, lanes, kernels, Multiprocessor()) / 1e3
+                times = (f"{floor:.1f}", f"{step:.1f}", f"{step / floor:.2f}", f"{new:.1f}")
+                rows.append((f"{name}, {str(dtype).removeprefix('torch.')}", str(sparsity), *times))
+        print(f"{dtype}: {kernels}")
+    print("An estimate, in microseconds on an H100, of what its assumptions imply: nothing was measured.")
+    print("\n".join(aligned(rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The Triton kernels of steps, compiled for a GPU that need not be here: launches stop after compilation.
+
+So these are the very kernels and arguments of a training run. ``machine_code`` reads ``asm["cubin"]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from sparseopt_kernels.kernels import triton as backend
+
+H100 = GPUTarget("cuda", 90, 32)
+
+
+class Compiled(NamedTuple):
+    """A kernel that would have been launched."""
+
+    name: str
+    constants: dict[str, Any]
+    kernel: Any  # triton.compiler.CompiledKernel
+
+
+def compiled_by(step: Callable[[], object], target: GPUTarget = H100) -> list[Compiled]:
+    """All launches that ``step`` makes with the backend "triton", on CPU tensors; nothing runs."""
+    found: list[Compiled] = []
+    run = JITFunction.run
+
+    def only_compile(self: Any, *arguments: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+        kernel = run(self, *arguments, grid=grid, warmup=True, **constants)
+        found.append(Compiled(self.__name__, constants, kernel))
+
+    gpu = SimpleNamespace(
+        get_current_device=lambda: target,  # what compiled kernels are kept by
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: target,
+    )
+    with (
+        mock.patch("triton.runtime.jit.driver", SimpleNamespace(active=gpu)),
+        mock.patch.object(JITFunction, "run", only_compile),
+        mock.patch.object(backend.TRITON, "unavailable", return_value=None),
+    ):
+        step()
+    return found

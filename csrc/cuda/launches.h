@@ -1,0 +1,62 @@
+// The interface between the bindings and the CUDA kernels, without a CUDA header: addresses on the device
+// and numbers in, launches on a stream out. All return when the work is queued.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "../names.h"
+
+namespace sparseopt::cuda {
+
+// The hyperparameters of one parameter group. Where an address is not 0, the value is read there, on the
+// device and in the type of the arithmetic, in place of the number before it.
+struct Rule {
+  double lr;
+  uintptr_t lr_address;
+  double momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+  Correction correction;
+  double ham_alpha, ham_beta, gamma;
+  uintptr_t gamma_address;
+};
+
+// What changes from step to step.
+struct Inputs {
+  std::string_view gradients;  // an address of 8 bytes for each tensor of the table
+  std::vector<Rule> rules;     // of each group
+  uintptr_t grad_scale, found_inf;
+};
+
+// Tensors that are updated neuron by neuron: `table` has a StepRow for each.
+struct StepLaunch {
+  Dtype dtype;
+  uintptr_t table, owner;
+  int64_t blocks;
+};
+
+// Tensors that are walked: `table` has a WalkRow for each.
+struct WalkLaunch {
+  Dtype dtype;
+  uintptr_t table, owner, chunks;
+  bool wide;
+  int64_t most_chunks;
+  int multiprocessors;
+};
+
+// Masks of which lists are made: `table` has a ListRow for each.
+struct Listing {
+  Dtype dtype;
+  uintptr_t table, owner, fan_in, live;
+  int64_t blocks;
+};
+
+void masked_step(const StepLaunch& launch, const Inputs& inputs, uintptr_t stream);
+void walk_step(const WalkLaunch& launch, const Inputs& inputs, uintptr_t stream);
+// Writes two numbers of the arithmetic type for each of `walk_blocks`.
+void walk_squares(const WalkLaunch& launch, const Inputs& inputs, uintptr_t sums, uintptr_t stream);
+void count_rows(const Listing& listing, uintptr_t stream);
+void list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream);
+
+}  // namespace sparseopt::cuda

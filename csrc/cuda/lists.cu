@@ -1,0 +1,161 @@
+// What is kept of masks that are new: the bits of each sector, c_i of each row, and the live sectors in
+// order. A warp has a row, and the sectors that begin in it. Where the list of a row begins is known once
+// all rows before it were counted: lists are the same in every run.
+#include "../dtypes.h"
+#include "check.h"
+#include "launches.h"
+#include "mask_bits.h"
+#include "sectors.h"
+#include "tables.h"
+#include "threads.h"
+
+namespace sparseopt::cuda {
+namespace {
+
+struct ListArgument {
+  const ListRow* table;
+  const int32_t* owner;
+  int32_t* fan_in;
+  int32_t* live;
+  const int64_t* ends;
+};
+
+// A row of a mask, as its warp sees it.
+template <int kWeights>
+struct OwnRow {
+  ListRow tensor;
+  int64_t row, begin, end;
+  int64_t first, last;  // the sectors that begin in it, `last` being behind them
+
+  __device__ __forceinline__ explicit OwnRow(const ListArgument& argument)
+      : tensor(argument.table[argument.owner[blockIdx.x]]) {
+    row = (int64_t(blockIdx.x) - tensor.first_program) * kWarps + threadIdx.x / kWarp;
+    begin = row * tensor.columns;
+    end = begin + tensor.columns;
+    first = (begin + kWeights - 1) / kWeights;
+    last = (end + kWeights - 1) / kWeights;
+  }
+
+  __device__ __forceinline__ bool is_inside() const { return row < tensor.rows; }
+
+  // Its number among the rows of all tensors.
+  __device__ __forceinline__ int64_t number() const { return tensor.first_row + row; }
+};
+
+__device__ __forceinline__ int sum_over_warp(int value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  return value;
+}
+
+// The bits of all sectors; of each row, how many weights are active and how many sectors live.
+template <int kWeights>
+__global__ void __launch_bounds__(kThreads) count_rows_kernel(const __grid_constant__ ListArgument argument) {
+  using Word = std::conditional_t<kWeights == 4, uint32_t, uint64_t>;
+  const OwnRow<kWeights> own(argument);
+  if (!own.is_inside()) return;
+  const auto* mask = reinterpret_cast<const uint8_t*>(own.tensor.mask);
+  auto* masks = reinterpret_cast<SectorBits<kWeights>*>(own.tensor.masks);
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  // The weights before the first sector that begins in the row.
+  const int64_t early = own.begin + lane;
+  int active = early < own.first * kWeights && early < own.end && __ldg(mask + early) != 0;
+  int live = 0;
+  for (int64_t sector = own.first + lane; sector < own.last; sector += kWarp) {
+    const int64_t e = sector * kWeights, there = own.tensor.elements - e, of_row = own.end - e;
+    const unsigned bits =
+        mask_bits<kWeights, Word>(mask + e, there < kWeights ? static_cast<int>(there) : kWeights);
+    masks[sector] = static_cast<SectorBits<kWeights>>(bits);
+    live += bits != 0;
+    active += __popc(of_row < kWeights ? bits & ((1u << of_row) - 1) : bits);
+  }
+  active = sum_over_warp(active);
+  live = sum_over_warp(live);
+  if (lane == 0) {
+    argument.fan_in[own.number()] = active;
+    argument.live[own.number()] = live;
+  }
+}
+
+// c_i of each row, and the list of live sectors: as many as it has room for.
+template <int kWeights, class T>
+__global__ void __launch_bounds__(kThreads)
+    list_sectors_kernel(const __grid_constant__ ListArgument argument) {
+  const OwnRow<kWeights> own(argument);
+  if (!own.is_inside()) return;
+  const ListRow& tensor = own.tensor;
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  if (lane == 0) {
+    const int64_t active = argument.fan_in[own.number()];
+    const T mean = __ldg(reinterpret_cast<const T*>(tensor.mean_fan_in));
+    T* factors = reinterpret_cast<T*>(tensor.factors) + own.row;
+    // An empty layer has no mean to divide by, and nothing to correct.
+    factors[0] = correction_factor(active, mean == T(0) ? T(1) : mean);
+    factors[tensor.rows] = correction_factor(active, static_cast<T>(tensor.columns));
+  }
+
+  // `ends` counts the live sectors of the rows of all tensors, up to and with each row.
+  const int64_t before = tensor.first_row > 0 ? argument.ends[tensor.first_row - 1] : 0;
+  int64_t place = argument.ends[own.number()] - argument.live[own.number()] - before;
+  const auto* masks = reinterpret_cast<const SectorBits<kWeights>*>(tensor.masks);
+  auto* listed = reinterpret_cast<int32_t*>(tensor.listed);
+  auto* to_bits = reinterpret_cast<SectorBits<kWeights>*>(tensor.bits);
+  for (int64_t first = own.first; first < own.last; first += kWarp) {
+    const int64_t sector = first + lane;
+    const SectorBits<kWeights> bits = sector < own.last ? __ldg(masks + sector) : SectorBits<kWeights>(0);
+    const unsigned is_live = __ballot_sync(~0u, bits != 0);
+    const int64_t position = place + __popc(is_live & ((1u << lane) - 1));
+    if (bits != 0 && position < tensor.capacity) {
+      listed[position] = static_cast<int32_t>(sector);
+      to_bits[position] = bits;
+    }
+    place += __popc(is_live);
+  }
+}
+
+ListArgument argument_of(const Listing& listing, uintptr_t ends) {
+  return {reinterpret_cast<const ListRow*>(listing.table), reinterpret_cast<const int32_t*>(listing.owner),
+          reinterpret_cast<int32_t*>(listing.fan_in), reinterpret_cast<int32_t*>(listing.live),
+          reinterpret_cast<const int64_t*>(ends)};
+}
+
+template <class Stored>
+void launch_count_rows(const Listing& listing, uintptr_t stream) {
+  launch("launching the count of masks", count_rows_kernel<kSectorWeights<Stored>>, listing.blocks, kThreads,
+         stream, argument_of(listing, 0));
+}
+
+template <class Stored>
+void launch_list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream) {
+  using T = typename ArithmeticOf<Stored>::type;
+  launch("launching the listing of sectors", list_sectors_kernel<kSectorWeights<Stored>, T>, listing.blocks,
+         kThreads, stream, argument_of(listing, ends));
+}
+
+}  // namespace
+
+// Both types of half precision have the same sectors.
+void count_rows(const Listing& listing, uintptr_t stream) {
+  switch (listing.dtype) {
+    case Dtype::kFloat32:
+      return launch_count_rows<float>(listing, stream);
+    case Dtype::kFloat64:
+      return launch_count_rows<double>(listing, stream);
+    case Dtype::kBFloat16:
+    case Dtype::kFloat16:
+      return launch_count_rows<Half>(listing, stream);
+  }
+}
+
+void list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream) {
+  switch (listing.dtype) {
+    case Dtype::kFloat32:
+      return launch_list_sectors<float>(listing, ends, stream);
+    case Dtype::kFloat64:
+      return launch_list_sectors<double>(listing, ends, stream);
+    case Dtype::kBFloat16:
+    case Dtype::kFloat16:
+      return launch_list_sectors<Half>(listing, ends, stream);
+  }
+}
+
+}  // namespace sparseopt::cuda

@@ -1,0 +1,74 @@
+// What the kernels read of tensors: rows of tables in device memory, which Python makes. Names and order are
+// those of gpu_tables.StepRow and WalkRow and of sectors.ListRow; a test compares them with the names here.
+#pragma once
+
+#include <cstdint>
+
+namespace sparseopt::cuda {
+
+#define SPARSEOPT_STEP_ROW(FIELD) \
+  FIELD(parameter)                \
+  FIELD(momentum_buffer)          \
+  FIELD(mask)                     \
+  FIELD(mean_fan_in)              \
+  FIELD(rows)                     \
+  FIELD(columns)                  \
+  FIELD(first_program)            \
+  FIELD(group)                    \
+  FIELD(ham)
+
+#define SPARSEOPT_WALK_ROW(FIELD) \
+  FIELD(parameter)                \
+  FIELD(momentum_buffer)          \
+  FIELD(masks)                    \
+  FIELD(listed)                   \
+  FIELD(bits)                     \
+  FIELD(factors)                  \
+  FIELD(unnormalized)             \
+  FIELD(columns)                  \
+  FIELD(elements)                 \
+  FIELD(group)                    \
+  FIELD(ham)                      \
+  FIELD(first_chunk)              \
+  FIELD(length)
+
+#define SPARSEOPT_LIST_ROW(FIELD) \
+  FIELD(mask)                     \
+  FIELD(rows)                     \
+  FIELD(columns)                  \
+  FIELD(elements)                 \
+  FIELD(first_row)                \
+  FIELD(first_program)            \
+  FIELD(capacity)                 \
+  FIELD(mean_fan_in)              \
+  FIELD(masks)                    \
+  FIELD(listed)                   \
+  FIELD(bits)                     \
+  FIELD(factors)
+
+#define SPARSEOPT_MEMBER(name) int64_t name;
+#define SPARSEOPT_NAME(name) #name,
+
+struct StepRow {
+  SPARSEOPT_STEP_ROW(SPARSEOPT_MEMBER)
+};
+struct WalkRow {
+  SPARSEOPT_WALK_ROW(SPARSEOPT_MEMBER)
+};
+struct ListRow {
+  SPARSEOPT_LIST_ROW(SPARSEOPT_MEMBER)
+};
+
+constexpr const char* kStepRowFields[] = {SPARSEOPT_STEP_ROW(SPARSEOPT_NAME)};
+constexpr const char* kWalkRowFields[] = {SPARSEOPT_WALK_ROW(SPARSEOPT_NAME)};
+constexpr const char* kListRowFields[] = {SPARSEOPT_LIST_ROW(SPARSEOPT_NAME)};
+
+#undef SPARSEOPT_MEMBER
+#undef SPARSEOPT_NAME
+
+// Without gaps: a table is an array of int64.
+static_assert(sizeof(StepRow) == sizeof(int64_t) * 9);
+static_assert(sizeof(WalkRow) == sizeof(int64_t) * 13);
+static_assert(sizeof(ListRow) == sizeof(int64_t) * 12);
+
+}  // namespace sparseopt::cuda

@@ -1,0 +1,50 @@
+// How work is shared out among threads: what host and device must agree on.
+#pragma once
+
+#include <cstdint>
+
+#include "../names.h"
+#include "../update_rule.h"
+
+namespace sparseopt::cuda {
+
+constexpr int kLog2Threads = 8, kThreads = 1 << kLog2Threads;  // of a block
+constexpr int kLog2Warp = 5, kWarp = 1 << kLog2Warp;
+constexpr int kWarps = kThreads / kWarp;
+
+// Neurons are updated in octets, eight weights whose mask is one word of 64 bits: a thread has them all.
+constexpr int kOctet = 8;
+constexpr int64_t kWarpRowOctets = 256;  // rows of more octets have a block each
+
+SPARSEOPT_INLINE int64_t octets_in(int64_t columns) { return (columns + kOctet - 1) / kOctet; }
+
+// The threads of one row: as many as it has octets, rounded up to a power of two, up to a warp; a block for
+// a long row. Given as its logarithm.
+SPARSEOPT_INLINE int log2_row_threads(int64_t octets) {
+  if (octets > kWarpRowOctets) return kLog2Threads;
+  int log2 = 0;
+  while (log2 < kLog2Warp && (int64_t(1) << log2) < octets) ++log2;
+  return log2;
+}
+
+// The rows of a block.
+inline int step_rows(int64_t columns) { return kThreads >> log2_row_threads(octets_in(columns)); }
+
+// A chunk of what is walked is a warp's: no warp waits for another, as there is nothing to exchange, and a
+// small tensor leaves at most 31 threads without work.
+constexpr int kChunk = kWarp;
+
+// Half of what a multiprocessor can hold: at 64 registers a thread there are enough reads under way. In
+// double precision, numbers take two registers each.
+template <class T>
+constexpr int kBlocksPerMultiprocessor = sizeof(T) == sizeof(float) ? 4 : 2;
+
+// Blocks that share out chunks: as many as run at the same time, unless there are fewer chunks.
+inline int64_t walk_blocks(Dtype dtype, int64_t most_chunks, int multiprocessors) {
+  const int fit =
+      dtype == Dtype::kFloat64 ? kBlocksPerMultiprocessor<double> : kBlocksPerMultiprocessor<float>;
+  const int64_t needed = (most_chunks + kWarps - 1) / kWarps, running = int64_t(fit) * multiprocessors;
+  return needed < running ? needed : running;
+}
+
+}  // namespace sparseopt::cuda

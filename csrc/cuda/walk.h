@@ -1,0 +1,109 @@
+// The walk over the sectors of many tensors, by chunks that blocks share out. A warp has a chunk at a time,
+// each of its threads one sector.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "argument.h"
+#include "sectors.h"
+#include "threads.h"
+
+namespace sparseopt::cuda {
+
+// What a thread has of a chunk. Without an active weight, there is nothing to be done.
+struct Sector {
+  int32_t tensor;
+  uint32_t number;
+  unsigned active;
+};
+
+// The sector of this thread; none where there is no such chunk.
+template <int kWeights, class T>
+__device__ __forceinline__ Sector sector_of(const WalkArgument<T>& argument, uint32_t chunk) {
+  Sector sector{};
+  if (chunk >= *argument.chunks) return sector;
+  sector.tensor = argument.owner[chunk];
+  const WalkRow& row = argument.table[sector.tensor];
+  const uint32_t i = (chunk - static_cast<uint32_t>(row.first_chunk)) * kChunk + threadIdx.x % kWarp;
+  if (i >= row.length) return sector;
+  const auto* listed = reinterpret_cast<const uint32_t*>(row.listed);
+  const auto* bits = reinterpret_cast<const SectorBits<kWeights>*>(row.bits);
+  sector.number = listed != nullptr ? __ldg(listed + i) : i;
+  sector.active = bits != nullptr ? __ldg(bits + i) : (1u << kWeights) - 1;
+  return sector;
+}
+
+// Calls visit.read(sector), .update(sector) and .write(sector) for each that has an active weight. After the
+// first, it looks where the next sector is: that takes three reads, one after the other, while those of the
+// first are under way. What is known of a tensor is not kept in registers from one call to the next: what is
+// behind a __syncwarp() is read anew, from the nearest cache.
+template <int kWeights, class T, class Visit>
+__device__ __forceinline__ void walk(const WalkArgument<T>& argument, Visit& visit) {
+  uint32_t chunk = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  Sector sector = sector_of<kWeights>(argument, chunk);
+#pragma unroll 1
+  while (chunk < *argument.chunks) {
+    if (sector.active != 0) visit.read(sector);
+    chunk += gridDim.x * kWarps;
+    const Sector next = sector_of<kWeights>(argument, chunk);
+    __syncwarp();
+    if (sector.active != 0) visit.update(sector);
+    __syncwarp();
+    if (sector.active != 0) visit.write(sector);
+    sector = next;
+  }
+}
+
+// c_i of the active weights of a sector, row by row.
+template <class T>
+class SectorRows {
+ public:
+  SectorRows() = default;
+
+  // Of the sector that begins with weight `begin`. Where nothing is corrected, it is one row of c_i = 1.
+  __device__ __forceinline__ SectorRows(const WalkRow& tensor, int64_t begin, unsigned active,
+                                        Correction correction, bool wide) {
+    if (tensor.factors == 0 || correction == Correction::kNone) return;
+    int64_t row, left;
+    if (wide) {
+      row = begin / tensor.columns;
+      left = tensor.columns - (begin - row * tensor.columns);
+    } else {
+      const auto columns = static_cast<uint32_t>(tensor.columns), first = static_cast<uint32_t>(begin);
+      const uint32_t quotient = first / columns;
+      row = quotient;
+      left = columns - (first - quotient * columns);
+    }
+    if (left < kWhole) own_ = (1u << left) - 1;
+    const int64_t factors = correction == Correction::kLayer ? tensor.factors : tensor.unnormalized;
+    at_ = reinterpret_cast<const T*>(factors) + row;
+    c_ = __ldg(at_);
+    // Of a second row, c_i is there in time; more than two are for matrices of a few columns.
+    if ((active & ~own_) != 0) next_ = __ldg(at_ + 1);
+  }
+
+  // Calls visit(active, c) for each row, with the bits of its weights.
+  template <class Visit>
+  __device__ __forceinline__ void for_each(const WalkRow& tensor, unsigned active, Visit&& visit) {
+#pragma unroll 1
+    for (;;) {
+      visit(active & own_, c_);
+      active &= ~own_;
+      if (active == 0) return;
+      const int columns = tensor.columns < kWhole ? static_cast<int>(tensor.columns) : kWhole;
+      own_ = own_ << columns | ((1u << columns) - 1);
+      c_ = next_;
+      ++at_;
+      if ((active & ~own_) != 0) next_ = __ldg(at_ + 1);
+    }
+  }
+
+ private:
+  static constexpr int kWhole = 16;  // no sector has more weights
+
+  unsigned own_ = ~0u;  // bits of the weights up to the end of the row at hand
+  const T* at_ = nullptr;
+  T c_ = T(1), next_ = T(1);  // of this row and the one behind it
+};
+
+}  // namespace sparseopt::cuda

@@ -1,0 +1,132 @@
+// The sum of (c_i * g)^2 over the active weights, as one partial sum per block: no atomics, so that it is
+// the same every time. Sums are pairs of numbers: float32 pairs are nearly as exact as float64, and a GPU
+// has little arithmetic for that.
+#include "argument.h"
+#include "check.h"
+#include "lanes.h"
+#include "walk.h"
+
+namespace sparseopt::cuda {
+namespace {
+
+// high + low, where low holds what rounding took from high.
+template <class T>
+struct Sum {
+  T high, low;
+
+  __device__ __forceinline__ void add(T value, T error) {
+    const T sum = high + value;
+    const T added = sum - high;
+    low += ((high - (sum - added)) + (value - added)) + error;
+    high = sum;
+  }
+
+  __device__ __forceinline__ void add_square(T value) {
+    const T square = value * value;
+    add(square, multiply_add(value, value, -square));
+  }
+};
+
+// The squares of the gradients of a sector.
+template <class Stored, class T>
+class SquaresOfSector {
+ public:
+  static constexpr int kWeights = kSectorWeights<Stored>;
+
+  __device__ __forceinline__ explicit SquaresOfSector(const WalkArgument<T>& argument)
+      : argument_(argument) {}
+
+  __device__ __forceinline__ void read(const Sector& sector) {
+    const Place at(argument_, sector);
+    rows_ = SectorRows<T>(at.tensor, at.e, sector.active, at.correction, argument_.wide);
+    g_.read(at.g, at.count, at.count == kWeights && is_aligned(at.g));
+  }
+
+  __device__ __forceinline__ void update(const Sector& sector) {
+    const Place at(argument_, sector);
+    rows_.for_each(at.tensor, sector.active, [&](unsigned active, T c) {
+#pragma unroll
+      for (int i = 0; i < kWeights; ++i) sum_.add_square(((active >> i) & 1u) != 0 ? c * g_.get(i) : T(0));
+    });
+  }
+
+  __device__ __forceinline__ void write(const Sector&) const {}
+
+  __device__ __forceinline__ Sum<T> sum() const { return sum_; }
+
+ private:
+  struct Place {
+    const WalkRow& tensor;
+    Correction correction;
+    int64_t e;
+    int count;
+    const Stored* g;
+
+    __device__ __forceinline__ Place(const WalkArgument<T>& argument, const Sector& sector)
+        : tensor(argument.table[sector.tensor]), correction(argument.inputs.rules[tensor.group].correction) {
+      e = int64_t(sector.number) * kWeights;
+      const int64_t left = tensor.elements - e;
+      count = left < kWeights ? static_cast<int>(left) : kWeights;
+      g = reinterpret_cast<const Stored*>(argument.inputs.gradients[sector.tensor]) + e;
+    }
+  };
+
+  const WalkArgument<T>& argument_;
+  Lanes<Stored, kWeights> g_;
+  SectorRows<T> rows_;
+  Sum<T> sum_{T(0), T(0)};
+};
+
+// The sum over the block, in thread 0.
+template <class T>
+__device__ __forceinline__ Sum<T> sum_over_block(Sum<T> sum) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const T high = __shfl_down_sync(~0u, sum.high, offset);
+    const T low = __shfl_down_sync(~0u, sum.low, offset);
+    sum.add(high, low);
+  }
+  __shared__ Sum<T> of_warp[kWarps];
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int i = 1; i < kWarps; ++i) sum.add(of_warp[i].high, of_warp[i].low);
+  return sum;
+}
+
+template <class Stored, class T>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
+    walk_squares_kernel(const __grid_constant__ WalkArgument<T> argument) {
+  SquaresOfSector<Stored, T> squares(argument);
+  walk<kSectorWeights<Stored>>(argument, squares);
+  const Sum<T> sum = sum_over_block(squares.sum());
+  if (threadIdx.x == 0) {
+    argument.sums[2 * int64_t(blockIdx.x)] = sum.high;
+    // Beside an infinite sum there is a NaN, which would hide it.
+    argument.sums[2 * int64_t(blockIdx.x) + 1] = sum.high - sum.high == T(0) ? sum.low : T(0);
+  }
+}
+
+template <class Stored>
+void launch_walk_squares(const WalkLaunch& of, const Inputs& inputs, uintptr_t sums, uintptr_t stream) {
+  using T = typename ArithmeticOf<Stored>::type;
+  launch("launching the gradient norm", walk_squares_kernel<Stored, T>,
+         walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
+         walk_argument<T>(of, inputs, sums));
+}
+
+}  // namespace
+
+void walk_squares(const WalkLaunch& launch, const Inputs& inputs, uintptr_t sums, uintptr_t stream) {
+  switch (launch.dtype) {
+    case Dtype::kFloat32:
+      return launch_walk_squares<float>(launch, inputs, sums, stream);
+    case Dtype::kFloat64:
+      return launch_walk_squares<double>(launch, inputs, sums, stream);
+    case Dtype::kBFloat16:
+      return launch_walk_squares<BFloat16>(launch, inputs, sums, stream);
+    case Dtype::kFloat16:
+      return launch_walk_squares<Half>(launch, inputs, sums, stream);
+  }
+}
+
+}  // namespace sparseopt::cuda

@@ -1,0 +1,101 @@
+// A step over the live sectors of all tensors, in place.
+#include "argument.h"
+#include "check.h"
+#include "lanes.h"
+#include "update.h"
+#include "walk.h"
+
+namespace sparseopt::cuda {
+namespace {
+
+// What is done to a sector. Everything is read before anything is written.
+template <class Stored, class T>
+class StepOfSector {
+ public:
+  static constexpr int kWeights = kSectorWeights<Stored>;
+
+  __device__ __forceinline__ explicit StepOfSector(const WalkArgument<T>& argument) : argument_(argument) {}
+
+  __device__ __forceinline__ void read(const Sector& sector) {
+    const Place at(argument_, sector);
+    rows_ = SectorRows<T>(at.tensor, at.e, sector.active, at.rule.correction, argument_.wide);
+    const auto* from_g = reinterpret_cast<const Stored*>(argument_.inputs.gradients[sector.tensor]) + at.e;
+    const bool vectors = at.vectors && is_aligned(from_g);
+    p_.read(at.p, at.count, vectors);
+    g_.read(from_g, at.count, vectors);
+    if (at.b != nullptr) b_.read(at.b, at.count, vectors);
+  }
+
+  __device__ __forceinline__ void update(const Sector& sector) {
+    const Place at(argument_, sector);
+    const Update<T> rule(argument_.inputs, at.rule, at.b != nullptr, at.tensor.ham != 0);
+    p_.clear_inactive(sector.active);
+    b_.clear_inactive(sector.active);
+    rows_.for_each(at.tensor, sector.active, [&](unsigned active, T c) { rule(p_, g_, b_, active, c); });
+  }
+
+  __device__ __forceinline__ void write(const Sector& sector) {
+    const Place at(argument_, sector);
+    p_.write(at.p, at.count, at.vectors);
+    if (at.b != nullptr) b_.write(at.b, at.count, at.vectors);
+  }
+
+ private:
+  // Where a sector lies: see walk().
+  struct Place {
+    const WalkRow& tensor;
+    const RuleArgument<T>& rule;
+    int64_t e;
+    int count;
+    Stored *p, *b;
+    bool vectors;
+
+    __device__ __forceinline__ Place(const WalkArgument<T>& argument, const Sector& sector)
+        : tensor(argument.table[sector.tensor]), rule(argument.inputs.rules[tensor.group]) {
+      e = int64_t(sector.number) * kWeights;
+      const int64_t left = tensor.elements - e;
+      count = left < kWeights ? static_cast<int>(left) : kWeights;
+      p = reinterpret_cast<Stored*>(tensor.parameter) + e;
+      b = tensor.momentum_buffer != 0 ? reinterpret_cast<Stored*>(tensor.momentum_buffer) + e : nullptr;
+      vectors = count == kWeights && is_aligned(p) && is_aligned(b);
+    }
+  };
+
+  const WalkArgument<T>& argument_;
+  Lanes<Stored, kWeights> p_, g_, b_;
+  SectorRows<T> rows_;
+};
+
+template <class Stored, class T>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
+    walk_step_kernel(const __grid_constant__ WalkArgument<T> argument) {
+  const float* found_inf = argument.inputs.found_inf;
+  if (found_inf != nullptr && *found_inf != 0.0f) return;
+  StepOfSector<Stored, T> step(argument);
+  walk<kSectorWeights<Stored>>(argument, step);
+}
+
+template <class Stored>
+void launch_walk_step(const WalkLaunch& of, const Inputs& inputs, uintptr_t stream) {
+  using T = typename ArithmeticOf<Stored>::type;
+  launch("launching the step", walk_step_kernel<Stored, T>,
+         walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
+         walk_argument<T>(of, inputs, 0));
+}
+
+}  // namespace
+
+void walk_step(const WalkLaunch& launch, const Inputs& inputs, uintptr_t stream) {
+  switch (launch.dtype) {
+    case Dtype::kFloat32:
+      return launch_walk_step<float>(launch, inputs, stream);
+    case Dtype::kFloat64:
+      return launch_walk_step<double>(launch, inputs, stream);
+    case Dtype::kBFloat16:
+      return launch_walk_step<BFloat16>(launch, inputs, stream);
+    case Dtype::kFloat16:
+      return launch_walk_step<Half>(launch, inputs, stream);
+  }
+}
+
+}  // namespace sparseopt::cuda
