@@ -34,7 +34,7 @@ def test_other_streams_are_told_of_once(stream: Any, monkeypatch: pytest.MonkeyP
     shared = Shared([torch.zeros(2), torch.zeros(3)], CUDA)
     for number in (7, 7, 8, 8, 7, 9, 8):
         stream.number = number
-        shared.use()
+        shared.use(device.current_stream(CUDA))
     assert told == [(n, number) for number in (7, 8, 9) for n in (2, 3)]
 
 

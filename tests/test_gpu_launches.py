@@ -416,7 +416,7 @@ def test_memory_is_kept_for_other_streams(launches: Launches, monkeypatch: pytes
     """That a list was made on one stream, and a table on another, is all the same to a third."""
     stream = [7]
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(device, "current_stream", lambda device: stream[0])
+    monkeypatch.setattr(gpu_plan, "current_stream", lambda device: stream[0])
     monkeypatch.setattr(torch, "cpu", SimpleNamespace(current_stream=lambda device: stream[0]))
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, on: told.append((id(tensor), on)))
     parameters, masks = parameters_and_masks([(8, 64)])

@@ -17,7 +17,7 @@ from .contract import Inputs, Plan, Tensors
 from .device import current_stream, multiprocessors
 from .gpu_plan import Keeper
 from .gpu_tables import StepLaunch, WalkLaunch
-from .memory import DTYPE_NAMES, has_rows, is_walkable
+from .memory import DTYPE_NAMES, address_of, has_rows, is_walkable
 from .sectors import Listing
 
 _MISSING: str | None = None
@@ -92,27 +92,12 @@ class CudaKernels:
         return addresses
 
     def count_rows(self, listing: Listing) -> None:
-        _cuda.count_rows(
-            DTYPE_NAMES[listing.dtype],
-            listing.table.data_ptr(),
-            listing.owner.data_ptr(),
-            listing.fan_in.data_ptr(),
-            listing.live.data_ptr(),
-            listing.programs,
-            current_stream(listing.table.device),
-        )
+        stream = current_stream(listing.table.device)
+        _cuda.count_rows(*_of(listing), listing.programs, stream)
 
     def list_sectors(self, listing: Listing, ends: Tensor) -> None:
-        _cuda.list_sectors(
-            DTYPE_NAMES[listing.dtype],
-            listing.table.data_ptr(),
-            listing.owner.data_ptr(),
-            listing.fan_in.data_ptr(),
-            listing.live.data_ptr(),
-            ends.data_ptr(),
-            listing.programs,
-            current_stream(listing.table.device),
-        )
+        stream = current_stream(listing.table.device)
+        _cuda.list_sectors(*_of(listing), ends.data_ptr(), listing.programs, stream)
 
     def masked_step(self, launch: StepLaunch, gradients: bytes, inputs: Inputs) -> None:
         _cuda.masked_step(
@@ -122,8 +107,8 @@ class CudaKernels:
             launch.programs,
             gradients,
             inputs.rules[launch.groups],
-            _address(inputs.grad_scale),
-            _address(inputs.found_inf),
+            address_of(inputs.grad_scale),
+            address_of(inputs.found_inf),
             current_stream(launch.table.device),
         )
 
@@ -132,8 +117,8 @@ class CudaKernels:
             _walk(launch),
             gradients,
             inputs.rules[launch.groups],
-            _address(inputs.grad_scale),
-            _address(inputs.found_inf),
+            address_of(inputs.grad_scale),
+            address_of(inputs.found_inf),
             current_stream(launch.table.device),
         )
 
@@ -143,6 +128,17 @@ class CudaKernels:
         rules = inputs.rules[launch.groups]
         _cuda.walk_squares(walk, gradients, rules, sums.data_ptr(), current_stream(device))
         return sums
+
+
+def _of(listing: Listing) -> tuple[str, int, int, int, int]:
+    """What both kernels take of it."""
+    return (
+        DTYPE_NAMES[listing.dtype],
+        listing.table.data_ptr(),
+        listing.owner.data_ptr(),
+        listing.fan_in.data_ptr(),
+        listing.live.data_ptr(),
+    )
 
 
 def _walk(launch: WalkLaunch) -> _cuda.Walk:
@@ -155,10 +151,6 @@ def _walk(launch: WalkLaunch) -> _cuda.Walk:
         launch.most_chunks,
         multiprocessors(launch.table.device),
     )
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 CUDA = Cuda()

@@ -97,9 +97,8 @@ class Shared:
         self._memory, self._device = memory, device
         self._known = {0} if device.type == "cpu" else set[int]()  # there, it is the only one
 
-    def use(self) -> None:
+    def use(self, current: int) -> None:
         """Tell the allocator of the current stream, the first time. That of the memory itself is no news."""
-        current = current_stream(self._device)
         if current not in self._known:
             self._known.add(current)
             stream = getattr(torch, self._device.type).current_stream(self._device)

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from .contract import Inputs, Tensors
-from .device import Shared, capturing, keep_for_graph, made_current, refuse_capture, reserve_staging
+from .device import (
+    Shared,
+    capturing,
+    current_stream,
+    keep_for_graph,
+    made_current,
+    refuse_capture,
+    reserve_staging,
+)
 from .gpu_tables import Layout, StepLaunch, Tiles, WalkLaunch, are_aligned, lay_out
 from .memory import Rows, rows_of
 from .sectors import ListKernels, Sectors, list_masks
@@ -140,8 +148,9 @@ class GpuPlan:
             # The norm and the step of a graph, each with a layout and addresses of its own.
             nbytes = _GRAPHS * 2 * (placed.layout.nbytes + 2 * len(addresses))
             reserve_staging(self, nbytes, self._device)
-        placed.layout_memory.use()
-        placed.gradient_memory.use()
+        current = current_stream(self._device)
+        placed.layout_memory.use(current)
+        placed.gradient_memory.use(current)
         keep_for_graph((placed.layout_memory, placed.gradient_memory))
         return placed
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .contract import Tensors
 from .device import upload
-from .memory import Rows
+from .memory import Rows, address_of
 from .sectors import Sectors, owners, sectors_in, weights_per_sector
 
 _GROUPS_PER_LAUNCH = 8  # their rules are arguments of the kernel, of which there are only so many
@@ -165,9 +165,9 @@ class _Maker:
             table.append(
                 StepRow(
                     parameter=t.parameter.data_ptr(),
-                    momentum_buffer=_address(t.momentum_buffer),
-                    mask=_address(r.mask),
-                    mean_fan_in=_address(r.mean_fan_in),
+                    momentum_buffer=address_of(t.momentum_buffer),
+                    mask=address_of(r.mask),
+                    mean_fan_in=address_of(r.mean_fan_in),
                     rows=r.rows,
                     columns=r.columns,
                     first_program=first,
@@ -205,7 +205,7 @@ class _Maker:
         t, sectors = self._tensors[i], self._sectors[i]
         return WalkRow(
             parameter=t.parameter.data_ptr(),
-            momentum_buffer=_address(t.momentum_buffer),
+            momentum_buffer=address_of(t.momentum_buffer),
             masks=0 if sectors is None else sectors.masks.data_ptr(),
             listed=0 if sectors is None else sectors.listed.data_ptr(),
             bits=0 if sectors is None else sectors.bits.data_ptr(),
@@ -243,7 +243,7 @@ _IS_ALIGNED = bytes(byte % _ALIGNMENT == 0 for byte in range(256))
 
 
 def _variant(tensors: Tensors, rows: Rows, gradient_aligned: bool, is_new: bool) -> _Variant:
-    numbers = [tensors.parameter.data_ptr(), _address(tensors.momentum_buffer)]
+    numbers = [tensors.parameter.data_ptr(), address_of(tensors.momentum_buffer)]
     if is_new:
         numbers.append(rows.columns * tensors.parameter.itemsize)
     # In a sector there are parts of two rows at most.
@@ -270,7 +270,3 @@ def _choose(table: Tensor, whole: Tensor, capacity: Tensor, sectors: Sequence[Se
     torch.where(is_listed, live, whole, out=table[:, _LENGTH])
     table[:, _LISTED].mul_(is_listed)
     torch.where(is_listed, table[:, _BITS], table[:, _MASKS], out=table[:, _BITS])
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

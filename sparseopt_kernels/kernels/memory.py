@@ -33,6 +33,11 @@ def in_order(tensor: Tensor, order: Order) -> bool:
     return tensor.is_contiguous() if order is None else tensor.permute(order).is_contiguous()
 
 
+def address_of(tensor: Tensor | None) -> int:
+    """Where it lies, as the libraries and the kernels take it: 0 is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def is_walkable(tensors: Tensors) -> bool:
     """Whether parameter, momentum buffer and gradient are of one dtype, and lie in one order without gaps."""
     parameter, buffer = tensors.parameter, tensors.momentum_buffer

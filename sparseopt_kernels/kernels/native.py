@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .contract import Inputs, Tensors
 from .derived import Derived
-from .memory import DTYPE_NAMES, is_walkable, mask_in_memory_order, memory_grid
+from .memory import DTYPE_NAMES, address_of, is_walkable, mask_in_memory_order, memory_grid
 
 _MISSING: str | None = None
 try:
@@ -103,7 +103,7 @@ def _native_tensor(tensors: Tensors) -> NativeTensor:
     return _native.Tensor(
         dtype=DTYPE_NAMES[parameter.dtype],
         parameter=parameter.data_ptr(),
-        momentum_buffer=0 if buffer is None else buffer.data_ptr(),
+        momentum_buffer=address_of(buffer),
         numel=parameter.numel(),
         ham=tensors.ham,
         mask=mask,

@@ -14,7 +14,7 @@ from .contract import Inputs, Plan, Rule, Tensors
 from .device import multiprocessors, upload
 from .gpu_plan import Keeper
 from .gpu_tables import StepLaunch, WalkLaunch
-from .memory import has_rows, is_walkable
+from .memory import address_of, has_rows, is_walkable
 from .sectors import Listing, weights_per_sector
 
 _OLDEST = (3, 5)  # with which all tests of compiled kernels pass
@@ -135,8 +135,9 @@ class TritonKernels:
             "LANES": weights_per_sector(launch.dtype),
             "SECTORS": self.chunk,
         }
-        rules = _rules(inputs.rules[launch.groups])
-        _launch(triton_step.walk_squares, len(sums), memory, constants, rules.arguments)
+        # It reads their corrections alone: what is on the device need not be brought together.
+        rules = tuple(_argument(rule, []) for rule in inputs.rules[launch.groups])
+        _launch(triton_step.walk_squares, len(sums), memory, constants, rules)
         return sums
 
     def _list_tile(self, listing: Listing) -> dict[str, int]:
@@ -236,7 +237,7 @@ def _launch(
         share_out: programs share out the work among each other, and no more are launched than fit.
     """
     assert memory[0] is not None
-    arguments: list[Any] = [0 if tensor is None else tensor.data_ptr() for tensor in memory]
+    arguments: list[Any] = [*map(address_of, memory)]
     if rules is not None:
         arguments.append(rules)
     if _INTERPRETED:

@@ -118,7 +118,7 @@ def masked_step(
     to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED)
     begin, inside = begin[:, :, None], inside[:, :, None]
     to = Memory(p=to.p + begin, b=to.b + begin, g=to.g + begin, has_b=to.has_b)
-    left, right = _unit_columns(0, LANES, UNITS)
+    left, right = _unit_columns(LANES, UNITS)
     mask_left = _mask_of(mask + begin, left, columns, inside)
     mask_right = _mask_of(mask + begin, right, columns, inside)
     for _ in range(0, columns, LANES * UNITS):
@@ -128,10 +128,12 @@ def masked_step(
         active_left, active_right = mask_left != 0, mask_right != 0
         is_live = _any(active_left) | _any(active_right)
         live_left, live_right = is_live & (left < columns), is_live & (right < columns)
-        _update_halves(
-            to, left, right, active_left, active_right, live_left, live_right, scale, scale, rule,
-            entry.ham != 0, TYPE, MOMENTUM, HAM,
-        )  # fmt: skip
+        first = _read(to, left, live_left, MOMENTUM)
+        second = _read(to, right, live_right, MOMENTUM)
+        first = _update(first, scale, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM)
+        second = _update(second, scale, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM)
+        _write(to, left, active_left, live_left, first, TYPE, MOMENTUM)
+        _write(to, right, active_right, live_right, second, TYPE, MOMENTUM)
         left, right = left + LANES * UNITS, right + LANES * UNITS
         mask_left, mask_right = next_left, next_right
 
@@ -220,21 +222,6 @@ def walk_squares(
 
 
 @triton.jit
-def _update_halves(
-    to, left, right, active_left, active_right, live_left, live_right, scale_left, scale_right, rule, ham,
-    TYPE: tl.constexpr, MOMENTUM: tl.constexpr, HAM: tl.constexpr,
-):  # fmt: skip
-    """The update rule for sectors, of which each thread has both halves, of 16 bytes: all is read before
-    anything is written, so that as many reads as possible are under way."""
-    first = _read(to, left, live_left, MOMENTUM)
-    second = _read(to, right, live_right, MOMENTUM)
-    first = _update(first, scale_left, rule, to.has_b, ham, MOMENTUM, HAM)
-    second = _update(second, scale_right, rule, to.has_b, ham, MOMENTUM, HAM)
-    _write(to, left, active_left, live_left, first, TYPE, MOMENTUM)
-    _write(to, right, active_right, live_right, second, TYPE, MOMENTUM)
-
-
-@triton.jit
 def _read(at, e, live, MOMENTUM: tl.constexpr):
     p = tl.load(at.p + e, mask=live, other=0.0).to(tl.float32)
     g = tl.load(at.g + e, mask=live, other=0.0).to(tl.float32)
@@ -280,10 +267,10 @@ def _squares(at, e, active, live, c):
 
 
 @triton.jit
-def _unit_columns(first, LANES: tl.constexpr, UNITS: tl.constexpr):
+def _unit_columns(LANES: tl.constexpr, UNITS: tl.constexpr):
     """The columns of a row's first UNITS, in two halves, [1, UNITS, LANES / 2]."""
     half: tl.constexpr = LANES // 2
-    left = first + tl.arange(0, UNITS)[None, :, None] * LANES + tl.arange(0, half)[None, None, :]
+    left = tl.arange(0, UNITS)[None, :, None] * LANES + tl.arange(0, half)[None, None, :]
     return left, left + half
 
 
