@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "names.h"
 #include "update_rule.h"
 
 namespace sparseopt {
@@ -101,6 +102,23 @@ SPARSEOPT_INLINE void store(BFloat16& to, float value) {
 }
 SPARSEOPT_INLINE void store(Half& to, float value) {
   to.bits = static_cast<uint16_t>(float_to_half(bits_of<uint32_t>(value)));
+}
+
+// Calls `body` with a value of the type that weights of a dtype are stored in. On the host: kernels are
+// compiled for one type each.
+template <class Body>
+static auto with_stored(Dtype dtype, Body body) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return body(double{});
+    case Dtype::kBFloat16:
+      return body(BFloat16{});
+    case Dtype::kFloat16:
+      return body(Half{});
+    case Dtype::kFloat32:
+      break;
+  }
+  return body(float{});
 }
 
 template <class Stored>

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 from unittest import mock
 
-import pytest
+import numpy as np
 import torch
 from backends import Backend
 from torch import Tensor
@@ -15,7 +14,8 @@ from torch.nn.parameter import Parameter
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels import gpu_plan
 from sparseopt_kernels.kernels.gpu_plan import Kept
-from sparseopt_kernels.kernels.sectors import LISTED, weights_per_sector
+from sparseopt_kernels.kernels.sectors import LISTED, Sectors, weights_per_sector
+from sparseopt_kernels.neurons import arithmetic_dtype
 
 
 def kept_of(backend: Backend, mask: Tensor, dtype: torch.dtype) -> Kept:
@@ -36,9 +36,14 @@ def kept_of(backend: Backend, mask: Tensor, dtype: torch.dtype) -> Kept:
 
 
 def check_lists(backend: Backend, mask: Tensor, dtype: torch.dtype) -> None:
+    """What the backend keeps of a mask, once a step is made with it."""
+    sectors = kept_of(backend, mask, dtype).sectors
+    assert sectors is not None
+    assert_lists(sectors, mask, dtype)
+
+
+def assert_lists(sectors: Sectors, mask: Tensor, dtype: torch.dtype) -> None:
     """Mask bits of all sectors, the live ones in order as far as there is room, c_i of each row."""
-    kept = kept_of(backend, mask, dtype).sectors
-    assert kept is not None
     rows, columns = mask.shape
     lanes = weights_per_sector(dtype)
     active = mask.view(torch.uint8) != 0
@@ -46,14 +51,13 @@ def check_lists(backend: Backend, mask: Tensor, dtype: torch.dtype) -> None:
     bits = (flat << torch.arange(lanes)).sum(dim=1)
     live = bits.nonzero()[:, 0]
     room = int(LISTED * len(bits))
-    assert kept.masks.long().tolist() == bits.tolist()
-    assert int(kept.live) == len(live)
-    assert len(kept.listed) == len(kept.bits) == room
+    assert sectors.masks.long().tolist() == bits.tolist()
+    assert int(sectors.live) == len(live)
+    assert len(sectors.listed) == len(sectors.bits) == room
     listed = min(room, len(live))
-    assert kept.listed[:listed].tolist() == live[:listed].tolist()
-    assert kept.bits[:listed].long().tolist() == bits[live[:listed]].tolist()
-    fan_in, nnz = active.sum(dim=1), int(active.sum())
-    for row in range(rows):
-        expected = math.sqrt(int(fan_in[row]) * rows / nnz) if nnz else 0.0
-        assert float(kept.factors[0, row]) == pytest.approx(expected, rel=1e-6)
-        assert float(kept.factors[1, row]) == pytest.approx(math.sqrt(int(fan_in[row]) / columns), rel=1e-6)
+    assert sectors.listed[:listed].tolist() == live[:listed].tolist()
+    assert sectors.bits[:listed].long().tolist() == bits[live[:listed]].tolist()
+    # Of PyTorch's square roots, those of its vectors are not rounded as IEEE 754 has it.
+    fan_in = active.sum(dim=1).to(arithmetic_dtype(dtype)).numpy()
+    divisors = np.array([[(int(active.sum()) or rows) / rows], [columns]], fan_in.dtype)
+    assert torch.equal(sectors.factors, torch.from_numpy(np.sqrt(fan_in / divisors)))

@@ -4,7 +4,7 @@ on the CPU, and every operation of PyTorch itself is seen."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,10 +12,9 @@ import pytest
 import torch
 from backends import emulate
 from cuda_on_cpu.build import compiler
+from networks import RESNET50
 from operations import Operations
-from resnet50 import resnet50_shapes
-from torch import Tensor
-from torch.nn.parameter import Parameter
+from parameters import move_gradients, parameters_and_masks
 
 from sparseopt_kernels.optimizer import SparseOpt
 
@@ -29,23 +28,6 @@ def count(cuda: ModuleType, cuda_library: Path, monkeypatch: pytest.MonkeyPatch)
     counter = ctypes.CDLL(str(cuda_library)).cuda_on_cpu_launches
     counter.restype = ctypes.c_int64
     return counter
-
-
-def parameters_and_masks(
-    shapes: Sequence[tuple[int, ...]], dtype: torch.dtype = torch.float32
-) -> tuple[list[Parameter], dict[Parameter, Tensor]]:
-    """Weights with a mask, all others without, all with a gradient."""
-    parameters = [Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
-    move_gradients(parameters)
-    return parameters, {p: torch.ones(p.shape, dtype=torch.bool) for p in parameters if p.ndim > 1}
-
-
-def move_gradients(parameters: Sequence[Parameter]) -> list[Tensor | None]:
-    """What it returns is the memory they were in, so that they cannot be there again."""
-    before = [p.grad for p in parameters]
-    for p in parameters:
-        p.grad = torch.ones_like(p)
-    return before
 
 
 @pytest.mark.parametrize(
@@ -74,10 +56,8 @@ def test_a_step_is_one_launch(count: Callable[[], int], dtype: torch.dtype) -> N
 
 def test_a_resnet50_is_one_launch(count: Callable[[], int]) -> None:
     """Of 161 tensors: here, each with one row."""
-    *convolutions, classifier = resnet50_shapes().values()
-    shapes = [shape for weight in convolutions for shape in ((1, *weight[1:]), weight[:1], weight[:1])]
-    shapes += [(1, *classifier[1:]), classifier[:1]]
-    parameters, masks = parameters_and_masks(shapes)
+    rows = [(1, *shape[1:]) if len(shape) > 1 else shape for shape in RESNET50]
+    parameters, masks = parameters_and_masks(rows)
     optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="cuda")
     optimizer.step()
     for _ in range(2):

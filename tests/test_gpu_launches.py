@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 from backends import emulate
+from networks import RESNET20, RESNET50
 from operations import Operations
-from resnet50 import resnet50_shapes
+from parameters import move_gradients, parameters_and_masks
 from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +26,6 @@ from sparseopt_kernels import kernels
 from sparseopt_kernels.kernels import device, gpu_plan, gpu_tables, triton
 from sparseopt_kernels.kernels.contract import Inputs, Tensors
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.training.models import resnet
 
 Launches = list[dict[str, Any]]
 
@@ -53,29 +53,12 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     return noted
 
 
-def parameters_and_masks(
-    shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32
-) -> tuple[list[Parameter], dict[Parameter, Tensor]]:
-    """Weights with a mask, all others without, all with a gradient."""
-    parameters = [Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
-    for p in parameters:
-        p.grad = torch.zeros_like(p)
-    return parameters, {p: torch.ones(p.shape, dtype=torch.bool) for p in parameters if p.ndim > 1}
-
-
 class TestTriton:
     @pytest.mark.parametrize("network", ["ResNet-20", "ResNet-50"])
     def test_a_network_is_one_launch(self, launches: Launches, network: str) -> None:
         """Rows of 27 and 147 weights and a bias of 10 included; two more where masks are new, by whether rows
         are whole vectors, and those that make lists."""
-        if network == "ResNet-50":
-            *convolutions, classifier = resnet50_shapes().values()
-            shapes = [shape for weight in convolutions for shape in (weight, weight[:1], weight[:1])]
-            shapes += [classifier, classifier[:1]]
-            assert len(shapes) == 161
-        else:
-            shapes = [tuple(p.shape) for p in resnet(3, 10, blocks=3).parameters()]
-        parameters, masks = parameters_and_masks(shapes)
+        parameters, masks = parameters_and_masks({"ResNet-20": RESNET20, "ResNet-50": RESNET50}[network])
         optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="triton")
         optimizer.step()
         kernels = Counter(launch["kernel"] for launch in launches)
@@ -143,9 +126,7 @@ class TestTriton:
             for _ in range(3):
                 optimizer.step()
         assert not operations.counts
-        kept = [p.grad for p in parameters]  # so that the new ones are elsewhere
-        for p in parameters:
-            p.grad = torch.zeros_like(p)
+        kept = move_gradients(parameters)
         with Operations() as operations:
             optimizer.step()
         assert operations.counts["copy_"] == 1

@@ -17,6 +17,7 @@ from cuda_on_cpu.build import Substitution, build, compiler, load
 from cuda_on_cpu.calls import DTYPES, Hyper, Weight, inputs_of, loaded, plan_of, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lists import assert_lists
 from side_by_side import same_bits
 from torch import Tensor
 
@@ -51,24 +52,9 @@ def listed(weights: list[Weight]) -> list[tuple[Sectors, Tensor]]:
 def check_lists(weights: list[Weight]) -> None:
     """Against a plain computation; where there is no room, nothing is written."""
     for weight, (sectors, mean_fan_in) in zip(weights, listed(weights), strict=True):
-        lanes = weights_per_sector(weight.p.dtype)
-        flat = weight.mask.numpy().view(np.uint8).reshape(-1) != 0
-        padded = np.zeros(-(-flat.size // lanes) * lanes, np.int64)
-        padded[: flat.size] = flat
-        bits = (padded.reshape(-1, lanes) << np.arange(lanes)).sum(1)
-        assert sectors.masks.int().tolist() == bits.tolist()
-        live = np.flatnonzero(bits)
-        assert int(sectors.live) == len(live)
-        count = min(len(live), sectors.listed.numel())
-        assert sectors.listed.numel() == int(LISTED * len(bits))
-        assert sectors.listed[:count].tolist() == live[:count].tolist()
-        assert sectors.bits[:count].int().tolist() == bits[live][:count].tolist()
-        fan_in = flat.reshape(weight.mask.shape).sum(1)
-        arithmetic = np.float64 if weight.dtype == "float64" else np.float32
-        assert float(mean_fan_in) == arithmetic(fan_in.sum() / len(fan_in))
-        divisors = np.array([float(mean_fan_in) or 1.0, weight.columns], arithmetic)
-        factors = np.sqrt(fan_in.astype(arithmetic) / divisors[:, None])
-        assert torch.equal(sectors.factors, torch.from_numpy(factors))
+        assert_lists(sectors, weight.mask, weight.p.dtype)
+        nnz = int(weight.mask.view(torch.uint8).count_nonzero())
+        assert torch.equal(mean_fan_in, mean_fan_in.new_tensor(nnz / weight.rows))
 
 
 def random_masks(seed: int, dtype: str = "float32") -> list[Weight]:

@@ -229,24 +229,8 @@ void update_stored(const Chunk& chunk) {
     with_ham<Momentum::kHeavyBall, Stored>(chunk);
 }
 
-// Calls `loop` with a value of the type the tensor is stored in.
-template <class Loop>
-SPARSEOPT_INLINE auto with_stored(const Chunk& chunk, Loop loop) {
-  switch (chunk.update->tensor->dtype) {
-    case Dtype::kFloat64:
-      return loop(double{});
-    case Dtype::kBFloat16:
-      return loop(BFloat16{});
-    case Dtype::kFloat16:
-      return loop(Half{});
-    case Dtype::kFloat32:
-      break;
-  }
-  return loop(float{});
-}
-
 void update(const Chunk& chunk) {
-  with_stored(chunk, [&](auto stored) { update_stored<decltype(stored)>(chunk); });
+  with_stored(chunk.update->tensor->dtype, [&](auto stored) { update_stored<decltype(stored)>(chunk); });
 }
 
 // Adds the squares of what the gradients of a block become, in double: a sum for each weight of a block, so
@@ -298,7 +282,7 @@ double squared_norm_of_chunk(const Chunk& chunk) {
 }
 
 double squared_norm(const Chunk& chunk) {
-  return with_stored(chunk, [&](auto stored) {
+  return with_stored(chunk.update->tensor->dtype, [&](auto stored) {
     using Stored = decltype(stored);
     return chunk.update->tensor->mask ? squared_norm_of_chunk<true, Stored>(chunk)
                                       : squared_norm_of_chunk<false, Stored>(chunk);

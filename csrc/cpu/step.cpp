@@ -11,6 +11,8 @@
 #include <omp.h>
 #endif
 
+#include "../dtypes.h"
+
 namespace sparseopt::cpu {
 
 #ifdef SPARSEOPT_X86
@@ -42,16 +44,7 @@ std::vector<const Loops*> supported_loops() {
 }
 
 int element_bytes(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return 8;
-    case Dtype::kBFloat16:
-    case Dtype::kFloat16:
-      return 2;
-    case Dtype::kFloat32:
-      break;
-  }
-  return 4;
+  return with_stored(dtype, [](auto stored) { return int(sizeof stored); });
 }
 
 int64_t step_bytes(const std::vector<Update>& updates) {

@@ -118,44 +118,23 @@ ListArgument argument_of(const Listing& listing, uintptr_t ends) {
           reinterpret_cast<const int64_t*>(ends)};
 }
 
-template <class Stored>
-void launch_count_rows(const Listing& listing, uintptr_t stream) {
-  launch("launching the count of masks", count_rows_kernel<kSectorWeights<Stored>>, listing.blocks, kThreads,
-         stream, argument_of(listing, 0));
-}
-
-template <class Stored>
-void launch_list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream) {
-  using T = typename ArithmeticOf<Stored>::type;
-  launch("launching the listing of sectors", list_sectors_kernel<kSectorWeights<Stored>, T>, listing.blocks,
-         kThreads, stream, argument_of(listing, ends));
-}
-
 }  // namespace
 
-// Both types of half precision have the same sectors.
-void count_rows(const Listing& listing, uintptr_t stream) {
-  switch (listing.dtype) {
-    case Dtype::kFloat32:
-      return launch_count_rows<float>(listing, stream);
-    case Dtype::kFloat64:
-      return launch_count_rows<double>(listing, stream);
-    case Dtype::kBFloat16:
-    case Dtype::kFloat16:
-      return launch_count_rows<Half>(listing, stream);
-  }
+// Both types of half precision have the same sectors, and so the same kernel.
+void count_rows(const Listing& of, uintptr_t stream) {
+  with_stored(of.dtype, [&](auto stored) {
+    launch("launching the count of masks", count_rows_kernel<kSectorWeights<decltype(stored)>>, of.blocks,
+           kThreads, stream, argument_of(of, 0));
+  });
 }
 
-void list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream) {
-  switch (listing.dtype) {
-    case Dtype::kFloat32:
-      return launch_list_sectors<float>(listing, ends, stream);
-    case Dtype::kFloat64:
-      return launch_list_sectors<double>(listing, ends, stream);
-    case Dtype::kBFloat16:
-    case Dtype::kFloat16:
-      return launch_list_sectors<Half>(listing, ends, stream);
-  }
+void list_sectors(const Listing& of, uintptr_t ends, uintptr_t stream) {
+  with_stored(of.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    using T = typename ArithmeticOf<Stored>::type;
+    launch("launching the listing of sectors", list_sectors_kernel<kSectorWeights<Stored>, T>, of.blocks,
+           kThreads, stream, argument_of(of, ends));
+  });
 }
 
 }  // namespace sparseopt::cuda

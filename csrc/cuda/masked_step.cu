@@ -128,28 +128,17 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<T>)
   }
 }
 
-template <class Stored>
-void launch_masked_step(const StepLaunch& of, const Inputs& inputs, uintptr_t stream) {
-  using T = typename ArithmeticOf<Stored>::type;
-  const StepArgument<T> argument{reinterpret_cast<const StepRow*>(of.table),
-                                 reinterpret_cast<const int32_t*>(of.owner), input_argument<T>(inputs)};
-  launch("launching the step with new masks", masked_step_kernel<Stored, T>, of.blocks, kThreads, stream,
-         argument);
-}
-
 }  // namespace
 
-void masked_step(const StepLaunch& launch, const Inputs& inputs, uintptr_t stream) {
-  switch (launch.dtype) {
-    case Dtype::kFloat32:
-      return launch_masked_step<float>(launch, inputs, stream);
-    case Dtype::kFloat64:
-      return launch_masked_step<double>(launch, inputs, stream);
-    case Dtype::kBFloat16:
-      return launch_masked_step<BFloat16>(launch, inputs, stream);
-    case Dtype::kFloat16:
-      return launch_masked_step<Half>(launch, inputs, stream);
-  }
+void masked_step(const StepLaunch& of, const Inputs& inputs, uintptr_t stream) {
+  with_stored(of.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    using T = typename ArithmeticOf<Stored>::type;
+    const StepArgument<T> argument{reinterpret_cast<const StepRow*>(of.table),
+                                   reinterpret_cast<const int32_t*>(of.owner), input_argument<T>(inputs)};
+    launch("launching the step with new masks", masked_step_kernel<Stored, T>, of.blocks, kThreads, stream,
+           argument);
+  });
 }
 
 }  // namespace sparseopt::cuda

@@ -106,27 +106,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   }
 }
 
-template <class Stored>
-void launch_walk_squares(const WalkLaunch& of, const Inputs& inputs, uintptr_t sums, uintptr_t stream) {
-  using T = typename ArithmeticOf<Stored>::type;
-  launch("launching the gradient norm", walk_squares_kernel<Stored, T>,
-         walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
-         walk_argument<T>(of, inputs, sums));
-}
-
 }  // namespace
 
-void walk_squares(const WalkLaunch& launch, const Inputs& inputs, uintptr_t sums, uintptr_t stream) {
-  switch (launch.dtype) {
-    case Dtype::kFloat32:
-      return launch_walk_squares<float>(launch, inputs, sums, stream);
-    case Dtype::kFloat64:
-      return launch_walk_squares<double>(launch, inputs, sums, stream);
-    case Dtype::kBFloat16:
-      return launch_walk_squares<BFloat16>(launch, inputs, sums, stream);
-    case Dtype::kFloat16:
-      return launch_walk_squares<Half>(launch, inputs, sums, stream);
-  }
+void walk_squares(const WalkLaunch& of, const Inputs& inputs, uintptr_t sums, uintptr_t stream) {
+  with_stored(of.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    using T = typename ArithmeticOf<Stored>::type;
+    launch("launching the gradient norm", walk_squares_kernel<Stored, T>,
+           walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
+           walk_argument<T>(of, inputs, sums));
+  });
 }
 
 }  // namespace sparseopt::cuda

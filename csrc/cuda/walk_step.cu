@@ -75,27 +75,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   walk<kSectorWeights<Stored>>(argument, step);
 }
 
-template <class Stored>
-void launch_walk_step(const WalkLaunch& of, const Inputs& inputs, uintptr_t stream) {
-  using T = typename ArithmeticOf<Stored>::type;
-  launch("launching the step", walk_step_kernel<Stored, T>,
-         walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
-         walk_argument<T>(of, inputs, 0));
-}
-
 }  // namespace
 
-void walk_step(const WalkLaunch& launch, const Inputs& inputs, uintptr_t stream) {
-  switch (launch.dtype) {
-    case Dtype::kFloat32:
-      return launch_walk_step<float>(launch, inputs, stream);
-    case Dtype::kFloat64:
-      return launch_walk_step<double>(launch, inputs, stream);
-    case Dtype::kBFloat16:
-      return launch_walk_step<BFloat16>(launch, inputs, stream);
-    case Dtype::kFloat16:
-      return launch_walk_step<Half>(launch, inputs, stream);
-  }
+void walk_step(const WalkLaunch& of, const Inputs& inputs, uintptr_t stream) {
+  with_stored(of.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    using T = typename ArithmeticOf<Stored>::type;
+    launch("launching the step", walk_step_kernel<Stored, T>,
+           walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
+           walk_argument<T>(of, inputs, 0));
+  });
 }
 
 }  // namespace sparseopt::cuda
