@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_model.py
 
-No GPU is needed: the Triton kernels are compiled for one, and registers and instructions are counted in their
-machine code. Ratios of 1.5 and more are to be believed, not digits. What is assumed:
+No GPU is needed: the kernels of Triton and, where there is nvcc, of CUDA are compiled for one, and registers
+and instructions are counted in their machine code. Ratios of 1.5 and more are to be believed, not digits.
+What is assumed:
 
 - An H100: 132 multiprocessors, each with its share of 3.35 TB/s, of which 93% are reached; 1.755 GHz.
 - A load takes 650 ns from memory, 200 from the L2 cache, 20 from the L1 cache. Parameters, momentum,
@@ -13,14 +14,15 @@ machine code. Ratios of 1.5 and more are to be believed, not digits. What is ass
 - Memory delivers single sectors: where it delivers pairs, as many more bytes move as ``traffic`` says.
 - Stores are not waited for, and take bandwidth like loads.
 - A multiprocessor issues four instructions a cycle, 85% of the time; a warp that waits for its own results
-  issues one in 2.6 cycles. All instructions of a loop count, whether their branch is taken or not.
-- A multiprocessor holds as many programs as its registers suffice for, 32 at most; a program takes 60 ns to
-  start. All begin at once, and nothing else runs: what the host takes to launch is not in it.
+  issues one in 2.6 cycles. Of Triton, all instructions of a loop count, whether their branch is taken or
+  not; of CUDA, those of the shortest way around it on which the update is made.
+- A multiprocessor holds as many programs as its registers suffice for, 32 at most; a program, of CUDA a warp,
+  takes 60 ns to start. All begin at once, and nothing else runs: what the host takes to launch is not in it.
 - Masks are random with ERK's densities, and their live sectors as many as is to be expected.
 
-``floor`` is the least memory traffic that there can be (see ``networks.floor_bytes``) at 3.35 TB/s, ``step``
-one in which masks are as they were, ``masks new`` the step in which all of them are new, without what makes
-lists of them.
+``floor`` is the least memory traffic that there can be (see ``networks.floor_bytes``) at 3.35 TB/s,
+``triton`` and ``cuda`` a step in which masks are as they were, ``masks new`` one of Triton in which all of
+them are new, without what makes lists of them.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from cuda_code import NVCC, compile_file
 from machine_code import Instruction, instructions, usage
+from machine_paths import Code, loops, outermost, shortest_round
 from networks import RESNET20, RESNET50, Shape
 from torch.nn.parameter import Parameter
 from triton_code import compiled_by
@@ -54,6 +58,7 @@ ISSUED = 4 * CLOCK * 0.85  # instructions of all warps per ns
 ALONE = 2.6 / CLOCK  # ns per instruction of one warp
 START = 60.0  # ns
 WARP = 32
+CUDA_TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16"}
 SPARSITIES = (0.0, 0.9, 0.95, 0.99)
 NETWORKS: dict[str, list[Shape]] = {"ResNet-20": RESNET20, "ResNet-50": RESNET50, "4096x4096": [(4096, 4096)]}
 
@@ -222,7 +227,7 @@ def masked_ns(layers: Sequence[Layer], lanes: int, kernels: Kernels, on: Multipr
     return on.run(programs[::MULTIPROCESSORS], phases.programs())
 
 
-def compiled_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
+def triton_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
     """What a training run launches on an H100: momentum, weight decay, one parameter group."""
 
     def steps() -> None:
@@ -242,58 +247,76 @@ def compiled_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
             (listing,), (taken,) = instructions(cubin).values(), usage(cubin).values()
             code[name] = listing, taken["REG"]
     masked, registers = code["masked_step"]
-    return Kernels(_phases(*code["walk_step"]), _phases(masked, registers), _count(masked))
+    return Kernels(_triton_phases(*code["walk_step"]), _triton_phases(masked, registers), _count(masked))
 
 
-def _phases(code: Sequence[Instruction], registers: int) -> Phases:
-    loop = min((own for own in _loops(code) if any(map(_is_vector, own))), key=len)
-    vectors = [i for i, instruction in enumerate(loop) if _is_vector(instruction)]
-    outside = len(code) - sum(map(len, _outermost(_loops(code))))
-    return Phases(registers, outside, vectors[0], vectors[-1] + 1 - vectors[0])
+def cuda_walk(dtype: torch.dtype = torch.float32) -> Phases | None:
+    """The same of the CUDA backend; None: there is no nvcc. One kernel has all variants of the rule: what
+    counts is the shortest way around its loop on which a momentum step is made, of weights that have a c_i.
+    """
+    if NVCC is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        kernel = compile_file("walk_step", 90, Path(folder))["walk_step", CUDA_TYPES[dtype]]
+    loop = max((own for own in loops(kernel.code) if any(map(_is_vector, own))), key=len)
+    way = shortest_round(
+        loop,
+        {
+            lambda i: _is_vector(i) and i.opcode.startswith("LDG"): 6,
+            lambda i: _is_vector(i) and i.opcode.startswith("STG"): 4,
+            lambda i: i.opcode.startswith("MUFU.RCP"): 1,  # the division that finds the row of a sector
+            # With weight decay, three of each weight; no rule with fewer has as many of all the rest.
+            lambda i: i.opcode.startswith("FFMA"): 3 * weights_per_sector(dtype),
+        },
+    )
+    before = sum(instruction.address < loop[0].address for instruction in kernel.code)
+    return _phases(way, kernel.usage["REG"], before)
 
 
-def _count(code: Sequence[Instruction]) -> int:
-    return sum(len(own) for own in _outermost(_loops(code)) if not any(map(_is_vector, own)))
+def _triton_phases(code: Code, registers: int) -> Phases:
+    loop = min((own for own in loops(code) if any(map(_is_vector, own))), key=len)
+    return _phases(loop, registers, before=len(code) - sum(map(len, outermost(loops(code)))))
+
+
+def _phases(round_: Code, registers: int, before: int) -> Phases:
+    """Of the instructions of a round of the loop over memory."""
+    vectors = [i for i, instruction in enumerate(round_) if _is_vector(instruction)]
+    return Phases(registers, before, vectors[0], vectors[-1] + 1 - vectors[0])
+
+
+def _count(code: Code) -> int:
+    return sum(len(own) for own in outermost(loops(code)) if not any(map(_is_vector, own)))
 
 
 def _is_vector(instruction: Instruction) -> bool:
     return instruction.opcode.startswith(("LDG", "STG")) and instruction.opcode.endswith(".128")
 
 
-def _loops(code: Sequence[Instruction]) -> list[list[Instruction]]:
-    jumps = [(i.jumps_to(), i.address) for i in code]
-    return [[i for i in code if to <= i.address <= at] for to, at in jumps if to is not None and to < at]
-
-
-def _outermost(loops: Sequence[list[Instruction]]) -> list[list[Instruction]]:
-    spans = [(own[0].address, own[-1].address) for own in loops]
-    return [
-        own
-        for own, (a, b) in zip(loops, spans, strict=True)
-        if not any(c <= a and b <= d and (a, b) != (c, d) for c, d in spans)
-    ]
-
-
 def step_us(
-    shapes: Sequence[Shape], sparsity: float, kernels: Kernels, dtype: torch.dtype = torch.float32
+    shapes: Sequence[Shape], sparsity: float, walk: Phases, dtype: torch.dtype = torch.float32
 ) -> float:
     """A step in which masks are as they were, in microseconds."""
-    lanes = weights_per_sector(dtype)
-    return walk_ns(layers_of(shapes, sparsity), lanes, kernels.walk, Multiprocessor()) / 1e3
+    return walk_ns(layers_of(shapes, sparsity), weights_per_sector(dtype), walk, Multiprocessor()) / 1e3
 
 
 def main() -> int:
-    rows: list[tuple[str, ...]] = [("network", "sparsity", "floor", "step", "/ floor", "masks new")]
-    for dtype in (torch.float32, torch.bfloat16):
-        kernels, lanes = compiled_kernels(dtype), weights_per_sector(dtype)
+    header = ("network", "sparsity", "floor", "triton", "/ floor", "cuda", "/ floor", "masks new")
+    rows: list[tuple[str, ...]] = [header]
+    for dtype in CUDA_TYPES:
+        kernels, lanes = triton_kernels(dtype), weights_per_sector(dtype)
+        of_cuda = cuda_walk(dtype)
+        print(f"{dtype}: {kernels}; the walk of CUDA: {of_cuda or 'no nvcc'}")
         for name, shapes in NETWORKS.items():
             for sparsity in SPARSITIES:
                 layers = layers_of(shapes, sparsity)
-                floor, step = floor_ns(layers, lanes) / 1e3, step_us(shapes, sparsity, kernels, dtype)
+                floor = floor_ns(layers, lanes) / 1e3
+                times = [f"{floor:.1f}"]
+                for walk in (kernels.walk, of_cuda):
+                    us = math.nan if walk is None else step_us(shapes, sparsity, walk, dtype)
+                    times += [f"{us:.1f}", f"{us / floor:.2f}"]
                 new = masked_ns(layers, lanes, kernels, Multiprocessor()) / 1e3
-                times = (f"{floor:.1f}", f"{step:.1f}", f"{step / floor:.2f}", f"{new:.1f}")
-                rows.append((f"{name}, {str(dtype).removeprefix('torch.')}", str(sparsity), *times))
-        print(f"{dtype}: {kernels}")
+                network = f"{name}, {str(dtype).removeprefix('torch.')}"
+                rows.append((network, str(sparsity), *times, f"{new:.1f}"))
     print("An estimate, in microseconds on an H100, of what its assumptions imply: nothing was measured.")
     print("\n".join(aligned(rows)))
     return 0

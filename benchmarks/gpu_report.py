@@ -198,18 +198,19 @@ def beside_model(results: Sequence[Result], runs: Sequence[Run]) -> str:
     try:
         import gpu_model
 
-        kernels = gpu_model.compiled_kernels()
-    except (ImportError, AssertionError, OSError) as error:  # no Triton, or no disassembler
+        walks = {"triton": gpu_model.triton_kernels().walk, "cuda": gpu_model.cuda_walk()}
+    except Exception as error:  # no Triton, no disassembler, another compiler: what was measured stands
         return f"The model's estimates are left out: {error or type(error).__name__}"
     rows: list[tuple[str, ...]] = [("network", "sparsity", "contestant", "model us", "measured us", "ratio")]
-    for run in runs:
-        estimate = gpu_model.step_us(run.shapes, run.sparsity, kernels)
-        for r in results:
-            if (r.network, r.sparsity) == run[::2] and r.contestant.startswith(OURS) and r.status == OK:
-                us = 1e3 * r.median_ms
-                times = (f"{estimate:.1f}", f"{us:.1f}", f"{us / estimate:.2f}")
-                rows.append((r.network, str(r.sparsity), r.contestant, *times))
-    title = "The model of benchmarks/gpu_model.py, which is of an H100 and of Triton's kernels, beside it:"
+    shapes = {(run.network, run.sparsity): run.shapes for run in runs}
+    for r in results:
+        walk = walks.get(r.contestant.removeprefix(OURS).split(",")[0])
+        if walk is not None and r.status == OK:
+            estimate = gpu_model.step_us(shapes[r.network, r.sparsity], r.sparsity, walk)
+            us = 1e3 * r.median_ms
+            times = (f"{estimate:.1f}", f"{us:.1f}", f"{us / estimate:.2f}")
+            rows.append((r.network, str(r.sparsity), r.contestant, *times))
+    title = "The model of benchmarks/gpu_model.py, which is of an H100, beside it:"
     return "\n".join(["", title, *aligned(rows)])
 
 

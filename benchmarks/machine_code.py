@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _FUNCTION = re.compile(r"^\s+Function : (\S+)$", re.M)
-_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)([^;]*);", re.M)
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?\s*([A-Z][\w.]*)([^;]*);", re.M)
 _USAGE = re.compile(r"^ Function (\S+?):\n(.*)$", re.M)
 # Arithmetic and conversions; MUFU.RCP64H and its like begin a division or a root.
 _FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|SET|MNMX|MMA)\b|.*\bF64\b|.*64H\b")
@@ -36,6 +36,7 @@ def usage(cubin: Path) -> dict[str, dict[str, int]]:
 
 class Instruction(NamedTuple):
     address: int
+    predicate: str  # what decides whether it is carried out; empty: it always is
     opcode: str  # without operands: LDG.E.128
     operands: str
 
@@ -49,7 +50,7 @@ def instructions(cubin: Path) -> dict[str, list[Instruction]]:
     """Those of each function of a cubin, in order."""
     pieces = _FUNCTION.split(_run("-sass", cubin))[1:]
     return {
-        function: [Instruction(int(at, 16), code, rest) for at, code, rest in _INSTRUCTION.findall(listing)]
+        function: [Instruction(int(at, 16), *rest) for at, *rest in _INSTRUCTION.findall(listing)]
         for function, listing in zip(pieces[::2], pieces[1::2], strict=True)
     }
 

@@ -5,25 +5,22 @@ It takes no GPU to compile for one. Where there is no nvcc, nothing here runs.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
-from machine_code import accesses, cuobjdump, float64, opcodes, usage
+from cuda_code import NVCC, SOURCES, Compiled, compile_file
+from machine_code import accesses, cuobjdump, float64
 
-SOURCES = Path(__file__).parent.parent / "csrc"
-NVCC = shutil.which("nvcc") or ""
 pytestmark = [
     pytest.mark.compiled,
-    pytest.mark.skipif(not NVCC, reason="there is no nvcc"),
+    pytest.mark.skipif(NVCC is None, reason="there is no nvcc"),
     pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump"),
 ]
 
@@ -70,57 +67,19 @@ def lanes(kernel: str, stored: str) -> int:
     return 8 if kernel == "masked_step" else 32 // BYTES[stored]
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """One kernel: its instructions and what it takes."""
-
-    code: list[str]
-    usage: dict[str, int]
-
-    @property
-    def local_memory(self) -> int:
-        return self.usage["STACK"] + self.usage["LOCAL"]
-
-
-def flags() -> list[str]:
-    """nvcc's, from the build."""
-    found = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]*)>", (SOURCES / "cuda/module.cmake").read_text())
-    assert found is not None
-    return found[1].split(";")
-
-
-def compile_sources(architecture: int, names: list[str], sources: Path) -> dict[tuple[str, str], Compiled]:
-    """The kernels of csrc/cuda, by kernel and type of the weights."""
-    with tempfile.TemporaryDirectory() as folder:
-
-        def compiled(name: str) -> dict[tuple[str, str], Compiled]:
-            cubin = Path(folder, f"{name}.cubin")
-            command = [NVCC, "-std=c++17", *flags(), f"-arch=sm_{architecture}", "-cubin", "-o", str(cubin)]
-            subprocess.run([*command, sources / "cuda" / f"{name}.cu"], check=True)
-            taken = usage(cubin)
-            return {
-                _key(function): Compiled(code, taken[function]) for function, code in opcodes(cubin).items()
-            }
-
-        with ThreadPoolExecutor(2) as two:
-            return {key: kernel for found in two.map(compiled, names) for key, kernel in found.items()}
-
-
-def _key(function: str) -> tuple[str, str]:
-    """Of a mangled name: ...walk_step_kernelINS_4HalfEfE..., ...walk_step_kernelIddE...,
-    ...list_sectors_kernelILi4EdE..."""
-    found = re.search(r"([a-z]+_[a-z]+)_kernelI(?:NS_\d+(\w+?)E|Li(\d+)E)?([fd]?)", function)
-    assert found is not None, function
-    kernel, half, weights, arithmetic = found.groups()
-    return kernel.removeprefix("_"), half or weights or {"f": "float", "d": "double"}[arithmetic]
+def compile_files(architecture: int, names: Sequence[str]) -> dict[tuple[str, str], Compiled]:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as two:
+        found = two.map(lambda name: compile_file(name, architecture, Path(folder)), names)
+        return {key: kernel for own in found for key, kernel in own.items()}
 
 
 @cache
 def kernels(architecture: int) -> dict[tuple[str, str], Compiled]:
+    assert NVCC is not None
     known = subprocess.run([NVCC, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout
     if f"sm_{architecture}" not in known.split():
         pytest.skip(f"this nvcc does not compile for sm_{architecture}")
-    return compile_sources(architecture, FILES, SOURCES)
+    return compile_files(architecture, FILES)
 
 
 def vectors_are_right(compiled: Compiled, kernel: str, stored: str) -> bool:
@@ -129,7 +88,7 @@ def vectors_are_right(compiled: Compiled, kernel: str, stored: str) -> bool:
     one is noticed, all others are counted."""
     size, count = 8 * BYTES[stored], lanes(kernel, stored)
     loads, stores = STREAMS[kernel]
-    read, written = accesses(compiled.code, "LDG"), accesses(compiled.code, "STG")
+    read, written = accesses(compiled.opcodes, "LDG"), accesses(compiled.opcodes, "STG")
     vectors = count * size // 128
     others = sum(read.values()) - loads * (vectors + count)
     sums = Counter({max(size, 32): 2}) if kernel == "walk_squares" else Counter()
@@ -148,8 +107,8 @@ def test_weights_are_accessed_by_vectors(architecture: int, kernel: str, stored:
     requests. The kind of memory is known (global), which saves looking it up."""
     compiled = kernels(architecture)[kernel, stored]
     assert vectors_are_right(compiled, kernel, stored)
-    assert not accesses(compiled.code, "LD")
-    assert not accesses(compiled.code, "ST")
+    assert not accesses(compiled.opcodes, "LD")
+    assert not accesses(compiled.opcodes, "ST")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -157,7 +116,7 @@ def test_weights_are_accessed_by_vectors(architecture: int, kernel: str, stored:
 @pytest.mark.parametrize("stored", BYTES)
 def test_all_is_read_before_anything_is_written(architecture: int, kernel: str, stored: str) -> None:
     """Three streams are under way at once: no load waits behind a store that it might depend on."""
-    vectors = [o.split(".")[0] for o in kernels(architecture)[kernel, stored].code if o.endswith(".128")]
+    vectors = [o.split(".")[0] for o in kernels(architecture)[kernel, stored].opcodes if o.endswith(".128")]
     moved = [opcode for opcode in vectors if opcode in ("LDG", "STG")]
     assert moved == sorted(moved)
 
@@ -167,7 +126,7 @@ def test_all_is_read_before_anything_is_written(architecture: int, kernel: str, 
 def test_half_precision_is_converted_by_instructions(architecture: int, kernel: str) -> None:
     """Of integer arithmetic, there are ten for each number."""
     for stored, name in (("Half", "F2FP"), ("BFloat16", "F2FP.BF16")):
-        assert any(o.startswith(name) for o in kernels(architecture)[kernel, stored].code)
+        assert any(o.startswith(name) for o in kernels(architecture)[kernel, stored].opcodes)
     half, single = (kernels(architecture)[kernel, stored].code for stored in ("Half", "float"))
     assert len(half) / lanes(kernel, "Half") < 1.2 * len(single) / lanes(kernel, "float")
 
@@ -187,7 +146,7 @@ def test_registers_suffice(
 def test_only_double_kernels_have_double_precision(architecture: int) -> None:
     """A literal such as 0.5 without its f makes a float32 kernel compute in double precision, at a 64th of
     the speed on most GPUs."""
-    with_float64 = {key for key, compiled in kernels(architecture).items() if float64(compiled.code)}
+    with_float64 = {key for key, compiled in kernels(architecture).items() if float64(compiled.opcodes)}
     assert with_float64 == {*((kernel, "double") for kernel in STREAMS), ("list_sectors", "4")}
 
 
@@ -207,7 +166,7 @@ def test_these_tests_can_fail(name: str, tmp_path: Path) -> None:
     assert text.count(old) == 1
     (tmp_path / "csrc" / file).write_text(text.replace(old, new))
     key = "walk_step", "float"
-    mutant = compile_sources(ARCHITECTURES[0], ["walk_step"], tmp_path / "csrc")[key]
+    mutant = compile_file("walk_step", ARCHITECTURES[0], tmp_path, tmp_path / "csrc")[key]
     assert vectors_are_right(mutant, *key) == (name != "vectors")
-    assert bool(float64(mutant.code)) == (name == "double")
+    assert bool(float64(mutant.opcodes)) == (name == "double")
     assert bool(mutant.local_memory) == (name == "spills")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-from machine_code import Instruction, cuobjdump
+import torch
+from machine_code import cuobjdump
+from machine_listings import code
 
 if importlib.util.find_spec("triton") is None or cuobjdump() is None:
     pytest.skip("there is no Triton, or no disassembler", allow_module_level=True)
@@ -18,12 +20,26 @@ pytestmark = pytest.mark.compiled
 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
-    return gpu_model.compiled_kernels()
+    return gpu_model.triton_kernels()
 
 
-def test_what_is_read_of_the_kernels(kernels: Kernels) -> None:
+@pytest.fixture(scope="module", params=["triton", "cuda"])
+def walk(request: pytest.FixtureRequest, kernels: Kernels) -> Phases:
+    if request.param == "triton":
+        return kernels.walk
+    return of_cuda(torch.float32)
+
+
+def of_cuda(dtype: torch.dtype) -> Phases:
+    found = gpu_model.cuda_walk(dtype)
+    if found is None:
+        pytest.skip("there is no nvcc")
+    return found
+
+
+def test_what_is_read_of_the_kernels(kernels: Kernels, walk: Phases) -> None:
     """Nothing that a kernel of loads, arithmetic and stores could not have."""
-    for phases in (kernels.walk, kernels.masked):
+    for phases in (walk, kernels.masked):
         assert 32 <= phases.registers <= 96
         assert 20 <= phases.loads <= 400
         assert 50 <= phases.update <= 400
@@ -32,15 +48,17 @@ def test_what_is_read_of_the_kernels(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize(("sparsity", "most"), [(0.0, 1.15), (0.9, 1.2), (0.95, 1.25), (0.99, 1.45)])
-def test_the_walk_of_a_resnet50_is_near_the_floor(kernels: Kernels, sparsity: float, most: float) -> None:
+def test_the_walk_of_a_resnet50_is_near_the_floor(walk: Phases, sparsity: float, most: float) -> None:
     """By the model, a step takes at most so many times as long as its memory."""
     layers = layers_of(RESNET50, sparsity)
-    assert 1.0 < walk_ns(layers, 8, kernels.walk, Multiprocessor()) / floor_ns(layers, 8) <= most
+    assert 1.0 < walk_ns(layers, 8, walk, Multiprocessor()) / floor_ns(layers, 8) <= most
 
 
-def code(*lines: str) -> list[Instruction]:
-    instructions = [line.partition(" ") for line in lines]
-    return [Instruction(16 * i, opcode, operands) for i, (opcode, _, operands) in enumerate(instructions)]
+def test_a_type_with_more_weights_takes_more_instructions() -> None:
+    """A sector has twice as many of them, and what is around them is the same."""
+    single, half = (of_cuda(dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert abs(single.loads - half.loads) < 10
+    assert 1.5 * single.update < half.update < 2 * single.update
 
 
 def test_phases() -> None:
@@ -48,8 +66,7 @@ def test_phases() -> None:
         "S2R R0", "LDG.E R1", "IADD3 R1", "LDG.E R2", "LDG.E.128 R4", "FFMA R4", "STG.E.128 R4", "IADD3 R1",
         "@P0 BRA 0x20", "EXIT", "BRA 0xa0",
     )  # fmt: skip
-    listing = [i._replace(opcode="BRA") if i.opcode == "@P0" else i for i in listing]
-    assert gpu_model._phases(listing, 40) == Phases(registers=40, before=4, loads=2, update=3)
+    assert gpu_model._triton_phases(listing, 40) == Phases(registers=40, before=4, loads=2, update=3)
 
 
 def test_a_queue_of_bytes() -> None:

@@ -169,18 +169,25 @@ def test_the_table_compares_with_sgd_fused() -> None:
 def test_the_model_stands_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each of this package's contestants that was timed, on its own network and sparsity."""
     model = SimpleNamespace(
-        compiled_kernels=lambda: None, step_us=lambda shapes, sparsity, kernels: 1000.0 * sparsity
+        triton_kernels=lambda: SimpleNamespace(walk=1000.0),
+        cuda_walk=lambda: 500.0,
+        step_us=lambda shapes, sparsity, walk: sparsity * walk,
     )
     monkeypatch.setitem(sys.modules, "gpu_model", model)
     runs = [Run("net", [(8, 8)], sparsity) for sparsity in (0.5, 0.9)]
     results = [
         Result("net", 64, 0.5, "SparseOpt triton", OK, 1.0),
         Result("net", 64, 0.9, "SparseOpt triton", OK, 1.8),
-        Result("net", 64, 0.9, "SparseOpt cuda", "failed: RuntimeError: invented"),
+        Result("net", 64, 0.5, "SparseOpt cuda", "failed: RuntimeError: invented"),
+        Result("net", 64, 0.9, "SparseOpt cuda, graph", OK, 0.9),
         Result("net", 64, 0.9, SGD_FUSED, OK, 2.5),
     ]
     _, _, _, _, *lines = gpu_report.beside_model(results, runs).splitlines()
-    assert [line.split()[-3:] for line in lines] == [["500.0", "1000.0", "2.00"], ["900.0", "1800.0", "2.00"]]
+    assert [line.split()[-3:] for line in lines] == [
+        ["500.0", "1000.0", "2.00"],
+        ["900.0", "1800.0", "2.00"],
+        ["450.0", "900.0", "2.00"],
+    ]
 
 
 def test_no_model_without_a_disassembler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,69 @@
+"""The kernels of csrc/cuda, compiled by nvcc for a GPU that need not be here, as the build would.
+
+``machine_code`` reads what comes out.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from machine_code import Instruction, instructions, usage
+
+SOURCES = Path(__file__).parent.parent / "csrc"
+NVCC = shutil.which("nvcc")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel: its instructions and what it takes."""
+
+    code: Sequence[Instruction]
+    usage: dict[str, int]
+
+    @property
+    def opcodes(self) -> list[str]:
+        return [instruction.opcode for instruction in self.code]
+
+    @property
+    def local_memory(self) -> int:
+        return self.usage["STACK"] + self.usage["LOCAL"]
+
+
+def compile_file(
+    name: str, architecture: int, folder: Path, sources: Path = SOURCES
+) -> dict[tuple[str, str], Compiled]:
+    """The kernels of a file, by their names and the types of the weights: ``("walk_step", "Half")``.
+
+    Args:
+        name: of the file in csrc/cuda, without its ending.
+        architecture: 90 for sm_90.
+        folder: to write machine code to.
+        sources: csrc, or another like it.
+    """
+    assert NVCC is not None, "there is no nvcc"
+    cubin = folder / f"{name}.cubin"
+    command = [NVCC, "-std=c++17", *_flags(), f"-arch=sm_{architecture}", "-cubin", "-o", str(cubin)]
+    subprocess.run([*command, sources / "cuda" / f"{name}.cu"], check=True)
+    taken = usage(cubin)
+    return {_key(function): Compiled(code, taken[function]) for function, code in instructions(cubin).items()}
+
+
+def _flags() -> list[str]:
+    """nvcc's, from the build."""
+    found = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]*)>", (SOURCES / "cuda/module.cmake").read_text())
+    assert found is not None
+    return found[1].split(";")
+
+
+def _key(function: str) -> tuple[str, str]:
+    """Of a mangled name: ...walk_step_kernelINS_4HalfEfE..., ...walk_step_kernelIddE...,
+    ...list_sectors_kernelILi4EdE..."""
+    found = re.search(r"([a-z]+_[a-z]+)_kernelI(?:NS_\d+(\w+?)E|Li(\d+)E)?([fd]?)", function)
+    assert found is not None, function
+    kernel, half, weights, arithmetic = found.groups()
+    return kernel.removeprefix("_"), half or weights or {"f": "float", "d": "double"}[arithmetic]
