@@ -15,7 +15,8 @@ What is assumed:
 - Stores are not waited for, and take bandwidth like loads.
 - A multiprocessor issues four instructions a cycle, 85% of the time; a warp that waits for its own results
   issues one in 2.6 cycles. Of Triton, all instructions of a loop count, whether their branch is taken or
-  not; of CUDA, those of the shortest way around it on which the update is made.
+  not; of CUDA, those of the shortest way around it on which the update is made. That kernel reads the table
+  thrice, from the L1 cache; it is waited for once.
 - A multiprocessor holds as many programs as its registers suffice for, 32 at most; a program, of CUDA a warp,
   takes 60 ns to start. All begin at once, and nothing else runs: what the host takes to launch is not in it.
 - Masks are random with ERK's densities, and their live sectors as many as is to be expected.
@@ -58,9 +59,12 @@ ISSUED = 4 * CLOCK * 0.85  # instructions of all warps per ns
 ALONE = 2.6 / CLOCK  # ns per instruction of one warp
 START = 60.0  # ns
 WARP = 32
-CUDA_TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16"}
+DTYPES = (torch.float32, torch.bfloat16)
 SPARSITIES = (0.0, 0.9, 0.95, 0.99)
 NETWORKS: dict[str, list[Shape]] = {"ResNet-20": RESNET20, "ResNet-50": RESNET50, "4096x4096": [(4096, 4096)]}
+
+
+_CUDA_TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16", torch.float16: "Half"}
 
 
 class Phases(NamedTuple):
@@ -251,26 +255,33 @@ def triton_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
 
 
 def cuda_walk(dtype: torch.dtype = torch.float32) -> Phases | None:
-    """The same of the CUDA backend; None: there is no nvcc. One kernel has all variants of the rule: what
-    counts is the shortest way around its loop on which a momentum step is made, of weights that have a c_i.
-    """
+    """The same of the CUDA backend, of its walk; None: there is no nvcc."""
     if NVCC is None:
         return None
+    before, way, registers = cuda_round(dtype)
+    return _phases(way, registers, before)
+
+
+def cuda_round(dtype: torch.dtype) -> tuple[int, list[Instruction], int]:
+    """How many instructions there are before the loop of the CUDA backend's walk, those of a round of it, and
+    the registers. One kernel has all variants of the rule: this is the shortest way on which a momentum step
+    is made, of weights that have a c_i, and on which the next sector is found."""
     with tempfile.TemporaryDirectory() as folder:
-        kernel = compile_file("walk_step", 90, Path(folder))["walk_step", CUDA_TYPES[dtype]]
-    loop = max((own for own in loops(kernel.code) if any(map(_is_vector, own))), key=len)
+        kernel = compile_file("walk_step", 90, Path(folder))["walk_step", _CUDA_TYPES[dtype]]
+    begin = max((own for own in loops(kernel.code) if any(map(_is_vector, own))), key=len)[0].address
     way = shortest_round(
-        loop,
+        kernel.code,
+        begin,
         {
             lambda i: _is_vector(i) and i.opcode.startswith("LDG"): 6,
             lambda i: _is_vector(i) and i.opcode.startswith("STG"): 4,
-            lambda i: i.opcode.startswith("MUFU.RCP"): 1,  # the division that finds the row of a sector
-            # With weight decay, three of each weight; no rule with fewer has as many of all the rest.
+            lambda i: i.opcode.startswith("LDG") and i.opcode.endswith(".CONSTANT"): 4,  # c_i, list, and bits
+            lambda i: i.opcode.startswith("I2F"): 1,  # the division that finds a sector's row, in 32 bits
+            # With weight decay, three of each weight: no rule with fewer will do.
             lambda i: i.opcode.startswith("FFMA"): 3 * weights_per_sector(dtype),
         },
     )
-    before = sum(instruction.address < loop[0].address for instruction in kernel.code)
-    return _phases(way, kernel.usage["REG"], before)
+    return sum(instruction.address < begin for instruction in kernel.code), way, kernel.usage["REG"]
 
 
 def _triton_phases(code: Code, registers: int) -> Phases:
@@ -302,7 +313,7 @@ def step_us(
 def main() -> int:
     header = ("network", "sparsity", "floor", "triton", "/ floor", "cuda", "/ floor", "masks new")
     rows: list[tuple[str, ...]] = [header]
-    for dtype in CUDA_TYPES:
+    for dtype in DTYPES:
         kernels, lanes = triton_kernels(dtype), weights_per_sector(dtype)
         of_cuda = cuda_walk(dtype)
         print(f"{dtype}: {kernels}; the walk of CUDA: {of_cuda or 'no nvcc'}")

@@ -17,7 +17,8 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +42,7 @@ from gpu_runs import (
     makers_for,
     measure,
 )
-from networks import LAYERS_8192X8192, RESNET20, RESNET50
+from networks import LAYERS_8192X8192, RESNET20, RESNET50, Shape
 
 from sparseopt_kernels import __version__
 from sparseopt_kernels.atomic import write_atomically
@@ -195,23 +196,30 @@ def table(results: Sequence[Result]) -> str:
 
 def beside_model(results: Sequence[Result], runs: Sequence[Run]) -> str:
     """What ``gpu_model`` estimates for an H100, and what was measured."""
-    try:
-        import gpu_model
-
-        walks = {"triton": gpu_model.triton_kernels().walk, "cuda": gpu_model.cuda_walk()}
-    except Exception as error:  # no Triton, no disassembler, another compiler: what was measured stands
-        return f"The model's estimates are left out: {error or type(error).__name__}"
+    models = {backend: _model(backend) for backend in ("triton", "cuda")}
     rows: list[tuple[str, ...]] = [("network", "sparsity", "contestant", "model us", "measured us", "ratio")]
     shapes = {(run.network, run.sparsity): run.shapes for run in runs}
     for r in results:
-        walk = walks.get(r.contestant.removeprefix(OURS).split(",")[0])
-        if walk is not None and r.status == OK:
-            estimate = gpu_model.step_us(shapes[r.network, r.sparsity], r.sparsity, walk)
-            us = 1e3 * r.median_ms
+        model = models.get(r.contestant.removeprefix(OURS).split(",")[0])
+        if callable(model) and r.status == OK:
+            estimate, us = model(shapes[r.network, r.sparsity], r.sparsity), 1e3 * r.median_ms
             times = (f"{estimate:.1f}", f"{us:.1f}", f"{us / estimate:.2f}")
             rows.append((r.network, str(r.sparsity), r.contestant, *times))
     title = "The model of benchmarks/gpu_model.py, which is of an H100, beside it:"
-    return "\n".join(["", title, *aligned(rows)])
+    left_out = [f"It has no estimates for {b}: {why}" for b, why in models.items() if isinstance(why, str)]
+    return "\n".join(["", title, *aligned(rows), *left_out])
+
+
+def _model(backend: str) -> Callable[[Sequence[Shape], float], float] | str:
+    """The microseconds of a step, by shapes and sparsity; or why they are not known, as what was measured
+    stands anyway."""
+    try:
+        import gpu_model
+
+        walk = gpu_model.triton_kernels().walk if backend == "triton" else gpu_model.cuda_walk()
+    except Exception as error:
+        return repr(error)
+    return "there is no nvcc" if walk is None else partial(gpu_model.step_us, walk=walk)
 
 
 def _row(result: Result, baseline: float) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _FUNCTION = re.compile(r"^\s+Function : (\S+)$", re.M)
-_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?\s*([A-Z][\w.]*)([^;]*);", re.M)
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+) )?\s*([A-Z][\w.]*)([^;]*);", re.M)
 _USAGE = re.compile(r"^ Function (\S+?):\n(.*)$", re.M)
 # Arithmetic and conversions; MUFU.RCP64H and its like begin a division or a root.
 _FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|SET|MNMX|MMA)\b|.*\bF64\b|.*64H\b")

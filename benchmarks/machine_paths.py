@@ -30,29 +30,33 @@ def outermost(found: Sequence[Code]) -> list[Code]:
     ]
 
 
-def shortest_round(loop: Code, wanted: Mapping[Callable[[Instruction], bool], int]) -> list[Instruction]:
-    """The fewest instructions from a loop's beginning back to it, among which are as many as wanted.
+def shortest_round(
+    code: Code, begin: int, wanted: Mapping[Callable[[Instruction], bool], int]
+) -> list[Instruction]:
+    """The fewest instructions from the beginning of a loop back to it, among which are as many as wanted.
 
-    Of a warp all of whose threads go the same way. An instruction counts whether its predicate holds or not:
-    it is issued.
+    Of a warp all of whose threads go the same way, and call nothing: what is called is for rare cases. An
+    instruction counts whether its predicate holds or not: it is issued.
+
+    Args:
+        code: all of a function, as a compiler may put parts of a loop behind it.
+        begin: the address of the loop.
+        wanted: how many there are to be of what.
 
     Raises:
-        ValueError: no way around has them all.
+        ValueError: no way around has them all, or it is not known where a jump leads.
     """
-    blocks = _blocks(loop)
+    blocks = _blocks(code)
     limits = tuple(wanted.values())
     counts = {
         at: tuple(sum(map(is_wanted, block.code)) for is_wanted in wanted) for at, block in blocks.items()
     }
-    begin = loop[0].address
-    # Dijkstra's way: of those that end with a block and have so many of what is wanted, the shortest.
+    # Dijkstra's: of the ways that end with a block and have so many of what is wanted, the shortest is first.
     first = begin, tuple(map(min, counts[begin], limits))
     queue = [(len(blocks[begin].code), first)]
-    lengths, before = {first: len(blocks[begin].code)}, {first: first}
+    before = {first: first}
     while queue:
         length, state = heapq.heappop(queue)
-        if length > lengths[state]:
-            continue
         at, had = state
         for to in blocks[at].next:
             if to == begin and had == limits:
@@ -60,13 +64,12 @@ def shortest_round(loop: Code, wanted: Mapping[Callable[[Instruction], bool], in
                 while way[-1] != first:
                     way.append(before[way[-1]])
                 return [instruction for at, _ in reversed(way) for instruction in blocks[at].code]
-            if to == begin or to not in blocks:
+            if to == begin:
                 continue
             following = to, tuple(map(min, map(sum, zip(had, counts[to], strict=True)), limits))
-            longer = length + len(blocks[to].code)
-            if longer < lengths.get(following, longer + 1):
-                lengths[following], before[following] = longer, state
-                heapq.heappush(queue, (longer, following))
+            if following not in before:
+                before[following] = state
+                heapq.heappush(queue, (length + len(blocks[to].code), following))
     raise ValueError(f"no way around the loop has {limits} of what is wanted")
 
 
@@ -77,18 +80,24 @@ class _Block(NamedTuple):
     next: list[int]
 
 
+_ENDS = ("EXIT", "RET", "CALL")
+_UNKNOWN = ("BRX", "BRXU", "JMP", "JMX", "JMXU")
+
+
 def _blocks(code: Code) -> dict[int, _Block]:
-    """By address. A call is taken to come back."""
+    """By address."""
+    position = {instruction.address: i for i, instruction in enumerate(code)}
     starts = {0, len(code)}
     next_of: dict[int, list[int]] = {}
-    position = {instruction.address: i for i, instruction in enumerate(code)}
     for i, own in enumerate(code):
-        to = own.jumps_to()
-        if to is None and own.opcode.split(".")[0] not in ("EXIT", "RET"):
+        to, opcode = own.jumps_to(), own.opcode.split(".")[0]
+        if opcode in _UNKNOWN or (to is not None and to not in position):
+            raise ValueError(f"where {own} leads is not known")
+        if to is None and opcode not in _ENDS:
             continue
         next_of[i] = [code[i + 1].address] if _may_go_on(own) and i + 1 < len(code) else []
         next_of[i] += [] if to is None else [to]
-        starts |= {i + 1, *(position[at] for at in next_of[i] if at in position)}
+        starts |= {i + 1, *(position[at] for at in next_of[i])}
     blocks = {}
     for begin, end in pairwise(sorted(starts)):
         follows = [code[end].address] if end < len(code) else []

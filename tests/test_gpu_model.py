@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 
+import cuda_code
 import pytest
 import torch
-from machine_code import cuobjdump
+from machine_code import accesses, cuobjdump
 from machine_listings import code
 
 if importlib.util.find_spec("triton") is None or cuobjdump() is None:
@@ -14,6 +16,8 @@ if importlib.util.find_spec("triton") is None or cuobjdump() is None:
 import gpu_model
 from gpu_model import Kernels, Layer, Multiprocessor, Phases, Program, floor_ns, layers_of, walk_ns
 from networks import RESNET50
+
+from sparseopt_kernels.kernels.sectors import weights_per_sector
 
 pytestmark = pytest.mark.compiled
 
@@ -27,11 +31,7 @@ def kernels() -> Kernels:
 def walk(request: pytest.FixtureRequest, kernels: Kernels) -> Phases:
     if request.param == "triton":
         return kernels.walk
-    return of_cuda(torch.float32)
-
-
-def of_cuda(dtype: torch.dtype) -> Phases:
-    found = gpu_model.cuda_walk(dtype)
+    found = gpu_model.cuda_walk()
     if found is None:
         pytest.skip("there is no nvcc")
     return found
@@ -54,11 +54,23 @@ def test_the_walk_of_a_resnet50_is_near_the_floor(walk: Phases, sparsity: float,
     assert 1.0 < walk_ns(layers, 8, walk, Multiprocessor()) / floor_ns(layers, 8) <= most
 
 
-def test_a_type_with_more_weights_takes_more_instructions() -> None:
-    """A sector has twice as many of them, and what is around them is the same."""
-    single, half = (of_cuda(dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert abs(single.loads - half.loads) < 10
-    assert 1.5 * single.update < half.update < 2 * single.update
+@pytest.mark.skipif(cuda_code.NVCC is None, reason="there is no nvcc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_round_of_the_cuda_kernel(dtype: torch.dtype) -> None:
+    """Momentum with weight decay and c_i of Eq. 12, and what finds the next sector; and nothing that this
+    takes no part of: a division by AMP's scale, numbers of 64 bits, weights one by one."""
+    before, way, registers = gpu_model.cuda_round(dtype)
+    lanes = weights_per_sector(dtype)
+    opcodes = [instruction.opcode for instruction in way]
+    counts = Counter(opcode.split(".")[0] for opcode in opcodes)
+    assert accesses(opcodes, "LDG")[128] == 6
+    assert accesses(opcodes, "STG") == {128: 4}
+    assert sum(opcode.startswith("LDG") and opcode.endswith(".CONSTANT") for opcode in opcodes) == 4
+    assert counts["FFMA"] == 3 * lanes
+    assert counts["I2F"] == counts["MUFU"] == 1
+    assert not counts.keys() & {"FCHK", "CALL"}
+    assert 20 < before < 200
+    assert 32 < registers <= 64
 
 
 def test_phases() -> None:

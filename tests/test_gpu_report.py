@@ -192,7 +192,24 @@ def test_the_model_stands_beside_what_was_measured(monkeypatch: pytest.MonkeyPat
 
 def test_no_model_without_a_disassembler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gpu_model", None)
-    assert gpu_report.beside_model([], []).startswith("The model's estimates are left out: ")
+    told = gpu_report.beside_model([Result("net", 64, 0.5, "SparseOpt triton", OK, 1.0)], [])
+    assert told.count("It has no estimates for ") == 2
+
+
+def test_no_model_of_one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ValueError("invented")
+
+    model = SimpleNamespace(
+        triton_kernels=lambda: SimpleNamespace(walk=1000.0),
+        cuda_walk=broken,
+        step_us=lambda shapes, sparsity, walk: sparsity * walk,
+    )
+    monkeypatch.setitem(sys.modules, "gpu_model", model)
+    results = [Result("net", 64, 0.5, f"SparseOpt {name}", OK, 1.0) for name in ("triton", "cuda")]
+    *_, row, why = gpu_report.beside_model(results, [Run("net", [(8, 8)], 0.5)]).splitlines()
+    assert row.split()[-3:] == ["500.0", "1000.0", "2.00"]
+    assert why == "It has no estimates for cuda: ValueError('invented')"
 
 
 def test_main_tells_the_report_what_runs(

@@ -1,7 +1,6 @@
 #include "mask_bytes.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 
 #include "bit_words.h"
@@ -13,13 +12,8 @@ namespace {
 constexpr int64_t kPiece = 1 << 16;  // elements that one thread works on at a time
 
 int64_t count(const uint8_t* mask, int64_t bytes) {
-  int64_t found = 0, i = 0;
-  for (; i + 8 <= bytes; i += 8) {
-    uint64_t word;
-    std::memcpy(&word, mask + i, sizeof word);
-    found += static_cast<int64_t>(ones_of(word) * 0x0101010101010101 >> 56);
-  }
-  for (; i < bytes; ++i) found += mask[i] != 0;
+  int64_t found = 0;
+  for (int64_t i = 0; i < bytes; i += kWord) found += count_bits(pack_bytes(mask + i, bytes - i));
   return found;
 }
 
