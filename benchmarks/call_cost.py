@@ -3,6 +3,7 @@
 A step of ResNet-50's 161 tensors, by backend: with gradients that stay where they are, with gradients that
 move in every step, with a limit of the norm; beside ``torch.optim.SGD(fused=True)``, its kernel stubbed. Of
 Triton, kernels are really launched, to a driver that does nothing (see ``stand_in_driver``), or else stubs.
+Then steps in which all masks are new, for themselves, as they leave nothing in the caches.
 
 No GPU is needed: tensors lie on the CPU, with one row each, for nothing but their number matters. So the
 figures lack what a real GPU would cost the host: what its driver does, pinning the memory that is copied to
@@ -38,16 +39,18 @@ _ROUNDS = Rounds(timed=400, warmup=40)
 def main() -> int:
     torch.set_num_threads(1)
     with _stubs() as backends:
-        turns = {}
+        turns, new = {}, {}
         for name, make in {**backends, "SGD fused": _sgd}.items():
             turns[name] = Turn(make(_parameters()).step)
             parameters = _parameters()
             turns[f"{name}, gradients move"] = Turn(make(parameters).step, _mover(parameters))
-            if make is not _sgd:
-                limited = make(_parameters())
-                limited.param_groups[0]["max_grad_norm"] = 1.0
-                turns[f"{name}, max_grad_norm"] = Turn(limited.step)
+        for name, ours in backends.items():
+            limited, renewed = ours(_parameters()), ours(_parameters())
+            limited.param_groups[0]["max_grad_norm"] = 1.0
+            turns[f"{name}, max_grad_norm"] = Turn(limited.step)
+            new[f"{name}, masks new"] = Turn(renewed.step, _renewer(renewed))
         found = take_turns(turns, CpuTimer(), _ROUNDS)
+        found |= take_turns(new, CpuTimer(), _ROUNDS)
     of_triton = "Triton's launched to nothing" if stand_in_driver.compiler() else "all"
     header = (f"161 tensors, kernels stubbed, {of_triton}: us", "p20", "p50", "p80")
     rows = [(name, *(f"{1e3 * ms:.0f}" for ms in summary[:3])) for name, summary in found.items()]
@@ -74,6 +77,16 @@ def _mover(parameters: list[Parameter]) -> Callable[[], None]:
             p.grad = gradient
 
     return move
+
+
+def _renewer(optimizer: SparseOpt) -> Callable[[], None]:
+    """Writes all masks."""
+
+    def renew() -> None:
+        for mask in optimizer._masks.values():
+            mask.fill_(True)
+
+    return renew
 
 
 def _sparseopt(backend: str) -> Callable[[list[Parameter]], SparseOpt]:

@@ -132,12 +132,15 @@ def prepare(
     found = _look(parameters, groups, state, masks, feeding_norm, known, has_auto)
     for f in found:
         _check(f, names[f.parameter])
-    for f in found:
-        if f.correction == "layer" and f.parameter not in warned and _is_new(f, known.get(f.parameter)):
+    facts = [_facts(f) for f in found]
+    last = [known.get(f.parameter) for f in found]
+    is_new = [own is None or own.facts != now for own, now in zip(last, facts, strict=True)]
+    for f, new in zip(found, is_new, strict=True):
+        if new and f.correction == "layer" and f.parameter not in warned:
             _warn_of_concentration(f, names[f.parameter], warned)
     backends = {f.parameter.device: backend_for(f.parameter.device) for f in found if f.gradient is not None}
-    for f in found:
-        known[f.parameter] = _get_to_know(f, known.get(f.parameter))
+    for f, now, own, new in zip(found, facts, last, is_new, strict=True):
+        known[f.parameter] = _get_to_know(f, now, None if new else own)
     updated = [f for f in found if f.gradient is not None]
     return Prepared(
         parameters,
@@ -204,11 +207,6 @@ def _look(
     return found
 
 
-def _is_new(f: _Found, last: _Known | None) -> bool:
-    """Whether anything about a parameter is another than in the last step."""
-    return last is None or last.facts != _facts(f)
-
-
 def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None:
     """Warn of a layer in which Eq. 12 makes some c_i larger than 3, unless only a device knows its mask."""
     if f.mask is None or f.mask.device.type != "cpu":  # no step waits for a device
@@ -231,16 +229,14 @@ def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None
     )
 
 
-def _get_to_know(f: _Found, last: _Known | None) -> _Known:
+def _get_to_know(f: _Found, facts: tuple[object, ...], last: _Known | None) -> _Known:
     """What is known of a parameter now. What lies outside a mask that is new, or over which others have
-    written, is zeroed."""
-    facts = _facts(f)
-    is_new = _is_new(f, last)
+    written, is zeroed. ``last`` is what was known if nothing about it has changed."""
     watched = _watched(f.parameter, f.buffer)
-    if f.mask is not None and (is_new or last is None or last.versions != versions_of(watched)):
+    if f.mask is not None and (last is None or last.versions != versions_of(watched)):
         refuse_capture()
         zero_outside(f.mask, watched)
-    return _Known(_tensors(f) if is_new or last is None else last.tensors, facts, versions_of(watched))
+    return _Known(_tensors(f) if last is None else last.tensors, facts, versions_of(watched))
 
 
 def _tensors(f: _Found) -> Tensors:

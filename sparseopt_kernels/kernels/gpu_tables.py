@@ -209,8 +209,8 @@ class _Maker:
             masks=0 if sectors is None else sectors.masks.data_ptr(),
             listed=0 if sectors is None else sectors.listed.data_ptr(),
             bits=0 if sectors is None else sectors.bits.data_ptr(),
-            factors=0 if sectors is None else sectors.factors[0].data_ptr(),
-            unnormalized=0 if sectors is None else sectors.factors[1].data_ptr(),
+            factors=0 if sectors is None else sectors.factors.data_ptr(),
+            unnormalized=0 if sectors is None else sectors.factors.data_ptr() + sectors.factors.nbytes // 2,
             columns=self._rows[i].columns,
             elements=t.parameter.numel(),
             group=t.group - variant.first_group,
@@ -243,14 +243,14 @@ _IS_ALIGNED = bytes(byte % _ALIGNMENT == 0 for byte in range(256))
 
 
 def _variant(tensors: Tensors, rows: Rows, gradient_aligned: bool, is_new: bool) -> _Variant:
-    numbers = [tensors.parameter.data_ptr(), address_of(tensors.momentum_buffer)]
+    together = tensors.parameter.data_ptr() | address_of(tensors.momentum_buffer)
     if is_new:
-        numbers.append(rows.columns * tensors.parameter.itemsize)
+        together |= rows.columns * tensors.parameter.itemsize
     # In a sector there are parts of two rows at most.
     is_whole = is_new or tensors.mask is None or rows.columns >= weights_per_sector(tensors.parameter.dtype)
     return _Variant(
         is_new=is_new,
-        aligned=gradient_aligned and is_whole and all(number % _ALIGNMENT == 0 for number in numbers),
+        aligned=gradient_aligned and is_whole and together % _ALIGNMENT == 0,
         wide=not is_new and tensors.parameter.numel() >= _WIDE,
         first_group=tensors.group // _GROUPS_PER_LAUNCH * _GROUPS_PER_LAUNCH,
     )
