@@ -62,9 +62,9 @@ def run(_: argparse.Namespace) -> int:
                 continue
             try:
                 difference = _largest_difference(name, device)
-            except RuntimeError as error:
+            except Exception as error:  # compilers have errors of their own
                 all_right = False
-                print(f"  {name:10} {device:5} FAILED: {error}")
+                print(f"  {name:10} {device:5} FAILED: {str(error) or repr(error)}")
                 continue
             right = difference <= _TOLERANCE
             all_right &= right

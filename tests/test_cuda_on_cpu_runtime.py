@@ -127,6 +127,14 @@ def test_rows_of_any_length(walked: bool, columns: int, offset: int, dtype: str)
     check_steps([Weight(dtype, 21 if columns < 2000 else 3, columns, offset=offset)], walked=walked)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offsets", [(0, 1), (1, 0)], ids=["gradients", "others"])
+@pytest.mark.parametrize("columns", [3, 64, 256, 4104])
+def test_some_memory_is_not_aligned(walked: bool, columns: int, offsets: tuple[int, int], dtype: str) -> None:
+    """Gradients alone, as those of DistributedDataParallel may be, or all but gradients."""
+    check_steps([Weight(dtype, 5, columns, offset=offsets[0], gradient_offset=offsets[1])], walked=walked)
+
+
 @pytest.mark.parametrize("density", [None, 0.0, 0.02, 1.0], ids=["dense", "empty", "sparse", "full"])
 @pytest.mark.parametrize("correction", ["layer", "unnormalized", "none"])
 @pytest.mark.parametrize(
@@ -246,6 +254,8 @@ def test_more_chunks_than_warps(cuda: ModuleType, monkeypatch: pytest.MonkeyPatc
         (False, Substitution("cuda/masked_step.cu", "__syncthreads();\n  value = 0;", "value = 0;")),
         (True, Substitution("cuda/walk_step.cu", "count = left < kWeights ?", "count = left < 1 ?")),
         (True, Substitution("cuda/lanes.h", "% sizeof(uint4) == 0", "% sizeof(float) == 0")),
+        (True, Substitution("cuda/walk_step.cu", " && is_aligned(from_g)", "")),
+        (False, Substitution("cuda/masked_step.cu", " && is_aligned(g_)", "")),
         (True, Substitution("cuda/walk.h", "chunk += gridDim.x * kWarps", "chunk += gridDim.x * kWarps + 1")),
         (True, Substitution("cuda/walk.h", "if (i >= row.length)", "if (i + 1 >= row.length)")),
     ],
@@ -254,6 +264,8 @@ def test_more_chunks_than_warps(cuda: ModuleType, monkeypatch: pytest.MonkeyPatc
         "no barrier",
         "weights beyond the tensor",
         "unaligned",
+        "unaligned gradients",
+        "unaligned gradients of new masks",
         "stride",
         "length",
     ],
@@ -268,6 +280,7 @@ def test_a_mistake_is_found(
                 Weight(columns=27, rows=31),
                 Weight(columns=2101, rows=13),
                 Weight(offset=1),
+                Weight(gradient_offset=1),
                 Weight("bfloat16"),
             ],
             walked=walked,

@@ -297,12 +297,24 @@ MISTAKES = {
         "tl.sum(before.to(tl.int32), axis=1)[:, None]",
         "tl.sum(before.to(tl.int32), axis=1)[:, None] * 0",
     ),
+    "count: the last weights of a tensor": (
+        "triton_lists",
+        "(begin < elements) & (begin + HALF > elements)",
+        "(begin < elements) & (begin + HALF > elements + HALF)",
+    ),
     "count: those of the next row": (
         "triton_lists",
         "tl.where(e < end[:, :, None], active, 0)",
         "active",
     ),
 }
+
+
+def check_lists_of_two_masks() -> None:
+    """Of which one is walked by its list."""
+    sparse = pattern_mask("sparse99", (19, 1031), torch.Generator().manual_seed(0))
+    for mask in (sparse, torch.ones_like(sparse)):
+        check_lists(Backend("triton"), mask, torch.float32)
 
 
 @pytest.mark.interpreted
@@ -318,9 +330,8 @@ def test_a_mistake_in_the_triton_kernels_is_found(
     made = mutant(getattr(triton_backend, module), old, new, tmp_path, monkeypatch)
     monkeypatch.setattr(triton_backend, module, made)
     if mistake.startswith(("list", "count")):  # a wrong list is no good to walk by: it would be a crash
-        mask = pattern_mask("sparse99", (19, 1031), torch.Generator().manual_seed(0))
         with pytest.raises(AssertionError):
-            check_lists(Backend("triton"), mask, torch.float32)
+            check_lists_of_two_masks()
         return
     rules = [
         Hyper(lr=0.1, momentum=0.9, weight_decay=0.01),

@@ -104,6 +104,7 @@ class TestTriton:
     def test_a_gradient_that_is_not_aligned_moves_its_tensor_to_another_launch(
         self, launches: Launches
     ) -> None:
+        """As those of DistributedDataParallel may be. The rest is accessed by vectors still."""
         parameters, masks = parameters_and_masks([(3, 512)])
         optimizer = SparseOpt(parameters, masks=masks, backend="triton")
         optimizer.step()
@@ -112,8 +113,8 @@ class TestTriton:
             parameters[0].grad = torch.zeros(3 * 512 + 4)[offset:][: 3 * 512].view(3, 512)
             launches.clear()
             optimizer.step()
-            seen += [launch["ALIGNED"] for launch in launches]
-        assert seen == [True, False, True]
+            seen += [(launch["ALIGNED"], launch["GRADS_ALIGNED"]) for launch in launches]
+        assert seen == [(True, True), (True, False), (True, True)]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     def test_nothing_is_copied_while_gradients_stay(self, launches: Launches, dtype: torch.dtype) -> None:
@@ -246,6 +247,15 @@ def test_a_mask_that_changed_is_refused_in_a_graph(backend_name: str, capture: l
     optimizer.step()
     capture[0] = True
     optimizer.step()
+
+
+def test_a_kernel_that_is_not_loaded_is_refused_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA loads none then."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "capturing", lambda: True)
+    kernel = SimpleNamespace(warmup=lambda *_, **__: pytest.fail("it is compiled"))
+    with pytest.raises(RuntimeError, match="make one step like it outside the graph"):
+        triton._load(kernel, torch.device("cpu"), [], {})
 
 
 def test_each_graph_has_tables_of_its_own(

@@ -6,7 +6,8 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,12 +52,12 @@ class Event:
 
 
 class Graph:
-    """Steps that are made while one is captured are made when it is replayed."""
+    """Steps that are made while one is captured are made when it is replayed. It keeps nothing alive."""
 
     captures: Graph | None = None
 
     def __init__(self) -> None:
-        self.steps: list[Callable[[], object]] = []
+        self.contestants: list[weakref.ref[Contestant]] = []
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -65,8 +66,10 @@ class Graph:
         Graph.captures = None
 
     def replay(self) -> None:
-        for step in self.steps:
-            step()
+        for captured in self.contestants:
+            contestant = captured()
+            assert contestant is not None, "the graph reads the momentum of an optimizer that is gone"
+            contestant.step()
 
 
 def capturable(network: Network, backend: str) -> Contestant:
@@ -76,7 +79,7 @@ def capturable(network: Network, backend: str) -> Contestant:
         if Graph.captures is None:
             contestant.step()
         else:
-            Graph.captures.steps.append(contestant.step)
+            Graph.captures.contestants.append(weakref.ref(contestant))
 
     return Contestant(backend, network, step)
 

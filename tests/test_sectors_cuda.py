@@ -318,6 +318,7 @@ def walk_far(rows: int, *, is_listed: bool) -> None:
         members=[0],
         dtype=torch.float32,
         aligned=True,
+        grads_aligned=True,
         momentum=True,
         groups=slice(0, 8),
         wide=weight.elements >= 2**31,

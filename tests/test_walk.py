@@ -170,6 +170,26 @@ def test_a_list_where_few_sectors_are_live(backend: Backend, share: float) -> No
     assert found == [round(100 * share) if is_listed else 100, int(is_listed)]
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_a_default_dtype(backend: Backend, default: torch.dtype) -> None:
+    """What the kernels write has types of its own."""
+    results = []
+    for dtype in (torch.float32, default):
+        network = Network(backend, [(9, 100), (4, 7)], ["half", "sparse90"], torch.float32, seed=0)
+        for group in network.optimizer.param_groups:
+            group["max_grad_norm"] = 1.0
+        network.step(0)
+        torch.set_default_dtype(dtype)
+        try:
+            for _ in range(3):
+                network.optimizer.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        results.append(network.state())
+    for usual, other in zip(*results, strict=True):
+        assert same_bits(usual, other)
+
+
 # ---- many groups, many weights ----------------------------------------------------------------------
 
 

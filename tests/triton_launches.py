@@ -44,13 +44,16 @@ class Launch:
 
     kernel: str
     aligned: bool
+    grads_aligned: bool
     compiled: Any
     size: int  # bytes of a weight
     momentum: bool
 
     @property
     def name(self) -> str:
-        return self.kernel if self.aligned else f"{self.kernel} (unaligned)"
+        if not self.aligned:
+            return f"{self.kernel} (unaligned)"
+        return self.kernel if self.grads_aligned else f"{self.kernel} (gradients unaligned)"
 
     @property
     def of_weights(self) -> bool:
@@ -72,21 +75,27 @@ class Launch:
 
 
 def launches_of_steps(
-    target: GPUTarget, dtype: torch.dtype, setting: Setting, aligned: bool = True, **hyperparameters: Any
+    target: GPUTarget,
+    dtype: torch.dtype,
+    setting: Setting,
+    *,
+    aligned: bool = True,
+    grads_aligned: bool = True,
+    **hyperparameters: Any,
 ) -> list[Launch]:
     """All launches of two steps, of which nothing runs, each kernel once.
 
     Args:
-        aligned: whether tensors begin at multiples of 16 bytes.
+        aligned, grads_aligned: whether parameters, and gradients, begin at multiples of 16 bytes.
     """
 
     def parameter(shape: tuple[int, ...]) -> torch.nn.Parameter:
-        def memory() -> torch.Tensor:
+        def memory(offset: int) -> torch.Tensor:
             weights = torch.Size(shape).numel()
-            return torch.ones(weights + 1, dtype=dtype)[0 if aligned else 1 :][:weights].view(shape)
+            return torch.ones(weights + 1, dtype=dtype)[offset:][:weights].view(shape)
 
-        made = torch.nn.Parameter(memory())
-        made.grad = memory()
+        made = torch.nn.Parameter(memory(0 if aligned else 1))
+        made.grad = memory(0 if grads_aligned else 1)
         return made
 
     def steps() -> None:
@@ -109,23 +118,24 @@ def launches_of_steps(
     with patch.multiple(TritonKernels, **tiles):
         found = compiled_by(steps, target)
     for name, constants, compiled in found:
-        is_aligned = constants.get("ALIGNED", True)
-        launch = Launch(name, is_aligned, compiled, dtype.itemsize, constants.get("MOMENTUM", False))
+        are_aligned = constants.get("ALIGNED", True), constants.get("GRADS_ALIGNED", True)
+        launch = Launch(name, *are_aligned, compiled, dtype.itemsize, constants.get("MOMENTUM", False))
         by_kernel.setdefault(compiled, launch)
     return [*by_kernel.values()]
 
 
 @cache
 def launches(target: str, dtype: torch.dtype, setting: str) -> list[Launch]:
-    """Those of aligned tensors, and of others."""
+    """Those of aligned tensors, of others, and of those whose gradients alone are not."""
     found = [
         launch
-        for aligned in (True, False)
-        for launch in launches_of_steps(TARGETS[target], dtype, SETTINGS[setting], aligned)
+        for aligned, grads_aligned in ((True, True), (False, False), (True, False))
+        for launch in launches_of_steps(
+            TARGETS[target], dtype, SETTINGS[setting], aligned=aligned, grads_aligned=grads_aligned
+        )
     ]
+    walks = ["walk_step", *(["walk_squares"] if SETTINGS[setting].everything else [])]
     expected = {"count_rows", "list_sectors", "masked_step", "masked_step (unaligned)"}
-    expected |= {"walk_step", "walk_step (unaligned)"}
-    if SETTINGS[setting].everything:
-        expected |= {"walk_squares", "walk_squares (unaligned)"}
+    expected |= {f"{k}{which}" for k in walks for which in ("", " (unaligned)", " (gradients unaligned)")}
     assert {launch.name for launch in found} == expected
     return found

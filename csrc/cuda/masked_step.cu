@@ -67,12 +67,12 @@ class Octet {
         b_(tensor.momentum_buffer != 0 ? reinterpret_cast<Stored*>(tensor.momentum_buffer) + e : nullptr),
         g_(reinterpret_cast<const Stored*>(gradient) + e),
         count_(count),
-        vectors_(count == kOctet && is_aligned(p_) && is_aligned(g_) && is_aligned(b_)) {}
+        vectors_(count == kOctet && is_aligned(p_) && is_aligned(b_)) {}
 
   __device__ __forceinline__ void read() {
     lanes_p_.read(p_, count_, vectors_);
-    lanes_g_.read(g_, count_, vectors_);
     if (b_ != nullptr) lanes_b_.read(b_, count_, vectors_);
+    lanes_g_.read(g_, count_, count_ == kOctet && is_aligned(g_));
   }
 
   __device__ __forceinline__ void finish(const Update<T>& update, unsigned active, T c) {

@@ -20,10 +20,10 @@ class StepOfSector {
     const Place at(argument_, sector);
     rows_ = SectorRows<T>(at.tensor, at.e, sector.active, at.rule.correction, argument_.wide);
     const auto* from_g = reinterpret_cast<const Stored*>(argument_.inputs.gradients[sector.tensor]) + at.e;
-    const bool vectors = at.vectors && is_aligned(from_g);
-    p_.read(at.p, at.count, vectors);
-    g_.read(from_g, at.count, vectors);
-    if (at.b != nullptr) b_.read(at.b, at.count, vectors);
+    p_.read(at.p, at.count, at.vectors);
+    if (at.b != nullptr) b_.read(at.b, at.count, at.vectors);
+    // Gradients that are views of a bucket, which DistributedDataParallel makes, lie anywhere.
+    g_.read(from_g, at.count, at.count == kWeights && is_aligned(from_g));
   }
 
   __device__ __forceinline__ void update(const Sector& sector) {

@@ -83,9 +83,10 @@ class WalkLaunch(NamedTuple):
 
     members: list[int]  # of the plan, as in the table
     dtype: torch.dtype  # of their weights
-    aligned: bool  # all memory begins at whole 16 bytes
+    aligned: bool  # parameters and momentum begin at whole 16 bytes
     momentum: bool  # whether one of them has a buffer
     groups: slice  # of the rules
+    grads_aligned: bool  # gradients begin so, too
     wide: bool  # numbers of weights need 64 bits
     table: Tensor  # int64 (members, columns of WalkRow)
     owner: Tensor  # int32 (most_chunks,): whose row each chunk reads
@@ -98,6 +99,7 @@ class _Variant(NamedTuple):
 
     is_new: bool
     aligned: bool
+    grads_aligned: bool
     wide: bool
     first_group: int
 
@@ -197,9 +199,8 @@ class _Maker:
         torch.sub(ends, chunks, out=rows[:, _FIRST_CHUNK])
         most = sum(-(-count // chunk) for count in whole)
         owner = torch.searchsorted(ends, torch.arange(most, device=self._device), right=True, out_int32=True)
-        return WalkLaunch(
-            members, *self._common(variant, members), variant.wide, rows, owner, ends[-1].clone(), most
-        )
+        kind = *self._common(variant, members), variant.grads_aligned, variant.wide
+        return WalkLaunch(members, *kind, rows, owner, ends[-1].clone(), most)
 
     def _walk_row(self, i: int, variant: _Variant) -> WalkRow:
         t, sectors = self._tensors[i], self._sectors[i]
@@ -248,9 +249,13 @@ def _variant(tensors: Tensors, rows: Rows, gradient_aligned: bool, is_new: bool)
         together |= rows.columns * tensors.parameter.itemsize
     # In a sector there are parts of two rows at most.
     is_whole = is_new or tensors.mask is None or rows.columns >= weights_per_sector(tensors.parameter.dtype)
+    # DistributedDataParallel's gradients may lie anywhere, beside parameters that do not. There is a kernel for
+    # that where most steps are made.
+    aligned = is_whole and together % _ALIGNMENT == 0 and (gradient_aligned or not is_new)
     return _Variant(
         is_new=is_new,
-        aligned=gradient_aligned and is_whole and together % _ALIGNMENT == 0,
+        aligned=aligned,
+        grads_aligned=aligned and gradient_aligned,
         wide=not is_new and tensors.parameter.numel() >= _WIDE,
         first_group=tensors.group // _GROUPS_PER_LAUNCH * _GROUPS_PER_LAUNCH,
     )

@@ -128,19 +128,19 @@ def list_masks(
         dtype,
         upload(torch.tensor(table, dtype=torch.int64, device="cpu"), device),
         upload(owners(programs), device),
-        fan_in=counts[0],
-        live=counts[1],
+        fan_in=counts[1],
+        live=counts[0],
         programs=first_program,
     )
     kernels.count_rows(listing)
-    ends = counts.cumsum(dim=1)
+    ends = counts.view(-1).cumsum(0)  # in one: of several rows, PyTorch gives each to a single block
     numbers = listing.table
     last_row = numbers[:, _FIRST_ROW] + numbers[:, _ROWS] - 1
-    until = ends.index_select(1, last_row)
-    totals = until.diff(dim=1, prepend=torch.zeros(2, 1, dtype=torch.int64, device=device))
-    means.copy_(totals[0].double() / numbers[:, _ROWS])
-    kernels.list_sectors(listing, ends[1])
-    return [(Sectors(*s, live=totals[1, i]), means[i]) for i, s in enumerate(found)]
+    until = ends.index_select(0, torch.cat([last_row, last_row + first_row]))
+    totals = until.diff(prepend=torch.zeros(1, dtype=torch.int64, device=device)).view(2, -1)
+    means.copy_(totals[1].double() / numbers[:, _ROWS])
+    kernels.list_sectors(listing, ends[:first_row])
+    return [(Sectors(*s, live=totals[0, i]), means[i]) for i, s in enumerate(found)]
 
 
 _FIRST_ROW, _ROWS = ListRow._fields.index("first_row"), ListRow._fields.index("rows")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .contract import Inputs, Plan, Rule, Tensors
-from .device import multiprocessors, upload
+from .device import capturing, multiprocessors, upload
 from .gpu_plan import Keeper
 from .gpu_tables import StepLaunch, WalkLaunch
 from .memory import address_of, has_rows, is_walkable
@@ -116,6 +116,7 @@ class TritonKernels:
         constants = {
             "TYPE": _TYPES[launch.dtype],
             "ALIGNED": launch.aligned,
+            "GRADS_ALIGNED": launch.grads_aligned,
             "WIDE": launch.wide,
             "MOMENTUM": launch.momentum,
             "HAM": rules.ham,
@@ -126,11 +127,12 @@ class TritonKernels:
         _launch(triton_step.walk_step, programs, (*memory, *scalars), constants, rules.arguments, True)
 
     def walk_squares(self, launch: WalkLaunch, gradients: Tensor, inputs: Inputs) -> Tensor:
-        sums = torch.empty(_most_programs(launch), 2, device=gradients.device)
+        sums = torch.empty(_most_programs(launch), 2, dtype=torch.float32, device=gradients.device)
         memory = (launch.table, gradients, launch.owner, launch.chunks, sums)
         constants = {
             "TYPE": _TYPES[launch.dtype],
             "ALIGNED": launch.aligned,
+            "GRADS_ALIGNED": launch.grads_aligned,
             "WIDE": launch.wide,
             "LANES": weights_per_sector(launch.dtype),
             "SECTORS": self.chunk,
@@ -259,7 +261,17 @@ def _launch(
 def _load(
     kernel: Any, device: torch.device, arguments: list[Any], constants: dict[str, Any]
 ) -> Loaded | None:
-    """Compile a kernel, and load it onto the device. None where nothing is to run: in tests."""
+    """Compile a kernel, and load it onto the device. None where nothing is to run: in tests.
+
+    Raises:
+        RuntimeError: a graph is being captured; CUDA loads nothing then.
+    """
+    if capturing():
+        raise RuntimeError(
+            "a step is captured in a CUDA graph that needs a kernel which no step before it needed, because "
+            "of its hyperparameters or of where its gradients lie: make one step like it outside the graph "
+            "first"
+        )
     compiled = kernel.warmup(*arguments, grid=(1,), **constants, **_OPTIONS)
     if compiled is None:
         return None

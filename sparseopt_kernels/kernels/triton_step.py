@@ -115,7 +115,7 @@ def masked_step(
     factor = correction_factor(fan_in, tl.where(rule.correction == 1, mean, columns.to(tl.float32)))
     scale = (tl.where(rule.correction == 0, 1.0, factor) * rule.gamma)[:, :, None]
 
-    to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED)
+    to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, ALIGNED)
     begin, inside = begin[:, :, None], inside[:, :, None]
     to = Memory(p=to.p + begin, b=to.b + begin, g=to.g + begin, has_b=to.has_b)
     left, right = _unit_columns(LANES, UNITS)
@@ -142,8 +142,8 @@ def masked_step(
 def walk_step(
     table: tl.int64, grads: tl.int64, owner: tl.int64, chunks: tl.int64, found_inf: tl.int64,
     grad_scale: tl.int64, numbers: tl.int64, rules,
-    TYPE: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, MOMENTUM: tl.constexpr,
-    HAM: tl.constexpr, LANES: tl.constexpr, SECTORS: tl.constexpr,
+    TYPE: tl.constexpr, ALIGNED: tl.constexpr, GRADS_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    MOMENTUM: tl.constexpr, HAM: tl.constexpr, LANES: tl.constexpr, SECTORS: tl.constexpr,
 ):  # fmt: skip
     """Updates the live sectors of all tensors, SECTORS at a time."""
     if found_inf != 0:
@@ -156,7 +156,7 @@ def walk_step(
         entry = _walk_row(table, t)
         if len(rules) > 1:
             rule = _rule(rules, entry.group, numbers, grad_scale)
-        to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED)
+        to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, GRADS_ALIGNED)
         e = _first_weights(chunk.sector, LANES, WIDE)
         end = _end(entry, ALIGNED, LANES, WIDE)
         left, right = _halves(LANES)
@@ -186,7 +186,7 @@ def walk_step(
 @triton.jit(do_not_specialize=["table", "grads", "owner", "chunks", "sums"])
 def walk_squares(
     table: tl.int64, grads: tl.int64, owner: tl.int64, chunks: tl.int64, sums: tl.int64, rules,
-    TYPE: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    TYPE: tl.constexpr, ALIGNED: tl.constexpr, GRADS_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     LANES: tl.constexpr, SECTORS: tl.constexpr,
 ):  # fmt: skip
     """Each program's sum of ``(c_i g)^2`` over its active weights, and that sum's rounding error."""
@@ -194,7 +194,7 @@ def walk_squares(
     for number in range(tl.program_id(0), _count(chunks), tl.num_programs(0)):
         t = tl.load(owner.to(tl.pointer_type(tl.int32)) + number)
         entry = _walk_row(table, t)
-        to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED)
+        to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, GRADS_ALIGNED)
         correction = _rule(rules, entry.group, 0, 0).correction
         chunk = _chunk(entry, number, LANES, SECTORS)
         factors = _factors(entry, chunk, correction, LANES, WIDE)
@@ -326,12 +326,17 @@ def _count(chunks):
 
 
 @triton.jit
-def _memory(parameter, momentum_buffer, grads, t, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+def _memory(
+    parameter, momentum_buffer, grads, t,
+    TYPE: tl.constexpr, ALIGNED: tl.constexpr, GRADS_ALIGNED: tl.constexpr,
+):  # fmt: skip
     p = parameter.to(tl.pointer_type(TYPE))
     b = momentum_buffer.to(tl.pointer_type(TYPE))
     g = tl.load(grads.to(tl.pointer_type(tl.int64)) + t).to(tl.pointer_type(TYPE))
     if ALIGNED:
-        p, b, g = tl.multiple_of(p, 16), tl.multiple_of(b, 16), tl.multiple_of(g, 16)
+        p, b = tl.multiple_of(p, 16), tl.multiple_of(b, 16)
+    if GRADS_ALIGNED:
+        g = tl.multiple_of(g, 16)
     return Memory(p=p, b=b, g=g, has_b=momentum_buffer != 0)
 
 

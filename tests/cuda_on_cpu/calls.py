@@ -36,6 +36,7 @@ class Weight:
     density: float | None = 0.2
     momentum: bool = True
     offset: int = 0  # of the memory from an aligned address, in weights
+    gradient_offset: int | None = None  # of the gradient's; None: the same
     seed: int = 0
     ham: bool = False
     group: int = 0
@@ -49,7 +50,8 @@ class Weight:
         rng = np.random.default_rng(self.seed)
         shape = (self.rows, self.columns)
         keep = np.ones(shape, bool) if self.density is None else rng.random(shape) < self.density
-        self.p, self.g, self.b = (self._draw(rng) for _ in range(3))
+        gradient_offset = self.offset if self.gradient_offset is None else self.gradient_offset
+        self.p, self.g, self.b = (self._draw(rng, at) for at in (self.offset, gradient_offset, self.offset))
         self.apply(torch.from_numpy(keep))
 
     def apply(self, mask: Tensor) -> None:
@@ -58,11 +60,11 @@ class Weight:
         self.p[~mask] = self.b[~mask] = 0.0
         self.g[~mask] = float("nan")  # must not matter
 
-    def _draw(self, rng: np.random.Generator) -> Tensor:
+    def _draw(self, rng: np.random.Generator, offset: int) -> Tensor:
         numel = self.rows * self.columns
-        memory = torch.full((self.offset + numel + GUARD,), 77.0, dtype=DTYPES[self.dtype])
-        self.guards.append(memory[self.offset + numel :])
-        view = memory[self.offset : self.offset + numel].view(self.rows, self.columns)
+        memory = torch.full((offset + numel + GUARD,), 77.0, dtype=DTYPES[self.dtype])
+        self.guards.append(memory[offset + numel :])
+        view = memory[offset : offset + numel].view(self.rows, self.columns)
         return view.copy_(torch.from_numpy(rng.standard_normal(view.shape)))
 
     def tensors(self) -> Tensors:
