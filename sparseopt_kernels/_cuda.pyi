@@ -70,3 +70,6 @@ def list_sectors(
 def build_info() -> dict[str, object]:
     """``cuda``: the compiler's version; ``architectures``: those there is machine code for, as 90 for
     sm_90; ``ptx``: those there is code for that a driver can translate for later ones."""
+
+def driver_version() -> int:
+    """The CUDA that the driver knows, 12080 for 12.8; 0 without one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,20 @@ def test_a_backend_that_fails(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setenv("SPARSEOPT_CPU_ISA", "sse9")
     assert main(["doctor"]) == 1
     assert "FAILED: SPARSEOPT_CPU_ISA is 'sse9'" in capsys.readouterr().out
+
+
+def test_a_backend_that_does_not_compile(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an error of the compiler's own, which may say nothing."""
+
+    class Broken(Reference):
+        def plan(self, tensors: Sequence[Tensors]) -> Any:
+            raise AssertionError
+
+    monkeypatch.setitem(kernels.BACKENDS, "cpu", Broken())
+    assert main(["doctor"]) == 1
+    assert "cpu        cpu   FAILED: AssertionError()" in capsys.readouterr().out
 
 
 def test_without_the_library_the_reference_runs_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

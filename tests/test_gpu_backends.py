@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +41,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     monkeypatch.setattr(cuda_backend, "build_info", lambda: info)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cuda_backend, "_cuda", SimpleNamespace(driver_version=lambda: 13000), raising=False)
     cuda_backend._no_code_for.cache_clear()
     yield info
     cuda_backend._no_code_for.cache_clear()
@@ -68,6 +69,19 @@ def test_machine_code_runs_on_later_minor_versions(
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
         cuda_backend._no_code_for.cache_clear()
         assert (cuda_backend.CUDA.unavailable(CUDA) is None) == runs
+
+
+@pytest.mark.parametrize(("driver", "runs"), [(12080, False), (13000, True), (13020, True), (14000, True)])
+def test_a_driver_that_is_too_old(
+    a_gpu: dict[str, Any], driver: int, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a major version of CUDA, old drivers know new libraries."""
+    monkeypatch.setattr(cuda_backend, "_cuda", SimpleNamespace(driver_version=lambda: driver))
+    a_gpu["cuda"] = "13.1"
+    reason = cuda_backend.CUDA.unavailable(CUDA)
+    assert (reason is None) == runs
+    if reason is not None:
+        assert "built with CUDA 13.1, and the driver knows CUDA 12.8 at most" in reason
 
 
 def test_an_architecture_that_was_not_built_is_named(a_gpu: dict[str, Any]) -> None:

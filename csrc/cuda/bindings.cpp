@@ -149,4 +149,5 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("list_sectors", &run_list_sectors, py::arg("dtype"), py::arg("table"), py::arg("owner"),
              py::arg("fan_in"), py::arg("live"), py::arg("ends"), py::arg("blocks"), py::arg("stream"));
   module.def("build_info", &build_info);
+  module.def("driver_version", &driver_version);
 }

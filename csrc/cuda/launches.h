@@ -59,4 +59,7 @@ void walk_squares(const WalkLaunch& launch, const Inputs& inputs, uintptr_t sums
 void count_rows(const Listing& listing, uintptr_t stream);
 void list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream);
 
+// The CUDA that the driver knows, 12080 for 12.8; 0 without one.
+int driver_version();
+
 }  // namespace sparseopt::cuda

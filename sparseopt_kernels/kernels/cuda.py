@@ -45,6 +45,13 @@ def build_info() -> dict[str, Any]:
 def _no_code_for(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     built = build_info()
+    driver = _cuda.driver_version()
+    if driver // 1000 < int(built["cuda"].split(".")[0]):
+        return (
+            f"they were built with CUDA {built['cuda']}, and the driver knows CUDA "
+            f"{driver // 1000}.{driver % 1000 // 10} at most: install a newer driver, or sparseopt_kernels "
+            "again with an older nvcc"
+        )
     codes, ptx = built["cuda_architectures"], built["cuda_ptx"]
     # Machine code runs on later minor versions of its generation, PTX on everything later.
     if any(code // 10 == major and code % 10 <= minor for code in codes) or any(

@@ -42,6 +42,7 @@ enum cudaError_t {
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
+cudaError_t cudaDriverGetVersion(int* version);
 
 using cudaStream_t = struct CudaStream*;
 struct cudaLaunchAttribute;
