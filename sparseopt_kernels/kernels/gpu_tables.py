@@ -249,8 +249,8 @@ def _variant(tensors: Tensors, rows: Rows, gradient_aligned: bool, is_new: bool)
         together |= rows.columns * tensors.parameter.itemsize
     # In a sector there are parts of two rows at most.
     is_whole = is_new or tensors.mask is None or rows.columns >= weights_per_sector(tensors.parameter.dtype)
-    # DistributedDataParallel's gradients may lie anywhere, while parameters do not. There is a kernel for it in
-    # the walk, by which most steps are made.
+    # DistributedDataParallel's gradients may lie anywhere, while parameters do not.
+    # There is a kernel for it in the walk, by which most steps are made.
     aligned = is_whole and together % _ALIGNMENT == 0 and (gradient_aligned or not is_new)
     return _Variant(
         is_new=is_new,
