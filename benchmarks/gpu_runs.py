@@ -113,7 +113,7 @@ def replayed(network: Network, backend: str) -> Contestant:
         eager.step()
 
     def replay() -> Contestant:
-        """Keeps the optimizer: the graph reads its momentum, and does not."""
+        """Holds on to the optimizer, whose momentum the graph reads without keeping it alive."""
         graph.replay()
         return eager
 

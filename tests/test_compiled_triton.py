@@ -130,6 +130,18 @@ def test_weights_are_accessed_by_vectors(target: str, dtype: torch.dtype, settin
             check_accesses(launch, target, *accesses_in(launch.assembly(target), target))
 
 
+@each_nvidia
+@pytest.mark.parametrize(("dtype", "setting"), [(torch.float32, "momentum"), (torch.float16, "momentum")])
+def test_masks_are_counted_by_words(target: str, dtype: torch.dtype, setting: str) -> None:
+    """Of half a sector, 4 or 8 bytes: a thread has both halves of two. Beside them, as many bits are in the
+    owner, or in what is read of the table."""
+    bits, others = (32, 1) if dtype == torch.float32 else (64, 7)
+    for launch in launches(target, dtype, setting):
+        if launch.kernel == "count_rows":
+            read, _ = accesses_in(launch.assembly(target), target)
+            assert read[bits] == others + 4
+
+
 @needs_cuobjdump
 @each_nvidia
 @pytest.mark.parametrize(("dtype", "setting"), [(torch.float32, "everything"), (torch.float16, "momentum")])

@@ -380,3 +380,7 @@ def test_blocks_are_as_many_as_run_at_once_or_as_there_is_work_for(cuda: ModuleT
     assert [blocks("float32", chunks) for chunks in (0, 1, 8, 9, 10**6)] == [0, 1, 1, 2, 4 * 132]
     assert blocks("float16", 10**6) == 4 * 132
     assert blocks("float64", 10**6) == 2 * 132
+
+
+def test_the_version_of_the_driver(cuda: ModuleType) -> None:
+    assert cuda.driver_version() == 13000

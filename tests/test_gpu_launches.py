@@ -116,6 +116,26 @@ class TestTriton:
             seen += [(launch["ALIGNED"], launch["GRADS_ALIGNED"]) for launch in launches]
         assert seen == [(True, True), (True, False), (True, True)]
 
+    def test_one_pass_has_no_kernel_for_gradients_that_alone_are_not_aligned(
+        self, launches: Launches
+    ) -> None:
+        parameters, masks = parameters_and_masks([(3, 512)])
+        parameters[0].grad = torch.zeros(3 * 512 + 1)[1:].view(3, 512)
+        SparseOpt(parameters, masks=masks, backend="triton").step()
+        aligned = {launch["kernel"]: launch.get("ALIGNED") for launch in launches}
+        assert (aligned["masked_step"], aligned["walk_step"]) == (False, True)
+
+    def test_where_all_goes_weight_by_weight_gradients_need_no_launch_of_their_own(
+        self, launches: Launches
+    ) -> None:
+        parameters, masks = parameters_and_masks([(3, 7), (5, 6)])
+        optimizer = SparseOpt(parameters, masks=masks, backend="triton")
+        optimizer.step()
+        parameters[0].grad = torch.zeros(3 * 7 + 1)[1:].view(3, 7)
+        launches.clear()
+        optimizer.step()
+        assert [launch["kernel"] for launch in launches] == ["walk_step"]
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     def test_nothing_is_copied_while_gradients_stay(self, launches: Launches, dtype: torch.dtype) -> None:
         """No operation of PyTorch in a steady state; one copy, of eight bytes per tensor, when they move."""

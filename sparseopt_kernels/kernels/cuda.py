@@ -46,13 +46,16 @@ def _no_code_for(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     built = build_info()
     driver = _cuda.driver_version()
-    if driver // 1000 < int(built["cuda"].split(".")[0]):
+    built_major, built_minor = (int(part) for part in built["cuda"].split(".")[:2])
+    if driver // 1000 < built_major:
         return (
             f"they were built with CUDA {built['cuda']}, and the driver knows CUDA "
             f"{driver // 1000}.{driver % 1000 // 10} at most: install a newer driver, or sparseopt_kernels "
             "again with an older nvcc"
         )
     codes, ptx = built["cuda_architectures"], built["cuda_ptx"]
+    if driver < 1000 * built_major + 10 * built_minor:
+        ptx = []  # drivers translate what compilers of their time wrote, and older ones
     # Machine code runs on later minor versions of its generation, PTX on everything later.
     if any(code // 10 == major and code % 10 <= minor for code in codes) or any(
         code <= 10 * major + minor for code in ptx
@@ -90,6 +93,7 @@ class CudaKernels:
 
     most_tensors = 400  # whose gradients' addresses fit into the arguments of a kernel
     chunk = 32  # sectors: a warp's
+    by_alignment = False  # a thread looks at addresses
     list_rows = 8  # a warp each
 
     def step_rows(self, columns: int) -> int:

@@ -155,7 +155,8 @@ class GpuPlan:
         return placed
 
     def _place_anew(self, addresses: bytes, new: Sequence[int]) -> _Placed:
-        last, aligned = self._placed, are_aligned(addresses)
+        last = self._placed
+        aligned = are_aligned(addresses) if self._kernels.by_alignment else bytes(len(self._tensors))
         if last is not None and last.layout.gradients_aligned == aligned and not new:
             layout, layout_memory = last.layout, last.layout_memory
         else:

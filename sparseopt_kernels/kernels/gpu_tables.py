@@ -27,6 +27,7 @@ class Tiles(Protocol):
 
     most_tensors: int  # of one launch
     chunk: int  # sectors that are walked at a time
+    by_alignment: bool  # whether kernels must be told how memory is aligned, for all tensors of a launch
 
     def step_rows(self, columns: int) -> int:
         """How many neurons, of so many weights, a program updates."""
@@ -83,10 +84,10 @@ class WalkLaunch(NamedTuple):
 
     members: list[int]  # of the plan, as in the table
     dtype: torch.dtype  # of their weights
-    aligned: bool  # parameters and momentum begin at whole 16 bytes
+    aligned: bool  # parameters and momentum begin at whole 16 bytes, and no sector has parts of three rows
     momentum: bool  # whether one of them has a buffer
     groups: slice  # of the rules
-    grads_aligned: bool  # gradients begin so, too
+    grads_aligned: bool  # gradients begin at whole 16 bytes, too
     wide: bool  # numbers of weights need 64 bits
     table: Tensor  # int64 (members, columns of WalkRow)
     owner: Tensor  # int32 (most_chunks,): whose row each chunk reads
@@ -136,6 +137,8 @@ def lay_out(
     for i, tensor in enumerate(tensors):
         if tensor.parameter.numel() > 0:
             variant = _variant(tensor, rows[i], bool(gradients_aligned[i]), i in new)
+            if not tiles.by_alignment:
+                variant = variant._replace(aligned=True, grads_aligned=True)
             by_variant.setdefault(variant, []).append(i)
     launches: list[StepLaunch | WalkLaunch] = []
     for variant, members in by_variant.items():
@@ -199,8 +202,16 @@ class _Maker:
         torch.sub(ends, chunks, out=rows[:, _FIRST_CHUNK])
         most = sum(-(-count // chunk) for count in whole)
         owner = torch.searchsorted(ends, torch.arange(most, device=self._device), right=True, out_int32=True)
-        kind = *self._common(variant, members), variant.grads_aligned, variant.wide
-        return WalkLaunch(members, *kind, rows, owner, ends[-1].clone(), most)
+        return WalkLaunch(
+            members,
+            *self._common(variant, members),
+            grads_aligned=variant.grads_aligned,
+            wide=variant.wide,
+            table=rows,
+            owner=owner,
+            chunks=ends[-1].clone(),
+            most_chunks=most,
+        )
 
     def _walk_row(self, i: int, variant: _Variant) -> WalkRow:
         t, sectors = self._tensors[i], self._sectors[i]
@@ -249,8 +260,8 @@ def _variant(tensors: Tensors, rows: Rows, gradient_aligned: bool, is_new: bool)
         together |= rows.columns * tensors.parameter.itemsize
     # In a sector there are parts of two rows at most.
     is_whole = is_new or tensors.mask is None or rows.columns >= weights_per_sector(tensors.parameter.dtype)
-    # DistributedDataParallel's gradients may lie anywhere, while parameters do not.
-    # There is a kernel for it in the walk, by which most steps are made.
+    # DistributedDataParallel's gradients may lie anywhere, while parameters do not. Only the walk has a
+    # kernel for that: a step with a new mask goes weight by weight then.
     aligned = is_whole and together % _ALIGNMENT == 0 and (gradient_aligned or not is_new)
     return _Variant(
         is_new=is_new,

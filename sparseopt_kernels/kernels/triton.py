@@ -73,6 +73,7 @@ class TritonKernels:
     """``gpu_plan.GpuKernels``, with the sizes of their tiles."""
 
     most_tensors = 1 << 30
+    by_alignment = True
     # A thread has one sector, in walk_step as in masked_step.
     chunk = _WARP
     units, rows = 16, _WARP // 16
@@ -264,7 +265,7 @@ def _load(
     """Compile a kernel, and load it onto the device. None where nothing is to run: in tests.
 
     Raises:
-        RuntimeError: a graph is being captured; CUDA loads nothing then.
+        RuntimeError: a graph is being captured, when CUDA loads nothing unless asked to be lenient.
     """
     if capturing():
         raise RuntimeError(

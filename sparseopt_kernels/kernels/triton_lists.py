@@ -72,8 +72,8 @@ def _half_bits(mask, begin, there, elements, end, HALF: tl.constexpr):
     is_whole = begin + HALF <= elements
     # One access for all of it, but where the tensor ends within it.
     found = tl.load(mask + e, mask=(there & is_whole)[:, :, None], other=0)
-    is_cut = there & (begin < elements) & (begin + HALF > elements)
-    if tl.max(tl.max(is_cut.to(tl.int32), axis=1), axis=0) != 0:
+    is_cut = there & (begin + HALF > elements)
+    if tl.max(is_cut.to(tl.int32)) != 0:
         found += tl.load(mask + e, mask=is_cut[:, :, None] & (e < elements), other=0)
     active = (found != 0).to(tl.int32)
     return tl.sum(active << lane, axis=2), tl.sum(tl.where(e < end[:, :, None], active, 0), axis=2)
