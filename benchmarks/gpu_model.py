@@ -60,11 +60,9 @@ ALONE = 2.6 / CLOCK  # ns per instruction of one warp
 START = 60.0  # ns
 WARP = 32
 DTYPES = (torch.float32, torch.bfloat16)
+CUDA_TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16", torch.float16: "Half"}
 SPARSITIES = (0.0, 0.9, 0.95, 0.99)
 NETWORKS: dict[str, list[Shape]] = {"ResNet-20": RESNET20, "ResNet-50": RESNET50, "4096x4096": [(4096, 4096)]}
-
-
-_CUDA_TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16", torch.float16: "Half"}
 
 
 class Phases(NamedTuple):
@@ -267,7 +265,7 @@ def cuda_round(dtype: torch.dtype) -> tuple[int, list[Instruction], int]:
     the registers. One kernel has all variants of the rule: this is the shortest way on which a momentum step
     is made, of weights that have a c_i, and on which the next sector is found."""
     with tempfile.TemporaryDirectory() as folder:
-        kernel = compile_file("walk_step", 90, Path(folder))["walk_step", _CUDA_TYPES[dtype]]
+        kernel = compile_file("walk_step", 90, Path(folder))["walk_step", CUDA_TYPES[dtype]]
     begin = max((own for own in loops(kernel.code) if any(map(_is_vector, own))), key=len)[0].address
     way = shortest_round(
         kernel.code,

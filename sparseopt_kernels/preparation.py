@@ -133,14 +133,13 @@ def prepare(
     for f in found:
         _check(f, names[f.parameter])
     facts = [_facts(f) for f in found]
-    last = [known.get(f.parameter) for f in found]
-    is_new = [own is None or own.facts != now for own, now in zip(last, facts, strict=True)]
-    for f, new in zip(found, is_new, strict=True):
-        if new and f.correction == "layer" and f.parameter not in warned:
+    last = [_if_same(known.get(f.parameter), now) for f, now in zip(found, facts, strict=True)]
+    for f, own in zip(found, last, strict=True):
+        if own is None and f.correction == "layer" and f.parameter not in warned:
             _warn_of_concentration(f, names[f.parameter], warned)
     backends = {f.parameter.device: backend_for(f.parameter.device) for f in found if f.gradient is not None}
-    for f, now, own, new in zip(found, facts, last, is_new, strict=True):
-        known[f.parameter] = _get_to_know(f, now, None if new else own)
+    for f, now, own in zip(found, facts, last, strict=True):
+        known[f.parameter] = _get_to_know(f, now, own)
     updated = [f for f in found if f.gradient is not None]
     return Prepared(
         parameters,
@@ -207,6 +206,11 @@ def _look(
     return found
 
 
+def _if_same(last: _Known | None, facts: tuple[object, ...]) -> _Known | None:
+    """What was known of a parameter, if nothing about it is another than in the last step."""
+    return None if last is None or last.facts != facts else last
+
+
 def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None:
     """Warn of a layer in which Eq. 12 makes some c_i larger than 3, unless only a device knows its mask."""
     if f.mask is None or f.mask.device.type != "cpu":  # no step waits for a device
@@ -231,7 +235,7 @@ def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None
 
 def _get_to_know(f: _Found, facts: tuple[object, ...], last: _Known | None) -> _Known:
     """What is known of a parameter now. What lies outside a mask that is new, or over which others have
-    written, is zeroed. ``last`` is what was known if nothing about it has changed."""
+    written, is zeroed. For ``last`` see ``_if_same``."""
     watched = _watched(f.parameter, f.buffer)
     if f.mask is not None and (last is None or last.versions != versions_of(watched)):
         refuse_capture()

@@ -13,20 +13,20 @@ from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels import gpu_plan
-from sparseopt_kernels.kernels.gpu_plan import Kept
+from sparseopt_kernels.kernels.gpu_plan import GpuPlan
 from sparseopt_kernels.kernels.sectors import LISTED, Sectors, weights_per_sector
 from sparseopt_kernels.neurons import arithmetic_dtype
 
 
-def kept_of(backend: Backend, mask: Tensor, dtype: torch.dtype) -> Kept:
-    """What the backend keeps of a mask."""
-    found: list[Kept] = []
+def plan_of(backend: Backend, mask: Tensor, dtype: torch.dtype) -> GpuPlan:
+    """The backend's plan for a mask, with which a step was made."""
+    found: list[GpuPlan] = []
     plan_class = gpu_plan.GpuPlan
 
     class Noting(plan_class):  # type: ignore[misc, valid-type]
         def step(self, inputs: Any) -> None:
             super().step(inputs)
-            found.extend(self._kept)
+            found.append(self)
 
     p = Parameter(torch.zeros(mask.shape, dtype=dtype))
     p.grad = torch.zeros_like(p)
@@ -37,7 +37,7 @@ def kept_of(backend: Backend, mask: Tensor, dtype: torch.dtype) -> Kept:
 
 def check_lists(backend: Backend, mask: Tensor, dtype: torch.dtype) -> None:
     """What the backend keeps of a mask, once a step is made with it."""
-    sectors = kept_of(backend, mask, dtype).sectors
+    sectors = plan_of(backend, mask, dtype)._kept[0].sectors
     assert sectors is not None
     assert_lists(sectors, mask, dtype)
 

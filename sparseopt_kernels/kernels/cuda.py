@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..neurons import arithmetic_dtype
-from .contract import Inputs, Plan, Tensors
+from .contract import Inputs, Plan, Rule, Tensors
 from .device import current_stream, multiprocessors
 from .gpu_plan import Keeper
 from .gpu_tables import StepLaunch, WalkLaunch
@@ -116,22 +116,11 @@ class CudaKernels:
             launch.table.data_ptr(),
             launch.owner.data_ptr(),
             launch.programs,
-            gradients,
-            inputs.rules[launch.groups],
-            address_of(inputs.grad_scale),
-            address_of(inputs.found_inf),
-            current_stream(launch.table.device),
+            *_inputs(launch, gradients, inputs),
         )
 
     def walk_step(self, launch: WalkLaunch, gradients: bytes, inputs: Inputs) -> None:
-        _cuda.walk_step(
-            _walk(launch),
-            gradients,
-            inputs.rules[launch.groups],
-            address_of(inputs.grad_scale),
-            address_of(inputs.found_inf),
-            current_stream(launch.table.device),
-        )
+        _cuda.walk_step(_walk(launch), *_inputs(launch, gradients, inputs))
 
     def walk_squares(self, launch: WalkLaunch, gradients: bytes, inputs: Inputs) -> Tensor:
         walk, device = _walk(launch), launch.table.device
@@ -149,6 +138,19 @@ def _of(listing: Listing) -> tuple[str, int, int, int, int]:
         listing.owner.data_ptr(),
         listing.fan_in.data_ptr(),
         listing.live.data_ptr(),
+    )
+
+
+def _inputs(
+    launch: StepLaunch | WalkLaunch, gradients: bytes, inputs: Inputs
+) -> tuple[bytes, Sequence[Rule], int, int, int]:
+    """What both steps take, besides memory that stays."""
+    return (
+        gradients,
+        inputs.rules[launch.groups],
+        address_of(inputs.grad_scale),
+        address_of(inputs.found_inf),
+        current_stream(launch.table.device),
     )
 
 
