@@ -5,7 +5,6 @@ Nothing here knows of masks, densities or optimizers.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
 from .neurons import Neurons
+from .user_warning import warn
 
 _DIM_0_IS_NEURONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DIM_1_IS_NEURONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -101,9 +101,7 @@ def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[
         if parameter is None:
             pruned = "weight" in pruned_by_pytorch(module)
             reason = "pruned by torch.nn.utils.prune" if pruned else "parametrized"
-            warnings.warn(
-                f"layer {module_name!r} is left out: its weight is not a parameter ({reason})", stacklevel=3
-            )
+            warn(f"layer {module_name!r} is left out: its weight is not a parameter ({reason})")
             continue
         if id(parameter) in seen:
             continue

@@ -6,7 +6,6 @@ blocks) is the kernel's business.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -16,6 +15,7 @@ from torch.nn.parameter import Parameter
 
 from .layers import neurons_of, pruned_by_pytorch
 from .neurons import Neurons, fan_in
+from .user_warning import warn
 
 
 class Masks(Mapping[Parameter, Tensor]):
@@ -46,7 +46,7 @@ class Masks(Mapping[Parameter, Tensor]):
                 "or register a boolean buffer weight_mask beside a weight"
             )
         if advice is not None:
-            warnings.warn(f"a mask is left out: {advice}", stacklevel=2)
+            warn(f"a mask is left out: {advice}")
 
     def __getitem__(self, parameter: Parameter) -> Tensor:
         return _buffer(*self._places[parameter])

@@ -8,7 +8,6 @@ and dtype, with a plan of one backend for each.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -26,11 +25,10 @@ from .masks import Masks
 from .neurons import Correction, Neurons
 from .snapshot import Identities, State, versions_of
 from .tensor_memory import memory_of
+from .user_warning import warn
 
 _CONCENTRATED = 3
 """Of a neuron with a larger c_i there is a warning."""
-_LEVELS_TO_CALLER = 8
-"""How far up the call of ``SparseOpt.step`` is where the warning is made."""
 
 
 class Batch(NamedTuple):
@@ -224,12 +222,11 @@ def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None
     if largest * neurons <= _CONCENTRATED**2 * active:
         return
     warned.add(f.parameter)
-    warnings.warn(
+    warn(
         f"{name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
         f"c_i = {math.sqrt(largest * neurons / active):.2f}: its fan-in is {largest}, the mean of the layer "
         f"{active / neurons:.1f}. With RigL at high sparsity this was seen to cost accuracy: compare with "
-        "correction='none' or 'unnormalized' in the parameter group of this layer, or with SET",
-        stacklevel=_LEVELS_TO_CALLER,
+        "correction='none' or 'unnormalized' in the parameter group of this layer, or with SET"
     )
 
 

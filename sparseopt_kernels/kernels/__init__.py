@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from functools import cache
 from typing import Any
 
 import torch
 
+from ..user_warning import warn
 from . import cuda, native
 from .contract import Backend
 from .cuda import CUDA
@@ -71,4 +71,4 @@ def backend_for(name: str, device: torch.device) -> Backend:
 
 @cache
 def _say_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=5)
+    warn(message, RuntimeWarning)

@@ -6,7 +6,6 @@ Nothing here knows the optimizer.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, ClassVar, Literal
@@ -17,6 +16,7 @@ from torch.nn.parameter import Parameter
 
 from ..masks import Masks, check_mask
 from ..neurons import Neurons, correction_factors
+from ..user_warning import warn
 from .drop_schedules import DropSchedule, cosine
 from .native_updates import NativeUpdates, supports
 from .seeding import generator
@@ -47,9 +47,8 @@ class _DynamicTopology:
         if not callable(drop_schedule):
             raise TypeError(f"drop_schedule is {drop_schedule!r}, it must be a function of (step, stop_at)")
         if stop_at <= update_every:
-            warnings.warn(
-                f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change",
-                stacklevel=3,
+            warn(
+                f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
             )
         names = {p: n for n, p in masks.named().items()} if isinstance(masks, Masks) else {}
         for layer, (parameter, mask) in enumerate(masks.items()):
