@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <stdexcept>
 
 #include "cpu/mask_bytes.h"
@@ -11,6 +12,7 @@
 #include "cpu/step.h"
 #include "cpu/strategy.h"
 #include "cpu/table.h"
+#include "cpu/write_watch.h"
 #include "memory_reader.h"
 #include "ready_step.h"
 #include "step_reader.h"
@@ -103,18 +105,29 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("bits", &PackedMask::bits)
       .def_property_readonly("live_blocks", &PackedMask::live_blocks);
 
+  py::class_<WriteWatch>(module, "WriteWatch")
+      .def(py::init([](uintptr_t mask, const PackedMask& packed, int64_t numel, bool in_order) {
+             return std::make_unique<WriteWatch>(reinterpret_cast<const uint8_t*>(mask), packed, numel,
+                                                 in_order);
+           }),
+           py::arg("mask"), py::arg("packed"), py::arg("numel"), py::arg("in_order"), py::keep_alive<1, 3>())
+      .def_property_readonly("mask_written", &WriteWatch::mask_written)
+      .def_property_readonly("weights_written", &WriteWatch::weights_written)
+      .def("forget", &WriteWatch::forget);
   py::class_<Tensor>(module, "Tensor")
       .def(py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer,
-                       int64_t numel, bool ham, const PackedMask* mask) {
+                       int64_t numel, bool ham, const PackedMask* mask, WriteWatch* watch) {
              return Tensor{dtype_named(dtype),
                            reinterpret_cast<void*>(parameter),
                            reinterpret_cast<void*>(momentum_buffer),
                            numel,
                            ham,
-                           mask};
+                           mask,
+                           watch};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"),
-           py::arg("numel"), py::arg("ham"), py::arg("mask").none(true), py::keep_alive<1, 7>());
+           py::arg("numel"), py::arg("ham"), py::arg("mask").none(true), py::arg("watch").none(true),
+           py::keep_alive<1, 7>(), py::keep_alive<1, 8>());
 
   py::class_<Rule>(module, "Rule")
       .def(py::init([](double lr, double momentum, double dampening, double weight_decay, bool nesterov,
@@ -178,6 +191,7 @@ PYBIND11_MODULE(_native, module) {
           "strategy", [](const Decision& d) { return d.strategy == Strategy::kList ? "list" : "stream"; })
       .def_readonly("stream_ns", &Decision::stream_ns)
       .def_readonly("list_ns", &Decision::list_ns);
+  module.def("any_written", &any_written, py::arg("table"), py::arg("everything"));
   module.def("decisions", &decisions);
   module.def(
       "zero_outside",

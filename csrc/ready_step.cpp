@@ -74,7 +74,7 @@ bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const 
   std::vector<cpu::Rule> rules;
   Look found;
   if (!read_rules(optimizer.groups, rules) || !reader_.look(optimizer, found) || found.any_negated ||
-      !(found.snapshot == snapshot_) || found.versions != versions_)
+      !(found.snapshot == snapshot_) || found.versions != versions_ || cpu::any_written(table_, false))
     return false;
   std::vector<const cpu::Rule*> rule_of;
   rule_of.reserve(rules.size());
@@ -84,12 +84,13 @@ bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const 
   for (size_t position : positions_)
     addresses.append(found.addresses, position * sizeof(uintptr_t), sizeof(uintptr_t));
   const std::vector<cpu::Update> updates = cpu::updates_of(table_, addresses, rule_of);
+  // The library writes through pointers, and autograd must notice it; before the write, so that whatever
+  // interrupts it cannot leave one that was not counted.
+  increment_version(updated);
   {
     py::gil_scoped_release release;
     cpu::step(updates, threads);
   }
-  // Kernels write through pointers: autograd must still notice a weight that changed under it.
-  increment_version(updated);
   read_versions(optimizer.watched, versions_);
   return true;
 }

@@ -19,8 +19,8 @@ class ReadyStep {
   ReadyStep(const StepReader& reader, const cpu::Table& table, std::vector<size_t> positions,
             Snapshot snapshot, std::vector<int64_t> versions);
 
-  // Makes a step, and calls `increment_version` with `updated` then. False, and nothing has happened, if it
-  // is not the same step any more, or needs what is not known here: it is to be made in Python.
+  // Calls `increment_version` with `updated`, and makes a step. False, and nothing has happened, if it is not
+  // the same step any more, or needs what is not known here: it is to be made in Python.
   bool make(const Optimizer& optimizer, const pybind11::list& updated,
             const pybind11::object& increment_version, int threads);
 

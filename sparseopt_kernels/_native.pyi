@@ -17,6 +17,14 @@ class PackedMask:
     def live_blocks(self) -> list[int]:
         """The indices of the bits that are not 0; empty where nearly all are."""
 
+class WriteWatch:
+    """Notices writes to a mask, at that address, and to weights outside of it."""
+
+    def __init__(self, mask: int, packed: PackedMask, numel: int, in_order: bool) -> None: ...
+    mask_written: bool
+    weights_written: bool
+    def forget(self) -> None: ...
+
 class Tensor:
     def __init__(
         self,
@@ -27,6 +35,7 @@ class Tensor:
         numel: int,
         ham: bool,
         mask: PackedMask | None,
+        watch: WriteWatch | None,
     ) -> None: ...
 
 class Rule:
@@ -52,6 +61,9 @@ class Table:
 
 def step(table: Table, grads: bytes, rules: list[Rule], threads: int) -> None:
     """``grads`` has the address of each tensor's gradient, 8 bytes each."""
+
+def any_written(table: Table, everything: bool) -> bool:
+    """Tell if a mask, or a weight outside of one, was written: of a part, another one in each call."""
 
 def squared_norm(table: Table, grads: bytes, rules: list[Rule], threads: int) -> float: ...
 

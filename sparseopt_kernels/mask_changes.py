@@ -38,10 +38,11 @@ def _zeroed_natively(mask: Tensor, tensor: Tensor) -> bool:
         return False
     from . import _native
 
+    # Autograd must notice a weight that changes under it; before the write, so that an interrupt between the
+    # two cannot hide it.
+    torch.autograd.graph.increment_version(tensor)
     threads = torch.get_num_threads()
     _native.zero_outside(mask.data_ptr(), tensor.data_ptr(), mask.numel(), tensor.element_size(), threads)
-    # Autograd must notice a weight that changes under it.
-    torch.autograd.graph.increment_version(tensor)
     return True
 
 

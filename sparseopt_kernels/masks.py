@@ -1,20 +1,21 @@
-"""Boolean masks that live in the model: finding them again, asking about them, checking them.
+"""The masks of a model as a mapping from parameter to mask, and what can be asked about them.
 
-They are made in ``topology.sparsify``. What a kernel derives from a mask (packed bits, lists of active
-blocks) is the kernel's business.
+They are made in ``topology.sparsify``, and found in ``registered_masks.py``. What a kernel derives from a
+mask (packed bits, lists of active blocks) is the kernel's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from .layers import neurons_of, pruned_by_pytorch
+from . import mask_table
 from .neurons import Neurons, fan_in
+from .registered_masks import MaskedParameter, masks_without_parameter, registered_masks, remembered_mask
 from .user_warning import warn
 
 
@@ -25,31 +26,50 @@ class Masks(Mapping[Parameter, Tensor]):
     shape and on its device. ``Masks`` only refers to those buffers: it holds no copy, so
     ``model.to()``, ``load_state_dict`` and writes in place are all seen through it.
 
-    The masks of ``torch.nn.utils.prune`` are of another kind and are left out. A warning says how to keep
-    them, or an error where the model has no others.
+    Layers that ``torch.nn.utils.prune`` has pruned belong to it as well: there the parameter is
+    ``weight_orig``, and ``weight_mask`` is a floating-point tensor of 0 and 1, which it stays.
+
+    ``print(masks)`` shows a table of all layers.
 
     Args:
         model: a module in which :func:`sparsify` (or the user) has registered masks: the trained model,
             its ``deepcopy``, or one that was unpickled.
 
     Raises:
-        ValueError: the model has no mask, or a mask's dtype is not bool or its shape not the parameter's.
+        ValueError: the model has no mask, or a mask does not fit its parameter (shape, device, dtype, or
+            values other than 0 and 1).
+
+    Warns:
+        UserWarning: a mask is left out, because its layer computes its weight (``weight_norm``, say).
     """
 
+    _places: dict[Parameter, MaskedParameter]
+
     def __init__(self, model: nn.Module) -> None:
-        self._places = _places(model)
-        advice = _advice_on_pruned(model)
+        self._model = model
+        self._places = registered_masks(model)
+        computed = list(masks_without_parameter(model))
+        if computed:
+            reason = (
+                f"{computed[0]!r} has a mask, but its layer computes it in each forward pass (weight_norm "
+                "does, say), and what is computed cannot be kept sparse: remove the parametrization first"
+                + (f". So do {len(computed) - 1} more layers" if len(computed) > 1 else "")
+            )
+            if not self._places:
+                raise ValueError(f"the model has no mask of a parameter: {reason}")
+            warn(f"a mask is left out: {reason}")
         if not self._places:
             raise ValueError(
-                advice
-                or "the model has no mask: call sparsify(model, sparsity=...) first, "
+                "the model has no mask: call sparsify(model, sparsity=...) first, "
                 "or register a boolean buffer weight_mask beside a weight"
             )
-        if advice is not None:
-            warn(f"a mask is left out: {advice}")
 
     def __getitem__(self, parameter: Parameter) -> Tensor:
-        return _buffer(*self._places[parameter])
+        place = self._places[parameter]
+        mask = place.mask()
+        if mask is None:
+            raise ValueError(f"the mask of {place.name!r} is gone from the model: make Masks(model) anew")
+        return mask
 
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self._places)
@@ -58,8 +78,8 @@ class Masks(Mapping[Parameter, Tensor]):
         return len(self._places)
 
     def tensors(self) -> list[Tensor]:
-        """All masks, in the order of iteration: ``list(self.values())``, sooner."""
-        tensors = [module._buffers.get(buffer) for _, module, buffer in self._places.values()]
+        """Return all masks, in the order of iteration: ``list(self.values())``, sooner."""
+        tensors = [place.module._buffers.get(place.buffer) for place in self._places.values()]
         if any(tensor is None for tensor in tensors):
             return list(self.values())  # raises
         return cast("list[Tensor]", tensors)
@@ -69,86 +89,96 @@ class Masks(Mapping[Parameter, Tensor]):
     __hash__ = object.__hash__
 
     def named(self) -> dict[str, Parameter]:
-        """The masked parameters by their qualified name in the model."""
-        return {name: parameter for parameter, (name, _, _) in self._places.items()}
+        """Return the masked parameters by their qualified name in the model."""
+        return {place.name: parameter for parameter, place in self._places.items()}
+
+    def subset(self, parameters: Iterable[Tensor]) -> Masks:
+        """Return the masks of some of the model's parameters, for an optimizer or a topology of their own.
+
+        Args:
+            parameters: parameters of the model. Those without a mask are passed over.
+
+        Raises:
+            TypeError: one of them is no parameter (a name, say).
+            ValueError: one of them is not a parameter of the model.
+        """
+        wanted, held = [], self._held()
+        for parameter in parameters:
+            if not isinstance(parameter, Tensor):
+                raise TypeError(
+                    f"subset takes parameters, it was given a {type(parameter).__name__}: "
+                    "model.get_parameter(name) finds one by its name"
+                )
+            if parameter not in held:
+                raise ValueError(
+                    f"a parameter of shape {tuple(parameter.shape)} is not in the model of these masks"
+                )
+            wanted.append(parameter)
+        return self._only(wanted)
 
     def neurons(self, parameter: Parameter) -> Neurons:
-        """Which dimension of a masked parameter counts its neurons."""
-        return neurons_of(self._places[parameter][1])
+        """Return which dimension of a masked parameter counts its neurons."""
+        return self._places[parameter].neurons()
 
     def fan_in(self, parameter: Parameter) -> Tensor:
-        """The number of active weights of each neuron: int64, of shape ``(neurons,)``."""
+        """Return the number of active weights of each neuron: int64, of shape ``(neurons,)``."""
         return fan_in(self[parameter], self.neurons(parameter))
 
     def nnz(self) -> int:
-        """The number of active weights in all masks."""
+        """Return the number of active weights in all masks."""
         return sum(int(mask.count_nonzero()) for mask in self.values())
 
     def sparsity(self) -> float:
-        """The fraction of the masked parameters' weights that is inactive, in [0, 1]."""
+        """Return the fraction of the masked parameters' weights that is inactive, in [0, 1]."""
         return 1.0 - self.nnz() / max(1, sum(mask.numel() for mask in self.values()))
+
+    def summary(self) -> list[mask_table.LayerSummary]:
+        """Return one record for each masked parameter: name, shape, active weights, sparsity, fan-in, dead
+        neurons."""
+        return mask_table.summary(self)
+
+    def check_held(self) -> None:
+        """Raise ``ValueError``, naming the layer, if the model has replaced a masked parameter or its layer
+        since these masks were found."""
+        modules = set(self._model.modules())
+        for parameter, place in self._places.items():
+            if place.module not in modules or place.parameter() is not parameter:
+                raise ValueError(
+                    f"the model has no parameter {place.name!r} any more that masks was made with: its layer "
+                    "was replaced, or its weight was. Make Masks(model) anew, then the optimizer"
+                )
+
+    def holds_any(self, parameters: Iterable[Tensor]) -> bool:
+        """Tell if the model holds one of these parameters, masked or not."""
+        return not self._held().isdisjoint(parameters)
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} parameters, {self.nnz()} active weights, sparsity {self.sparsity():.4f})"
 
+    def __str__(self) -> str:
+        return mask_table.table(self)
 
-_Places = dict[Parameter, tuple[str, nn.Module, str]]
+    def _held(self) -> set[Tensor]:
+        return {*self._model.parameters(), *self._places}
 
-
-def _places(model: nn.Module) -> _Places:
-    """The masked parameters of a model: their name, their module, and the name of the mask in it."""
-    places: _Places = {}
-    for module_name, module in model.named_modules():
-        for attribute, parameter in module._parameters.items():
-            mask = module._buffers.get(f"{attribute}_mask")
-            if parameter is None or mask is None or parameter in places:
-                continue
-            name = _qualified(module_name, attribute)
-            check_mask(mask, parameter, name)
-            places[parameter] = (name, module, f"{attribute}_mask")
-    return places
+    def _only(self, parameters: Iterable[Tensor]) -> Masks:
+        wanted, some = set(parameters), copy(self)
+        some._places = {p: place for p, place in self._places.items() if p in wanted}
+        return some
 
 
-def _advice_on_pruned(model: nn.Module) -> str | None:
-    """How to keep the masks of the model that ``torch.nn.utils.prune`` holds; None: it holds none."""
-    modules = model.named_modules()
-    pruned = [(name, tensor) for name, module in modules for tensor in pruned_by_pytorch(module)]
-    if not pruned:
-        return None
-    tensor = pruned[0][1]
-    others = f", and so were {len(pruned) - 1} more" if len(pruned) > 1 else ""
-    return (
-        f"{_qualified(*pruned[0])!r} was pruned by torch.nn.utils.prune (its layer has the parameter "
-        f"{tensor}_orig and a float {tensor}_mask){others}. For each such layer: "
-        f"mask = layer.{tensor}_mask.bool(); torch.nn.utils.prune.remove(layer, {tensor!r}); "
-        f"layer.register_buffer('{tensor}_mask', mask). Then call Masks(model) again"
-    )
+def masks_of(masks: Mapping[Parameter, Tensor], parameters: Iterable[Tensor]) -> Mapping[Parameter, Tensor]:
+    """Return the masks of these parameters alone, if a model has them; a user's own mapping as it is."""
+    return masks._only(parameters) if isinstance(masks, Masks) else masks
 
 
-def _qualified(module_name: str, attribute: str) -> str:
-    return f"{module_name}.{attribute}" if module_name else attribute
+def neurons_in(masks: Mapping[Parameter, Tensor], parameter: Parameter) -> Neurons:
+    """Return where the neurons of a masked parameter lie.
 
-
-def _buffer(name: str, module: nn.Module, buffer: str) -> Tensor:
-    mask = module._buffers.get(buffer)
-    if mask is None:
-        raise ValueError(f"the mask of {name!r} is gone from the model: make Masks(model) anew")
-    return mask
-
-
-def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
-    """Raise ``ValueError``, naming the parameter, unless ``mask`` is a mask for it."""
-    if not isinstance(mask, Tensor):
-        raise ValueError(f"mask for {name!r} is a {type(mask).__name__}, it must be a boolean tensor")
-    if mask.shape != parameter.shape:
-        raise ValueError(
-            f"mask for {name!r} has shape {tuple(mask.shape)}, the parameter has {tuple(parameter.shape)}"
-        )
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask for {name!r} has dtype {mask.dtype}, it must be torch.bool")
-    if mask.layout is not torch.strided:
-        raise ValueError(f"mask for {name!r} has layout {mask.layout}, it must be torch.strided")
-    if mask.is_inference():
-        raise ValueError(f"mask for {name!r} was made under torch.inference_mode: changes to it go unseen")
-    if mask.device != parameter.device:
-        raise ValueError(f"mask for {name!r} is on {mask.device}, the parameter is on {parameter.device}")
+    A mask that is registered in a model takes them from its layer, whatever mapping it comes in. Else
+    dimension 0 counts them.
+    """
+    if isinstance(masks, Masks):
+        return masks.neurons(parameter)
+    place = remembered_mask(parameter)
+    return place.neurons() if place is not None and place.mask() is masks[parameter] else Neurons()

@@ -5,10 +5,9 @@ There is no arithmetic here: the update rule is in ``kernels``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,17 +17,25 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
 from .gradients import Gradients
-from .masks import Masks, check_mask
+from .masks import Masks, masks_of
 from .neurons import Correction
+from .optimizer_arguments import (
+    check_correction,
+    check_group,
+    check_masks,
+    parameters_in,
+    take_out_arguments,
+    warn_of_forgotten_masks,
+)
 from .preparation import NOTHING, Prepared, prepare
 from .ready import Ready, ready_again
 from .scalars import Amp, inputs_of, limit_norm
 from .snapshot import Look, Snapshot, look, versions_of
+from .unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
+from .user_warning import warn
 
 if TYPE_CHECKING:
     from ._native import Snapshot as NativeSnapshot
-
-_CORRECTIONS = (*get_args(Correction), "auto")
 
 
 class SparseOpt(Optimizer):
@@ -101,9 +108,13 @@ class SparseOpt(Optimizer):
     _step_supports_amp_scaling = True
 
     _masks: Mapping[Parameter, Tensor]
+    _own_masks: Mapping[Parameter, Tensor]  # of those, what belongs to parameters in the groups
     _backend_name: str
     _feeding_norm: set[Parameter] | None
     _warned: set[Parameter]  # of the masks of these there was a warning
+    _full_check: FullCheck | None
+    _may_forget_masks = False  # masks was not given: warn once, should a parameter have one
+    _may_write_unseen = True  # there was no warning yet
     _prepared: Prepared
     _ready: Ready | None  # the last step, to be made again
     _snapshot: Snapshot | NativeSnapshot | None  # of the last step; None: there was none
@@ -137,8 +148,10 @@ class SparseOpt(Optimizer):
             raise TypeError(
                 f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
             )
-        self._masks = {} if masks is None else masks
-        self._feeding_norm = None if feeding_norm is None else _parameters_in(feeding_norm)
+        self._masks = self._own_masks = {} if masks is None else masks
+        self._may_forget_masks = masks is None
+        self._full_check = FullCheck() if is_check_asked_for() else None
+        self._feeding_norm = None if feeding_norm is None else parameters_in(feeding_norm)
         self._warned = set()
         self._prepared, self._snapshot, self._versions, self._ready = NOTHING, None, None, None
         self._masks_found = []
@@ -157,10 +170,10 @@ class SparseOpt(Optimizer):
             "ham_beta": ham_beta,
             "max_grad_norm": max_grad_norm,
         }
-        _check_group(defaults)
+        check_group(defaults)
         super().__init__(params, defaults)
         names = self._names()
-        self._check_masks(names)
+        check_masks(self._masks, names)
         if self._feeding_norm and self._feeding_norm.isdisjoint(names):
             raise ValueError(
                 "feeding_norm has none of the optimizer's parameters: it is that of another model or a copy"
@@ -181,10 +194,12 @@ class SparseOpt(Optimizer):
                 name, p = given if isinstance(given, tuple) else (f"params[{i}] of the new group", given)
                 if id(p) in seen:
                     raise ValueError(f"{name} is in the optimizer already, as {seen[id(p)]}")
+        if isinstance(param_group, dict):
+            take_out_arguments(param_group, self._masks, self._feeding_norm, self._backend_name)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_group(group)
+            check_group(group)
             self._check_auto(group)
             for p in group["params"]:
                 if hasattr(p, "device_mesh"):  # the fan-in of a neuron would span several ranks
@@ -194,6 +209,8 @@ class SparseOpt(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        if self._may_forget_masks:
+            self._may_forget_masks = not warn_of_forgotten_masks(group["params"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -209,10 +226,10 @@ class SparseOpt(Optimizer):
 
         Raises:
             ValueError: a mask was replaced by one that does not fit its parameter, a masked parameter has
-                a sparse gradient, or the momentum of a checkpoint has another shape than its parameter.
-                Nothing has been changed then.
+                a sparse gradient, the momentum of a checkpoint has another shape than its parameter, or
+                parameters share memory and their masks differ there. Nothing has been changed then.
             RuntimeError: the first step, or the first after a mask or a weight was written, is captured in a
-                CUDA graph; or CUDA reports an error, by its name.
+                CUDA graph; CUDA reports an error, by its name; or ``SPARSEOPT_CHECK=1`` and the check fails.
         """
         loss = None
         if closure is not None:
@@ -239,13 +256,18 @@ class SparseOpt(Optimizer):
         if self._made_again():
             return
         found = self._look()
-        if found.snapshot is None or found.snapshot != self._snapshot or found.versions != self._versions:
+        if self._is_as_before(found) and self._count_unseen_writes():
+            found = self._look()
+        if not self._is_as_before(found):
             self._prepare()
             found = self._look()
+        if self._full_check is not None:
+            self._full_check.check(self._prepared, self._own_masks, self._names())
         self._versions = None  # until the step has come to its end
         self._make_step(found.gradients)
         versions = versions_of(self._prepared.watched)
-        self._ready = ready_again(self._prepared, found, versions)
+        if self._full_check is None:
+            self._ready = ready_again(self._prepared, found, versions)
         self._snapshot, self._masks_found = found.snapshot, found.masks
         self._versions = versions if self._ready is None else None
 
@@ -254,7 +276,7 @@ class SparseOpt(Optimizer):
         ready, self._ready = self._ready, None  # until it has come to its end
         if ready is None:
             return False
-        if self._amp() == (None, None) and ready.make(self.param_groups, self.state, self._masks):
+        if self._amp() == (None, None) and ready.make(self.param_groups, self.state, self._own_masks):
             self._ready = ready
             return True
         self._versions = ready.versions()
@@ -265,19 +287,35 @@ class SparseOpt(Optimizer):
 
     def _look(self) -> Look:
         prepared = self._prepared
-        return look(self.param_groups, self.state, self._masks, prepared.parameters, prepared.watched)
+        return look(self.param_groups, self.state, self._own_masks, prepared.parameters, prepared.watched)
+
+    def _is_as_before(self, found: Look) -> bool:
+        """Tell if nothing has changed since the last step but the numbers in the gradients."""
+        is_same = found.snapshot is not None and found.snapshot == self._snapshot
+        return is_same and found.versions == self._versions
+
+    def _count_unseen_writes(self) -> bool:
+        """Raise the versions of masks and weights that were written without one, and say so once."""
+        found = [] if self._full_check is not None else unseen_writes(self._prepared)
+        if found and self._may_write_unseen:
+            self._may_write_unseen = False
+            warn(describe(found, self._names()))
+        for parameter, to_mask in found:
+            increment_version(self._own_masks[parameter] if to_mask else parameter)
+        return bool(found)
 
     def _prepare(self) -> None:
         for group in self.param_groups:
-            _check_correction(group["correction"])
+            check_correction(group["correction"])
             self._check_auto(group)
         names = self._names()
-        self._check_masks(names)
+        check_masks(self._masks, names)
+        self._own_masks = masks_of(self._masks, names)
         backend_for = partial(kernels.backend_for, self._backend_name)
         self._prepared = prepare(
             self.param_groups,
             self.state,
-            self._masks,
+            self._own_masks,
             names,
             backend_for,
             self._feeding_norm or (),
@@ -299,10 +337,11 @@ class SparseOpt(Optimizer):
         limits = [group["max_grad_norm"] for group in self.param_groups]
         if batches and limits.count(None) < len(limits):
             inputs = limit_norm(batches, inputs, limits, prepared.on_host)
+        # Kernels write through pointers, and autograd must notice it; before the write, so that whatever
+        # interrupts it cannot leave one that was not counted.
+        increment_version(prepared.updated)
         for batch, own in zip(batches, inputs, strict=True):
             batch.plan.step(own)
-        # Kernels write through pointers: autograd must still notice a weight that changed under it.
-        increment_version(prepared.updated)
         for p, buffer in prepared.new_buffers.items():
             self.state[p]["momentum_buffer"] = buffer
 
@@ -322,15 +361,6 @@ class SparseOpt(Optimizer):
                 "correction is 'auto', but which layers feed a batch norm is not known: make SparseOpt with "
                 "feeding_norm=sk.layers_feeding_norm(model, example_input)"
             )
-
-    def _check_masks(self, names: Mapping[Tensor, str]) -> None:
-        for parameter, mask in self._masks.items():
-            if parameter not in names:
-                raise ValueError(
-                    f"masks has a mask for {_mask_owner(self._masks, parameter)}, "
-                    "which is not among the optimizer's parameters"
-                )
-            check_mask(mask, parameter, names[parameter])
 
     def _names(self) -> dict[Tensor, str]:
         """What error messages call each parameter."""
@@ -356,64 +386,7 @@ class SparseOpt(Optimizer):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
         self._snapshot = self._versions = self._ready = None
+        self._own_masks, self._full_check = self._masks, FullCheck() if is_check_asked_for() else None
         if former is None:  # a copy: load_state_dict does not change which parameters had a gradient
             self._prepared = NOTHING
         self._leave_out_of_graphs()
-
-
-def _mask_owner(masks: Mapping[Parameter, Tensor], parameter: Tensor) -> str:
-    if isinstance(masks, Masks):
-        return next(repr(name) for name, p in masks.named().items() if p is parameter)
-    if not isinstance(parameter, Tensor):
-        return f"{parameter!r}"
-    return f"a parameter of shape {tuple(parameter.shape)}"
-
-
-def _parameters_in(feeding_norm: Mapping[str, Parameter]) -> set[Parameter]:
-    if not isinstance(feeding_norm, Mapping):
-        raise TypeError(
-            f"feeding_norm is a {type(feeding_norm).__name__}, it must be a mapping from name to "
-            "parameter, as layers_feeding_norm returns it"
-        )
-    for name, parameter in feeding_norm.items():
-        if not isinstance(parameter, Tensor):
-            raise TypeError(
-                f"feeding_norm[{name!r}] is a {type(parameter).__name__}, it must be a parameter of the model"
-            )
-    return set(feeding_norm.values())
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    """Raise ``ValueError``, naming the hyperparameter, unless all of them are valid."""
-    for name in ("masks", "feeding_norm", "backend"):
-        if name in group:
-            raise ValueError(f"a parameter group has {name!r}: that is one for the whole optimizer")
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr is a tensor of {lr.numel()} elements, it must have one")
-    for name in ("lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta"):
-        value = group[name]
-        if not (_is_number(value) and math.isfinite(value) and value >= 0.0):
-            raise ValueError(f"{name} is {value!r}, it must be a finite number >= 0")
-    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-        raise ValueError(
-            f"nesterov=True with momentum={group['momentum']} and dampening={group['dampening']}: "
-            "it requires momentum > 0 and dampening = 0"
-        )
-    limit = group["max_grad_norm"]
-    if limit is not None and not (_is_number(limit) and limit > 0):
-        raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
-    _check_correction(group["correction"])
-    if group["differentiable"]:
-        raise RuntimeError("differentiable=True is not supported: the step is not differentiable")
-    if group["foreach"] and group["fused"]:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, Tensor)) or hasattr(value, "__float__")
-
-
-def _check_correction(correction: str) -> None:
-    if correction not in _CORRECTIONS:
-        raise ValueError(f"correction is {correction!r}, it must be one of {_CORRECTIONS}")

@@ -21,8 +21,10 @@ from .kernels.contract import Backend, Plan, Tensors
 from .kernels.device import refuse_capture
 from .kernels.fallback import plan_with_fallback
 from .mask_changes import largest_fan_in, zero_outside
-from .masks import Masks
+from .masks import neurons_in
 from .neurons import Correction, Neurons
+from .overlap import MaskedTensor, check_overlapping_masks, turns_of
+from .registered_masks import as_boolean
 from .snapshot import Identities, State, versions_of
 from .tensor_memory import memory_of
 from .user_warning import warn
@@ -32,8 +34,10 @@ _CONCENTRATED = 3
 
 
 class Batch(NamedTuple):
-    """The tensors of one device and dtype, and the plan for them."""
+    """The tensors of one turn, device and dtype, and the plan for them."""
 
+    turn: int
+    """Larger than that of any batch before it that updates some of the same memory."""
     device: torch.device
     dtype: torch.dtype
     backend: Backend
@@ -121,7 +125,8 @@ def prepare(
 
     Raises:
         ValueError: the gradient of a masked parameter is sparse, or a gradient or a momentum buffer has not
-            the parameter's shape. Nothing has been written then.
+            the parameter's shape; or parameters share memory and their masks differ there. Nothing has been
+            written then.
         RuntimeError: what would have to be written cannot be while a CUDA graph is captured.
     """
     parameters = list(dict.fromkeys(p for group in groups for p in group["params"]))
@@ -130,6 +135,7 @@ def prepare(
     found = _look(parameters, groups, state, masks, feeding_norm, known, has_auto)
     for f in found:
         _check(f, names[f.parameter])
+    check_overlapping_masks([MaskedTensor(f.parameter, f.mask, names[f.parameter]) for f in found])
     facts = [_facts(f) for f in found]
     last = [_if_same(known.get(f.parameter), now) for f, now in zip(found, facts, strict=True)]
     for f, own in zip(found, last, strict=True):
@@ -191,7 +197,7 @@ def _look(
             with torch.inference_mode(False):  # an inference tensor has no version to watch
                 buffer = torch.zeros_like(p, requires_grad=False)
         is_undampened = is_new and group["dampening"] != 0
-        neurons = masks.neurons(p) if isinstance(masks, Masks) and mask is not None else Neurons()
+        neurons = Neurons() if mask is None else neurons_in(masks, p)
         is_auto = group["correction"] == "auto"
         is_excepted = is_auto and mask is not None and p not in feeding_norm
         correction: Correction = group["correction"]
@@ -218,7 +224,7 @@ def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None
         return
     groups, _, per_group, _ = f.neurons.grid(f.mask.shape)
     neurons = groups * per_group
-    largest = largest_fan_in(f.mask, f.neurons) if active else 0
+    largest = largest_fan_in(as_boolean(f.mask), f.neurons) if active else 0
     if largest * neurons <= _CONCENTRATED**2 * active:
         return
     warned.add(f.parameter)
@@ -236,13 +242,14 @@ def _get_to_know(f: _Found, facts: tuple[object, ...], last: _Known | None) -> _
     watched = _watched(f.parameter, f.buffer)
     if f.mask is not None and (last is None or last.versions != versions_of(watched)):
         refuse_capture()
-        zero_outside(f.mask, watched)
+        zero_outside(as_boolean(f.mask), watched)
     return _Known(_tensors(f) if last is None else last.tensors, facts, versions_of(watched))
 
 
 def _tensors(f: _Found) -> Tensors:
     parameter: Tensor
-    parameter, buffer, mask = f.parameter, f.buffer, f.mask
+    parameter, buffer = f.parameter, f.buffer
+    mask = None if f.mask is None else as_boolean(f.mask)
     gradient_dtype = _gradient_dtype(f)
     if parameter.is_complex():
         # Complex numbers are updated as pairs of real ones: every operation of the rule is real-linear, and
@@ -277,25 +284,25 @@ def _group(
     backends: Mapping[torch.device, Backend],
     former: Sequence[Batch],
 ) -> list[Batch]:
-    """One batch for each device and dtype. A plan stays while its tensors do."""
-    places: dict[tuple[torch.device, torch.dtype], list[_Found]] = {}
-    for f in updated:
+    """One batch for each turn, device and dtype, by turns. A plan stays while its tensors do."""
+    places: dict[tuple[int, torch.device, torch.dtype], list[_Found]] = {}
+    for f, turn in zip(updated, turns_of([f.parameter for f in updated]), strict=True):
         dtype = known[f.parameter].tensors.parameter.dtype
-        places.setdefault((f.parameter.device, dtype), []).append(f)
-    plans = {(batch.device, batch.dtype): batch for batch in former}
+        places.setdefault((turn, f.parameter.device, dtype), []).append(f)
+    plans = {(batch.turn, batch.device, batch.dtype): batch for batch in former}
     batches = []
-    for (device, dtype), members in places.items():
+    for (turn, device, dtype), members in sorted(places.items(), key=lambda item: item[0][0]):
         tensors = [known[f.parameter].tensors for f in members]
         irregular = [
             i
             for i, f in enumerate(members)
             if f.gradient is not None and not is_regular(f.gradient, tensors[i].parameter)
         ]
-        last = plans.get((device, dtype))
+        last = plans.get((turn, device, dtype))
         is_known = last is not None and (last.tensors, last.backend) == (tensors, backends[device])
         plan = last.plan if last is not None and is_known else plan_with_fallback(backends[device], tensors)
         positions = [f.position for f in members]
-        batches.append(Batch(device, dtype, backends[device], plan, tensors, positions, irregular))
+        batches.append(Batch(turn, device, dtype, backends[device], plan, tensors, positions, irregular))
     return batches
 
 

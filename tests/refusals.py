@@ -36,7 +36,7 @@ BAD_MASKS: dict[str, tuple[Callable[[Tensor], Any], tuple[str, ...]]] = {
     "shape": (lambda p: torch.ones(9, 4, dtype=torch.bool), ("shape (9, 4)", "(4, 9)")),
     "fewer-dimensions": (lambda p: torch.ones(36, dtype=torch.bool), ("shape (36,)", "(4, 9)")),
     "one-row": (lambda p: torch.ones(1, 9, dtype=torch.bool), ("shape (1, 9)", "(4, 9)")),
-    "float": (torch.ones_like, ("torch.float32", "must be torch.bool")),
+    "float": (lambda p: torch.full_like(p, 0.5), ("torch.float32", "36 values that are neither 0 nor 1")),
     "uint8": (lambda p: torch.ones(4, 9, dtype=torch.uint8), ("torch.uint8", "must be torch.bool")),
     "int64": (lambda p: torch.ones(4, 9, dtype=torch.int64), ("torch.int64", "must be torch.bool")),
     "device": (lambda p: torch.ones(4, 9, dtype=torch.bool, device="meta"), ("meta", "on cpu")),

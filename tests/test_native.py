@@ -23,7 +23,9 @@ def test_unknown_names_are_refused() -> None:
     from sparseopt_kernels import _native
 
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
-        _native.Tensor(dtype="int8", parameter=0, momentum_buffer=0, numel=0, ham=False, mask=None)
+        _native.Tensor(
+            dtype="int8", parameter=0, momentum_buffer=0, numel=0, ham=False, mask=None, watch=None
+        )
     with pytest.raises(ValueError, match="correction is 'erk', it must be"):
         _native.Rule(**{**RULE, "correction": "erk"})
 

@@ -9,6 +9,7 @@
 #include "../names.h"
 #include "packed_mask.h"
 #include "strategy.h"
+#include "write_watch.h"
 
 namespace sparseopt::cpu {
 
@@ -20,7 +21,8 @@ struct Rule {
   double ham_alpha, ham_beta, gamma;
 };
 
-// A parameter, its momentum buffer (null without momentum) and its mask (null: dense).
+// A parameter, its momentum buffer (null without momentum), its mask (null: dense), and who notices writes to
+// the mask (null: nobody).
 struct Tensor {
   Dtype dtype;
   void* parameter;
@@ -28,6 +30,7 @@ struct Tensor {
   int64_t numel;
   bool ham;
   const PackedMask* mask;
+  WriteWatch* watch;
 };
 
 // What one step does to one tensor. Outside the mask, parameter and buffer hold zeros.

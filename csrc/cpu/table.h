@@ -31,4 +31,13 @@ inline std::vector<Update> updates_of(const Table& table, std::string_view addre
   return updates;
 }
 
+// Looks at a part of the masks and weights, or at all of them: whether any was written without anybody being
+// told. Which ones, their watches know.
+inline bool any_written(const Table& table, bool everything) {
+  bool found = false;
+  for (const Tensor* tensor : table.tensors)
+    if (tensor->watch) found |= tensor->watch->look(tensor->parameter, tensor->dtype, everything);
+  return found;
+}
+
 }  // namespace sparseopt::cpu

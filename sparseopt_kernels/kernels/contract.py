@@ -82,6 +82,13 @@ class Inputs(NamedTuple):
     found_inf: Tensor | None
 
 
+class UnseenWrite(NamedTuple):
+    """A write that PyTorch has not counted: to a mask, or to weights outside of one."""
+
+    tensors: Tensors
+    to_mask: bool
+
+
 class Plan(Protocol):
     """How a backend updates certain tensors, all of one device and dtype."""
 
@@ -90,6 +97,15 @@ class Plan(Protocol):
 
     def squared_norm(self, inputs: Inputs) -> Tensor:
         """The sum of ``(c_i g)^2`` over the active weights: 0-d, float64, on the device."""
+
+    def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
+        """Look for writes since the last step that nobody was told of, and for those that an earlier call
+        has found and not returned. Asked before a step, of tensors that are where they were.
+
+        Args:
+            everything: look at all memory; else at as much of it as costs next to nothing, another part in
+                each call. A backend that cannot do that, or reads the mask itself at each step, finds none.
+        """
 
 
 class Backend(Protocol):

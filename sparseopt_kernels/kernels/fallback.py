@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..tensor_memory import addresses_of
-from .contract import Backend, Inputs, Plan, Tensors
+from .contract import Backend, Inputs, Plan, Tensors, UnseenWrite
 from .reference import REFERENCE
 
 
@@ -34,6 +34,9 @@ class _SharedPlan:
     def squared_norm(self, inputs: Inputs) -> Tensor:
         squares = [plan.squared_norm(_of(inputs, indices)) for plan, indices in self._shares]
         return sum(squares[1:], start=squares[0])
+
+    def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
+        return [write for plan, _ in self._shares for write in plan.unseen_writes(everything)]
 
 
 def _of(inputs: Inputs, indices: Sequence[int]) -> Inputs:

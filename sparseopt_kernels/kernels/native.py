@@ -7,14 +7,22 @@ as the loops expect.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .contract import Inputs, Tensors
+from .contract import Inputs, Tensors, UnseenWrite
 from .derived import Derived
-from .memory import DTYPE_NAMES, address_of, is_walkable, mask_in_memory_order, memory_grid
+from .memory import (
+    DTYPE_NAMES,
+    address_of,
+    in_order,
+    is_walkable,
+    mask_in_memory_order,
+    memory_grid,
+    memory_order,
+)
 
 _MISSING: str | None = None
 try:
@@ -25,7 +33,7 @@ except ImportError as error:
     _MISSING = f"the native library cannot be loaded ({error})"
 
 if TYPE_CHECKING:
-    from .._native import Decision
+    from .._native import Decision, WriteWatch
     from .._native import Rule as NativeRule
     from .._native import Tensor as NativeTensor
 
@@ -55,7 +63,7 @@ def is_missing() -> bool:
 
 class Native:
     def __init__(self) -> None:
-        self._native_tensors = Derived(_native_tensor)
+        self._derive = Derived(_derive)
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -75,13 +83,14 @@ class Native:
         )
 
     def plan(self, tensors: Sequence[Tensors]) -> NativePlan:
-        return NativePlan(tensors, self._native_tensors(tensors))
+        return NativePlan(tensors, self._derive(tensors))
 
 
 class NativePlan:
-    def __init__(self, tensors: Sequence[Tensors], native: list[NativeTensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensors], derived: Sequence[_Derived]) -> None:
         self._tensors = tensors  # whose memory the table refers to
-        self.table = _native.Table(native, [t.group for t in tensors])
+        self._watches = [own.watch for own in derived]
+        self.table = _native.Table([own.tensor for own in derived], [t.group for t in tensors])
 
     def step(self, inputs: Inputs) -> None:
         _native.step(self.table, inputs.addresses, _rules(inputs), torch.get_num_threads())
@@ -90,24 +99,51 @@ class NativePlan:
         norm = _native.squared_norm(self.table, inputs.addresses, _rules(inputs), torch.get_num_threads())
         return torch.tensor(norm, dtype=torch.float64)
 
+    def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
+        found: list[UnseenWrite] = []
+        if not _native.any_written(self.table, everything):
+            return found
+        for tensors, watch in zip(self._tensors, self._watches, strict=True):
+            if watch is not None and watch.mask_written:
+                found.append(UnseenWrite(tensors, to_mask=True))
+            if watch is not None and watch.weights_written:
+                found.append(UnseenWrite(tensors, to_mask=False))
+            if watch is not None:
+                watch.forget()
+        return found
 
-def _native_tensor(tensors: Tensors) -> NativeTensor:
+
+class _Derived(NamedTuple):
+    """What is derived from a parameter and its mask."""
+
+    tensor: NativeTensor
+    watch: WriteWatch | None
+    """Over the mask; None: there is none, or its memory has gaps."""
+
+
+def _derive(tensors: Tensors) -> _Derived:
     """The native form of a parameter; the mask is packed here, once for each change of it."""
     parameter, buffer = tensors.parameter, tensors.momentum_buffer
-    mask = None
+    mask = watch = None
     if tensors.mask is not None:
         grid = memory_grid(tensors)
         assert grid is not None
         ordered = mask_in_memory_order(tensors)  # it must live until it is packed
         mask = _native.PackedMask(ordered.data_ptr(), *grid, threads=torch.get_num_threads())
-    return _native.Tensor(
+        if in_order(tensors.mask, memory_order(tensors.mask)):
+            address = tensors.mask.data_ptr()
+            is_ordered = address == ordered.data_ptr()  # else it is a copy
+            watch = _native.WriteWatch(address, mask, parameter.numel(), is_ordered)
+    tensor = _native.Tensor(
         dtype=DTYPE_NAMES[parameter.dtype],
         parameter=parameter.data_ptr(),
         momentum_buffer=address_of(buffer),
         numel=parameter.numel(),
         ham=tensors.ham,
         mask=mask,
+        watch=watch,
     )
+    return _Derived(tensor, watch)
 
 
 def _rules(inputs: Inputs) -> list[NativeRule]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..neurons import arithmetic_dtype, correction_factors
-from .contract import Inputs, Rule, Tensors
+from .contract import Inputs, Rule, Tensors, UnseenWrite
 
 
 class Reference:
@@ -42,6 +42,9 @@ class ReferencePlan:
             g = _corrected_gradient(tensors, gradient, inputs.rules[tensors.group], torch.float64)
             total += g.square().sum()
         return total
+
+    def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
+        return []  # the mask itself is read at each step, and all weights are written
 
 
 def update(

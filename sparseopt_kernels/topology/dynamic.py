@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..masks import Masks, check_mask
+from ..masks import Masks
 from ..neurons import Neurons, correction_factors
+from ..registered_masks import check_mask
 from ..user_warning import warn
 from .drop_schedules import DropSchedule, cosine
 from .native_updates import NativeUpdates, supports

@@ -42,15 +42,11 @@ def test_mask_for_a_parameter_the_optimizer_does_not_have() -> None:
     a, b, _ = weights()
     with pytest.raises(ValueError, match=words("mask for", "(4, 9)", "not among the optimizer's parameters")):
         SparseOpt([a], masks={a: mask_like(a), b: mask_like(b)})
-    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
-    masks = sparsify(model, 0.5, "uniform")
-    with pytest.raises(ValueError, match=words("'1.weight'", "not among the optimizer's parameters")):
-        SparseOpt(model[0].parameters(), masks=masks)
 
 
 def test_masks_by_name_instead_of_by_parameter() -> None:
     (a,) = weights(1)
-    with pytest.raises(ValueError, match=words("masks", "'weight'", "not among")):
+    with pytest.raises(ValueError, match=words("masks has the key 'weight'", "keys must be parameters")):
         SparseOpt([("weight", a)], masks={"weight": mask_like(a)})  # type: ignore[dict-item]
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from masked_model import NAMES, assert_same, make_model, masks_of
 
-from sparseopt_kernels.masks import Masks, check_mask
+from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.neurons import Neurons
+from sparseopt_kernels.registered_masks import check_mask
 from sparseopt_kernels.topology.sparsify import sparsify
 
 
@@ -128,7 +129,11 @@ class TestMasks:
         ("mask", "message"),
         [
             (torch.ones(20, 10, dtype=torch.bool), r"'fc\.weight' has shape \(20, 10\), .* has \(10, 20\)"),
-            (torch.ones(10, 20), r"'fc\.weight' has dtype torch\.float32, it must be torch\.bool"),
+            (
+                torch.full((10, 20), 0.5),
+                r"'fc\.weight' has dtype torch\.float32 and 200 values that are neither",
+            ),
+            (torch.ones(10, 20, dtype=torch.uint8), r"'fc\.weight' has dtype torch\.uint8, it must be"),
             (torch.ones(10, 20, dtype=torch.bool, device="meta"), r"'fc\.weight' is on meta, .* is on cpu"),
         ],
     )

@@ -1,191 +1,160 @@
-"""Models that ``torch.nn.utils.prune`` has masked: what is said of them, and that its advice works."""
+"""Models that ``torch.nn.utils.prune`` has masked: their masks work as they are, and stay what they are."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import re
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from side_by_side import same_bits
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sparseopt_kernels.layers import pruned_by_pytorch
 from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.topology.sparsify import sparsify
+from sparseopt_kernels.registered_masks import registered_masks
 
 
-def make_model() -> Any:
+def make_model(dtype: torch.dtype = torch.float32) -> Any:
+    """A pruned model whose last layer has an active bias of two."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10)).to(dtype)
+    prune.ln_structured(model[0], "weight", amount=0.5, n=2, dim=0)
+    prune.l1_unstructured(model[3], "weight", amount=0.9)
+    prune.l1_unstructured(model[3], "bias", amount=0.8)
+    return model
 
 
-def refusal(model: nn.Module) -> str:
-    """What is said of a model that has no mask of ours."""
-    with pytest.raises(ValueError, match=r"pruned by torch\.nn\.utils\.prune") as caught:
-        Masks(model)
-    return str(caught.value)
-
-
-def warning(model: nn.Module) -> tuple[str, Masks]:
-    """What is said of a model that has masks of ours, too; and those masks."""
-    with pytest.warns(UserWarning, match=r"^a mask is left out: .* was pruned by") as caught:
-        masks = Masks(model)
-    assert [record.filename for record in caught] == [__file__]
-    return str(caught[0].message), masks
-
-
-def follow(message: str, layer: nn.Module) -> None:
-    """Do with a layer exactly what the message says."""
-    recipe = re.search(r"For each such layer: (.*)\. Then call Masks\(model\) again", message)
-    assert recipe is not None
-    exec(recipe[1], {"torch": torch, "layer": layer})
-
-
-class TestMasks:
-    def test_what_is_said_of_one_layer(self) -> None:
-        model = make_model()
-        prune.random_unstructured(model[3], "weight", amount=0.75)
-        assert refusal(model) == (
-            "'3.weight' was pruned by torch.nn.utils.prune (its layer has the parameter weight_orig and a "
-            "float weight_mask). For each such layer: mask = layer.weight_mask.bool(); "
-            "torch.nn.utils.prune.remove(layer, 'weight'); layer.register_buffer('weight_mask', mask). "
-            "Then call Masks(model) again"
-        )
-
-    def test_the_others_are_counted(self) -> None:
-        model = make_model()
-        prune.random_unstructured(model[0], "weight", amount=0.5)
-        prune.random_unstructured(model[3], "bias", amount=0.5)
-        prune.random_unstructured(model[3], "weight", amount=0.5)
-        message = refusal(model)
-        assert message.startswith("'0.weight' was pruned")
-        assert "and so were 2 more. For each" in message
-
-    def test_a_bare_layer_and_its_bias(self) -> None:
-        layer = prune.l1_unstructured(nn.Linear(6, 4), "bias", amount=0.5)
-        message = refusal(layer)
-        assert message.startswith("'bias' was pruned")
-        follow(message, layer)
-        masks = Masks(layer)
-        assert list(masks.named()) == ["bias"]
-        assert masks.nnz() == 2
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_following_the_advice_keeps_network_and_sparsity(self, dtype: torch.dtype) -> None:
-        model = make_model().to(dtype)
-        prune.ln_structured(model[0], "weight", amount=0.5, n=2, dim=0)
-        prune.l1_unstructured(model[3], "weight", amount=0.9)
-        model(torch.randn(2, 3, 4, 4, dtype=dtype))
-        optimizer_sees = [model[0].weight_orig, model[3].weight_orig]
-        expected = [layer.weight_mask.bool() for layer in (model[0], model[3])]
-        model.eval()
-        x = torch.randn(2, 3, 4, 4, dtype=dtype)
-        before = model(x)
-        message = refusal(model)
-        follow(message, model[0])
-        follow(message, model[3])
-
-        masks = Masks(model)
-        assert list(masks.named()) == ["0.weight", "3.weight"]
-        assert masks.nnz() == 4 * 27 + 32
-        assert all(torch.equal(*pair) for pair in zip(masks.values(), expected, strict=True))
-        assert all(ours is theirs for ours, theirs in zip(masks, optimizer_sees, strict=True))
-        assert torch.equal(model(x), before)
-
-        optimizer = SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=masks)
-        values = [parameter.detach().clone() for parameter in masks]
+def train(model: Any, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(2, 3, 4, 4, generator=generator).to(model[0].weight_orig.dtype)
+        optimizer.zero_grad()
         model(x).float().square().sum().backward()
         optimizer.step()
-        for parameter, mask, value in zip(masks, expected, values, strict=True):
-            assert not parameter[~mask].any()
-            assert not torch.equal(parameter, value)
 
-    def test_one_layer_pruned_by_each(self) -> None:
-        model = make_model()
-        model[0].register_buffer("weight_mask", torch.rand(8, 3, 3, 3) < 0.5)
-        prune.random_unstructured(model[3], "weight", amount=0.75)
-        message, masks = warning(model)
-        assert list(masks.named()) == ["0.weight"]
-        assert masks[model[0].weight] is model[0].weight_mask
-        follow(message, model[3])
-        assert list(Masks(model).named()) == ["0.weight", "3.weight"]
-        assert Masks(model).fan_in(model[3].weight).sum() == 80
 
-    @pytest.mark.parametrize(
-        "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
-    )
-    def test_of_a_copy_the_same_is_said(self, duplicate: Callable[[nn.Module], nn.Module]) -> None:
-        model = make_model()
-        prune.random_unstructured(model[3], "weight", amount=0.75)
-        with torch.no_grad():
-            model(torch.ones(2, 3, 4, 4))  # PyTorch copies no tensor that a gradient flows through
-        message = refusal(model)
-        assert refusal(duplicate(model)) == message
-        model[0].register_buffer("weight_mask", torch.rand(8, 3, 3, 3) < 0.5)
-        for pruned in (model, duplicate(model)):
-            assert warning(pruned)[0] == f"a mask is left out: {message}"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_masks_are_found_and_stay_floating_point(dtype: torch.dtype) -> None:
+    model = make_model(dtype)
+    masks = Masks(model)
+    assert list(masks.named()) == ["0.weight_orig", "3.weight_orig", "3.bias_orig"]
+    assert masks[model[3].weight_orig] is model[3].weight_mask
+    assert masks.nnz() == 4 * 27 + 32 + 2
+    assert masks.fan_in(model[0].weight_orig).tolist() == [27 * int(m.any()) for m in model[0].weight_mask]
+    before = [mask.clone() for mask in masks.values()]
+    train(model, SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=masks))
+    assert [mask.dtype for mask in masks.values()] == [dtype] * 3
+    assert all(same_bits(mask, old) for mask, old in zip(masks.values(), before, strict=True))
+    for parameter, mask in masks.items():
+        assert not parameter[mask == 0].any()
+        assert parameter[mask == 1].all()
 
-    def test_a_mask_that_does_not_fit_is_an_error_beside_a_pruned_layer(self) -> None:
-        model = make_model()
-        model[0].register_buffer("weight_mask", torch.ones(8, 3, 3, 3))
-        prune.random_unstructured(model[3], "weight", amount=0.75)
-        with pytest.raises(ValueError, match=r"mask for '0\.weight' has dtype torch\.float32"):
-            Masks(model)
 
-    def test_initial_weights_kept_for_rewinding_are_no_pruning(self) -> None:
-        # weight_orig is a likely name for them.
-        layer = nn.Linear(6, 4)
-        layer.weight_orig = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-        layer.register_buffer("weight_mask", torch.rand(4, 6) < 0.5)
-        assert pruned_by_pytorch(layer) == []
+def test_steps_are_those_of_boolean_masks() -> None:
+    """To the last bit; as a mapping of the user's, too."""
+    model, twin = make_model(), make_model()
+    masks = Masks(model)
+    train(model, SparseOpt(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, masks=masks))
+    own = {p: mask.bool() for p, mask in Masks(twin).items()}
+    train(twin, SparseOpt(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, masks=own))
+    assert all(same_bits(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_floating_point_mask_that_is_written_is_seen() -> None:
+    model = make_model()
+    masks = Masks(model)
+    optimizer = SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=masks)
+    train(model, optimizer)
+    weight, mask = model[3].weight_orig, model[3].weight_mask
+    mask[0] = 0.0
+    train(model, optimizer, 1)
+    assert not weight[0].any()
+    assert not optimizer.state[weight]["momentum_buffer"][0].any()
+    mask[1] = 0.5
+    before = weight.detach().clone()
+    with pytest.raises(
+        ValueError, match="'3.weight_orig' has dtype torch.float32 and 32 values that are neither"
+    ):
+        train(model, optimizer, 1)
+    assert same_bits(weight, before)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_of_a_copy(duplicate: Callable[[nn.Module], nn.Module]) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model(torch.ones(2, 3, 4, 4))  # PyTorch copies no tensor that a gradient flows through
+    assert list(Masks(duplicate(model)).named()) == list(Masks(model).named())
+
+
+def test_beside_masks_of_sparsify() -> None:
+    model = make_model()
+    prune.remove(model[0], "weight")
+    model[0].register_buffer("weight_mask", torch.rand(8, 3, 3, 3) < 0.5)
+    assert [(name, Masks(model)[p].dtype) for name, p in Masks(model).named().items()] == [
+        ("0.weight", torch.bool),
+        ("3.weight_orig", torch.float32),
+        ("3.bias_orig", torch.float32),
+    ]
+
+
+def test_initial_weights_kept_for_rewinding_are_no_pruning() -> None:
+    """``weight_orig`` is a likely name for them."""
+    layer = nn.Linear(6, 4)
+    layer.weight_orig = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    layer.register_buffer("weight_mask", torch.rand(4, 6) < 0.5)
+    assert list(Masks(layer).named()) == ["weight"]
+
+
+FOREIGN: dict[str, Callable[[nn.Linear], Tensor]] = {
+    "float": lambda layer: torch.ones(4),
+    "bias-of-attention": lambda layer: torch.zeros(7, 7),
+    "another-shape": lambda layer: torch.ones(6, dtype=torch.bool),
+    "integer": lambda layer: torch.ones(4, dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_buffer_of_the_users_is_left_alone(kind: str) -> None:
+    """``bias_mask`` beside a bias is a mask only where it is boolean and of its shape."""
+    layer = nn.Linear(6, 4)
+    layer.register_buffer("weight_mask", torch.rand(4, 6) < 0.5)
+    layer.register_buffer("bias_mask", FOREIGN[kind](layer))
+    assert list(registered_masks(layer)) == [layer.weight]
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, nn.utils.spectral_norm],
+    ids=["parametrization", "weight_norm", "spectral_norm"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_weight_that_is_computed_later_is_named(norm: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    for layer in model:
+        layer.register_buffer("weight_mask", torch.ones_like(layer.weight, dtype=torch.bool))
+    norm(model[1])
+    with pytest.warns(UserWarning, match=r"^a mask is left out: '1\.weight' has a mask, but") as caught:
+        masks = Masks(model)
+    assert [record.filename for record in caught] == [__file__]
+    assert list(masks.named()) == ["0.weight", "2.weight"]
+    norm(model[0])
+    norm(model[2])
+    with pytest.raises(ValueError, match=r"no mask of a parameter: '0\.weight' .* So do 2 more layers"):
+        Masks(model)
+
+
+def test_a_buffer_that_only_ends_like_a_mask_is_not_named() -> None:
+    layer = nn.Linear(6, 4)
+    layer.register_buffer("weight_mask", torch.rand(4, 6) < 0.5)
+    layer.register_buffer("causal_mask", torch.rand(4, 4) < 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert list(Masks(layer).named()) == ["weight"]
-
-
-class TestSparsify:
-    def test_a_mixed_model(self) -> None:
-        model = make_model()
-        prune.random_unstructured(model[3], "weight", amount=0.75)
-        before = model[3].weight_mask.clone()
-        message = refusal(model)
-        with pytest.warns(UserWarning, match="is left out") as caught:
-            masks = sparsify(model, 0.5)
-        assert [str(record.message) for record in caught] == [
-            "layer '3' is left out: its weight is not a parameter (pruned by torch.nn.utils.prune)",
-            f"a mask is left out: {message}",
-        ]
-        assert list(masks.named()) == ["0.weight"]
-        assert masks.nnz() == 108
-        assert torch.equal(model[3].weight_mask, before)
-        # What it has made is found again.
-        assert list(warning(model)[1]) == list(masks)
-        # As the warning says; afterwards the model has both masks.
-        follow(message, model[3])
-        assert list(Masks(model).named()) == ["0.weight", "3.weight"]
-        assert torch.equal(model[3].weight_mask, before.bool())
-
-    def test_a_parametrized_layer_is_not_called_pruned(self) -> None:
-        model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
-        with pytest.warns(UserWarning, match=r"layer '0' is left out: .* \(parametrized\)$"):
-            masks = sparsify(model, 0.5)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert list(Masks(model).named()) == list(masks.named()) == ["1.weight"]
-
-    def test_after_the_advice_there_is_nothing_left_to_mask(self) -> None:
-        layer = prune.l1_unstructured(nn.Linear(6, 4), "weight", amount=0.5)
-        with (
-            pytest.warns(
-                UserWarning, match=r"layer '' is left out: .* \(pruned by torch\.nn\.utils\.prune\)$"
-            ),
-            pytest.raises(ValueError, match="nothing to mask"),
-        ):
-            sparsify(layer, 0.5)
-        follow(refusal(layer), layer)
-        with pytest.raises(ValueError, match=r"'weight' has a mask already .*: use Masks\(model\)"):
-            sparsify(layer, 0.5)

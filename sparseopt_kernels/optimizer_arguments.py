@@ -1,0 +1,137 @@
+"""Checks of what ``SparseOpt`` is given: hyperparameters, parameter groups and masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from . import kernels
+from .masks import Masks, masks_of
+from .neurons import Correction
+from .registered_masks import check_mask, remembered_mask
+from .user_warning import warn
+
+_CORRECTIONS = (*get_args(Correction), "auto")
+
+
+def take_out_arguments(
+    group: dict[str, Any],
+    masks: Mapping[Parameter, Tensor],
+    feeding_norm: set[Parameter] | None,
+    backend: str,
+) -> None:
+    """Drop from a group what is the very argument of the constructor: wrappers such as SAM and
+    ``ZeroRedundancyOptimizer`` put all arguments into the groups that they make.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    is_given: dict[str, Callable[[Any], bool]] = {
+        "masks": lambda value: value is masks,
+        "feeding_norm": lambda value: (None if value is None else parameters_in(value)) == feeding_norm,
+        "backend": lambda value: (
+            value == backend or (value == "auto" and kernels.chosen_name(value) == backend)
+        ),
+    }
+    for name in is_given.keys() & group.keys():
+        if not is_given[name](group[name]):
+            raise ValueError(
+                f"a parameter group has {name!r}, and it is not the argument of SparseOpt: "
+                "that is one for the whole optimizer"
+            )
+        del group[name]
+
+
+def check_masks(masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]) -> None:
+    """Raise ``ValueError``, naming the parameter, unless the masks fit the optimizer's parameters.
+
+    ``Masks`` may hold masks of other parameters of its model, and must not be out of date. A mapping of the
+    user's must have none but the optimizer's parameters as keys.
+
+    Args:
+        masks: the argument of ``SparseOpt``.
+        names: what to call each of the optimizer's parameters.
+    """
+    if isinstance(masks, Masks):
+        masks.check_held()
+        if names and not masks.holds_any(names):
+            raise ValueError(
+                "masks are those of another model, or of a copy: their model has none of the optimizer's "
+                "parameters. Make Masks(model) of the model that is trained"
+            )
+    for parameter, mask in masks_of(masks, names).items():
+        if not isinstance(parameter, Tensor):
+            raise ValueError(
+                f"masks has the key {parameter!r}, its keys must be parameters: "
+                "{model.get_parameter(name): mask}"
+            )
+        if parameter not in names:
+            raise ValueError(
+                f"masks has a mask for a parameter of shape {tuple(parameter.shape)}, which is not among the "
+                "optimizer's parameters: take it out, add a parameter group with it, or pass "
+                "sk.Masks(model), which may hold masks of other parameters of the model"
+            )
+        check_mask(mask, parameter, names[parameter])
+
+
+def warn_of_forgotten_masks(parameters: Sequence[Tensor]) -> bool:
+    """Warn if some of the parameters have masks in their model, and return if there was a warning."""
+    masked = [place for p in parameters if (place := remembered_mask(p)) is not None]
+    if masked:
+        others = f" and {len(masked) - 1} more parameters have masks" if len(masked) > 1 else " has a mask"
+        warn(
+            f"{masked[0].name!r}{others}, but SparseOpt was made without masks=, and makes them dense: pass "
+            "masks=sk.Masks(model), or masks={} if that is what you want"
+        )
+    return bool(masked)
+
+
+def parameters_in(feeding_norm: Mapping[str, Parameter]) -> set[Parameter]:
+    if not isinstance(feeding_norm, Mapping):
+        raise TypeError(
+            f"feeding_norm is a {type(feeding_norm).__name__}, it must be a mapping from name to "
+            "parameter, as layers_feeding_norm returns it"
+        )
+    for name, parameter in feeding_norm.items():
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"feeding_norm[{name!r}] is a {type(parameter).__name__}, it must be a parameter of the model"
+            )
+    return set(feeding_norm.values())
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raise ``ValueError``, naming the hyperparameter, unless all of them are valid."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr is a tensor of {lr.numel()} elements, it must have one")
+    for name in ("lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta"):
+        value = group[name]
+        if not (_is_number(value) and math.isfinite(value) and value >= 0.0):
+            raise ValueError(f"{name} is {value!r}, it must be a finite number >= 0")
+    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+        raise ValueError(
+            f"nesterov=True with momentum={group['momentum']} and dampening={group['dampening']}: "
+            "it requires momentum > 0 and dampening = 0"
+        )
+    limit = group["max_grad_norm"]
+    if limit is not None and not (_is_number(limit) and limit > 0):
+        raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
+    check_correction(group["correction"])
+    if group["differentiable"]:
+        raise RuntimeError("differentiable=True is not supported: the step is not differentiable")
+    if group["foreach"] and group["fused"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, Tensor)) or hasattr(value, "__float__")
+
+
+def check_correction(correction: str) -> None:
+    if correction not in _CORRECTIONS:
+        raise ValueError(f"correction is {correction!r}, it must be one of {_CORRECTIONS}")

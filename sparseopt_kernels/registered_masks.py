@@ -1,0 +1,159 @@
+"""The masks that are registered in a model: which buffers are masks, of which parameters, and where.
+
+Here is also remembered, weakly, which parameters have such a mask, for whoever is handed a parameter alone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+from torch.nn.utils import parametrize, prune
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .layers import neurons_of
+from .neurons import Neurons
+
+_SUFFIX = "_mask"
+
+
+class MaskedParameter(NamedTuple):
+    """A parameter of a model, and the buffer that is its mask."""
+
+    name: str
+    """Of the parameter in the model."""
+    module: nn.Module
+    attribute: str
+    """Of the parameter in its module."""
+    buffer: str
+    """Name of the mask in the same module."""
+
+    def mask(self) -> Tensor | None:
+        """Return the mask, or None if the module has it no more."""
+        return self.module._buffers.get(self.buffer)
+
+    def parameter(self) -> Parameter | None:
+        """Return what the module has under the parameter's name now."""
+        return self.module._parameters.get(self.attribute)
+
+    def neurons(self) -> Neurons:
+        """Return where the neurons of the parameter lie."""
+        return neurons_of(self.module)
+
+
+def registered_masks(model: nn.Module) -> dict[Parameter, MaskedParameter]:
+    """Find the masks of a model, in the order of its parameters.
+
+    A mask is the buffer ``<name>_mask`` beside the parameter ``<name>``, or beside ``<name>_orig`` in a layer
+    that ``torch.nn.utils.prune`` has pruned. Beside a parameter of one dimension, only a boolean buffer of
+    its shape is one: any other is the user's own, and is left alone.
+
+    Raises:
+        ValueError: a mask does not fit its parameter; the message names it.
+    """
+    found: dict[Parameter, MaskedParameter] = {}
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            buffer = f"{_computed_from(module, attribute) or attribute}{_SUFFIX}"
+            mask = module._buffers.get(buffer)
+            if parameter is None or mask is None or parameter in found:
+                continue
+            is_plain = parameter.ndim < 2 and buffer == f"{attribute}{_SUFFIX}"
+            if is_plain and not (mask.dtype == torch.bool and mask.shape == parameter.shape):
+                continue
+            name = _qualified(module_name, attribute)
+            check_mask(mask, parameter, name)
+            found[parameter] = MaskedParameter(name, module, attribute, buffer)
+    for parameter, place in found.items():
+        _REMEMBERED[parameter] = _Remembered(
+            place.name, weakref.ref(place.module), place.attribute, place.buffer
+        )
+    return found
+
+
+def masks_without_parameter(model: nn.Module) -> Iterator[str]:
+    """Name the tensors that have a boolean mask but are computed in every forward pass: of layers that
+    ``weight_norm``, ``spectral_norm`` or another parametrization was applied to after ``sparsify``."""
+    for module_name, module in model.named_modules():
+        for buffer, mask in module._buffers.items():
+            attribute = buffer.removesuffix(_SUFFIX)
+            if mask is None or mask.dtype != torch.bool or attribute == buffer:
+                continue
+            if attribute in module._parameters:
+                continue
+            own = module.__dict__.get(attribute)
+            is_computed = isinstance(own, Tensor) and own.shape == mask.shape
+            if is_computed or parametrize.is_parametrized(module, attribute):
+                yield _qualified(module_name, attribute)
+
+
+def remembered_mask(parameter: Tensor) -> MaskedParameter | None:
+    """Return the registered mask of a parameter, as far as one was found before in some model; else None."""
+    remembered = _REMEMBERED.get(parameter)
+    module = None if remembered is None else remembered.module()
+    if remembered is None or module is None:
+        return None
+    place = MaskedParameter(remembered.name, module, remembered.attribute, remembered.buffer)
+    return place if place.mask() is not None and place.parameter() is parameter else None
+
+
+def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
+    """Raise ``ValueError``, naming the parameter, unless ``mask`` is a mask for it.
+
+    A mask is boolean, or of floating-point numbers that are all 0 or 1.
+    """
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"mask for {name!r} is a {type(mask).__name__}, it must be a boolean tensor")
+    if mask.shape != parameter.shape:
+        raise ValueError(
+            f"mask for {name!r} has shape {tuple(mask.shape)}, the parameter has {tuple(parameter.shape)}"
+        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(
+            f"mask for {name!r} has dtype {mask.dtype}, it must be torch.bool, or floating-point with 0 and 1"
+        )
+    if mask.layout is not torch.strided:
+        raise ValueError(f"mask for {name!r} has layout {mask.layout}, it must be torch.strided")
+    if mask.is_inference():
+        raise ValueError(f"mask for {name!r} was made under torch.inference_mode: changes to it go unseen")
+    if mask.device != parameter.device:
+        raise ValueError(f"mask for {name!r} is on {mask.device}, the parameter is on {parameter.device}")
+    if mask.dtype != torch.bool and mask.device.type != "meta":
+        others = int(((mask != 0) & (mask != 1)).count_nonzero())
+        if others:
+            raise ValueError(
+                f"mask for {name!r} has dtype {mask.dtype} and {others} values that are neither 0 nor 1"
+            )
+
+
+def as_boolean(mask: Tensor) -> Tensor:
+    """Return a boolean mask itself, and a boolean copy of a floating-point one."""
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+class _Remembered(NamedTuple):
+    """A ``MaskedParameter`` that does not keep its module alive."""
+
+    name: str
+    module: weakref.ref[nn.Module]
+    attribute: str
+    buffer: str
+
+
+_REMEMBERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _computed_from(module: nn.Module, attribute: str) -> str | None:
+    """Return ``"weight"`` for ``"weight_orig"``, if ``torch.nn.utils.prune`` computes the former from it."""
+    name = attribute.removesuffix("_orig")
+    hooks = module._forward_pre_hooks.values()
+    is_pruned = any(isinstance(h, prune.BasePruningMethod) and h._tensor_name == name for h in hooks)
+    return name if name != attribute and is_pruned else None
+
+
+def _qualified(module_name: str, attribute: str) -> str:
+    return f"{module_name}.{attribute}" if module_name else attribute
