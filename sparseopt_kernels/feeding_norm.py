@@ -229,7 +229,7 @@ def _neurons_in(numbers: Any) -> set[int]:
 
 
 def _pooled(numbers: Tensor, dims: Sequence[int], made: Any, keepdim: bool = True) -> Any:
-    """Return the neuron numbers of pooling's output, which may come with indices, or None if it mixes neurons."""
+    """Return the neuron numbers of pooling's output (some come with indices), or None if it mixes neurons."""
     low, high = numbers.amin(dim=tuple(dims), keepdim=keepdim), numbers.amax(dim=tuple(dims), keepdim=keepdim)
     if not torch.equal(low, high):
         return None
