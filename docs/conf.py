@@ -12,6 +12,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_show_copyright = False
 html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"

@@ -1,7 +1,7 @@
-"""Which weights feed a batch norm: found in the graph that ``torch.export`` makes of a model.
+"""The search for the weights that feed a batch norm, in the graph that ``torch.export`` makes of a model.
 
-Nothing here knows of masks or optimizers. The way from a layer to its batch norm is followed with tensors of
-neuron numbers in place of activations: what only moves elements is carried out on them.
+Nothing here knows masks or optimizers. Each layer's output is replaced by a tensor that holds, for each
+element, the number of its neuron. Operations that only move elements are carried out on these tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.nn.parameter import Parameter
 
-# Operations by their names in the graph, and over how many dimensions, the last ones, they go.
+# Operations by their names in the graph, and the number of last dimensions that they work on.
 _SPATIAL = {f"conv{n}d": n for n in (1, 2, 3)}
 _SPATIAL_TRANSPOSED = {f"conv_transpose{n}d": n for n in (1, 2, 3)}
 _POOL_KINDS = ("max", "avg", "adaptive_max", "adaptive_avg")
@@ -33,39 +33,43 @@ _KEEP = frozenset((
 ))
 # fmt: on
 _NO_USE = frozenset({"_assert_tensor_metadata"})
-_NO_NEURON = -1  # an element that is no output of a layer
+_NO_NEURON = -1  # for elements that are no output of a layer
 
 
 def layers_feeding_norm(model: nn.Module, example_input: Any) -> dict[str, Parameter]:
-    """The weights whose layer's output goes into a batch norm, and nowhere else: those that Eq. 12 is for.
+    """Return the weights of the layers whose output goes into a batch norm and nowhere else.
 
-    Such a layer is a linear or convolutional one (transposed too, a call of ``torch.nn.functional`` too). Its
-    output goes straight into a batch norm that uses the statistics of the batch, or by operations that treat
-    each neuron alone and are as proportional to its weights as the layer: adding one number per neuron,
-    dropout, average and maximum pooling, changes of shape, of order (flatten, permute, concatenate, split)
-    and of floating-point type. (With a bias, dropout and padded average pooling are so only nearly.) Each
-    channel of the batch norm must hold one neuron: a ``Linear`` whose output ``(N, T, F)`` goes into
-    ``BatchNorm1d(T)`` is none. Not found are layers whose output goes into an activation, another norm or a
-    sum first, into a batch norm and something else, and weights that are used more than once unless every
-    use is as described.
+    These are the weights that Eq. 12 is derived for. A weight is returned if:
 
-    The model is traced by ``torch.export``, without computing anything: neither its buffers nor the random
-    state change. That takes from a second to a minute. Use the bare model, before ``torch.compile``
-    and ``DistributedDataParallel``; the parameters stay the same.
+    - its layer is linear or convolutional, transposed or not, a module or a call of ``torch.nn.functional``;
+    - the output goes into a batch norm that uses the statistics of the batch, and each channel of that batch
+      norm holds one neuron. (A ``Linear`` whose output ``(N, T, F)`` goes into ``BatchNorm1d(T)`` has
+      several neurons in a channel, and is left out.)
+    - between layer and batch norm there is nothing but operations that keep neurons apart and keep each
+      neuron's output proportional to its weights: adding one number per neuron, dropout, average and maximum
+      pooling, and changes of shape, of order (flatten, permute, concatenate, split) and of floating-point
+      type. (After a bias, dropout and padded average pooling are only nearly proportional.)
+    - the output goes nowhere else, and this is so for every use of the weight.
+
+    So layers are left out if an activation, another norm or a sum of layers comes before the batch norm.
+
+    ``torch.export`` traces the model without computing anything: buffers and random state do not change. This
+    takes from a second to a minute. Pass the model itself, before ``torch.compile`` and
+    ``DistributedDataParallel``; its parameters stay the same.
 
     Args:
-        model: a model in training mode. What feeds a batch norm that is in evaluation mode is left out.
-        example_input: what ``model`` is called with, of the usual shape and on the model's device; a tuple
-            for several arguments. Two examples are enough: more take more time.
+        model: a model in training mode. A batch norm in evaluation mode does not count.
+        example_input: an input of the usual shape, on the model's device; a tuple if ``model`` takes several
+            arguments. A batch of two is enough; a larger one takes longer.
 
     Returns:
         The weights by their name in the model, in model order, for ``feeding_norm`` of :class:`SparseOpt`.
 
     Raises:
-        ValueError: the model is in evaluation mode, in which batch norm does not normalise by the batch.
+        ValueError: the model is in evaluation mode, in which batch norm does not use the batch's statistics.
         RuntimeError: ``torch.export`` cannot trace the model with this input (its control flow depends on
-            values, say), or a batch norm is under an ``autocast`` or ``no_grad`` within ``forward``, where
-            there is no following it; the message says why, and how to name the layers by hand.
+            values, say), or a batch norm is under an ``autocast`` or ``no_grad`` within ``forward``, where it
+            cannot be followed. The message says why, and how to name the layers by hand.
     """
     if not model.training:
         raise ValueError(
@@ -103,7 +107,7 @@ def _has_batch_norm(part: nn.Module) -> bool:
 
 
 class _Layer(NamedTuple):
-    """How a parameter is used as the weight of a layer."""
+    """A parameter's use as the weight of a layer."""
 
     is_transposed: bool
     neurons: range
@@ -111,11 +115,11 @@ class _Layer(NamedTuple):
 
 
 class _Search:
-    """What has been seen of a graph, node after node."""
+    """The search through a graph, node by node."""
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self._parameters = parameters  # by the name of their placeholder
-        self._numbers: dict[Node, Any] = {}  # whose output each element is, of values made of layers' outputs
+        self._numbers: dict[Node, Any] = {}  # the neuron of each element, of values made of layers' outputs
         self._layers: dict[Parameter, _Layer] = {}
         self._count = 0
         self._in_norm: set[int] = set()
@@ -129,7 +133,7 @@ class _Search:
         return self._in_norm.issuperset(layer.neurons) and self._elsewhere.isdisjoint(layer.neurons)
 
     def look_at(self, node: Node) -> None:
-        """Note where the outputs of layers go at a node, and what it makes of them."""
+        """Note where a node sends the outputs of layers, and the neuron numbers of its own output."""
         if node.op in ("placeholder", "get_attr"):
             return
         name = _name(node)
@@ -174,7 +178,7 @@ class _Search:
         return self._parameters.get(value.name) if isinstance(value, Node) else None
 
     def _made(self, node: Node, name: str, sources: Sequence[Node]) -> Any:
-        """The neuron numbers of what a node makes; None: of outputs of layers it makes something else."""
+        """Return the neuron numbers of a node's output, or None if it mixes or changes outputs of layers."""
         numbers = self._numbers[sources[0]]
         if name in _MOVE:
             return self._moved(node)
@@ -191,7 +195,7 @@ class _Search:
         return None
 
     def _moved(self, node: Node) -> Any:
-        """What a node that only moves elements makes of neuron numbers, and of others' elements."""
+        """Carry out a node that only moves elements on neuron numbers."""
 
         def numbers_of(source: Node) -> Any:
             if source in self._numbers:
@@ -210,7 +214,7 @@ class _Search:
 
 
 def _name(node: Node) -> str:
-    """That of its operation, without the namespace and the overload."""
+    """Return the name of a node's operation, without namespace and overload."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target).removeprefix("aten.").partition(".")[0]  # "aten.split.Tensor"
@@ -218,14 +222,14 @@ def _name(node: Node) -> str:
 
 
 def _neurons_in(numbers: Any) -> set[int]:
-    """Those that occur in a tensor of numbers, or in any of several."""
+    """Return the neurons that occur in a tensor of numbers, or in any of several."""
     if isinstance(numbers, Tensor):
         return set(torch.unique(numbers).tolist()) - {_NO_NEURON}
     return set().union(*map(_neurons_in, numbers or ()))
 
 
 def _pooled(numbers: Tensor, dims: Sequence[int], made: Any, keepdim: bool = True) -> Any:
-    """The numbers of what pooling makes; None where it mixes neurons. It may come with indices."""
+    """Return the neuron numbers of pooling's output (some come with indices), or None if it mixes neurons."""
     low, high = numbers.amin(dim=tuple(dims), keepdim=keepdim), numbers.amax(dim=tuple(dims), keepdim=keepdim)
     if not torch.equal(low, high):
         return None
@@ -235,7 +239,7 @@ def _pooled(numbers: Tensor, dims: Sequence[int], made: Any, keepdim: bool = Tru
 
 
 def _is_one_per_neuron(addend: Tensor, numbers: Tensor) -> bool:
-    """Whether a parameter that is added to values adds the same to all of a neuron."""
+    """Tell whether a parameter that is added to a layer's output adds one number per neuron."""
     positions = torch.arange(addend.numel()).view(addend.shape)
     try:
         positions = positions.expand(numbers.shape)

@@ -1,4 +1,4 @@
-"""The learning-rate schedule of the paper (App. E.2): linear warm-up, then cosine decay."""
+"""The learning-rate schedule of the paper (Appendix E.2): linear warm-up, then cosine decay."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass
 class _WarmupCosine:
-    """The learning rate at a step as a multiple of ``peak``.
+    """The factor by which ``LambdaLR`` multiplies ``peak`` at a step.
 
-    An object and not a closure, because ``LambdaLR.state_dict`` saves the attributes of an object.
+    It is an object and not a closure because ``LambdaLR.state_dict`` saves the attributes of an object.
     """
 
     peak: float
@@ -23,7 +23,7 @@ class _WarmupCosine:
     end_lr: float
 
     def __call__(self, step: int) -> float:
-        # LambdaLR multiplies: no factor takes a group of learning rate 0 anywhere else.
+        # LambdaLR multiplies, so a group whose learning rate is 0 stays at 0 with any factor.
         return self.learning_rate(step) / self.peak if self.peak else 0.0
 
     def learning_rate(self, step: int) -> float:
@@ -40,32 +40,37 @@ def warmup_cosine(
     start_lr: float = 0.0,
     end_lr: float = 1e-6,
 ) -> LambdaLR:
-    """Linear warm-up to each group's own learning rate, then cosine decay (App. E.2 of the paper).
+    """Make a schedule: linear warm-up to the learning rate of each group, then cosine decay.
 
-    With ``t`` the number of ``scheduler.step()`` calls so far and ``peak`` the group's ``lr``::
+    This is the schedule of the paper (Appendix E.2). With ``t`` the number of ``scheduler.step()`` calls so
+    far and ``peak`` the group's ``lr``::
 
         t < warmup_steps:  start_lr + (peak - start_lr) * t / warmup_steps
         otherwise:         end_lr + (peak - end_lr) / 2
                                   * (1 + cos(pi * (t - warmup_steps) / (total_steps - warmup_steps)))
 
-    After ``total_steps`` it stays at ``end_lr``. A group whose ``lr`` is 0 stays at 0.
+    After ``total_steps`` the learning rate stays at ``end_lr``. A group whose ``lr`` is 0 stays at 0.
 
-    The defaults are the paper's for CIFAR-100 (peak 0.1, from 0 to 1e-6). For ImageNet: ``start_lr=1e-5,
-    end_lr=1e-5``, and the optimizer made with ``lr=0.1 * batch_size / 256``, ``batch_size`` being that of
-    all ranks together. The paper warms up for 5 epochs. The unit is one call of ``scheduler.step()``:
-    count both numbers in steps and call it after every ``opt.step()``, or both in epochs and call it once
-    per epoch.
+    The defaults are the paper's for CIFAR-100, where the peak is 0.1. For ImageNet, use ``start_lr=1e-5,
+    end_lr=1e-5`` and an optimizer with ``lr=0.1 * batch_size / 256``, where ``batch_size`` is the sum over
+    all ranks. The paper warms up for 5 epochs.
 
-    Make the schedule before loading a checkpoint into the optimizer, as for every scheduler of PyTorch:
-    making one sets the learning rates of step 0. As there, a group's ``initial_lr``, left by an earlier
-    scheduler, is the peak if there is one.
+    Count ``warmup_steps`` and ``total_steps`` in calls of ``scheduler.step()``: in optimizer steps if it is
+    called after every ``opt.step()``, in epochs if it is called once per epoch.
+
+    As with every scheduler of PyTorch, making the schedule sets the learning rates of step 0: make it before
+    you load a checkpoint into the optimizer. If a group has an ``initial_lr``, left by an earlier scheduler,
+    that is its peak.
 
     Args:
-        optimizer: any optimizer; tensor learning rates are written in place.
-        warmup_steps: at least 0. With 0 the first step is taken at the peak.
+        optimizer: any optimizer. A learning rate that is a tensor is written in place.
+        warmup_steps: at least 0. With 0, the first step has the peak learning rate.
         total_steps: more than ``warmup_steps``.
-        start_lr: learning rate of the first step; not negative.
-        end_lr: learning rate at ``total_steps``; not negative.
+        start_lr: learning rate of the first step, not negative.
+        end_lr: learning rate at ``total_steps``, not negative.
+
+    Returns:
+        The scheduler. Call its ``step()``; it has a ``state_dict()``.
 
     Raises:
         ValueError: an argument is out of range or not finite.

@@ -44,3 +44,30 @@ def test_what_stands_on_a_page_runs(page: str, tmp_path: Path, monkeypatch: pyte
     assert blocks(page)
     for block in blocks(page):
         exec(compile(block, str(ROOT / page), "exec"), namespace)
+
+
+def test_the_readme_begins_with_code_then_reasons_installation_status_and_demo() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    signs = [
+        "```python",
+        "- **Exact.**",
+        "- **Fast.**",
+        "- **Drop-in.**",
+        "    pip install ",
+        "| CPU |",
+        "    make demo",
+    ]
+    found = [next(i for i, line in enumerate(lines) if line.startswith(sign)) for sign in signs]
+    assert found == sorted(found)
+    assert found[0] < 25
+    assert found[-1] < 60
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+)
+def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
+    """On GitHub, too, where Sphinx does not look."""
+    folder = (ROOT / page).parent
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    assert [target for target in targets if not (folder / target).exists()] == []

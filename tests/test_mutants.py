@@ -45,8 +45,8 @@ MUTANTS = {
     ),
     "version-of-a-weight-or-buffer-not-compared": Mutant(
         "optimizer.py",
-        "found.versions != self._versions",
-        "False",
+        "found.versions == self._versions",
+        "True",
         "optimizer/test_moving_masks.py::test_next_step_zeroes_what_lies_outside_the_mask",
     ),
     "layout-of-gradients-not-compared": Mutant(
@@ -286,6 +286,62 @@ MUTANTS = {
         "increment_version(prepared.updated)",
         "pass",
         "optimizer/test_ready.py::test_autograd_notices",
+    ),
+    "versions-raised-after-the-write": Mutant(
+        "optimizer.py",
+        """
+        increment_version(prepared.updated)
+        for batch, own in zip(batches, inputs, strict=True):
+            batch.plan.step(own)
+""",
+        """
+        for batch, own in zip(batches, inputs, strict=True):
+            batch.plan.step(own)
+        increment_version(prepared.updated)
+""",
+        "optimizer/test_unseen_writes.py::test_versions_are_raised_before_weights_are_written",
+    ),
+    "unseen-writes-to-masks-not-looked-for": Mutant(
+        "kernels/native.py",
+        "if watch is not None and watch.mask_written:",
+        "if False:",
+        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+    ),
+    "unseen-writes-to-weights-not-looked-for": Mutant(
+        "kernels/native.py",
+        "if watch is not None and watch.weights_written:",
+        "if False:",
+        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+    ),
+    "unseen-writes-found-and-not-counted": Mutant(
+        "optimizer.py",
+        "for parameter, to_mask in found:",
+        "for parameter, to_mask in found[:0]:",
+        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+    ),
+    "shared-memory-not-detected": Mutant(
+        "overlap.py",
+        "extent.begin < last.end",
+        "False",
+        "optimizer/test_shared_memory.py",
+    ),
+    "later-turns-first": Mutant(
+        "preparation.py",
+        "key=lambda item: item[0][0]",
+        "key=lambda item: -item[0][0]",
+        "optimizer/test_shared_memory.py::test_as_the_for_loop_does_it",
+    ),
+    "neurons-of-registered-masks-forgotten": Mutant(
+        "masks.py",
+        "place.neurons() if place is not None and place.mask() is masks[parameter] else Neurons()",
+        "Neurons()",
+        "bad_input/test_masks_that_fit.py::TestNeurons",
+    ),
+    "neurons-of-any-mask-taken-from-the-layer": Mutant(
+        "masks.py",
+        "place is not None and place.mask() is masks[parameter]",
+        "place is not None",
+        "bad_input/test_masks_that_fit.py::TestNeurons",
     ),
     "unsupported-tensors-dropped": Mutant(
         "kernels/fallback.py",

@@ -78,7 +78,7 @@ def test_a_floating_point_mask_that_is_written_is_seen() -> None:
     mask[1] = 0.5
     before = weight.detach().clone()
     with pytest.raises(
-        ValueError, match="'3.weight_orig' has dtype torch.float32 and 32 values that are neither"
+        ValueError, match=r"'3\.weight_orig' has dtype torch\.float32 and 32 values that are neither"
     ):
         train(model, optimizer, 1)
     assert same_bits(weight, before)

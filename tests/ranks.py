@@ -1,0 +1,54 @@
+"""Scripts that run on several ranks at once: processes of their own, joined by gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparseopt_kernels
+
+PROLOGUE = """
+import sys
+import torch
+from torch import distributed as dist, nn
+
+folder, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=ranks)
+"""
+
+
+def on_ranks(script: str, folder: Path, ranks: int = 2, seconds: float = 120.0) -> list[Any]:
+    """Run a script on each rank, and return what each has put into ``result``.
+
+    The script finds ``rank``, ``ranks``, ``torch``, ``dist`` and ``nn``, and a process group that is joined.
+    """
+    file = folder / "ranks.py"
+    file.write_text(f"{PROLOGUE}\n{script}\ntorch.save(result, f'{{folder}}/{{rank}}.pt')\n")
+    path = os.pathsep.join(
+        [str(Path(sparseopt_kernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    ).rstrip(os.pathsep)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(file), str(folder), str(rank), str(ranks)],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(process.returncode for process in processes):
+        pytest.fail("\n".join(f"rank {i}:\n{output}" for i, output in enumerate(outputs)))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
