@@ -39,37 +39,34 @@ if TYPE_CHECKING:
 
 
 class SparseOpt(Optimizer):
-    r"""SGD for masked weights that corrects the gradient skew of batch normalisation (Eq. 12).
+    """SGD for masked weights, with the correction of SparseOpt (Eq. 12).
 
-    A drop-in replacement for :class:`torch.optim.SGD`. For a masked weight whose neuron ``i`` has
-    ``fan_in_i`` active weights, with ``c_i = sqrt(fan_in_i / mean fan_in of the layer)``:
+    A drop-in replacement for :class:`torch.optim.SGD`. For neuron ``i`` of a masked weight, with
+    ``c_i = sqrt(fan_in_i / mean fan_in of the layer)``::
 
-    .. math::
-        d &= c_i \, \gamma \, g + \lambda \, p \\
-        b &= \mu \, b + (1 - \tau) \, d \\
-        p &= M \, (p - \eta \, b), \quad b = M \, b
+        d = c_i * g + weight_decay * p
+        b = momentum * b + (1 - dampening) * d
+        p = M * (p - lr * b),   b = M * b
 
-    Everything happens in one pass over memory. ``p.grad`` is never written. Parameters without a mask
-    are updated exactly as ``torch.optim.SGD`` would, but that one that is given twice in a group is updated
-    once, where SGD updates it once for each time. ``state_dict`` is that of ``torch.optim.SGD``: the
-    only key per parameter is ``momentum_buffer``, and checkpoints load in both directions.
-    Half precisions are computed in float32 and rounded once, where SGD rounds after every operation.
+    A step is one pass over memory. ``p.grad`` is never written. A parameter without a mask is updated as
+    ``torch.optim.SGD`` does it, but one that is given twice in a group is updated once. ``state_dict`` has
+    the form of ``torch.optim.SGD``'s, and checkpoints load in both directions. bfloat16 and float16 are
+    computed in float32 and rounded once. Parameters that share memory are updated one after the other.
 
-    On a GPU no step waits for the device: ``lr`` as a tensor, GradScaler's verdict and the gradient norm
-    are read there (but a first step with dampening waits for the verdict). So the host does not know whether
-    AMP skipped a step, and ``momentum_buffer`` may hold zeros before the first step that was not skipped. A
-    step can be captured in a CUDA graph, after one outside of it (two with dampening); capture it again when
-    masks have changed.
+    On a GPU no step waits for the device, except a first step with dampening under GradScaler. So the host
+    does not know whether AMP skipped a step, and ``momentum_buffer`` may hold zeros before the first step
+    that was not skipped. A step can be captured in a CUDA graph, after one outside of it (two with
+    dampening); capture it again when masks have changed.
 
-    A mask may be changed at any time, in place or by putting another tensor into the mapping: the next
-    step sees it, and zeroes weights and momentum outside the new mask, even if AMP then skips the step (of a
-    parameter that never had a gradient, not before its first one). Writes through ``.data``, NumPy or raw
-    pointers are invisible to PyTorch's version counter: after one, write once more in the open,
-    ``p.mul_(masks[p])`` under ``torch.no_grad()`` for a weight, ``mask.copy_(mask)`` for a mask.
+    A mask may be changed at any time, in place or by putting another tensor into the mapping. The next step
+    zeroes weights and momentum outside the new mask, even if AMP skips that step (for a parameter that never
+    had a gradient, not before its first one). Writes that PyTorch does not count (through ``.data``, NumPy,
+    DLPack or raw pointers, by collectives of ``torch.distributed``) are noticed on a CPU, within 128 steps
+    for a mask; call ``torch.autograd.graph.increment_version(tensor)`` after one to have it seen at once.
 
-    A ``UserWarning``, once for each layer, says where Eq. 12 makes a ``c_i`` larger than 3: fan-in has become
-    concentrated in few neurons. Only masks on the CPU are looked at for it, when they are new: no step waits
-    for a device to tell. On a GPU, ask ``masks.fan_in(p)`` where you can wait.
+    A ``UserWarning`` is given once for each layer where Eq. 12 makes a ``c_i`` larger than 3 (fan-in is
+    concentrated in few neurons; only masks on the CPU are looked at), once for writes that were not
+    counted, and once if parameters have masks in their model and ``masks`` was left out.
 
     Args:
         params: parameters, named parameters, or parameter groups; every keyword below except ``masks``,
@@ -80,9 +77,11 @@ class SparseOpt(Optimizer):
         weight_decay: ``lambda``; it is not scaled by ``c_i``.
         nesterov: Nesterov momentum; requires momentum and no dampening.
         maximize: ascend instead of descend.
-        masks: boolean mask (True = active) of each masked parameter: a :class:`Masks`, or any mapping
-            from parameter to tensor of its shape and device. In a plain mapping, dimension 0 of a
-            weight counts the neurons; ``Masks`` knows better for ``ConvTranspose``.
+        masks: the mask of each masked parameter (boolean, True = active; or floating-point, of 0 and 1): a
+            :class:`Masks`, which may hold masks of other parameters of the model as well, or any mapping
+            from the optimizer's parameters to tensors of their shape and device. A mask that is registered
+            in a model takes its neurons from its layer; else dimension 0 of the weight counts them.
+            ``{}``: no masks, and no warning of masks that the model has.
         correction: ``"layer"`` (Eq. 12), ``"unnormalized"`` (``c_i = sqrt(1 - s_i)``, the
             preconditioner D alone), ``"none"`` (masked SGD, the paper's baseline), or ``"auto"``: Eq. 12 for
             the weights in ``feeding_norm``, ``c_i = 1`` for all others.
@@ -256,9 +255,10 @@ class SparseOpt(Optimizer):
         if self._made_again():
             return
         found = self._look()
-        if self._is_as_before(found) and self._count_unseen_writes():
-            found = self._look()
         if not self._is_as_before(found):
+            self._prepare()
+            found = self._look()
+        if self._count_unseen_writes(found.versions):
             self._prepare()
             found = self._look()
         if self._full_check is not None:
@@ -294,15 +294,22 @@ class SparseOpt(Optimizer):
         is_same = found.snapshot is not None and found.snapshot == self._snapshot
         return is_same and found.versions == self._versions
 
-    def _count_unseen_writes(self) -> bool:
-        """Raise the versions of masks and weights that were written without one, and say so once."""
+    def _count_unseen_writes(self, versions: list[int]) -> bool:
+        """Raise the versions of masks and weights that were written without one, and say so once.
+
+        Args:
+            versions: of what is watched, as they are.
+        """
         found = [] if self._full_check is not None else unseen_writes(self._prepared)
-        if found and self._may_write_unseen:
+        if not found:
+            return False
+        self._versions = versions
+        if self._may_write_unseen:
             self._may_write_unseen = False
             warn(describe(found, self._names()))
         for parameter, to_mask in found:
             increment_version(self._own_masks[parameter] if to_mask else parameter)
-        return bool(found)
+        return True
 
     def _prepare(self) -> None:
         for group in self.param_groups:
