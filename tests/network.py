@@ -44,7 +44,7 @@ class Network(nn.Sequential):
         return {layer.weight: layer.weight_mask for layer in (self[0], self[2])}
 
     def masks(self, kind: str) -> Any:
-        return {"Masks": Masks(self), "dict": self.masks_dict(), "no-mask": None}[kind] if kind else None
+        return {"Masks": Masks(self), "dict": self.masks_dict(), "no-mask": {}}[kind] if kind else None
 
     def set_grads(self, step: int, scale: float = 1.0) -> Tensor:
         """Backward of a loss on data that depends on the step alone; returns the loss."""
