@@ -9,6 +9,7 @@ from .kernels import build_info
 from .masks import Masks
 from .optimizer import SparseOpt
 from .schedules import warmup_cosine
+from .sparse_copy import to_sparse
 from .topology.densities import layer_densities
 from .topology.dynamic import SET, RigL
 from .topology.sparsify import sparsify
@@ -26,5 +27,6 @@ __all__ = [
     "layers_feeding_norm",
     "load_dense",
     "sparsify",
+    "to_sparse",
     "warmup_cosine",
 ]
