@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -175,7 +176,8 @@ def _pays(weight: Tensor) -> bool:
     """Whether CSR is faster."""
     if weight.dtype not in _DTYPES or weight.device.type != "cpu" or weight.numel() < LEAST_WEIGHTS:
         return False
-    return int(weight.count_nonzero()) <= LARGEST_DENSITY * weight.numel()
+    most = math.ceil(LARGEST_DENSITY * weight.numel())  # sparsify rounds
+    return int(weight.count_nonzero()) <= most
 
 
 def _convert(layer: nn.Linear, converted: dict[Tensor, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 
 import pytest
@@ -152,13 +153,19 @@ class TestWhatStaysDense:
 
     def test_the_rule_at_its_edge(self) -> None:
         layer = nn.Linear(1024, LEAST_WEIGHTS // 1024)
-        active = int(LARGEST_DENSITY * LEAST_WEIGHTS)
+        active = math.ceil(LARGEST_DENSITY * LEAST_WEIGHTS)
         mask = torch.arange(LEAST_WEIGHTS).view(-1, 1024) < active
         layer.register_buffer("weight_mask", mask)
         assert type(sk.to_sparse(layer)) is SparseLinear
         layer.weight_mask.view(-1)[active] = True
         with pytest.warns(UserWarning, match="leaves all layers dense"):
             assert type(sk.to_sparse(layer)) is nn.Linear
+
+    def test_sparsity_of_nine_tenths_is_enough(self) -> None:
+        """``sparsify`` rounds the number of active weights up here."""
+        layer = nn.Linear(1024, 1024)
+        assert sk.sparsify(layer, 0.9).nnz() > 0.1 * 2**20
+        assert type(sk.to_sparse(layer)) is SparseLinear
 
     def test_without_mkl_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
