@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
     parser.add_argument("--rounds", type=int, default=9, help="how often each is timed (%(default)s)")
     options = parser.parse_args(arguments)
-    if not torch.backends.mkl.is_available():
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         print("PyTorch was built without MKL: there are no sparse copies to measure")
         return 1
     times, sizes = [], []

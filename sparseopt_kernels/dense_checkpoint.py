@@ -80,7 +80,7 @@ def register_load_advice(module: nn.Module) -> None:
         module: the layer that has the mask as a buffer.
     """
     if _advise not in module._load_state_dict_post_hooks.values():
-        module.register_load_state_dict_post_hook(_advise)
+        module.register_load_state_dict_post_hook(_advise)  # type: ignore[no-untyped-call]
 
 
 def remove_load_advice(module: nn.Module) -> None:

@@ -50,7 +50,7 @@ def to_sparse(model: Model) -> Model:
     if weights:
         finalize(sparse)
     sparse.eval().requires_grad_(False)
-    if not torch.backends.mkl.is_available():
+    if not _has_mkl():
         warn("PyTorch was built without MKL: to_sparse leaves all layers dense, CSR would be slower")
         return sparse
     converted: dict[Tensor, Tensor] = {}
@@ -67,11 +67,11 @@ def to_sparse(model: Model) -> Model:
 
 
 class SparseLinear(nn.Linear):
-    """A ``Linear`` layer for inference whose weight is ``torch.sparse_csr``. :func:`to_sparse` makes it.
+    """A ``Linear`` layer for inference whose weight is ``torch.sparse_csr``.
 
-    ``weight`` is made of the buffers ``crow_indices``, ``col_indices`` (int32) and ``values``: PyTorch can
-    neither copy nor convert a module with the CSR tensor itself. ``load_state_dict`` takes other active
-    weights and another number of them.
+    :func:`~sparseopt_kernels.to_sparse` makes it. ``weight`` is made of the buffers ``crow_indices``,
+    ``col_indices`` (int32) and ``values``: PyTorch can neither copy nor convert a module with the CSR tensor
+    itself. ``load_state_dict`` takes other active weights and another number of them.
     """
 
     crow_indices: Tensor
@@ -80,7 +80,7 @@ class SparseLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight: ``torch.sparse_csr``, of shape ``(out_features, in_features)``; shares its memory."""
+        """``torch.sparse_csr``, of shape ``(out_features, in_features)``. It shares the buffers' memory."""
         shape = (self.out_features, self.in_features)
         # Indices are checked when they are loaded: in each call, that would cost more than the call.
         return torch.sparse_csr_tensor(
@@ -97,10 +97,12 @@ class SparseLinear(nn.Linear):
     def _multiply(self, input: Tensor) -> Tensor:
         rows = input.reshape(-1, self.in_features)
         weight = self.weight
-        if rows.shape[0] == 1 and torch.backends.mkl.is_available():
+        if rows.shape[0] == 1 and _has_mkl():
             product = linear(rows, weight, self.bias)
         else:
-            product = torch.cat([self._columns(weight, part).t() for part in rows.split(_ROWS_AT_ONCE)])
+            product = torch.cat(
+                [self._columns(weight, part).t() for part in torch.split(rows, _ROWS_AT_ONCE)]
+            )
         return product.view(*input.shape[:-1], self.out_features)
 
     def _columns(self, weight: Tensor, rows: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ class SparseLinear(nn.Linear):
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseLinear:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.values.dtype not in _DTYPES:
             raise TypeError(f"a sparse weight must be float32 or float64, and became {self.values.dtype}")
         return self
@@ -156,7 +158,8 @@ class SparseLinear(nn.Linear):
             return f"it has {' and '.join(parts)}, it must have {', '.join(_PARTS)}"
         shape = (self.out_features, self.in_features)
         try:
-            torch.sparse_csr_tensor(*(parts[name] for name in _PARTS), shape, check_invariants=True)
+            crow_indices, col_indices, values = (parts[name] for name in _PARTS)
+            torch.sparse_csr_tensor(crow_indices, col_indices, values, shape, check_invariants=True)
         except (RuntimeError, TypeError) as error:
             return str(error)
         return None
@@ -170,6 +173,10 @@ def _memo(weights: list[MaskedWeight]) -> dict[int, Any]:
     """Copies of the weights that PyTorch's prune computes: ``deepcopy`` takes no tensor with a history."""
     computed = [getattr(weight.module, weight.attribute) for weight in weights if weight.pruned]
     return {id(tensor): tensor.detach().clone() for tensor in computed}
+
+
+def _has_mkl() -> bool:
+    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
 def _pays(weight: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The snippets of docs/frameworks.md run, and train what a plain loop does, where the framework is installed."""
+"""The snippets of docs/frameworks.md run and train as a plain loop does, where a framework is installed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def sections() -> dict[str, str]:
     text = PAGE.read_text()
     parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
     titled = {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
-    blocks = {
-        title: re.findall(r"^```python\n(.*?)^```$", part, re.M | re.S) for title, part in titled.items()
-    }
-    return {title: "\n".join(code) for title, code in blocks.items()}
+    block = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return {title: "\n".join(block.findall(part)) for title, part in titled.items()}
 
 
 def masked_sgd(code: str) -> str:
@@ -45,7 +43,7 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
         self.before: dict[str, Tensor] = {}
-        self.networks: list[nn.Sequential] = []
+        self.networks: list[Any] = []
 
     def watch(self, make_net: Callable[[], nn.Sequential]) -> Callable[[], nn.Sequential]:
         def made() -> nn.Sequential:
@@ -85,9 +83,8 @@ def by_hand(
 ) -> tuple[nn.Sequential, int]:
     """Masked SGD by PyTorch's for-loop over the same batches, and the number of its steps."""
     labels = {tuple(x.tolist()): y for x, y in namespace["examples"]}
-    plain_make_net = sections()[""]
     scope: Namespace = {}
-    exec(plain_make_net, scope)
+    exec(sections()[""], scope)  # its make_net is not watched
     net = scope["make_net"]()
     masks = sk.sparsify(net, 0.9)
     net.load_state_dict(recorder.before)
@@ -106,7 +103,8 @@ def by_hand(
                 p.mul_(mask)
                 if opt.state[p]:
                     opt.state[p]["momentum_buffer"].mul_(mask)
-                p.grad.mul_(mask)
+                if p.grad is not None:
+                    p.grad.mul_(mask)
         opt.step()
         opt.zero_grad()
         steps += 1
@@ -292,7 +290,8 @@ class TestAccelerate:
 
 def test_a_checkpoint_without_the_state_of_the_topology_starts_its_clock_again() -> None:
     """As the page says: the masks are there, the number of steps is not."""
-    exec(sections()[""], scope := {})
+    scope: Namespace = {}
+    exec(sections()[""], scope)
     nets = [scope["make_net"]() for _ in range(2)]
     masks = [sk.sparsify(net, 0.9) for net in nets]
     former, anew = (sk.SET(own, update_every=2, stop_at=6) for own in masks)

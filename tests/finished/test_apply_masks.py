@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import sparseopt_kernels as sk
 
 
-def make() -> tuple[nn.Sequential, sk.Masks]:
+def make() -> tuple[Any, sk.Masks]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Linear(30, 5))
     return model, sk.sparsify(model, 0.8)
@@ -46,7 +47,7 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_an_exponential_average_of_a_rigl_run(use_buffers: bool) -> None:
     model, masks = make()
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=use_buffers)
+    ema: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=use_buffers)
     train(model, masks, ema)
     assert active(ema) > 1.5 * masks.nnz()
     averaged = {name: p.clone() for name, p in ema.module.named_parameters()}
@@ -67,7 +68,7 @@ def test_an_exponential_average_of_a_rigl_run(use_buffers: bool) -> None:
 def test_its_own_masks_are_the_default() -> None:
     """Without ``use_buffers``, PyTorch copies buffers: they are the masks of the last average."""
     model, masks = make()
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    ema: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     train(model, masks, ema)
     sk.apply_masks(ema)
     assert 0 < active(ema) <= masks.nnz()
@@ -123,11 +124,11 @@ def test_other_devices_and_dtypes_do_not_matter() -> None:
 
 def test_an_average_of_a_model_pruned_by_pytorch() -> None:
     """An exponential average of float masks holds fractions: only the model's own masks help."""
-    model = nn.Sequential(nn.Linear(20, 30))
+    model: Any = nn.Sequential(nn.Linear(20, 30))
     prune.random_unstructured(model[0], "weight", amount=0.5)
     with torch.no_grad():
         model(torch.randn(1, 20))  # PyTorch copies no model whose computed weight has a history
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    ema: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(3):
         model[0].weight_mask.copy_(torch.rand(30, 20) < 0.5)
         ema.update_parameters(model)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import sparseopt_kernels as sk
 
 
-def gradients_of_a_network(dead: bool) -> tuple[nn.Module, sk.Masks]:
+def gradients_of_a_network(dead: bool) -> tuple[Any, sk.Masks]:
     """Linear layers behind batch normalisation at a sparsity of 0.9, with gradients."""
     torch.manual_seed(0)
-    model = nn.Sequential()
+    model: Any = nn.Sequential()
     for width in (64, 256, 256):
         model.extend([nn.Linear(width, 256), nn.BatchNorm1d(256), nn.ReLU()])
     model.append(nn.Linear(256, 10))

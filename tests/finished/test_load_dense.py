@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,12 @@ from sparseopt_kernels.dense_checkpoint import register_load_advice, remove_load
 ADVICE = "a dense checkpoint? sparseopt_kernels.load_dense(model, state_dict) keeps the masks"
 
 
-def dense(seed: int = 0) -> nn.Sequential:
+def dense(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
-def masked() -> tuple[nn.Sequential, sk.Masks]:
+def masked() -> tuple[Any, sk.Masks]:
     model = dense()
     masks = sk.sparsify(model, 0.5)
     for layer in (model[0], model[3]):
@@ -121,7 +122,7 @@ class TestLoadDense:
         model, _ = masked()
         old = dense(1).state_dict()
         del old["1.num_batches_tracked"]
-        old._metadata["1"]["version"] = 1  # type: ignore[attr-defined]
+        old._metadata["1"]["version"] = 1
         sk.load_dense(model, old)
 
 

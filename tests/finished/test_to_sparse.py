@@ -6,6 +6,7 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +21,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def make(sparsity: float = 0.95, seed: int = 0) -> nn.Sequential:
+def make(sparsity: float = 0.95, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(1024, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 10))
     sk.sparsify(model, sparsity, "uniform", exclude=("3",), seed=seed)
     return model
 
 
-def saved_and_loaded(value: object, weights_only: bool) -> object:
+def saved_and_loaded(value: object, weights_only: bool) -> Any:
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
@@ -97,10 +98,10 @@ class TestTheCopy:
         expected = model(x)
         sparse = sk.to_sparse(model)
         torch.testing.assert_close(sparse(x), expected.detach(), rtol=0, atol=1e-5)
-        assert prune.is_pruned(model)  # type: ignore[no-untyped-call]
+        assert prune.is_pruned(model)
 
     def test_layers_that_share_a_weight_share_its_memory(self) -> None:
-        model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 1024))
+        model: Any = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 1024))
         model[1].weight = model[0].weight
         sk.sparsify(model, 0.95)
         sparse = sk.to_sparse(model)
@@ -152,7 +153,7 @@ class TestWhatStaysDense:
         assert not list(sparse.buffers())
 
     def test_the_rule_at_its_edge(self) -> None:
-        layer = nn.Linear(1024, LEAST_WEIGHTS // 1024)
+        layer: Any = nn.Linear(1024, LEAST_WEIGHTS // 1024)
         active = math.ceil(LARGEST_DENSITY * LEAST_WEIGHTS)
         mask = torch.arange(LEAST_WEIGHTS).view(-1, 1024) < active
         layer.register_buffer("weight_mask", mask)
@@ -214,7 +215,7 @@ class TestInference:
         """In eval mode its fused path reads the weights of its layers, which it must not here."""
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(256, 4, 2048, batch_first=True)
-        model = nn.TransformerEncoder(layer, 2).eval()
+        model: Any = nn.TransformerEncoder(layer, 2).eval()
         sk.sparsify(model, 0.95, "uniform")
         sparse = sk.to_sparse(model)
         assert type(sparse.layers[0].linear1) is SparseLinear
@@ -231,7 +232,7 @@ class TestSavedAndLoaded:
         [copy.deepcopy, lambda model: saved_and_loaded(model, weights_only=False)],
         ids=["deepcopy", "torch.save"],
     )
-    def test_as_a_whole(self, duplicate: Callable[[nn.Module], nn.Module]) -> None:
+    def test_as_a_whole(self, duplicate: Callable[[nn.Module], Any]) -> None:
         sparse = sk.to_sparse(make())
         twin = duplicate(sparse)
         x = torch.randn(5, 1024)
