@@ -164,9 +164,8 @@ class TestDistributedDataParallel:
             for i, snippet in enumerate((code, swapped))
             for state in self.on_two_ranks(snippet, tmp_path / str(i))
         ]
-        trained = [
-            name for name in states[0] if "running" not in name
-        ]  # a rank's own, until the next forward
+        # Running statistics are a rank's own until the next forward.
+        trained = [name for name in states[0] if "running" not in name]
         for state in states[1:]:
             assert all(torch.equal(state[name], states[0][name]) for name in trained)
 
