@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter
 
 from .kernels import native
 from .kernels.memory import in_order, memory_order
 from .neurons import Neurons
+from .registered_masks import as_boolean
 
 _WORDS = (2, 4, 8)  # bytes of the elements that the native library zeroes
+
+
+def zero_outside_masks(masks: Mapping[Parameter, Tensor]) -> None:
+    """Zero, in place, the weights outside their masks, which may be boolean or of 0 and 1."""
+    with torch.no_grad():
+        for parameter, mask in masks.items():
+            zero_outside(as_boolean(mask), [parameter])
 
 
 def zero_outside(mask: Tensor, tensors: Sequence[Tensor]) -> None:

@@ -32,6 +32,21 @@ class MaskedParameter(NamedTuple):
     buffer: str
     """Name of the mask in the same module."""
 
+    @property
+    def is_pruned(self) -> bool:
+        """True if ``torch.nn.utils.prune`` made the mask: the parameter is ``weight_orig`` then."""
+        return self.attribute != self.buffer.removesuffix(_SUFFIX)
+
+    @property
+    def mask_name(self) -> str:
+        """The name of the mask in the model."""
+        return self.name.removesuffix(self.attribute) + self.buffer
+
+    @property
+    def dense_name(self) -> str:
+        """The name of the parameter in the model without masks: ``"0.weight"`` of ``"0.weight_orig"``."""
+        return self.mask_name.removesuffix(_SUFFIX)
+
     def mask(self) -> Tensor | None:
         """Return the mask, or None if the module has it no more."""
         return self.module._buffers.get(self.buffer)
@@ -40,34 +55,39 @@ class MaskedParameter(NamedTuple):
         """Return what the module has under the parameter's name now."""
         return self.module._parameters.get(self.attribute)
 
+    def both(self) -> tuple[Parameter, Tensor]:
+        """Return parameter and mask of what was just found."""
+        parameter, mask = self.parameter(), self.mask()
+        assert parameter is not None
+        assert mask is not None
+        return parameter, mask
+
     def neurons(self) -> Neurons:
         """Return where the neurons of the parameter lie."""
         return neurons_of(self.module)
 
 
-def registered_masks(model: nn.Module) -> dict[Parameter, MaskedParameter]:
-    """Find the masks of a model, in the order of its parameters.
+def masked_parameters(model: nn.Module) -> list[MaskedParameter]:
+    """Find all masks of a model, in the order of its parameters; of one that layers share, each layer's.
 
     A mask is the buffer ``<name>_mask`` beside the parameter ``<name>``, or beside ``<name>_orig`` in a layer
-    that ``torch.nn.utils.prune`` has pruned. Beside a parameter of one dimension, only a boolean buffer of
-    its shape is one: any other is the user's own, and is left alone.
+    that ``torch.nn.utils.prune`` has pruned. A buffer of that name is the user's own, and left alone, if it
+    is neither boolean nor of the parameter's shape; beside a parameter of one dimension, unless it is both.
+    """
+    return [place for name, module in model.named_modules() for place in _in_module(name, module)]
+
+
+def registered_masks(model: nn.Module) -> dict[Parameter, MaskedParameter]:
+    """Return the masks of a model by parameter; of one that layers share, the first layer's.
 
     Raises:
         ValueError: a mask does not fit its parameter; the message names it.
     """
     found: dict[Parameter, MaskedParameter] = {}
-    for module_name, module in model.named_modules():
-        for attribute, parameter in module._parameters.items():
-            buffer = f"{_computed_from(module, attribute) or attribute}{_SUFFIX}"
-            mask = module._buffers.get(buffer)
-            if parameter is None or mask is None or parameter in found:
-                continue
-            is_plain = parameter.ndim < 2 and buffer == f"{attribute}{_SUFFIX}"
-            if is_plain and not (mask.dtype == torch.bool and mask.shape == parameter.shape):
-                continue
-            name = _qualified(module_name, attribute)
-            check_mask(mask, parameter, name)
-            found[parameter] = MaskedParameter(name, module, attribute, buffer)
+    for place in masked_parameters(model):
+        parameter, mask = place.both()
+        check_mask(mask, parameter, place.name)
+        found.setdefault(parameter, place)
     for parameter, place in found.items():
         _REMEMBERED[parameter] = _Remembered(
             place.name, weakref.ref(place.module), place.attribute, place.buffer
@@ -147,12 +167,21 @@ class _Remembered(NamedTuple):
 _REMEMBERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _computed_from(module: nn.Module, attribute: str) -> str | None:
-    """Return ``"weight"`` for ``"weight_orig"``, if ``torch.nn.utils.prune`` computes the former from it."""
-    name = attribute.removesuffix("_orig")
+def _in_module(module_name: str, module: nn.Module) -> Iterator[MaskedParameter]:
     hooks = module._forward_pre_hooks.values()
-    is_pruned = any(isinstance(h, prune.BasePruningMethod) and h._tensor_name == name for h in hooks)
-    return name if name != attribute and is_pruned else None
+    pruned = {f"{h._tensor_name}_orig" for h in hooks if isinstance(h, prune.BasePruningMethod)}
+    for attribute, parameter in module._parameters.items():
+        buffer = f"{attribute.removesuffix('_orig') if attribute in pruned else attribute}{_SUFFIX}"
+        mask = module._buffers.get(buffer)
+        if parameter is None or mask is None:
+            continue
+        if attribute in pruned or not _is_foreign(mask, parameter):
+            yield MaskedParameter(_qualified(module_name, attribute), module, attribute, buffer)
+
+
+def _is_foreign(mask: Tensor, parameter: Parameter) -> bool:
+    is_boolean, fits = mask.dtype == torch.bool, mask.shape == parameter.shape
+    return not (is_boolean or fits) if parameter.ndim >= 2 else not (is_boolean and fits)
 
 
 def _qualified(module_name: str, attribute: str) -> str:

@@ -1,5 +1,7 @@
 """Masks as a table and as records: answers that can be counted by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,9 +11,9 @@ from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.topology.sparsify import sparsify
 
 
-def make() -> tuple[nn.Module, Masks]:
+def make() -> tuple[Any, Masks]:
     """Two layers: neurons of fan-in 4, 1 and 0, and of fan-in 3 and 2 where dimension 1 counts neurons."""
-    model = nn.Sequential()
+    model: Any = nn.Sequential()
     model.add_module("head", nn.Linear(4, 3))
     model.add_module("up", nn.ConvTranspose1d(4, 2, 2, groups=2))
     rows = [[1, 1, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]

@@ -1,0 +1,44 @@
+"""The end of masked training: a plain dense model."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils import prune
+
+from .dense_checkpoint import remove_load_advice
+from .mask_changes import zero_outside_masks
+from .masks import Masks
+from .registered_masks import masked_parameters
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def finalize(model: Model) -> Model:
+    """Remove the masks of a model, in place, and return it: its ``state_dict`` is that of the dense model.
+
+    Weights outside the masks are zeroed first. Masks of :func:`sparsify`, boolean buffers of your own and
+    masks of ``torch.nn.utils.prune`` are removed; other buffers stay. Parameters stay the same objects.
+
+    It is the end of the training: a ``SparseOpt``, ``SET`` or ``RigL`` that has the former ``Masks`` raises
+    an error in its next step. An optimizer with a dict of masks cannot know, and goes on. To keep the masked
+    model, finalize a copy: ``sk.finalize(copy.deepcopy(model))``.
+
+    Args:
+        model: a model with masks, also in a wrapper (``DistributedDataParallel``, ``AveragedModel``).
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: the model has no mask, or a mask is not valid; nothing has been changed.
+    """
+    zero_outside_masks(Masks(model))
+    for place in masked_parameters(model):
+        if place.is_pruned:
+            prune.remove(place.module, place.buffer.removesuffix("_mask"))  # type: ignore[no-untyped-call]
+        else:
+            delattr(place.module, place.buffer)
+        remove_load_advice(place.module)
+    return model
