@@ -32,7 +32,7 @@ def blocks(page: str) -> list[str]:
     return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in found]
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.filterwarnings("error::UserWarning", "ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("page", PRELUDES)
 def test_what_stands_on_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, on any machine: cuBLAS is not deterministic, which these tests ask PyTorch to be."""
