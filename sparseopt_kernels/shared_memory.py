@@ -11,7 +11,7 @@ from torch import Tensor
 def overlapping_pairs(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     """Find the pairs of strided tensors that have an element at the same address, by their places.
 
-    Two views that lie between each other's elements (the even and the odd columns of a matrix) do not overlap.
+    Two views that lie between each other's elements (even and odd columns of a matrix) do not overlap.
     """
     by_start = sorted((i for i, t in enumerate(tensors) if t.numel() > 0), key=lambda i: _start(tensors[i]))
     for position, i in enumerate(by_start):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import get_args
 
 import torch
@@ -45,21 +46,21 @@ def sparsify(
     Args:
         model: masked in place. Layers may have masks already, if this call is not about them: they keep
             them, and the masks that are returned are those of the whole model.
-        sparsity: fraction of the maskable weights to switch off, in [0, 1). Or that of each layer, by layer or
-            weight names and shell-style patterns, of which the first match wins: ``{"layer1.*": 0.8, "fc":
-            0.5}``. Layers that match none stay dense and get no mask.
+        sparsity: fraction of the maskable weights to switch off, in [0, 1). Or that of each layer, by names
+            or shell-style patterns of layers or weights, of which the first match wins:
+            ``{"layer1.*": 0.8, "fc": 0.5}``. What matches none stays dense and gets no mask.
         distribution: how the layers share the sparsity: ``"erk"``, the default, ``"er"`` or ``"uniform"``
             (see :func:`layer_densities`). With sparsities by layer there is nothing to share: leave it out.
         exclude: layers to leave dense, by name or shell-style pattern (``"fc"``, ``"layer1.*"``).
         include: weights of other layers to mask as well, in the same way:
             ``("self_attn.in_proj_weight", "*.wte.weight")``. Their buffers are named after the attribute
-            (``in_proj_weight_mask``). Dimension 0 counts the neurons: in ``Embedding`` a row is a token, in the
-            stacked weights of attention and LSTM an output; in Hugging Face's ``Conv1D`` dimension 1 does.
-            Parameters of one dimension, biases and normalisation parameters are never masked, and what
-            ``exclude`` names as well is not.
-        init: ``"random"``, or ``"magnitude"``: the weights of largest \\|w\\|, of equal ones the lower index.
-            Whether a model was trained cannot be seen: of a trained one, ``"random"`` throws away most of what
-            it has learnt, without a word. Use ``"magnitude"`` there.
+            (``in_proj_weight_mask``). Dimension 0 counts the neurons: in ``Embedding`` a row is a token, in
+            the stacked weights of attention and LSTM an output; in Hugging Face's ``Conv1D`` dimension 1
+            does. Parameters of one dimension, biases and normalisation parameters are never masked, and
+            what ``exclude`` names as well is not.
+        init: ``"random"``, or ``"magnitude"``: the weights of largest absolute value, of equal ones the lower
+            index. Whether a model was trained cannot be seen: of a trained one, ``"random"`` throws most of
+            what it has learnt away, without a word. Use ``"magnitude"`` there.
         min_fan_in: how many active weights each neuron has at least, within the number of its layer.
         seed: of the random masks.
 
@@ -105,7 +106,7 @@ def sparsify(
 def _check_choice(init: Init, min_fan_in: int) -> None:
     if init not in get_args(Init):
         raise ValueError(f"init is {init!r}, it must be one of {get_args(Init)}")
-    if not isinstance(min_fan_in, int) or isinstance(min_fan_in, bool) or min_fan_in < 0:
+    if not isinstance(min_fan_in, Integral) or isinstance(min_fan_in, bool) or min_fan_in < 0:
         raise ValueError(f"min_fan_in is {min_fan_in!r}, it must be an integer of at least 0")
 
 

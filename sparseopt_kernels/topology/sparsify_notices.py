@@ -58,9 +58,9 @@ def notice_of_dense_weights(
     if rest:
         told.append(f"and {len(rest)} more ({_size(sum(sizes[name] for name in rest), total)})")
     return (
-        f"not masked, because they are no weights of Linear, Conv or ConvTranspose layers: {', '.join(told)}. "
-        f"To mask them, name them in include=({by_size[0]!r}, ...); to leave them dense without this warning, "
-        "in exclude"
+        f"left dense, because their layers are not Linear, Conv or ConvTranspose: {', '.join(told)}. "
+        f"include=({by_size[0]!r},) masks such a weight as well; exclude=({by_size[0]!r},) leaves it dense "
+        "without this warning"
     )
 
 
@@ -69,7 +69,7 @@ def _size(numel: int, total: int) -> str:
 
 
 def notice_of_dead_neurons(weights: Sequence[MaskableWeight], masks: Sequence[Tensor]) -> str | None:
-    """Return in which layers how many neurons have no active weight, the worst first; None: there are none."""
+    """Return in which layers how many neurons have no active weight, the worst first; None: none has."""
     dead: dict[str, tuple[int, int]] = {}
     for weight, mask in zip(weights, masks, strict=True):
         if mask.numel() > 0:
@@ -82,7 +82,7 @@ def notice_of_dead_neurons(weights: Sequence[MaskableWeight], masks: Sequence[Te
     if len(worst) > _MOST_NAMES:
         told.append(f"and others in {len(worst) - _MOST_NAMES} more layers")
     return (
-        f"{sum(count for count, _ in dead.values())} neurons have no active weight, and their output does not "
-        f"depend on the input: {', '.join(told)}. min_fan_in=1 gives every neuron one; or give these layers a "
-        "lower sparsity"
+        f"neurons with no active weight, whose output does not depend on the input: "
+        f"{sum(count for count, _ in dead.values())} ({', '.join(told)}). "
+        "min_fan_in=1 gives every neuron one; so may a lower sparsity, or another distribution"
     )
