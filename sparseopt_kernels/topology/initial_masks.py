@@ -86,6 +86,6 @@ def check_min_fan_in(weight: MaskableWeight, active: int, min_fan_in: int) -> No
     if rows * min_fan_in > active:
         raise ValueError(
             f"min_fan_in is {min_fan_in}: the {rows} neurons of {weight.name!r} need {rows * min_fan_in} "
-            f"active weights, but it gets {active} of its {numel}. Lower min_fan_in or the sparsity, give the "
-            "layer a sparsity of its own (a mapping), or exclude it"
+            f"active weights, but it gets {active} of its {numel}. Lower min_fan_in or the sparsity, give "
+            "the layer a sparsity of its own (a mapping), or exclude it"
         )

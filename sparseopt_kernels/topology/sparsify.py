@@ -145,6 +145,8 @@ def _check_places(weights: Sequence[MaskableWeight], masked: set[Parameter]) -> 
             )
         if parameter.layout is not torch.strided:
             raise ValueError(f"{name!r} has layout {parameter.layout}, it must be torch.strided")
+        if any(n > 1 and step == 0 for n, step in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise ValueError(f"elements of {name!r} share memory (torch.expand): clone it before masking")
 
 
 def _check_memory(model: nn.Module, weights: Sequence[MaskableWeight], masked: set[Parameter]) -> None:
