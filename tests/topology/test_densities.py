@@ -128,7 +128,8 @@ def test_a_layer_has_at_least_one_weight(distribution, sparsity):
 
 
 def test_one_weight_is_the_least_exactly():
-    # Half a weight is rounded to an even number, which is 0; a little more is 1 anyway.
+    assert round(0.25 * 2) == 0  # half a weight
+    assert layer_densities({"a": (1, 2)}, 0.75, "uniform") == {"a": 0.5}
     assert layer_densities({"a": (1, 5), "b": (100, 100)}, 0.9, "uniform") == {
         "a": 0.2,
         "b": pytest.approx(0.1),

@@ -146,13 +146,13 @@ class TestLeftDense:
 
 class TestDeadNeurons:
     def test_known_counts(self) -> None:
-        model = nn.ModuleDict({name: nn.Linear(4, rows) for name, rows in (("a", 5), ("b", 4), ("c", 3))})
-        for name, values in (("a", [9, 9, 9, 9, 0]), ("b", [9, 0, 0, 0]), ("c", [1, 1, 1])):
+        model = nn.ModuleDict({name: nn.Linear(4, rows) for name, rows in (("a", 12), ("b", 4), ("c", 3))})
+        for name, values in (("a", [9] * 8 + [0] * 4), ("b", [9, 0, 0, 0]), ("c", [1, 1, 1])):
             model[name].weight.data = torch.tensor(values).float()[:, None] + torch.rand(len(values), 4)
-        sparsities = {"a": 0.2, "b": 0.75, "c": 0.0}
+        sparsities = {"a": 1 / 3, "b": 0.75, "c": 0.0}
         notice = dead(model, sparsities, init="magnitude")
         assert notice.startswith("neurons with no active weight")
-        assert ": 4 (3 of 4 in 'b.weight', 1 of 5 in 'a.weight'). " in notice
+        assert ": 7 (3 of 4 in 'b.weight', 4 of 12 in 'a.weight'). " in notice
         assert "'c.weight'" not in notice
 
     def test_the_neurons_of_a_transposed_convolution(self) -> None:
