@@ -24,6 +24,10 @@ def active(mask: Tensor) -> list[int]:
     return mask.flatten().nonzero().flatten().tolist()
 
 
+def linear(in_features: int, out_features: int) -> Any:
+    return nn.Linear(in_features, out_features)
+
+
 def layer_with(layer: Any, weight: Any) -> Any:
     layer.weight.data = torch.tensor(weight)
     return layer
@@ -33,7 +37,7 @@ class TestTheSameAsEver:
     """Answers of version 0.1, which had random masks only."""
 
     def test_the_weights_themselves(self) -> None:
-        model = nn.Sequential(nn.Linear(6, 4), nn.ConvTranspose1d(4, 2, 3))
+        model: Any = nn.Sequential(nn.Linear(6, 4), nn.ConvTranspose1d(4, 2, 3))
         sparsify(model, 0.75, "uniform", seed=7)
         assert active(model[0].weight_mask) == [3, 7, 8, 17, 20, 23]
         assert active(model[1].weight_mask) == [2, 6, 7, 15, 18, 19]
@@ -81,7 +85,9 @@ class TestMagnitude:
         score = layer.weight.detach().abs()
         expected = torch.zeros(180, dtype=torch.bool)
         expected[score.flatten().topk(36).indices] = True
-        for conv in (nn.Conv2d(5, 4, 3), nn.Conv2d(5, 4, 3).to(memory_format=torch.channels_last)):  # type: ignore[call-overload]
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            conv: Any = nn.Conv2d(5, 4, 3)
+            conv.weight.data = conv.weight.data.contiguous(memory_format=memory_format)
             conv.weight.data.copy_(layer.weight)
             assert torch.equal(sparsify(conv, 0.8, init="magnitude")[conv.weight].flatten(), expected)
 
@@ -128,7 +134,7 @@ class TestKeepLargest:
         assert masks.fan_in(layer.weight).tolist() == [2, 1]
 
 
-def layers() -> Sequence[nn.Module]:
+def layers() -> Sequence[Any]:
     return (
         nn.Linear(30, 40),
         nn.Conv2d(6, 12, 3, groups=3),
@@ -153,7 +159,7 @@ class TestMinFanIn:
 
     def test_where_all_neurons_have_it_anyway_nothing_changes(self) -> None:
         for seed in range(10):
-            free, kept = nn.Linear(30, 8), nn.Linear(30, 8)
+            free, kept = linear(30, 8), linear(30, 8)
             masks = [sparsify(free, 0.6, seed=seed), sparsify(kept, 0.6, seed=seed, min_fan_in=4)]
             assert int(masks[0].fan_in(free.weight).min()) >= 4
             assert torch.equal(masks[0][free.weight], masks[1][kept.weight])
@@ -162,7 +168,7 @@ class TestMinFanIn:
     def test_neurons_that_are_short_take_from_the_others_only_what_they_need(self) -> None:
         short = 0
         for seed in range(20):
-            a, b = nn.Linear(10, 20), nn.Linear(10, 20)
+            a, b = linear(10, 20), linear(10, 20)
             free = sparsify(a, 0.8, seed=seed)[a.weight]
             kept = sparsify(b, 0.8, seed=seed, min_fan_in=2)[b.weight]
             missing = (2 - free.sum(1)).clamp(min=0)
@@ -176,17 +182,17 @@ class TestMinFanIn:
     def test_all_inputs_of_a_neuron_are_equally_likely(self) -> None:
         counts = torch.zeros(4, 4)
         for seed in range(400):
-            layer = nn.Linear(4, 4)
+            layer = linear(4, 4)
             counts += sparsify(layer, 0.75, min_fan_in=1, seed=seed)[layer.weight]
         assert (counts.sum(1) == 400).all()
         assert int((counts - 100).abs().max()) < 35  # four standard deviations
 
     def test_a_known_answer(self) -> None:
-        layer = nn.Linear(4, 4)
+        layer = linear(4, 4)
         assert active(sparsify(layer, 0.75, min_fan_in=1, seed=3)[layer.weight]) == [0, 5, 8, 12]
 
     def test_it_is_all_that_a_layer_has(self) -> None:
-        layer = nn.Linear(3, 5)
+        layer = linear(3, 5)
         masks = sparsify(layer, 0.0, min_fan_in=3)
         assert masks[layer.weight].all()
 

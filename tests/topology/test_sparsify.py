@@ -188,7 +188,7 @@ class TestNothingIsWrittenBeforeAllIsChecked:
         ):
             sparsify(model, 0.5)
         assert masks_of(model) == {}
-        assert model[0].weight.all()
+        assert model.get_parameter("0.weight").all()
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -233,7 +233,7 @@ class TestNothingIsWrittenBeforeAllIsChecked:
             sparsify(model, 0.5)
         assert masks_of(model) == {}
         model.to_empty(device="cpu")
-        nn.init.normal_(model[0].weight)
+        nn.init.normal_(model.get_parameter("0.weight"))
         assert len(sparsify(model, 0.5)) == 2
 
     def test_a_layer_on_the_meta_device_that_is_not_masked(self):
@@ -316,8 +316,8 @@ class TestInclude:
             mask = masks[parameter]
             assert int(mask.sum()) == parameter.numel() // 2
             assert torch.equal(parameter, before[name] * mask)
-        assert len(masks.fan_in(model["conv1d"].weight)) == 5
-        assert len(masks.fan_in(model["attn"].in_proj_weight)) == 24
+        assert len(masks.fan_in(model.get_parameter("conv1d.weight"))) == 5
+        assert len(masks.fan_in(model.get_parameter("attn.in_proj_weight"))) == 24
         x = torch.randn(3, 2, 8)
         for output in (model["attn"](x, x, x)[0], model["rnn"](x)[0]):
             assert output.isfinite().all()
