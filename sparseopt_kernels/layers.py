@@ -1,22 +1,24 @@
-"""Which parameters of a model can be masked.
+"""Which parameters of a model can be masked, and where their neurons lie.
 
 Nothing here knows of masks, densities or optimizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
 from .neurons import Neurons
+from .patterns import Patterns
 from .user_warning import warn
 
 _DIM_0_IS_NEURONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DIM_1_IS_NEURONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_USUAL = _DIM_0_IS_NEURONS + _DIM_1_IS_NEURONS
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # the others have parameters of one dimension alone
 
 
 class MaskableWeight(NamedTuple):
@@ -28,11 +30,26 @@ class MaskableWeight(NamedTuple):
     parameter: Parameter
     neurons: Neurons
 
+    def is_usual(self) -> bool:
+        """Return True for the weight of a ``Linear``, ``Conv1d-3d`` or ``ConvTranspose1d-3d`` layer, which is
+        masked without being named in ``include``."""
+        return self.attribute == "weight" and isinstance(self.module, _USUAL)
+
 
 def neurons_of(module: nn.Module) -> Neurons:
-    """Where the neurons of ``module.weight`` lie; dimension 0 for a module of unknown type."""
+    """Return where the neurons of ``module``'s weights lie.
+
+    Dimension 1 counts them for ``ConvTranspose1d-3d``, and for ``Conv1D`` of Hugging Face's transformers,
+    whose weight is ``(in, out)``. Dimension 0 does for all others: for ``Linear`` and ``Conv1d-3d``; for the
+    stacked weights of ``MultiheadAttention`` and ``LSTM``, which have a row for each output; for
+    ``Embedding``, where a row is the vector of one token, as in the classifier that often shares its weight;
+    for modules of unknown type.
+    """
     if isinstance(module, _DIM_1_IS_NEURONS):
         return Neurons(dim=1, groups=module.groups)
+    # By name: transformers need not be installed.
+    if ("transformers.pytorch_utils", "Conv1D") in ((c.__module__, c.__name__) for c in type(module).__mro__):
+        return Neurons(dim=1)
     return Neurons()
 
 
@@ -46,72 +63,110 @@ def pruned_by_pytorch(module: nn.Module) -> list[str]:
     return [n for n in names if f"{n}_mask" in module._buffers and n not in module._parameters]
 
 
-class Exclusion:
-    """The layers that a caller leaves out, by name or shell-style pattern, and which patterns were met.
+def all_weights(model: nn.Module) -> list[MaskableWeight]:
+    """Return the weights of a model that can be masked, in model order: the usual ones, and all other
+    parameters of two dimensions or more.
 
-    Raises:
-        TypeError: ``patterns`` is a single string.
+    A weight that several layers share comes once, at its first usual place if it has one. Left out are
+    biases, normalisation parameters, parameters with at most one dimension longer than 1, and those from
+    which a layer computes its weight (parametrized, pruned).
     """
-
-    def __init__(self, patterns: Sequence[str]) -> None:
-        if isinstance(patterns, str):
-            raise TypeError(
-                f"exclude must be a sequence of names, not one string: use exclude=({patterns!r},)"
-            )
-        self._patterns = tuple(patterns)
-        self._met: set[str] = set()
-
-    def has(self, *names: str) -> bool:
-        """Whether a pattern matches one of the names of a weight."""
-        hits = {pattern for pattern in self._patterns if any(fnmatchcase(n, pattern) for n in names)}
-        self._met |= hits
-        return bool(hits)
-
-    def check_all_met(self) -> None:
-        """Raise ``ValueError`` for a pattern that has matched nothing: it is misspelt."""
-        for pattern in self._patterns:
-            if pattern not in self._met:
-                raise ValueError(f"exclude has {pattern!r}, which matches no maskable weight")
+    found: dict[Parameter, MaskableWeight] = {}
+    computed = {id(part) for module in _computed(model).values() for part in module.modules()}
+    for module_name, module in model.named_modules():
+        if id(module) in computed:
+            continue
+        neurons = neurons_of(module)
+        for attribute, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            weight = MaskableWeight(_qualified(module_name, attribute), module, attribute, parameter, neurons)
+            if not (weight.is_usual() or _is_other_weight(weight)):
+                continue
+            if parameter not in found:
+                found[parameter] = weight
+            elif weight.is_usual() and not found[parameter].is_usual():
+                del found[parameter]  # the order is that of the places
+                found[parameter] = weight
+    return list(found.values())
 
 
-def maskable_weights(model: nn.Module, exclude: Sequence[str] = ()) -> Iterator[MaskableWeight]:
-    """The weights of all ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` layers, in model order.
+def names_of_parameters(model: nn.Module) -> dict[Parameter, list[str]]:
+    """Return the names by which a pattern finds each parameter: its own and its layer's, at every place."""
+    names: dict[Parameter, list[str]] = {}
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(parameter, []).extend((module_name, _qualified(module_name, attribute)))
+    return names
 
-    A weight shared by several layers is yielded once, under its first name. Biases and normalisation
-    parameters are never among them. A layer whose weight is computed (parametrized, pruned) is left out,
-    with a warning.
+
+def maskable_weights(
+    model: nn.Module, exclude: Sequence[str] = (), include: Sequence[str] = ()
+) -> list[MaskableWeight]:
+    """Return the weights that a call of ``sparsify`` is about, in model order.
+
+    They are those of all ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` layers, and what ``include``
+    adds, without what ``exclude`` names. A weight that several layers share comes once, and is found by
+    each of its names. A layer whose weight is computed (parametrized, pruned) is left out, with a warning
+    unless ``exclude`` names it.
 
     Args:
         model: any module.
         exclude: names, or shell-style patterns, of layers (``"fc"``, ``"layer1.*"``) or of their
             weights (``"fc.weight"``) to leave out.
+        include: of weights of other layers to add (``"self_attn.in_proj_weight"``, ``"*.wte"``). What
+            ``exclude`` names as well is left out.
 
     Raises:
-        TypeError: ``exclude`` is a single string.
-        ValueError: a pattern of ``exclude`` matches no maskable weight; a weight is not initialised yet
-            (a lazy layer before its first forward pass).
+        TypeError: ``exclude`` or ``include`` is a single string, or holds something that is no string.
+        ValueError: a pattern matches no maskable weight; a weight is not initialised yet (a lazy layer before
+            its first forward pass).
     """
-    exclusion = Exclusion(exclude)
-    seen = set()
-    for module_name, module in model.named_modules():
-        if not isinstance(module, _DIM_0_IS_NEURONS + _DIM_1_IS_NEURONS):
-            continue
-        # A parametrized layer (weight_norm, ...) computes its weight: there is no parameter to mask.
-        parameter = module._parameters.get("weight")
-        if parameter is None:
+    excluded, included = Patterns("exclude", exclude), Patterns("include", include)
+    names = names_of_parameters(model)
+    for name, module in _computed(model).items():
+        if not excluded.match((name, _qualified(name, "weight"))):
             pruned = "weight" in pruned_by_pytorch(module)
             reason = "pruned by torch.nn.utils.prune" if pruned else "parametrized"
-            warn(f"layer {module_name!r} is left out: its weight is not a parameter ({reason})")
-            continue
-        if id(parameter) in seen:
-            continue
-        seen.add(id(parameter))
-        name = f"{module_name}.weight" if module_name else "weight"
-        if exclusion.has(module_name, name):
-            continue
-        if isinstance(parameter, UninitializedParameter):
+            warn(f"layer {name!r} is left out: its weight is not a parameter ({reason})")
+    chosen = []
+    for weight in all_weights(model):
+        # Each is asked, for the patterns that it meets.
+        is_included = included.match(names[weight.parameter])
+        is_excluded = excluded.match(names[weight.parameter])
+        if not is_excluded and (is_included or weight.is_usual()):
+            chosen.append(weight)
+    excluded.check_all_met()
+    included.check_all_met(
+        ": parameters of one dimension, biases and normalisation parameters are never masked"
+    )
+    for weight in chosen:
+        if isinstance(weight.parameter, UninitializedParameter):
             raise ValueError(
-                f"{name!r} is not initialised yet: run one forward pass before masking the model"
+                f"{weight.name!r} is not initialised yet: run one forward pass before masking the model"
             )
-        yield MaskableWeight(name, module, "weight", parameter, neurons_of(module))
-    exclusion.check_all_met()
+    return chosen
+
+
+def _computed(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with a usual weight that is no parameter, but computed from others, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _USUAL) and module._parameters.get("weight") is None
+    }
+
+
+def _is_other_weight(weight: MaskableWeight) -> bool:
+    """Whether ``include`` may add a parameter that is no usual weight."""
+    _, module, attribute, parameter, _ = weight
+    if isinstance(module, _NORMS) or attribute == "bias" or attribute.startswith("bias_"):
+        return False
+    if attribute.removesuffix("_orig") in pruned_by_pytorch(module):
+        return False
+    return not isinstance(parameter, UninitializedParameter) and sum(n > 1 for n in parameter.shape) > 1
+
+
+def _qualified(module_name: str, attribute: str) -> str:
+    return f"{module_name}.{attribute}" if module_name else attribute

@@ -16,9 +16,9 @@ PRELUDES = {
     "README.md": """
 import torch
 from torch import nn
-model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+model = nn.Sequential(nn.Linear(256, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
 loss_fn = nn.CrossEntropyLoss()
-loader = [(torch.randn(8, 16), torch.randint(4, (8,))) for _ in range(3)]
+loader = [(torch.randn(8, 256), torch.randint(4, (8,))) for _ in range(3)]
 epochs = 100
 """,
     "docs/guide.md": "",

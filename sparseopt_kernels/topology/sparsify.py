@@ -1,63 +1,196 @@
-"""The random masks that a network starts with."""
+"""The masks that a network starts with: all is checked and chosen first, then written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
 
-from ..layers import maskable_weights
+from ..layers import MaskableWeight, maskable_weights, names_of_parameters
 from ..masks import Masks
-from .densities import Distribution, layer_densities
-from .random_choice import choose_random, draw_seed
+from ..shared_memory import overlapping_pairs
+from ..user_warning import warn
+from .densities import Distribution, check_request, share_densities
+from .initial_masks import Init, check_min_fan_in, initial_mask
 from .seeding import generator
+from .sparsify_notices import notice_of_dead_neurons, notice_of_dense_weights
 
 
 def sparsify(
     model: nn.Module,
-    sparsity: float,
-    distribution: Distribution = "erk",
+    sparsity: float | Mapping[str, float],
+    distribution: Distribution | None = None,
     *,
     exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    init: Init = "random",
+    min_fan_in: int = 0,
     seed: int = 0,
 ) -> Masks:
-    """Give the maskable weights of a model random masks, and zero what lies outside them.
+    """Give the maskable weights of a model masks, and zero what lies outside them.
 
-    Each layer gets exactly ``round(density * numel)`` active weights, uniformly at random, so that the
-    fan-in differs from neuron to neuron. The masks are registered as persistent boolean buffers
-    ``weight_mask`` and travel with ``state_dict``, ``.to()``, ``deepcopy`` and checkpoints. They are
-    drawn on the CPU: the same on every device and every rank, with the native library or without.
+    Each layer gets exactly ``round(density * numel)`` active weights (:func:`layer_densities`), and at least
+    one: uniformly at random, so that the fan-in differs from neuron to neuron, or those of largest
+    magnitude. The masks are registered as persistent boolean buffers ``weight_mask`` and travel with
+    ``state_dict``, ``.to()``, ``deepcopy`` and checkpoints. Random ones are drawn on the CPU: the same on
+    every device and every rank, with the native library or without.
 
-    A layer whose weight is computed (parametrized, or pruned by ``torch.nn.utils.prune``) is left out, with
-    a warning.
+    Masked are ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` weights, and what ``include`` names. A
+    warning says which other weights stay dense, if there are any. A layer whose weight is computed
+    (parametrized, or pruned by ``torch.nn.utils.prune``) is left out, with a warning.
 
     Args:
-        model: masked in place: ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` weights.
-        sparsity: fraction of the maskable weights to switch off, in [0, 1).
-        distribution: how the layers share it: ``"erk"``, ``"er"`` or ``"uniform"``
-            (see :func:`layer_densities`).
+        model: masked in place. Layers may have masks already, if this call is not about them: they keep
+            them, and the masks that are returned are those of the whole model.
+        sparsity: fraction of the maskable weights to switch off, in [0, 1). Or that of each layer, by names
+            or shell-style patterns of layers or weights, of which the first match wins:
+            ``{"layer1.*": 0.8, "fc": 0.5}``. What matches none stays dense and gets no mask.
+        distribution: how the layers share the sparsity: ``"erk"``, the default, ``"er"`` or ``"uniform"``
+            (see :func:`layer_densities`). With sparsities by layer there is nothing to share: leave it out.
         exclude: layers to leave dense, by name or shell-style pattern (``"fc"``, ``"layer1.*"``).
+        include: weights of other layers to mask as well, in the same way:
+            ``("self_attn.in_proj_weight", "*.wte.weight")``. Their buffers are named after the attribute
+            (``in_proj_weight_mask``). Dimension 0 counts the neurons: in ``Embedding`` a row is a token, in
+            the stacked weights of attention and LSTM an output; in Hugging Face's ``Conv1D`` dimension 1
+            does. Parameters of one dimension, biases and normalisation parameters are never masked, and
+            what ``exclude`` names as well is not.
+        init: ``"random"``, or ``"magnitude"``: the weights of largest absolute value, of equal ones the lower
+            index. Whether a model was trained cannot be seen: of a trained one, ``"random"`` throws most of
+            what it has learnt away, without a word. Use ``"magnitude"`` there.
+        min_fan_in: how many active weights each neuron has at least, within the number of its layer.
         seed: of the random masks.
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1), ``distribution`` is unknown, a pattern of ``exclude``
-            matches nothing, the model has nothing to mask, or it is masked already.
-        TypeError: ``exclude`` is a single string.
+        ValueError: a sparsity is outside [0, 1), another argument is not as described, a pattern matches
+            nothing, the model has nothing to mask, or a layer is masked already, has another attribute of the
+            mask's name, has too few active weights for ``min_fan_in``, is on the meta device, or shares its
+            memory with another. The model is as it was before.
+        TypeError: ``exclude`` or ``include`` is a single string; ``sparsity`` is no number or mapping.
+
+    Warns:
+        UserWarning: weights are left dense or left out; neurons have no active weight; a masked weight shares
+            its memory with one that is not.
     """
-    weights = list(maskable_weights(model, exclude))
-    for name, module, attribute, _, _ in weights:
-        if hasattr(module, f"{attribute}_mask"):
+    check_request(sparsity, distribution)
+    _check_choice(init, min_fan_in)
+    names = names_of_parameters(model)
+    weights = maskable_weights(model, exclude, include)
+    densities = share_densities(
+        {w.name: tuple(w.parameter.shape) for w in weights},
+        {w.name: names[w.parameter] for w in weights},
+        sparsity,
+        distribution,
+    )
+    weights = [weight for weight in weights if weight.name in densities]
+    masked = _masked_parameters(model)
+    _check_places(weights, masked)
+    _check_memory(model, weights, masked)
+    counts = [round(densities[w.name] * w.parameter.numel()) for w in weights]
+    for weight, active in zip(weights, counts, strict=True):
+        check_min_fan_in(weight, active, min_fan_in)
+    masks = [
+        initial_mask(weight, active, init, min_fan_in, generator(seed, layer, 0))
+        for layer, (weight, active) in enumerate(zip(weights, counts, strict=True))
+    ]
+    dense = notice_of_dense_weights(model, {*masked, *(w.parameter for w in weights)}, exclude, sparsity)
+    for notice in (dense, notice_of_dead_neurons(weights, masks)):
+        if notice is not None:
+            warn(notice)
+    return _register(model, weights, masks)
+
+
+def _check_choice(init: Init, min_fan_in: int) -> None:
+    if init not in get_args(Init):
+        raise ValueError(f"init is {init!r}, it must be one of {get_args(Init)}")
+    if not isinstance(min_fan_in, Integral) or isinstance(min_fan_in, bool) or min_fan_in < 0:
+        raise ValueError(f"min_fan_in is {min_fan_in!r}, it must be an integer of at least 0")
+
+
+def _masked_parameters(model: nn.Module) -> set[Parameter]:
+    """The parameters beside which a buffer of their shape has the name of a mask."""
+    masked = set()
+    for module in model.modules():
+        for attribute, parameter in module._parameters.items():
+            buffer = module._buffers.get(f"{attribute}_mask")
+            if parameter is not None and buffer is not None and buffer.shape == parameter.shape:
+                masked.add(parameter)
+    return masked
+
+
+def _check_places(weights: Sequence[MaskableWeight], masked: set[Parameter]) -> None:
+    """Raise ``ValueError``, naming the layer, unless a mask can be put beside each weight."""
+    for name, module, attribute, parameter, _ in weights:
+        place = getattr(module, f"{attribute}_mask", None)
+        is_foreign = isinstance(place, Tensor) and place.dtype != torch.bool
+        if parameter in masked and not is_foreign:
             raise ValueError(
                 f"{name!r} has a mask already ({attribute}_mask): "
-                "use Masks(model) for the masks of a masked model"
+                "use Masks(model) for the masks of a masked model. To mask other layers beside it, "
+                "name it in exclude, or give sparsity by layer"
             )
-    densities = layer_densities({w.name: tuple(w.parameter.shape) for w in weights}, sparsity, distribution)
-    for layer, (name, module, attribute, parameter, _) in enumerate(weights):
-        active = round(densities[name] * parameter.numel())
-        mask = choose_random(parameter.numel(), active, draw_seed(generator(seed, layer, 0)))
-        mask = mask.view(parameter.shape).to(parameter.device)
-        module.register_buffer(f"{attribute}_mask", mask)
+        if hasattr(module, f"{attribute}_mask"):
+            kind = f"{place.dtype} tensor" if isinstance(place, Tensor) else type(place).__name__
+            raise ValueError(
+                f"{name!r} cannot be masked: its layer has an attribute {attribute}_mask that is something "
+                f"else ({kind}). Rename it, or exclude the layer"
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device, and has no values to mask: call sparsify after "
+                "model.to_empty(device=...) and the initialisation of the weights"
+            )
+        if parameter.layout is not torch.strided:
+            raise ValueError(f"{name!r} has layout {parameter.layout}, it must be torch.strided")
+        if any(n > 1 and step == 0 for n, step in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise ValueError(f"elements of {name!r} share memory (torch.expand): clone it before masking")
+
+
+def _check_memory(model: nn.Module, weights: Sequence[MaskableWeight], masked: set[Parameter]) -> None:
+    """Raise ``ValueError`` where two masks would be about the same memory, and warn where one would be about
+    memory of a parameter that has none."""
+    ours = {weight.parameter for weight in weights}
+    names, parameters = [], []
+    for name, parameter in model.named_parameters():
+        # Of other types (lazy, distributed) the address says nothing.
+        if type(parameter) is Parameter and parameter.layout is torch.strided and not parameter.is_meta:
+            names.append(name)
+            parameters.append(parameter)
+    for i, j in overlapping_pairs(parameters):
+        pair = {parameters[i], parameters[j]}
+        if not pair & ours:
+            continue
+        what = f"{names[i]!r} and {names[j]!r} share memory, but are different parameters"
+        advice = "Share the parameter itself (one.weight = other.weight)"
+        if pair <= ours | masked:
+            raise ValueError(
+                f"{what}: a mask of each would be about the same memory. {advice}, or exclude one of them "
+                "that no optimizer updates, or both"
+            )
+        warn(
+            f"{what}, and only one of them is masked: the mask zeroes the other one, too, and an optimizer "
+            f"that updates the other writes outside the mask. {advice}, or exclude both"
+        )
+
+
+def _register(model: nn.Module, weights: Sequence[MaskableWeight], masks: Sequence[Tensor]) -> Masks:
+    """Put the masks into the model, and zero what lies outside them; if that fails, take them out again."""
+    registered: list[tuple[nn.Module, str]] = []
+    try:
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.module.register_buffer(f"{weight.attribute}_mask", mask)
+            registered.append((weight.module, f"{weight.attribute}_mask"))
+        found = Masks(model)
         with torch.no_grad():
-            parameter.masked_fill_(~mask, 0.0)
-    return Masks(model)
+            for weight in weights:  # writes nothing, and raises for what cannot be written
+                weight.parameter.masked_fill_(torch.zeros_like(weight.parameter, dtype=torch.bool), 0.0)
+            for weight, mask in zip(weights, masks, strict=True):
+                weight.parameter.masked_fill_(~mask, 0.0)
+    except BaseException:
+        for module, buffer in registered:
+            delattr(module, buffer)
+        raise
+    return found

@@ -1,6 +1,7 @@
 """Uniform, ER and ERK densities: known answers, the total, and bad input."""
 
 import math
+import warnings
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from resnet50 import resnet50_shapes
 from torch import nn
 
 from sparseopt_kernels.topology.densities import layer_densities
+from sparseopt_kernels.topology.sparsify import sparsify
 
 
 def nnz(shapes, densities):
@@ -93,11 +95,13 @@ def test_layers_that_are_not_dense_share_one_eps(shapes, sparsity):
     named = {f"layer{i}": shape for i, shape in enumerate(shapes)}
     densities = layer_densities(named, sparsity, "erk")
     ratio = {name: densities[name] * math.prod(shape) / sum(shape) for name, shape in named.items()}
-    open_layers = [ratio[name] for name in named if densities[name] < 1.0 - 1e-9]
+    # One weight is the least that a layer gets.
+    least = {name for name, shape in named.items() if round(densities[name] * math.prod(shape)) <= 1}
+    open_layers = [ratio[name] for name in named if densities[name] < 1.0 - 1e-9 and name not in least]
     if open_layers:
         assert open_layers == pytest.approx([open_layers[0]] * len(open_layers))
         # No layer was made dense that had room below it.
-        assert all(ratio[name] <= open_layers[0] * (1 + 1e-9) for name in named)
+        assert all(ratio[name] <= open_layers[0] * (1 + 1e-9) for name in named if name not in least)
 
 
 def test_er_ignores_the_kernel_and_erk_does_not():
@@ -106,6 +110,32 @@ def test_er_ignores_the_kernel_and_erk_does_not():
     assert er["conv"] == pytest.approx(er["fc"])
     erk = layer_densities(shapes, 0.9, "erk")
     assert erk["fc"] > 5 * erk["conv"]
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "er", "erk"])
+@pytest.mark.parametrize("sparsity", [0.9, 0.995, 0.999999])
+def test_a_layer_has_at_least_one_weight(distribution, sparsity):
+    shapes = {"body": (300, 200), "head": (1, 64), "one": (1, 1), "two": (2, 1), "conv": (3, 1, 3, 3)}
+    for name, density in layer_densities(shapes, sparsity, distribution).items():
+        assert round(density * math.prod(shapes[name])) >= 1
+    model = nn.ModuleDict({"body": nn.Linear(200, 300), "head": nn.Linear(64, 1), "conv": nn.Conv2d(1, 3, 3)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masks = sparsify(model, sparsity, distribution)
+    densities = layer_densities(model, sparsity, distribution)
+    for name, parameter in masks.named().items():
+        assert int(masks[parameter].sum()) == round(densities[name] * parameter.numel()) >= 1
+
+
+def test_one_weight_is_the_least_exactly():
+    assert round(0.25 * 2) == 0  # half a weight
+    assert layer_densities({"a": (1, 2)}, 0.75, "uniform") == {"a": 0.5}
+    assert layer_densities({"a": (1, 5), "b": (100, 100)}, 0.9, "uniform") == {
+        "a": 0.2,
+        "b": pytest.approx(0.1),
+    }
+    assert layer_densities({"a": (1, 6)}, 0.9, "uniform") == {"a": pytest.approx(0.1)}
+    assert layer_densities({"a": (1, 5), "b": (4, 4)}, {"a": 0.99}) == {"a": 0.2}
 
 
 def test_zero_sparsity_is_exactly_dense():
