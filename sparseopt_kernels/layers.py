@@ -127,9 +127,10 @@ def maskable_weights(
     names = names_of_parameters(model)
     for name, module in _computed(model).items():
         if not excluded.match((name, _qualified(name, "weight"))):
-            pruned = "weight" in pruned_by_pytorch(module)
-            reason = "pruned by torch.nn.utils.prune" if pruned else "parametrized"
-            warn(f"layer {name!r} is left out: its weight is not a parameter ({reason})")
+            if "weight" in pruned_by_pytorch(module):
+                warn(f"layer {name!r} is left out: torch.nn.utils.prune has given it a mask already")
+            else:
+                warn(f"layer {name!r} is left out: its weight is not a parameter (parametrized)")
     chosen = []
     for weight in all_weights(model):
         # Each is asked, for the patterns that it meets.

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
+from ..dense_checkpoint import register_load_advice, remove_load_advice
 from ..layers import MaskableWeight, maskable_weights, names_of_parameters
 from ..masks import Masks
+from ..registered_masks import masked_parameters
 from ..shared_memory import overlapping_pairs
 from ..user_warning import warn
 from .densities import Distribution, check_request, share_densities
@@ -86,7 +88,8 @@ def sparsify(
         distribution,
     )
     weights = [weight for weight in weights if weight.name in densities]
-    masked = _masked_parameters(model)
+    pairs = [place.both() for place in masked_parameters(model)]
+    masked = {parameter for parameter, mask in pairs if mask.shape == parameter.shape}
     _check_places(weights, masked)
     _check_memory(model, weights, masked)
     counts = [round(densities[w.name] * w.parameter.numel()) for w in weights]
@@ -108,17 +111,6 @@ def _check_choice(init: Init, min_fan_in: int) -> None:
         raise ValueError(f"init is {init!r}, it must be one of {get_args(Init)}")
     if not isinstance(min_fan_in, Integral) or isinstance(min_fan_in, bool) or min_fan_in < 0:
         raise ValueError(f"min_fan_in is {min_fan_in!r}, it must be an integer of at least 0")
-
-
-def _masked_parameters(model: nn.Module) -> set[Parameter]:
-    """The parameters beside which a buffer of their shape has the name of a mask."""
-    masked = set()
-    for module in model.modules():
-        for attribute, parameter in module._parameters.items():
-            buffer = module._buffers.get(f"{attribute}_mask")
-            if parameter is not None and buffer is not None and buffer.shape == parameter.shape:
-                masked.add(parameter)
-    return masked
 
 
 def _check_places(weights: Sequence[MaskableWeight], masked: set[Parameter]) -> None:
@@ -183,6 +175,7 @@ def _register(model: nn.Module, weights: Sequence[MaskableWeight], masks: Sequen
         for weight, mask in zip(weights, masks, strict=True):
             weight.module.register_buffer(f"{weight.attribute}_mask", mask)
             registered.append((weight.module, f"{weight.attribute}_mask"))
+            register_load_advice(weight.module)
         found = Masks(model)
         with torch.no_grad():
             for weight in weights:  # writes nothing, and raises for what cannot be written
@@ -192,5 +185,6 @@ def _register(model: nn.Module, weights: Sequence[MaskableWeight], masks: Sequen
     except BaseException:
         for module, buffer in registered:
             delattr(module, buffer)
+            remove_load_advice(module)
         raise
     return found

@@ -170,6 +170,7 @@ def test_no_advice_where_the_weight_is_missing_too() -> None:
 
 def test_a_checkpoint_with_masks_loads_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
     model, _ = masked()
+    recwarn.clear()
     model.load_state_dict(copy.deepcopy(model.state_dict()))
     assert not recwarn.list
 
