@@ -42,7 +42,11 @@ def png(rows: Sequence[Row]) -> bytes | None:
         figure = Figure(figsize=(8, 2.2 + 0.26 * sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(
-            "Speed of a step of SparseOpt beside a rival's, by size and sparsity", fontsize=11, fontweight="bold"
+            "How many times as fast as a rival's SparseOpt's step is, by size and sparsity",
+            x=0.01,
+            ha="left",
+            fontsize=11,
+            fontweight="bold",
         )
         panels = figure.subplots(len(networks), len(_RIVALS), height_ratios=heights, squeeze=False)
         image: Any = None

@@ -41,8 +41,7 @@ def picture_of(folder: Path, kind: str, machine: str, isa: str) -> Path:
 
 def slug(machine: str) -> str:
     """A machine in the names of files: ``amd-epyc-zen-5-2-cores`` for ``AMD EPYC (Zen 5), 2 cores``."""
-    said = re.sub(r"\((r|tm)\)|\bprocessor\b|\bcpu\b", " ", machine.lower())
-    return "-".join(re.findall(r"[a-z0-9.]+", said))
+    return "-".join(re.findall(r"[a-z0-9.]+", machine.lower()))
 
 
 def instruction_set() -> str:

@@ -69,13 +69,13 @@ def test_the_worst_of_the_map_is_looked_for_up_to_nine_tenths() -> None:
     [
         (HERE, "amd-epyc-zen-5-2-cores"),
         (
-            "Intel(R) Xeon(R) Processor (Sapphire Rapids), 2 cores",
+            "Intel Xeon (Sapphire Rapids), 2 cores",
             "intel-xeon-sapphire-rapids-2-cores",
         ),
-        ("AMD EPYC 9R14 96-Core Processor (Zen 4), 8 cores", "amd-epyc-9r14-96-core-zen-4-8-cores"),
+        ("AMD EPYC 9R14 96-Core (Zen 4), 8 cores", "amd-epyc-9r14-96-core-zen-4-8-cores"),
         (
-            "Intel(R) Xeon(R) CPU E5-2673 v4 @ 2.30GHz (family 6 model 79), 2 cores",
-            "intel-xeon-e5-2673-v4-2.30ghz-family-6-model-79-2-cores",
+            "Intel Xeon E5-2673 v4 (family 6 model 79), 2 cores",
+            "intel-xeon-e5-2673-v4-family-6-model-79-2-cores",
         ),
     ],
 )

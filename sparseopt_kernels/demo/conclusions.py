@@ -93,7 +93,7 @@ def accuracy_title(rows: Sequence[Row], config: Config, test_examples: int) -> s
         name: accuracy_differences(name, BY_HAND, final) for name in config.optimizer if name != BY_HAND
     }
     if any(len(differences) < FEWEST_PAIRS for differences in by_seed.values()):
-        return "Test accuracy"
+        return "Test accuracy by epoch"
     found = {name: paired(differences, 100 / test_examples) for name, differences in by_seed.items()}
     differing = [
         f"{NAMES[name]} {difference.mean:+.1f} points"
@@ -101,4 +101,4 @@ def accuracy_title(rows: Sequence[Row], config: Config, test_examples: int) -> s
         if difference.beyond_noise
     ]
     within_noise = f"no difference beyond noise ({len(config.seeds)} seeds)"
-    return "Test accuracy: " + (", ".join(differing) or within_noise)
+    return "Final test accuracy: " + (", ".join(differing) or within_noise)
