@@ -65,7 +65,9 @@ def checked_entrants(case: Case, rivals: Iterable[Sequence[Maker]]) -> Admitted:
         AssertionError: the weights of SparseOpt are not those of the reference.
     """
     network = case.make()
-    found = admitted(network, [(partial(sparseopt, **case.options),), *rivals], References(network, case.options))
+    found = admitted(
+        network, [(partial(sparseopt, **case.options),), *rivals], References(network, case.options)
+    )
     if OURS in found.wrong:
         raise AssertionError(f"SparseOpt has {WRONG} on {case.network}, {case.dtype}, {case.sparsity}")
     return found

@@ -66,5 +66,7 @@ def worst_of_map(comparisons: Sequence[Comparison]) -> str:
             )
         for rival in dict.fromkeys(name for c in own for name in c.wrong):
             cases = sum(rival in c.wrong for c in own)
-            lines.append(f"{network}: {rival} has {WRONG} in {cases} of {len(own)} cases, and was not timed there")
+            lines.append(
+                f"{network}: {rival} has {WRONG} in {cases} of {len(own)} cases, and was not timed there"
+            )
     return "\n".join(lines)

@@ -18,8 +18,8 @@ from sparseopt_kernels.atomic import write_atomically
 from sparseopt_kernels.bench.checks import WRONG
 
 STEP, MAP = "cpu_step", "cpu_map"  # the kinds
-# The status of a row. What was not checked was measured before SGD without masks was: in bfloat16 and float16,
-# PyTorch 2.13.0's fused one is wrong.
+# The status of a row. What is not checked was measured before SGD without masks was checked: in bfloat16 and
+# float16 PyTorch 2.13.0's fused one is wrong.
 OK, NOT_CHECKED = "ok", "not checked"
 COLUMNS = (
     *("date", "version", "torch", "machine", "threads", "isa", "network", "weights", "sparsity"),
@@ -132,7 +132,8 @@ def caption(rows: Sequence[Row]) -> str:
     """On what, and when: below a picture of rows of one machine and instruction set."""
     row, dates = rows[0], sorted({row["date"] for row in rows})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"{row['machine']}, {row['threads']} threads, {row['isa']}; PyTorch {row['torch']}; {when}{wrong_in(rows)}"
+    where = f"{row['machine']}, {row['threads']} threads, {row['isa']}"
+    return f"{where}; PyTorch {row['torch']}; {when}{wrong_in(rows)}"
 
 
 def _group(row: Row) -> tuple[str, ...]:

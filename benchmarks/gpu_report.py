@@ -195,7 +195,13 @@ def table(results: Sequence[Result]) -> str:
         if rows:
             lines += aligned([header, *rows])
         lines += [f"{r.contestant}: {r.status}" for r in own if r.status != OK]
-    return "\n".join([*lines, "", f"x SGD: how many times faster than {SGD_FUSED} (if that is wrong, {SGD_FOREACH}), which does less."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"x SGD: how many times faster than {SGD_FUSED} (where wrong: {SGD_FOREACH}), which does less.",
+        ]
+    )
 
 
 def beside_model(results: Sequence[Result], runs: Sequence[Run]) -> str:

@@ -31,7 +31,13 @@ def x86(vendor: str, family: int, model: int, name: str, cores: int = 2) -> str:
             *("GenuineIntel", 6, 207, "INTEL(R) XEON(R) PLATINUM 8592+"),
             "INTEL XEON PLATINUM 8592+ (Emerald Rapids), 2 cores",
         ),
-        ("GenuineIntel", 6, 79, "Intel(R) Xeon(R) CPU E5-2673 v4 @ 2.30GHz", "Intel Xeon E5-2673 v4 (family 6 model 79), 2 cores"),
+        (
+            "GenuineIntel",
+            6,
+            79,
+            "Intel(R) Xeon(R) CPU E5-2673 v4 @ 2.30GHz",
+            "Intel Xeon E5-2673 v4 (family 6 model 79), 2 cores",
+        ),
         ("CentaurHauls", 25, 1, "VIA", "VIA (family 25 model 1), 2 cores"),
     ],
 )

@@ -136,7 +136,7 @@ def _report(accuracies: str, measured: StepTimes) -> list[str]:
 def _csv(measured: StepTimes) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    values = {key: value for key, value in asdict(measured).items() if key != "times"}
+    values = {key: value for key, value in asdict(measured).items() if key not in ("times", "wrong")}
     writer.writerow(["contestant", "p20_ms", "p50_ms", "p80_ms", "rounds", "machine", *values])
     for name, t in measured.times.items():
         times = [f"{ms:.4f}" for ms in (t.p20_ms, t.p50_ms, t.p80_ms)]

@@ -10,7 +10,7 @@ from ..machine import machine
 from ..training.checkpoint import Progress
 from ..training.config import Config
 from ..training.plots import ACCURACY_SCALE, COLOURS, STYLE, draw_accuracy, draw_fan_in
-from .conclusions import NAMES, accuracy_title, speed_title
+from .conclusions import NAMES, accuracy_title, names_of, speed_title
 from .step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, StepTimes
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _draw_times(axes: Axes, measured: StepTimes) -> None:
     summaries = [measured.times[name] for name in _ORDER]
     medians = [t.p50_ms for t in summaries]
     bars = axes.barh(
-        [NAMES[name].replace(", ", ",\n") for name in _ORDER],
+        [names_of(measured)[name].replace(", ", ",\n") for name in _ORDER],
         medians,
         xerr=(
             [t.p50_ms - t.p20_ms for t in summaries],

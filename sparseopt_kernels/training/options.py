@@ -37,7 +37,7 @@ def add_experiment(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--sparsity",
-        type=_number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+        type=number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
         help=f"fraction of the weights that is switched off (default: {Config.sparsity})",
     )
     group.add_argument(
@@ -54,7 +54,7 @@ def add_experiment(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--seeds",
-        type=_number(int, lambda v: 0 <= v < 2**63, "an integer of at least 0"),
+        type=number(int, lambda v: 0 <= v < 2**63, "an integer of at least 0"),
         nargs="+",
         metavar="SEED",
         help=f"one or several (default: {' '.join(map(str, Config.seeds))})",
@@ -63,14 +63,14 @@ def add_experiment(group: argparse._ArgumentGroup) -> None:
 
 def add_training(group: argparse._ArgumentGroup) -> None:
     """How it is trained."""
-    positive = _number(float, lambda v: 0 < v < math.inf, "a positive number")
-    not_negative = _number(float, lambda v: 0 <= v < math.inf, "a number of at least 0")
-    at_least_1 = _number(int, lambda v: v >= 1, "an integer of at least 1")
+    positive = number(float, lambda v: 0 < v < math.inf, "a positive number")
+    not_negative = number(float, lambda v: 0 <= v < math.inf, "a number of at least 0")
+    at_least_1 = number(int, lambda v: v >= 1, "an integer of at least 1")
     group.add_argument("--epochs", type=at_least_1, help=_by_data("epochs"))
     group.add_argument(
         "--batch-size",
         # Batch normalisation has no variance to divide by in a batch of one.
-        type=_number(int, lambda v: v >= 2, "an integer of at least 2"),
+        type=number(int, lambda v: v >= 2, "an integer of at least 2"),
         help=_by_data("batch_size"),
     )
     group.add_argument("--lr", type=positive, help=f"peak of warm-up and cosine decay (default: {Config.lr})")
@@ -82,18 +82,18 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--warmup-epochs",
-        type=_number(int, lambda v: v >= 0, "an integer of at least 0"),
+        type=number(int, lambda v: v >= 0, "an integer of at least 0"),
         help=_by_data("warmup_epochs"),
     )
     group.add_argument(
         "--momentum",
-        type=_number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+        type=number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
         help=f"(default: {Config.momentum})",
     )
     group.add_argument("--weight-decay", type=not_negative, help=f"(default: {Config.weight_decay})")
     group.add_argument(
         "--drop-fraction",
-        type=_number(float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+        type=number(float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
         help=f"of the active weights, at the first update of SET or RigL (default: {Config.drop_fraction})",
     )
     group.add_argument(
@@ -132,7 +132,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     group.add_argument(
         "--threads",
-        type=_number(int, lambda v: 1 <= v <= 4096, "an integer of at least 1"),
+        type=number(int, lambda v: 1 <= v <= 4096, "an integer of at least 1"),
         help="of PyTorch on the CPU (default: 1 for digits, else PyTorch's)",
     )
     group.add_argument(
@@ -174,13 +174,13 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--loader-workers",
-        type=_number(int, lambda v: 0 <= v <= 4096, "an integer of at least 0"),
+        type=number(int, lambda v: 0 <= v <= 4096, "an integer of at least 0"),
         metavar="N",
         help=f"processes that decode images, for imagenet (default: {Config.loader_workers})",
     )
 
 
-def _number(parse: Callable[[str], _T], accepts: Callable[[_T], bool], expected: str) -> Callable[[str], _T]:
+def number(parse: Callable[[str], _T], accepts: Callable[[_T], bool], expected: str) -> Callable[[str], _T]:
     """A ``type=`` for argparse whose error says what was expected."""
 
     def convert(text: str) -> _T:
