@@ -63,8 +63,9 @@ def _notes() -> Iterator[None]:
             return
         seen.add(kind)
         note = f"note: {text}"
-        if "tqdm" in sys.modules:  # there may be a progress bar
-            sys.modules["tqdm"].tqdm.write(note, file=sys.stderr)
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is not None:  # there may be a progress bar
+            tqdm.tqdm.write(note, file=sys.stderr)
         else:
             print(note, file=sys.stderr)
 

@@ -30,8 +30,8 @@ _SPARSITIES = [0.5, 0.9, 0.95, 0.99]
 _SECONDS = 40.0
 
 _EPILOG = """\
-SparseOpt, masked SGD written by hand in plain PyTorch, and PyTorch's dense SGD take turns on the same weights,
-gradients and random masks, with momentum and weight decay. The weights of each are compared with those of a
+SparseOpt, masked SGD written by hand in plain PyTorch, and PyTorch's dense SGD take turns on the same
+weights, gradients and random masks, with momentum and weight decay. The results of each are compared with a
 reference first: one that is wrong is not timed.
 
     sparseopt bench --layers 512x784 512x512 10x512 --sparsity 0.95
@@ -107,14 +107,17 @@ def _run(args: argparse.Namespace) -> int:
             found = measure(
                 args.layers, args.sparsity, getattr(torch, args.dtype), device, args.seconds, show
             )
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:  # of a CPU's memory PyTorch raises plain ones
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate" not in str(error):
+            raise
         raise TrainingError(
             f"{device} has too little memory for --layers: name fewer or smaller ones"
         ) from error
     share = min(before, processor_share())
     weights = sum(map(math.prod, args.layers))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
-    print(f"{where}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
+    threads = torch.get_num_threads()
+    print(f"{where}, {threads} {'thread' if threads == 1 else 'threads'}, PyTorch {torch.__version__}")
     print(
         f"layers {' '.join(map(_shown, args.layers))}: {weights / 1e6:.3g} million weights in {args.dtype}; "
         f"{device} tensors go to: {_backend(device)}"
@@ -123,8 +126,8 @@ def _run(args: argparse.Namespace) -> int:
     print("\n".join([*table(found), ""]))
     if share < QUIET:
         print(
-            f"Other programs were running: a thread got {share:.0%} of a processor. Nothing is concluded from "
-            "these times: run it again on a quiet machine."
+            f"Other programs were running: a thread got {share:.0%} of a processor. Nothing is concluded "
+            "from these times: run it again on a quiet machine."
         )
     quiet_or_untimed = [each for each in found if share >= QUIET or OURS not in each.times]
     print("\n".join(map(verdict, quiet_or_untimed)))

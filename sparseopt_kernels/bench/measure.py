@@ -20,8 +20,8 @@ from .network import Network, Shape
 
 RIVALS: tuple[tuple[Maker, ...], ...] = (SGD[:1], SGD[1:], TUNED_CHAIN, (eager_chain,))
 _ROUNDS = Rounds(timed=60, warmup=1, fewest=3)
-# How many numbers of the size of a weight there are at most for each: five contestants with weights, gradients
-# and momentum, factors of the tuned chain, the network that they are copied from, references, temporaries.
+# How many numbers there are for each weight, at most: five contestants with weights, gradients and momentum,
+# factors of the tuned chain, what they are copied from, references, temporaries.
 _NUMBERS_PER_WEIGHT = 30
 
 

@@ -69,7 +69,7 @@ def speed_conclusions(measured: StepTimes) -> list[str]:
     own = times[PLAIN]
     return [
         f"SparseOpt's masked SGD is {speed(own, times[BY_HAND])} masked SGD by hand.",
-        f"It is {speed(own, times[TUNED])} masked SGD {names[TUNED]} (float32 masks, all tensors in one call).",
+        f"It is {speed(own, times[TUNED])} masked SGD {names[TUNED]} (float32 masks, one call for all).",
         f"It is {speed(own, times[DENSE])} PyTorch's {names[DENSE]}.",
         f"With the correction of Eq. 12 it is {speed(times[CORRECTED], own)} without.",
         "(within noise: the middle 60% of the steps overlap)",
