@@ -1,4 +1,4 @@
-"""What all commands have in common: notes, short errors, and one sentence where something is not installed."""
+"""What all commands have in common: notes, short errors, one sentence where something is not installed."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_every_command_has_a_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     text = capsys.readouterr().out
     for name in COMMANDS:
-        assert f"    {name.split()[0]} " in text
+        assert f"\n    {name.split()[0]}" in text
         with pytest.raises(SystemExit) as end:
             main([name.split()[0], "--help"])
         assert end.value.code == 0

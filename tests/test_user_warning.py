@@ -26,12 +26,12 @@ ROOT = Path(__file__).parents[1]
 FAN_IN = "fan-in is concentrated"
 
 
-def here() -> int:
-    """The line of the caller."""
+def line_before() -> int:
+    """The number of the line before the caller's."""
     frame = inspect.currentframe()
     assert frame is not None
     assert frame.f_back is not None
-    return frame.f_back.f_lineno
+    return frame.f_back.f_lineno - 1
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def test_a_plain_step() -> None:
     _, optimizer = concentrated()
     with one_warning(FAN_IN) as lines:
         optimizer.step()
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
 
 
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
@@ -77,7 +77,7 @@ def test_through_a_scheduler_that_patches_the_step(scheduler: str) -> None:
     kept = SCHEDULERS[scheduler](optimizer)
     with one_warning(FAN_IN) as lines:
         optimizer.step()
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
     del kept
 
 
@@ -88,7 +88,7 @@ def test_through_a_grad_scaler() -> None:
     scaler.scale(torch.ones(()))  # makes the scale
     with one_warning(FAN_IN) as lines:
         scaler.step(optimizer)
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
     del kept
 
 
@@ -99,7 +99,7 @@ def test_through_hooks_and_no_grad() -> None:
     @torch.no_grad()
     def train() -> int:
         optimizer.step()
-        return here()  # noqa: E702
+        return line_before()
 
     with one_warning(FAN_IN) as lines:
         lines.append(train())
@@ -133,7 +133,7 @@ def test_from_a_compiled_step() -> None:
     step = torch.compile(optimizer.step, backend=testing.CompileCounter())
     with one_warning(FAN_IN) as lines:
         step()
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
 
 
 def test_of_a_slow_backend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_of_a_slow_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     parameter = nn.Parameter(torch.ones(4, 4))
     with one_warning("slow reference backend") as lines:
         SparseOpt([parameter], lr=0.1)
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
     kernels._say_once.cache_clear()
 
 
@@ -152,17 +152,17 @@ def test_of_a_schedule_that_never_updates() -> None:
     masks = sparsify(model, 0.5)
     with one_warning("the masks will never change") as lines:
         RigL(masks, update_every=10, stop_at=5)
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
 
 
 def test_of_a_layer_that_is_left_out() -> None:
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     with one_warning("layer '0' is left out") as lines:
         layer_densities(model, 0.5)
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
     with one_warning("layer '0' is left out") as lines:
         sparsify(model, 0.5)
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
 
 
 def test_of_a_mask_that_is_left_out() -> None:
@@ -171,7 +171,7 @@ def test_of_a_mask_that_is_left_out() -> None:
     prune.random_unstructured(model[0], "weight", 0.5)
     with one_warning("a mask is left out") as lines:
         Masks(model)
-        lines.append(here())  # noqa: E702
+        lines.append(line_before())
 
 
 def test_without_any_line_of_the_user_it_is_shown_all_the_same() -> None:

@@ -64,7 +64,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         default=_SPARSITIES,
         help=f"fractions of the weights that are masked (default: {' '.join(map(str, _SPARSITIES))})",
     )
-    parser.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0], help="of the weights (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default=_DTYPES[0], help="dtype of the weights (default: %(default)s)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     parser.add_argument(
         "--threads",
@@ -76,9 +78,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--seconds",
         type=number(float, lambda v: 0 < v < math.inf, "a positive number"),
         default=_SECONDS,
-        help="when to stop measuring, about (%(default)s)",
+        help="time limit of the measurement, about (default: %(default)g)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, the results only")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, print the results only")
     parser.set_defaults(run=run)
 
 

@@ -62,8 +62,8 @@ class Native:
             return f"it updates tensors on the cpu, not on {device.type}"
         if _MISSING:
             return (
-                f"{_MISSING}: install a C++ compiler and sparseopt_kernels again, then `sparseopt doctor` says: "
-                "cpu tensors go to: cpu"
+                f"{_MISSING}: install a C++ compiler, then sparseopt_kernels again, "
+                "then `sparseopt doctor` says: cpu tensors go to: cpu"
             )
         return None
 

@@ -137,8 +137,8 @@ def test_no_tqdm_is_needed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def test_a_verdict_follows_the_numbers() -> None:
     assert verdict(measured(ours=10, hand=80, tuned=20, foreach=30, fused=9.9)) == (
-        "At sparsity 0.9 a step of SparseOpt is 2.0 times as fast as the fastest that plain PyTorch does with "
-        "masks (by hand, tuned) and within noise as fast as SGD fused, no mask."
+        "At sparsity 0.9 a step of SparseOpt is 2.0 times as fast as the fastest that plain PyTorch does "
+        "with masks (by hand, tuned) and within noise as fast as SGD fused, no mask."
     )
     slower = verdict(measured(ours=40, hand=10, tuned=20, foreach=5, fused=8))
     assert (
