@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="sparseopt", description="SparseOpt: a fused, mask-aware SGD for sparse training in PyTorch."
     )
     parser.add_argument("--version", action="version", version=f"sparseopt_kernels {__version__}")

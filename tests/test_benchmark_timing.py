@@ -212,7 +212,7 @@ def test_the_fused_sgd_of_pytorch_2_13_is_wrong_in_halves(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("make", SGD, ids=["fused", "foreach"])
-def test_the_rival_of_a_limited_norm_limits_it_too(make: Maker) -> None:
+def test_the_rival_of_a_limited_norm_limits_it_too(make: Callable[..., Contestant]) -> None:
     network = SMALL.make()
     rival = partial(make, max_grad_norm=1.0)(network.copy())
     rival.step()

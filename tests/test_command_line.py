@@ -128,7 +128,7 @@ def test_an_unknown_command_has_a_short_error(capsys: pytest.CaptureFixture[str]
 
 def test_only_public_names_are_shown() -> None:
     assert dir(sk) == sorted(sk.__all__)
-    assert sk.optimizer.SparseOpt is sk.SparseOpt  # type: ignore[attr-defined]
+    assert sk.optimizer.SparseOpt is sk.SparseOpt
 
 
 @pytest.mark.slow

@@ -137,9 +137,12 @@ def tuned_chain(
     return Contestant(name, network, step, network.restore_gradients, _work(correct))
 
 
-SGD: tuple[Maker, ...] = (sgd, partial(sgd, implementation="foreach"))
+SGD: tuple[Callable[..., Contestant], ...] = (sgd, partial(sgd, implementation="foreach"))
 """The fastest, and what stands in for it where it is wrong."""
-TUNED_CHAIN: tuple[Maker, ...] = (tuned_chain, partial(tuned_chain, implementation="foreach"))
+TUNED_CHAIN: tuple[Callable[..., Contestant], ...] = (
+    tuned_chain,
+    partial(tuned_chain, implementation="foreach"),
+)
 """The same of the tuned chain, which has an SGD within."""
 
 

@@ -118,7 +118,7 @@ def test_nothing_is_concluded_on_a_busy_machine(
 
 def test_threads_are_those_asked_for_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    real = cli.measure
+    real = measure.measure
 
     def looked_at(*arguments: Any) -> list[Measured]:
         seen.append(torch.get_num_threads())
