@@ -46,6 +46,7 @@ from networks import LAYERS_8192X8192, RESNET20, RESNET50
 
 from sparseopt_kernels import __version__
 from sparseopt_kernels.atomic import write_atomically
+from sparseopt_kernels.bench.checks import WRONG
 from sparseopt_kernels.bench.contestants import Maker
 from sparseopt_kernels.bench.network import Shape
 from sparseopt_kernels.kernels import BACKENDS
@@ -253,16 +254,28 @@ def picture(results: Sequence[Result], name: str) -> bytes:
     with mpl.rc_context(style):
         figure = Figure(figsize=(4 * max(2, len(networks)), 4.8), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(f"Time of one optimizer step on {name} (float32, momentum, weight decay, ERK masks)")
+        figure.suptitle(
+            "Time of an optimizer step by sparsity: lower is faster\n"
+            f"{name}; float32, momentum, weight decay, ERK masks{_wrong_in(results)}",
+            x=0.01,
+            ha="left",
+            fontsize=11,
+            fontweight="bold",
+        )
         handles: dict[str, Any] = {}
         for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
             own = [result for result in results if result.network == network]
             axes.set_title(f"{network} ({own[0].weights / 1e6:.3g} million weights)", loc="left", fontsize=10)
             _draw(axes, own)
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.supylabel("milliseconds on the device", fontsize=9)
+        figure.supylabel("time of a step on the device in ms (log)", fontsize=9)
         figure.legend(
-            handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, handlelength=3
+            handles.values(),
+            handles,
+            loc="outside lower center",
+            ncols=len(networks) + 1,
+            frameon=False,
+            handlelength=3,
         )
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=130)
@@ -292,7 +305,7 @@ def _draw(axes: Axes, results: Sequence[Result]) -> None:
         )
     axes.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g}%" for sparsity in sparsities])
     axes.set_xlim(-0.2, max(1, len(sparsities) - 1) + 0.2)
-    axes.set_xlabel("sparsity")
+    axes.set_xlabel("sparsity (not to scale)")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
     if axes.lines:
@@ -302,6 +315,12 @@ def _draw(axes: Axes, results: Sequence[Result]) -> None:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
+
+
+def _wrong_in(results: Sequence[Result]) -> str:
+    """A line that names the contestants that were wrong, or nothing."""
+    names = dict.fromkeys(r.contestant for r in results if r.status == WRONG)
+    return f"\nnot timed, {WRONG}: {'; '.join(names)}" if names else ""
 
 
 def _sparsity(result: Result) -> float:

@@ -179,6 +179,8 @@ def test_foreach_stands_in_for_a_fused_sgd_that_is_wrong() -> None:
     lines = gpu_report.table([ours, fused, foreach]).splitlines()
     assert next(line for line in lines if line.startswith("SparseOpt triton")).split()[-1] == "4.00"
     assert f"{SGD_FUSED}: wrong results" in lines
+    assert gpu_report._wrong_in([ours, fused, foreach]) == f"\nnot timed, wrong results: {SGD_FUSED}"
+    assert gpu_report._wrong_in([ours, foreach]) == ""
 
 
 def test_the_model_stands_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
