@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import contestants
 import pytest
-from comparison import Case, Comparison, entrants, timed
-from networks import Shape, nearly_square
+from comparison import Case, Comparison, checked_entrants, timed
+from networks import nearly_square
 
+from sparseopt_kernels.bench.contestants import SGD, TUNED_CHAIN
+from sparseopt_kernels.bench.network import Shape
 from sparseopt_kernels.timing import Rounds
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
@@ -32,7 +33,4 @@ def bench_small_layers(record_map: Callable[[Comparison], None], count: int) -> 
 def _compare(record_map: Callable[[Comparison], None], name: str, shapes: Sequence[Shape]) -> None:
     for sparsity in SPARSITIES:
         case = Case(name, shapes, sparsity)
-        ours, fused, tuned = entrants(case, [contestants.sgd_fused, contestants.tuned_chain])
-        # With the chain, because the reference backend would take longer than all else here.
-        ours.check([p.detach() for p in tuned.network.parameters])
-        record_map(timed(case, [ours, fused, tuned], _ROUNDS, seconds=_SECONDS))
+        record_map(timed(case, checked_entrants(case, [SGD, TUNED_CHAIN]), _ROUNDS, seconds=_SECONDS))

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import contestants
 import pytest
 import torch
 from comparison import Case, Comparison, checked_entrants, timed
-from networks import Shape
 
+from sparseopt_kernels.bench.contestants import SGD
+from sparseopt_kernels.bench.network import Shape
 from sparseopt_kernels.timing import Rounds
 
 SPARSITIES = (0.0, 0.9, 0.95, 0.99)
@@ -50,7 +50,7 @@ _SHAPES: dict[str, Shape] = {
 def bench_option(record_step: Callable[[Comparison], None], name: str, sparsity: float) -> None:
     dtype, ours, theirs = _OPTIONS[name]
     case = Case(f"2 layers of 4096x2048, {name}", [(4096, 2048)] * 2, sparsity, dtype, ours)
-    found = checked_entrants(case, [partial(contestants.sgd_fused, **theirs)])
+    found = checked_entrants(case, [[partial(make, **theirs) for make in SGD]])
     record_step(timed(case, found, _ROUNDS))
 
 
@@ -58,4 +58,4 @@ def bench_option(record_step: Callable[[Comparison], None], name: str, sparsity:
 @pytest.mark.parametrize("name", _SHAPES)
 def bench_shape(record_step: Callable[[Comparison], None], name: str, sparsity: float) -> None:
     case = Case(f"8 million weights, {name}", [_SHAPES[name]], sparsity)
-    record_step(timed(case, checked_entrants(case, [contestants.sgd_fused]), _ROUNDS))
+    record_step(timed(case, checked_entrants(case, [SGD]), _ROUNDS))

@@ -7,7 +7,8 @@ Then steps in which all masks are new, for themselves, as they leave nothing in 
 
 No GPU is needed: tensors lie on the CPU, with one row each, for nothing but their number matters. So the
 figures lack what a real GPU would cost the host: what its driver does, pinning the memory that is copied to
-it, the context manager of its device, and the query whether a CUDA graph is being captured.
+it, the context manager of its device, and the query whether a CUDA graph is being captured. Kernels are
+stubbed, PyTorch's too: there are no results that could be checked.
 """
 
 from __future__ import annotations

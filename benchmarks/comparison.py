@@ -5,21 +5,22 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from contestants import Contestant, Network, reference_weights, sparseopt
-from networks import Shape
+from networks import floor_bytes_of
 
+from sparseopt_kernels.bench.checks import WRONG, Admitted, References, admitted
+from sparseopt_kernels.bench.contestants import Maker, sparseopt
+from sparseopt_kernels.bench.network import Network, Shape
 from sparseopt_kernels.timing import CpuTimer, Rounds, Summary, copied_gb_per_s, copying, take_turns
 
 OURS = "sparseopt"  # the name of this package among the contestants
 THREADS = 2
 _CACHE_LINE = 64  # bytes
-
-Maker = Callable[[Network], Contestant]
 
 
 @dataclass(frozen=True)
@@ -54,46 +55,33 @@ class Comparison:
     floor_bytes: int  # that a step of SparseOpt must touch
     copy_gb_per_s: float
     times: Mapping[str, Summary]  # by contestant
+    wrong: tuple[str, ...] = ()  # contestants that are not timed, because their weights are wrong
 
 
-def entrants(case: Case, rivals: Sequence[Maker]) -> list[Contestant]:
-    """SparseOpt and its rivals, each with weights and gradients of its own, warmed up."""
-    return _on(case.make(), case, rivals)
-
-
-def checked_entrants(case: Case, rivals: Sequence[Maker]) -> list[Contestant]:
-    """The same, compared with the reference backend.
+def checked_entrants(case: Case, rivals: Iterable[Sequence[Maker]]) -> Admitted:
+    """Return SparseOpt, and of each of the rivals the first whose weights are right; all are warmed up.
 
     Raises:
-        AssertionError: the weights of one are not those of the reference.
+        AssertionError: the weights of SparseOpt are not those of the reference.
     """
     network = case.make()
-    found = _on(network, case, rivals)
-    want = reference_weights(network, **case.options)
-    for contestant in found:
-        contestant.check(want)
-    return found
-
-
-def _on(network: Network, case: Case, rivals: Sequence[Maker]) -> list[Contestant]:
-    found = []
-    for make in (lambda own: sparseopt(own, **case.options), *rivals):
-        own = network.copy()
-        own.own_gradients()  # one that is shared would be in the cache for all but the first of a round
-        found.append(make(own))
-        found[-1].warm_up()
+    found = admitted(
+        network, [(partial(sparseopt, **case.options),), *rivals], References(network, case.options)
+    )
+    if OURS in found.wrong:
+        raise AssertionError(f"SparseOpt has {WRONG} on {case.network}, {case.dtype}, {case.sparsity}")
     return found
 
 
 def timed(
-    case: Case, contestants: Sequence[Contestant], rounds: Rounds, steps: int = 1, seconds: float = math.inf
+    case: Case, contestants: Admitted, rounds: Rounds, steps: int = 1, seconds: float = math.inf
 ) -> Comparison:
     """Let them take turns of ``steps`` steps, SparseOpt first; for no longer than ``seconds``, once there
     were the fewest of ``rounds``."""
     gc.collect()
-    ours = contestants[0]
+    ours = contestants.right[0]
     nbytes = sum(p.nbytes for p in ours.network.parameters)
-    turns = {contestant.name: contestant.turn(steps) for contestant in contestants}
+    turns = {contestant.name: contestant.turn(steps) for contestant in contestants.right}
     end = time.monotonic() + seconds
     times = take_turns({**turns, "copy": copying(nbytes)}, CpuTimer(), rounds, lambda: time.monotonic() > end)
     copy = times.pop("copy")
@@ -101,7 +89,8 @@ def timed(
         network=case.network,
         sparsity=case.sparsity,
         weights=ours.network.numel(),
-        floor_bytes=ours.floor_bytes(_CACHE_LINE),
+        floor_bytes=floor_bytes_of(ours, _CACHE_LINE),
         copy_gb_per_s=copied_gb_per_s(nbytes, copy),
         times=times,
+        wrong=tuple(contestants.wrong),
     )

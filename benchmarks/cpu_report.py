@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from comparison import OURS, Comparison
 
+from sparseopt_kernels.bench.checks import WRONG
 from sparseopt_kernels.text_table import aligned
 
 _CLAIMED_SPARSITY, _CLAIMED_RATIO = 0.9, 0.95  # up to that sparsity no more than 5% slower: what is aimed at
@@ -18,7 +19,7 @@ def table(comparisons: Sequence[Comparison], machine: str, isa: str) -> str:
     ]
     for network in dict.fromkeys(c.network for c in comparisons):
         own = [c for c in comparisons if c.network == network]
-        rivals = [name for name in own[0].times if name != OURS]
+        rivals = list(dict.fromkeys(name for c in own for name in (*c.times, *c.wrong) if name != OURS))
         header = ("sparsity", "SparseOpt", *rivals, "bytes/weight", "GB/s", "copy GB/s")
         lines += ["", f"{network}, {own[0].weights} weights"]
         lines += aligned([header, *(_row(c, rivals) for c in own)])
@@ -28,15 +29,21 @@ def table(comparisons: Sequence[Comparison], machine: str, isa: str) -> str:
 
 def _row(comparison: Comparison, rivals: Sequence[str]) -> tuple[str, ...]:
     median = comparison.times[OURS].p50_ms
-    theirs = [comparison.times[name].p50_ms for name in rivals]
     return (
         str(comparison.sparsity),
         f"{median:.3f}",
-        *(f"{ms:.3f} [{ms / median:.2f}]" for ms in theirs),
+        *(_cell(comparison, name) for name in rivals),
         f"{comparison.floor_bytes / comparison.weights:.2f}",
         f"{comparison.floor_bytes / median / 1e6:.1f}",
         f"{comparison.copy_gb_per_s:.1f}",
     )
+
+
+def _cell(comparison: Comparison, rival: str) -> str:
+    if rival in comparison.times:
+        ms = comparison.times[rival].p50_ms
+        return f"{ms:.3f} [{ms / comparison.times[OURS].p50_ms:.2f}]"
+    return WRONG if rival in comparison.wrong else "-"
 
 
 def worst_of_map(comparisons: Sequence[Comparison]) -> str:
@@ -44,13 +51,22 @@ def worst_of_map(comparisons: Sequence[Comparison]) -> str:
     lines = []
     for network in dict.fromkeys(c.network for c in comparisons):
         own = [c for c in comparisons if c.network == network and c.sparsity <= _CLAIMED_SPARSITY]
-        for rival in [name for name in own[0].times if name != OURS] if own else []:
-            ratios = {(c.weights, c.sparsity): c.times[rival].p50_ms / c.times[OURS].p50_ms for c in own}
+        for rival in dict.fromkeys(name for c in own for name in c.times if name != OURS):
+            ratios = {
+                (c.weights, c.sparsity): c.times[rival].p50_ms / c.times[OURS].p50_ms
+                for c in own
+                if rival in c.times
+            }
             weights, sparsity = min(ratios, key=ratios.__getitem__)
             slower = sum(ratio < _CLAIMED_RATIO for ratio in ratios.values())
             lines.append(
                 f"{network}, against {rival}: at worst {ratios[weights, sparsity]:.2f} times as fast, with "
                 f"{weights} weights at {sparsity}; below {_CLAIMED_RATIO} in {slower} of {len(ratios)} cases "
                 f"up to {_CLAIMED_SPARSITY}"
+            )
+        for rival in dict.fromkeys(name for c in own for name in c.wrong):
+            cases = sum(rival in c.wrong for c in own)
+            lines.append(
+                f"{network}: {rival} has {WRONG} in {cases} of {len(own)} cases, and was not timed there"
             )
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from comparison import OURS
-from cpu_results import Row, caption
+from cpu_results import Row, caption, timed
 
 from sparseopt_kernels.training.plots import STYLE
 
@@ -26,6 +26,8 @@ _LINES = {
     "sgd fused, no mask": ("SGD fused: no mask, no correction", "#777777", "s"),
     "eager chain, tuned": ("eager chain, tuned (float masks, SGD fused)", "#e69f00", "^"),
     "eager chain": ("eager chain (boolean masks, SGD foreach)", "#d55e00", "v"),
+    "sgd foreach, no mask": ("SGD foreach: no mask, no correction", "#777777", "x"),
+    "eager chain, tuned (sgd foreach)": ("eager chain, tuned (float masks, SGD foreach)", "#e69f00", "<"),
     "torch.compile of the chain": ("torch.compile of the chain", "#cc79a7", "D"),
     "torch.compile of one function": ("torch.compile of one function", "#009e73", "P"),
 }
@@ -41,23 +43,31 @@ def png(rows: Sequence[Row]) -> bytes | None:
     from matplotlib.figure import Figure
 
     panels = {network: [row for row in rows if row["network"] == network] for network in _PANELS}
-    panels = {network: own for network, own in panels.items() if own}
+    panels = {network: own for network, own in panels.items() if timed(own)}
     if not panels:
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.9), layout="constrained")
+        figure = Figure(figsize=(8, 5.2), layout="constrained")
         FigureCanvasAgg(figure)
         shown: dict[str, Any] = {}
         for axes, (network, own) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
         ):
-            _draw(axes, own)
+            _draw(axes, timed(own))
             axes.set_title(
                 f"{_PANELS[network]}, {int(own[0]['weights']) / 1e6:.3g} million weights", loc="left"
             )
             shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.supylabel("time of one optimizer step in ms (log)", fontsize=9)
-        figure.legend(list(shown.values()), list(shown), loc="outside upper left", ncols=2)
+        figure.supylabel("time of a step in ms (log)", fontsize=9)
+        figure.legend(
+            list(shown.values()),
+            list(shown),
+            loc="outside upper left",
+            ncols=2,
+            title="Time of an optimizer step by sparsity: lower is faster",
+            title_fontproperties={"weight": "bold", "size": 11},
+            alignment="left",
+        )
         figure.supxlabel(
             caption([row for own in panels.values() for row in own])
             + "\nfloat32, momentum, weight decay; medians, bands: 20th to 80th percentile",
@@ -99,4 +109,4 @@ def _draw(axes: Axes, rows: Sequence[Row]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xticks(range(len(sparsities)), [f"{sparsity:g}" for sparsity in sparsities])
-    axes.set_xlabel("sparsity")
+    axes.set_xlabel("sparsity (not to scale)")

@@ -41,11 +41,12 @@ import torch
 from cuda_code import NVCC, compile_file
 from machine_code import Instruction, instructions, usage
 from machine_paths import Code, loops, outermost, shortest_round
-from networks import RESNET20, RESNET50, Shape
+from networks import RESNET20, RESNET50
 from torch.nn.parameter import Parameter
 from triton_code import compiled_by
 
 import sparseopt_kernels as sk
+from sparseopt_kernels.bench.network import Shape
 from sparseopt_kernels.kernels.sectors import LISTED, weights_per_sector
 from sparseopt_kernels.kernels.triton import PROGRAMS, REGISTERS, TritonKernels
 from sparseopt_kernels.text_table import aligned

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import torch
-from contestants import Network, sparseopt
-from networks import LAYERS_4096X2048, RESNET50, Shape
+from networks import LAYERS_4096X2048, RESNET50
 from torch import nn
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import sparsify
+from sparseopt_kernels.bench.contestants import sparseopt
+from sparseopt_kernels.bench.network import Network, Shape
 from sparseopt_kernels.kernels import native
 from sparseopt_kernels.kernels.memory import DTYPE_NAMES
 from sparseopt_kernels.machine import machine

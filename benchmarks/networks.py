@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sparseopt_kernels.bench.contestants import Contestant
+from sparseopt_kernels.bench.network import Shape
 from sparseopt_kernels.kernels.sectors import LISTED
 from sparseopt_kernels.training.models import resnet
-
-Shape = tuple[int, ...]
 
 
 def resnet50() -> nn.Module:
@@ -61,6 +61,13 @@ def floor_bytes(parameter: Tensor, mask: Tensor | None, line: int = 32) -> int:
         return 5 * size * parameter.numel()
     flat = nn.functional.pad(mask.flatten(), (0, -mask.numel() % (line // size)))
     return 5 * line * int(flat.view(-1, line // size).any(dim=1).sum()) + -(-mask.numel() // 8)
+
+
+def floor_bytes_of(contestant: Contestant, line: int) -> int:
+    """Return the bytes that no implementation of what a contestant does can do without: if it knows no masks,
+    those of all weights."""
+    masks = contestant.network.masks if contestant.work != "sgd" else {}
+    return sum(floor_bytes(p, masks.get(p), line) for p in contestant.network.parameters)
 
 
 def walk_floor_bytes(parameter: Tensor, mask: Tensor | None) -> int:

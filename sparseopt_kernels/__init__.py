@@ -1,5 +1,21 @@
 """SparseOpt: a fused, mask-aware SGD for sparse training in PyTorch."""
 
+import warnings
+
+try:
+    with warnings.catch_warnings():
+        # Nothing here needs NumPy but the extra `train`, which asks for it.
+        warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+        import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "sparseopt_kernels needs PyTorch 2.6 or newer: pip install torch (see https://pytorch.org), "
+        "then `sparseopt doctor` says: cpu tensors go to: cpu",
+        name="torch",
+    ) from None
+
 from ._version import __version__
 from .averaged import apply_masks
 from .dense_checkpoint import load_dense
@@ -30,3 +46,8 @@ __all__ = [
     "to_sparse",
     "warmup_cosine",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and not those of modules."""
+    return sorted(__all__)

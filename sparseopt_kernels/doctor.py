@@ -15,6 +15,7 @@ from torch.nn.parameter import Parameter
 from . import kernels
 from ._version import __version__
 from .kernels import native
+from .machine import machine
 from .optimizer import SparseOpt
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ _OPTIONAL = ("triton", "numpy", "scipy", "scikit-learn", "matplotlib", "tqdm")
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "doctor",
-        help="show versions, devices and backends, and check their results",
-        description="Show versions, devices and backends, and compare each backend with the reference. "
-        "Exits with 1 if a backend gives wrong results.",
+        help="show versions, devices and backends, and check each backend",
+        description="Show versions, devices and backends, and compare the results of each backend with the "
+        "reference. The exit code is 1 if one gives wrong results, else 0.",
     )
     parser.set_defaults(run=run)
 
@@ -37,7 +38,7 @@ def run(_: argparse.Namespace) -> int:
     """Print the report; 0 if every backend that runs here is right, else 1."""
     print(f"sparseopt_kernels {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}")
     print("optional packages: " + ", ".join(f"{name} {_version(name)}" for name in _OPTIONAL))
-    print(f"machine: {platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} PyTorch threads")
+    print(f"machine: {machine()}, {platform.machine()}; PyTorch uses {torch.get_num_threads()} threads")
     print("devices: " + ", ".join(_devices()))
     info = kernels.build_info()
     print("built: " + ", ".join(f"{key}={_plain(value)}" for key, value in info.items()))
@@ -74,8 +75,8 @@ def run(_: argparse.Namespace) -> int:
         print("\n".join(_strategies()))
     if not all_right:
         print(
-            "A backend fails its self-check. If that is no wrong setting of yours, please report this "
-            "output, and use backend='reference' meanwhile."
+            "A backend fails its check. Unless one of your settings is wrong, please report this output; "
+            "until it is mended, use backend='reference'."
         )
     return 0 if all_right else 1
 
@@ -122,10 +123,12 @@ def _strategies() -> list[str]:
         for _ in range(8):
             optimizer.step()
     lines = [
-        "cpu: in large float32 steps, blocks of 16 weights are visited by a list of the live ones or all"
+        "cpu backend, large float32 steps: a block has 16 weights and is live if one of them is active;",
+        "it visits the live blocks by a list (list), or all blocks (stream), whichever was faster:",
     ]
     lines += [
-        f"  {d.live_share:4.0%} live: {d.strategy:6} (list {d.list_ns:.1f} ns a block, all {d.stream_ns:.1f})"
+        f"  {d.live_share:4.0%} live: {d.strategy:6} (nanoseconds per block: list {d.list_ns:.1f}, "
+        f"stream {d.stream_ns:.1f})"
         for d in native.decisions()
         if d.step_bytes == 3 * 4 * 2048 * 2048
     ]

@@ -1,9 +1,10 @@
-"""What machine this is, as a person would name it."""
+"""The name of this machine, as a person would give it."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
 # By "vendor_id", "cpu family" and "model": as of Linux (arch/x86/include/asm/intel-family.h) and of AMD's
@@ -13,25 +14,33 @@ _MICROARCHITECTURES = {
     ("AuthenticAMD", 25, 1): "Zen 3",
     ("AuthenticAMD", 25, 17): "Zen 4",
     ("AuthenticAMD", 26, 2): "Zen 5",
+    ("GenuineIntel", 6, 85): "Skylake or Cascade Lake",
     ("GenuineIntel", 6, 106): "Ice Lake",
     ("GenuineIntel", 6, 143): "Sapphire Rapids",
     ("GenuineIntel", 6, 207): "Emerald Rapids",
     ("GenuineIntel", 6, 173): "Granite Rapids",
 }
+# What the numbers of a virtual machine hide, instructions tell: the first processor that had them, the newest
+# first. Later ones have them, too.
+_FIRST_WITH = (
+    ({"amx_fp16"}, "Granite Rapids"),
+    ({"amx_tile", "avx512_fp16"}, "Sapphire Rapids"),
+)
+_DECORATION = re.compile(r"\((?:r|tm)\)|\bprocessor\b|\bcpu\b|@.*$", re.IGNORECASE)
 
 
 def machine() -> str:
-    """The processor, as it calls itself, its microarchitecture, and the number of cores: ``AMD EPYC (Zen 5),
-    2 cores``. Elsewhere than on Linux the microarchitecture is left out."""
+    """Return the processor's name, its microarchitecture and the number of cores: ``AMD EPYC (Zen 5), 2
+    cores``. Elsewhere than on Linux the microarchitecture is left out."""
     try:
         return machine_of(Path("/proc/cpuinfo").read_text())
     except (OSError, ValueError):
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        return f"{platform.processor() or platform.machine()}, {_counted(os.cpu_count() or 1)}"
 
 
 def machine_of(cpuinfo: str) -> str:
-    """The same, of the machine whose ``/proc/cpuinfo`` this is. A microarchitecture that is not known here is
-    given by the numbers of its family and model; on ARM, by those of its implementer and part.
+    """Return the same for the machine whose ``/proc/cpuinfo`` this is. A microarchitecture that is not known
+    here is given by the numbers of its family and model; on ARM, by those of its implementer and part.
 
     Raises:
         ValueError: the text names no processor.
@@ -41,16 +50,28 @@ def machine_of(cpuinfo: str) -> str:
     core = dict(fields)  # the last: all are taken to be alike
     cores = sum(key == "processor" and value.isdigit() for key, value in fields)
     if {"vendor_id", "cpu family", "model", "model name"} <= core.keys():
-        name, microarchitecture = core["model name"], _x86(core)
+        name, microarchitecture = _plain(core["model name"]), _x86(core)
     elif "CPU part" in core:
         name = "ARM"
         microarchitecture = f"implementer {core.get('CPU implementer', '?')} part {core['CPU part']}"
     else:
         raise ValueError("no processor is named")
-    return f"{name} ({microarchitecture}), {cores} cores"
+    return f"{name} ({microarchitecture}), {_counted(cores)}"
+
+
+def _plain(name: str) -> str:
+    """``Intel(R) Xeon(R) Processor @ 2.60GHz`` as ``Intel Xeon``."""
+    return " ".join(_DECORATION.sub(" ", name).split())
 
 
 def _x86(core: dict[str, str]) -> str:
     family, model = int(core["cpu family"]), int(core["model"])
     known = _MICROARCHITECTURES.get((core["vendor_id"], family, model))
+    if known is None and core["vendor_id"] == "GenuineIntel":
+        flags = set(core.get("flags", "").split())
+        known = next((f"{first} or later" for needed, first in _FIRST_WITH if needed <= flags), None)
     return known or f"family {family} model {model}"
+
+
+def _counted(cores: int) -> str:
+    return "1 core" if cores == 1 else f"{cores} cores"

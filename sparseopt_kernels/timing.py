@@ -103,6 +103,18 @@ class Summary(NamedTuple):
         return cls(tenths[1], tenths[4], tenths[7], host, len(timings))
 
 
+def speed(own: Summary, rival: Summary) -> str:
+    """How fast a step is beside another's: "it is ... <the other>" makes a sentence.
+
+    Two steps differ if the middle 60% of their times have nothing in common.
+    """
+    if own.p80_ms < rival.p20_ms:
+        return f"{rival.p50_ms / own.p50_ms:.1f} times as fast as"
+    if rival.p80_ms < own.p20_ms:
+        return f"slower ({own.p50_ms / rival.p50_ms:.2f} times as long) than"
+    return "within noise as fast as"
+
+
 def take_turns(
     turns: Mapping[str, Turn], timer: Timer, rounds: Rounds, is_over: Callable[[], bool] = lambda: False
 ) -> dict[str, Summary]:

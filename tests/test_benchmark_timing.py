@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import comparison
-import contestants
 import networks
-from comparison import Case, Maker
-from contestants import Contestant, Network
+from comparison import Case
 
+from sparseopt_kernels.bench.contestants import SGD, TUNED_CHAIN, Contestant, Maker, eager_chain, sparseopt
+from sparseopt_kernels.bench.network import Network
 from sparseopt_kernels.timing import (
     CpuTimer,
     Rounds,
@@ -97,63 +99,129 @@ def test_the_bandwidth_of_a_copy_counts_reads_and_writes() -> None:
 
 SHAPES = [(8, 3, 3, 3), (8,), (16, 40)]
 SMALL = Case("small", SHAPES, 0.5)
+HALVES = [torch.bfloat16, torch.float16]
 
 
 def test_a_comparison_of_steps_on_the_cpu() -> None:
-    rivals: list[Maker] = [contestants.sgd_fused, contestants.eager_chain, contestants.tuned_chain]
-    found = comparison.timed(SMALL, comparison.checked_entrants(SMALL, rivals), Rounds(3, warmup=1), steps=2)
+    found = comparison.timed(
+        SMALL,
+        comparison.checked_entrants(SMALL, [SGD, (eager_chain,), TUNED_CHAIN]),
+        Rounds(3, warmup=1),
+        steps=2,
+    )
     assert list(found.times) == ["sparseopt", "sgd fused, no mask", "eager chain", "eager chain, tuned"]
     assert {times.rounds for times in found.times.values()} == {3}
     assert (found.network, found.sparsity, found.weights) == ("small", 0.5, 8 * 27 + 8 + 16 * 40)
     assert 0 < found.floor_bytes < 20 * found.weights + found.weights
     assert found.copy_gb_per_s > 0
+    assert found.wrong == ()
 
 
 def test_a_comparison_ends_when_its_seconds_are_over() -> None:
-    found = comparison.timed(
-        SMALL, comparison.entrants(SMALL, []), Rounds(50, warmup=1, fewest=4), seconds=0.0
-    )
+    entrants = comparison.checked_entrants(SMALL, [])
+    found = comparison.timed(SMALL, entrants, Rounds(50, warmup=1, fewest=4), seconds=0.0)
     assert found.times["sparseopt"].rounds == 4
 
 
 def test_contestants_share_neither_weights_nor_gradients() -> None:
-    found = comparison.entrants(SMALL, [contestants.sgd_fused, contestants.tuned_chain])
+    found = comparison.checked_entrants(SMALL, [SGD, TUNED_CHAIN]).right
     parameters = [p for contestant in found for p in contestant.network.parameters]
     tensors = [*parameters, *(p.grad for p in parameters if p.grad is not None)]
     assert len({tensor.data_ptr() for tensor in tensors}) == 2 * 3 * len(SHAPES)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize(
     "options", [{}, {"nesterov": True}, {"ham_alpha": 1e-3}, {"max_grad_norm": 1.0}], ids=str
 )
 def test_every_option_agrees_with_the_reference(dtype: torch.dtype, options: dict[str, Any]) -> None:
     case = Case("small", SHAPES, 0.5, dtype, options)
-    [ours] = comparison.checked_entrants(case, [])
+    [ours] = comparison.checked_entrants(case, []).right
     assert {p.dtype for p in ours.network.parameters} == {dtype}
-    plain = contestants.reference_weights(Case("small", SHAPES, 0.5, dtype).make())
-    same = all(map(torch.equal, ours.network.parameters, plain))
+    plain = comparison.checked_entrants(Case("small", SHAPES, 0.5, dtype), []).right[0]
+    same = all(map(torch.equal, ours.network.parameters, plain.network.parameters))
     assert not (options and same), "the option had no effect"
 
 
-def test_who_disagrees_with_the_reference_is_not_timed() -> None:
-    def disagreeing(network: Network) -> Contestant:
-        contestant = contestants.sparseopt(network)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("make", [eager_chain, TUNED_CHAIN[1], SGD[1]], ids=["eager", "tuned", "sgd"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.9])
+def test_what_has_no_fused_sgd_in_it_is_right(dtype: torch.dtype, make: Maker, sparsity: float) -> None:
+    found = comparison.checked_entrants(Case("small", SHAPES, sparsity, dtype), [(make,)])
+    assert found.wrong == []
+    assert len(found.right) == 2
+
+
+def test_sparseopt_that_is_wrong_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    def disagreeing(network: Network, **options: Any) -> Contestant:
+        contestant = sparseopt(network, **options)
         with torch.no_grad():
             network.parameters[0].mul_(1.01)
         return contestant
 
-    with pytest.raises(AssertionError, match="not close"):
-        comparison.checked_entrants(SMALL, [disagreeing])
+    monkeypatch.setattr(comparison, "sparseopt", disagreeing)
+    with pytest.raises(AssertionError, match="SparseOpt has wrong results on small"):
+        comparison.checked_entrants(SMALL, [])
 
 
-def test_the_rival_of_a_limited_norm_limits_it_too() -> None:
+def leaving_a_vector(make: Maker, size: int = 8) -> Maker:
+    """A contestant that does not write the last elements of the largest parameter."""
+
+    def broken(network: Network) -> Contestant:
+        contestant = make(network)
+        vector = network.parameters[-1].detach().view(-1)[-size:]
+        kept, right_step = vector.clone(), contestant.step
+
+        def step() -> None:
+            right_step()
+            vector.copy_(kept)
+
+        return replace(contestant, name="broken", step=step)
+
+    return broken
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("make", [SGD[1], eager_chain, TUNED_CHAIN[1]], ids=["sgd", "eager", "tuned"])
+def test_a_rival_that_leaves_a_vector_unwritten_is_not_timed(dtype: torch.dtype, make: Maker) -> None:
+    """With a mask that is all True: what is masked everywhere needs no write."""
+    case = Case("small", SHAPES, 0.0, dtype)
+    found = comparison.checked_entrants(case, [(leaving_a_vector(make), make)])
+    assert found.wrong == ["broken"]
+    assert len(found.right) == 2, "nobody stands in"
+    result = comparison.timed(case, found, Rounds(2, warmup=1))
+    assert result.wrong == ("broken",)
+    assert "broken" not in result.times
+    assert list(result.times) == [contestant.name for contestant in found.right]
+
+
+def test_a_rival_without_a_stand_in_is_named_all_the_same() -> None:
+    found = comparison.checked_entrants(SMALL, [(leaving_a_vector(SGD[1]),)])
+    assert (found.wrong, len(found.right)) == (["broken"], 1)
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13.0"), reason="the fault is one of PyTorch 2.13.0")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_the_fused_sgd_of_pytorch_2_13_is_wrong_in_halves(dtype: torch.dtype) -> None:
+    """pytorch/pytorch#191763."""
+    case = Case("small", [(64, 64)], 0.9, dtype)
+    found = comparison.checked_entrants(case, [SGD, TUNED_CHAIN])
+    assert found.wrong == ["sgd fused, no mask", "eager chain, tuned"]
+    names = [contestant.name for contestant in found.right]
+    assert names == ["sparseopt", "sgd foreach, no mask", "eager chain, tuned (sgd foreach)"]
+
+
+@pytest.mark.parametrize("make", SGD, ids=["fused", "foreach"])
+def test_the_rival_of_a_limited_norm_limits_it_too(make: Callable[..., Contestant]) -> None:
     network = SMALL.make()
-    rival = contestants.sgd_fused(network.copy(), max_grad_norm=1.0)
+    rival = partial(make, max_grad_norm=1.0)(network.copy())
     rival.step()
     gradients = [p.grad for p in rival.network.parameters if p.grad is not None]
     assert torch.nn.utils.get_total_norm(gradients) == pytest.approx(1.0, rel=1e-4)
     assert torch.nn.utils.get_total_norm(network.gradients) > 10  # they are the others', too
+    case = Case("small", SHAPES, 0.5, options={"max_grad_norm": 1.0})
+    assert comparison.checked_entrants(case, [(partial(make, max_grad_norm=1.0),)]).wrong == []
+    assert comparison.checked_entrants(case, [(make,)]).wrong == [rival.name]
 
 
 @pytest.mark.parametrize("weights", [1, 3, 10, 31, 10**4, 3162278, 10**8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import re
 import shutil
@@ -52,6 +53,44 @@ def test_the_table_tells_how_many_times_faster() -> None:
     assert lines[at + 4].split() == ["0.95", "1.000", "4.000", "[4.00]", "5.00", "5.0", "30.2"]
 
 
+def test_a_rival_that_is_wrong_is_named_so_in_the_table_and_the_file() -> None:
+    right = a_comparison(0.5, 2.0)
+    wrong = dataclasses.replace(a_comparison(0.9, 2.0, rival="stand-in"), wrong=("chain",))
+    lines = cpu_report.table([right, wrong], HERE, "avx2").splitlines()
+    at = lines.index("net, 1000000 weights")
+    assert re.split("  +", lines[at + 1])[:4] == ["sparsity", "SparseOpt", "chain", "stand-in"]
+    assert re.split("  +", lines[at + 3].strip())[2:4] == ["4.000 [2.00]", "-"]
+    assert re.split("  +", lines[at + 4].strip())[2:4] == ["wrong results", "4.000 [2.00]"]
+    *_, row = rows_of([wrong], HERE)
+    shown = [row[key] for key in ("contestant", "p20_ms", "p50_ms", "p80_ms", "rounds", "status")]
+    assert shown == ["chain", "", "", "", "0", "wrong results"]
+    assert "net: chain has wrong results in 1 of 2 cases" in cpu_report.worst_of_map([right, wrong])
+
+
+def test_a_rival_that_is_wrong_is_named_so_in_pictures() -> None:
+    network, fused, foreach = "ResNet-20, 20 steps in a row", "sgd fused, no mask", "sgd foreach, no mask"
+    found = [dataclasses.replace(a_comparison(0.9, 2.0, network, rival=foreach), wrong=(fused,))]
+    rows = rows_of(found, HERE)
+    assert cpu_results.caption(rows).endswith(f"\nnot timed, wrong results: {fused}")
+    assert cpu_step_picture.png(rows) is not None
+    assert cpu_map_picture.png(rows) is not None
+    without_times = [row for row in rows if row["status"] != "ok"]
+    assert cpu_step_picture.png(without_times) is None
+    assert cpu_map_picture.png(without_times) is None
+
+
+def test_the_map_frames_the_worst_of_all_cells() -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    ms = {0.0: 2.0, 0.5: 3.0, 0.97: 5.0, 0.99: 1.0}
+    found = [a_comparison(sparsity, each, rival="sgd fused, no mask") for sparsity, each in ms.items()]
+    axes = Figure().subplots()
+    cpu_map_picture._draw(axes, rows_of(found, HERE), ["sgd fused, no mask"])
+    [frame] = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert frame.get_xy() == (1.5, -0.5)  # that of 0.97
+
+
 def test_the_worst_of_the_map_is_looked_for_up_to_nine_tenths() -> None:
     found = [
         *(a_comparison(0.0, 2.0), a_comparison(0.9, 5.0), a_comparison(0.5, 4.3)),
@@ -69,13 +108,13 @@ def test_the_worst_of_the_map_is_looked_for_up_to_nine_tenths() -> None:
     [
         (HERE, "amd-epyc-zen-5-2-cores"),
         (
-            "Intel(R) Xeon(R) Processor (Sapphire Rapids), 2 cores",
+            "Intel Xeon (Sapphire Rapids), 2 cores",
             "intel-xeon-sapphire-rapids-2-cores",
         ),
-        ("AMD EPYC 9R14 96-Core Processor (Zen 4), 8 cores", "amd-epyc-9r14-96-core-zen-4-8-cores"),
+        ("AMD EPYC 9R14 96-Core (Zen 4), 8 cores", "amd-epyc-9r14-96-core-zen-4-8-cores"),
         (
-            "Intel(R) Xeon(R) CPU E5-2673 v4 @ 2.30GHz (family 6 model 79), 2 cores",
-            "intel-xeon-e5-2673-v4-2.30ghz-family-6-model-79-2-cores",
+            "Intel Xeon E5-2673 v4 (family 6 model 79), 2 cores",
+            "intel-xeon-e5-2673-v4-family-6-model-79-2-cores",
         ),
     ],
 )

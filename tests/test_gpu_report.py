@@ -20,13 +20,14 @@ from sparseopt_kernels.kernels import BACKENDS
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import contestants
 import gpu_report
 import gpu_runs
-from contestants import Contestant, Network
-from gpu_runs import LEFT_OUT, NO_MEMORY, OK, SGD_FUSED, WRONG, Deadline, Maker, Result, Run
+from gpu_runs import LEFT_OUT, NO_MEMORY, OK, SGD_FOREACH, SGD_FUSED, Deadline, Result, Run
 
 from sparseopt_kernels import timing
+from sparseopt_kernels.bench.checks import WRONG
+from sparseopt_kernels.bench.contestants import Contestant, Maker, sgd, sparseopt
+from sparseopt_kernels.bench.network import Network
 from sparseopt_kernels.timing import CudaTimer, Rounds
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,7 @@ class Graph:
 
 
 def capturable(network: Network, backend: str) -> Contestant:
-    contestant = contestants.sparseopt(network, backend)
+    contestant = sparseopt(network, backend)
 
     def step() -> None:
         if Graph.captures is None:
@@ -135,6 +136,7 @@ def test_the_whole_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         *("SparseOpt reference", "SparseOpt cpu", "SparseOpt reference, graph", "SparseOpt cpu, graph"),
         *(
             "SGD fused, no mask",
+            "SGD foreach, no mask",
             "SGD foreach, masked chain",
             "SGD fused, masked chain",
             "torch.compile of the chain",
@@ -148,7 +150,7 @@ def test_the_whole_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
         dense = 20 * (8 * 27 + 8 + 16 * 40)
         least = float(row["bytes"])
-        assert least == dense if row["contestant"] == SGD_FUSED else least < dense + 8 * 27 + 16 * 40
+        assert least == dense if "no mask" in row["contestant"] else least < dense + 8 * 27 + 16 * 40
         share = least / float(row["median_ms"]) / 1e6 / float(row["copy_gb_per_s"])
         assert float(row["fraction_of_copy_bandwidth"]) == pytest.approx(share, rel=1e-3)
     picture = (tmp_path / "gpu_invented_gpu_80gb_pcie.png").read_bytes()
@@ -167,6 +169,18 @@ def test_the_table_compares_with_sgd_fused() -> None:
     own = next(line for line in lines if line.startswith("SparseOpt triton"))
     assert own.split()[2:] == ["1.0000", "1.0000", "3.0000", "0.2500", "10.00", "0.50", "2.50"]
     assert "SparseOpt cuda: failed: RuntimeError: invented" in lines
+
+
+def test_foreach_stands_in_for_a_fused_sgd_that_is_wrong() -> None:
+    times = {"p20_ms": 1.0, "p80_ms": 3.0, "host_ms": 0.25, "bytes": 1e9, "copy_gb_per_s": 2000.0}
+    ours = Result("net", 10**8, 0.9, "SparseOpt triton", OK, 1.0, **times)
+    fused = Result("net", 10**8, 0.9, SGD_FUSED, WRONG)
+    foreach = Result("net", 10**8, 0.9, SGD_FOREACH, OK, 4.0, **times)
+    lines = gpu_report.table([ours, fused, foreach]).splitlines()
+    assert next(line for line in lines if line.startswith("SparseOpt triton")).split()[-1] == "4.00"
+    assert f"{SGD_FUSED}: wrong results" in lines
+    assert gpu_report._wrong_in([ours, fused, foreach]) == f"\nnot timed, wrong results: {SGD_FUSED}"
+    assert gpu_report._wrong_in([ours, foreach]) == ""
 
 
 def test_the_model_stands_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +306,7 @@ class AfterSomeSteps(Deadline):
 def test_what_the_deadline_leaves_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], timed_runs: int
 ) -> None:
-    makers: dict[str, Maker] = {SGD_FUSED: contestants.sgd_fused}
+    makers: dict[str, Maker] = {SGD_FUSED: sgd}
     # A run asks once itself, twice before a contestant starts, and here after each of two rounds.
     assert report(tmp_path, makers, AfterSomeSteps(1 + timed_runs * 4)) == 0
     statuses = [row["status"] for row in rows_in(tmp_path)]
@@ -303,10 +317,15 @@ def test_what_the_deadline_leaves_out(
 
 
 def disagreeing(network: Network) -> Contestant:
-    contestant = contestants.sparseopt(network)
+    contestant = sparseopt(network)
     with torch.no_grad():
         network.parameters[0].mul_(1.01)
     return contestant
+
+
+def doing_nothing(network: Network) -> Contestant:
+    """As SGD would that leaves all weights unwritten."""
+    return Contestant("nothing", network, lambda: None, work="sgd")
 
 
 def raising(error: Exception) -> Maker:
@@ -328,13 +347,14 @@ def raising(error: Exception) -> Maker:
         ),
         ("SparseOpt triton", raising(torch.OutOfMemoryError("invented")), NO_MEMORY, 0),
         ("another's", disagreeing, WRONG, 0),
+        ("SGD", doing_nothing, WRONG, 0),
     ],
-    ids=["wrong", "raising", "out of memory", "another's is wrong"],
+    ids=["wrong", "raising", "out of memory", "another's is wrong", "SGD is wrong"],
 )
 def test_who_fails_is_not_timed(
     tmp_path: Path, name: str, make: Maker, status: str, exit_status: int
 ) -> None:
-    assert report(tmp_path, {name: make, SGD_FUSED: contestants.sgd_fused}) == exit_status
+    assert report(tmp_path, {name: make, SGD_FUSED: sgd}) == exit_status
     assert [row["status"] for row in rows_in(tmp_path)] == [status, OK] * 4
 
 
@@ -350,7 +370,7 @@ def test_who_is_late_is_not_waited_for_again(tmp_path: Path, monkeypatch: pytest
             raise AssertionError from error
         raise AssertionError
 
-    assert report(tmp_path, {"torch.compile": sleeping, SGD_FUSED: contestants.sgd_fused}) == 0
+    assert report(tmp_path, {"torch.compile": sleeping, SGD_FUSED: sgd}) == 0
     assert len(asked) == 2  # once for each network
     assert [row["status"] for row in rows_in(tmp_path)] == ["gave up: not ready after 0 s", OK] * 4
 

@@ -25,13 +25,42 @@ def x86(vendor: str, family: int, model: int, name: str, cores: int = 2) -> str:
         ("AuthenticAMD", 27, 8, "AMD EPYC", "AMD EPYC (family 27 model 8), 2 cores"),
         (
             *("GenuineIntel", 6, 143, "Intel(R) Xeon(R) Processor"),
-            "Intel(R) Xeon(R) Processor (Sapphire Rapids), 2 cores",
+            "Intel Xeon (Sapphire Rapids), 2 cores",
+        ),
+        (
+            *("GenuineIntel", 6, 207, "INTEL(R) XEON(R) PLATINUM 8592+"),
+            "INTEL XEON PLATINUM 8592+ (Emerald Rapids), 2 cores",
+        ),
+        (
+            "GenuineIntel",
+            6,
+            79,
+            "Intel(R) Xeon(R) CPU E5-2673 v4 @ 2.30GHz",
+            "Intel Xeon E5-2673 v4 (family 6 model 79), 2 cores",
         ),
         ("CentaurHauls", 25, 1, "VIA", "VIA (family 25 model 1), 2 cores"),
     ],
 )
 def test_an_x86_processor(vendor: str, family: int, model: int, name: str, want: str) -> None:
     assert machine_of(x86(vendor, family, model, name)) == want
+
+
+@pytest.mark.parametrize(
+    ("flags", "want"),
+    [
+        ("fpu avx512f avx512_fp16 amx_tile amx_bf16", "Sapphire Rapids or later"),
+        ("fpu avx512f avx512_fp16 amx_tile amx_fp16", "Granite Rapids or later"),
+        ("fpu avx512f", "family 6 model 167"),
+    ],
+)
+def test_instructions_tell_what_a_virtual_machine_hides(flags: str, want: str) -> None:
+    core = x86("GenuineIntel", 6, 167, "Intel(R) Xeon(R) Processor", 1) + f"flags\t\t: {flags}\n"
+    assert machine_of(core) == f"Intel Xeon ({want}), 1 core"
+
+
+def test_known_numbers_count_more_than_instructions() -> None:
+    core = x86("GenuineIntel", 6, 143, "Intel(R) Xeon(R) Processor") + "flags\t\t: amx_tile avx512_fp16\n"
+    assert machine_of(core) == "Intel Xeon (Sapphire Rapids), 2 cores"
 
 
 def test_cores_are_counted() -> None:
@@ -55,4 +84,4 @@ def test_without_cpuinfo_there_is_a_name_all_the_same(monkeypatch: pytest.Monkey
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", missing)
-    assert machine().endswith(" cores")
+    assert machine().endswith((" cores", " core"))

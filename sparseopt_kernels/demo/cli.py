@@ -34,11 +34,13 @@ PICTURE, STEP_TIMES = "demo.png", "step_times.csv"
 _EPOCHS = 30  # five seeds of three optimizers in three quarters of a minute
 
 _EPILOG = """\
-It trains an MLP on scikit-learn's digits, 95% sparse (ERK) with RigL, from five seeds, by three optimizers:
+The demo trains an MLP on scikit-learn's digits, 95% sparse (ERK) with RigL, from five seeds, by three
+optimizers:
   by-hand    masked SGD in plain PyTorch: mask the gradients, torch.optim.SGD, mask the weights
   sgd        SparseOpt(correction="none"), which computes the same in one pass over memory
   sparseopt  SparseOpt with the correction of the paper (Eq. 12)
-Then it times their steps on a wider MLP with gradients of the same data, in turn, beside PyTorch's fused SGD.
+Then it times their steps on a wider MLP, with gradients of the same data. The optimizers and PyTorch's fused
+SGD take turns.
 
 The output folder gets demo.png, results.csv (a line per optimizer, seed and epoch), step_times.csv,
 config.json, and the trained weights. Results are never overwritten: runs/demo gets a number if it exists, and
@@ -50,15 +52,16 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``demo`` to what ``ArgumentParser.add_subparsers()`` returned; ``args.run(args)`` runs it."""
     parser = subparsers.add_parser(
         "demo",
-        help="show what this package is good for, in a minute and a half",
-        description="Train a sparse network with and without this package, and compare accuracy and speed.",
+        help="train a sparse network and time a step, with and without this package: a minute and a half",
+        description="Train a sparse network with and without this package, and compare accuracy and "
+        "step time.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for the results (default: runs/demo)"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, the results only")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, print the results only")
     parser.set_defaults(run=run)
 
 
@@ -136,7 +139,7 @@ def _report(accuracies: str, measured: StepTimes) -> list[str]:
 def _csv(measured: StepTimes) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    values = {key: value for key, value in asdict(measured).items() if key != "times"}
+    values = {key: value for key, value in asdict(measured).items() if key not in ("times", "wrong")}
     writer.writerow(["contestant", "p20_ms", "p50_ms", "p80_ms", "rounds", "machine", *values])
     for name, t in measured.times.items():
         times = [f"{ms:.4f}" for ms in (t.p20_ms, t.p50_ms, t.p80_ms)]

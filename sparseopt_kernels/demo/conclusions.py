@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..bench.checks import WRONG
 from ..text_table import aligned
-from ..timing import Summary
+from ..timing import speed
 from ..training.config import Config
 from ..training.paired import FEWEST_PAIRS, paired
 from ..training.report import accuracy_differences, last_rows
@@ -19,17 +20,28 @@ NAMES = {
     PLAIN: "SparseOpt, no correction",
     CORRECTED: "SparseOpt, Eq. 12",
 }
+# Of what stands in for a contestant that has the fused SGD in it, where that is wrong.
+_FOREACH_NAMES = {
+    ("sgd fused, no mask", DENSE): "foreach SGD, no mask",
+    ("eager chain, tuned", TUNED): "by hand, tuned (foreach)",
+}
 _ROUNDING = 1e-4  # of the largest change: float32 has seven digits, and each step loses some
+
+
+def names_of(measured: StepTimes) -> dict[str, str]:
+    """Return what each contestant that was timed is called."""
+    stand_ins = {own: name for (wrong, own), name in _FOREACH_NAMES.items() if wrong in measured.wrong}
+    return {**NAMES, **stand_ins}
 
 
 def times_table(measured: StepTimes) -> list[str]:
     """A line for each contestant: median, the middle 60% of the steps, and its time as a multiple of
     SparseOpt's without correction."""
-    own = measured.times[PLAIN]
+    own, names = measured.times[PLAIN], names_of(measured)
     header = ("step", "median", "middle 60% of the steps", "time / SparseOpt's", "masked")
     rows = [
         (
-            NAMES[name],
+            names[name],
             f"{t.p50_ms:.3g} ms",
             f"{t.p20_ms:.3g} to {t.p80_ms:.3g} ms",
             f"{t.p50_ms / own.p50_ms:.2f}",
@@ -37,19 +49,7 @@ def times_table(measured: StepTimes) -> list[str]:
         )
         for name, t in measured.times.items()
     ]
-    return aligned([header, *rows])
-
-
-def speed(own: Summary, rival: Summary) -> str:
-    """How fast a step is beside another's: "it is ... <the other>" makes a sentence.
-
-    Two steps differ if the middle 60% of their times have nothing in common.
-    """
-    if own.p80_ms < rival.p20_ms:
-        return f"{rival.p50_ms / own.p50_ms:.1f} times as fast as"
-    if rival.p80_ms < own.p20_ms:
-        return f"slower ({own.p50_ms / rival.p50_ms:.2f} times as long) than"
-    return "within noise as fast as"
+    return [*aligned([header, *rows]), *(f"{name}: {WRONG}, not timed" for name in measured.wrong)]
 
 
 def speed_title(measured: StepTimes) -> str:
@@ -65,12 +65,12 @@ def speed_conclusions(measured: StepTimes) -> list[str]:
             f"Other programs were running: a thread got {measured.processor_share:.0%} of a processor.",
             "Nothing is concluded from the times of steps then. Run it again on a quiet machine.",
         ]
-    times = measured.times
+    times, names = measured.times, names_of(measured)
     own = times[PLAIN]
     return [
         f"SparseOpt's masked SGD is {speed(own, times[BY_HAND])} masked SGD by hand.",
-        f"It is {speed(own, times[TUNED])} masked SGD by hand, tuned (float32 masks, fused SGD inside).",
-        f"It is {speed(own, times[DENSE])} PyTorch's fused SGD, which masks nothing.",
+        f"It is {speed(own, times[TUNED])} masked SGD {names[TUNED]} (float32 masks, one call for all).",
+        f"It is {speed(own, times[DENSE])} PyTorch's {names[DENSE]}.",
         f"With the correction of Eq. 12 it is {speed(times[CORRECTED], own)} without.",
         "(within noise: the middle 60% of the steps overlap)",
     ]
@@ -93,7 +93,7 @@ def accuracy_title(rows: Sequence[Row], config: Config, test_examples: int) -> s
         name: accuracy_differences(name, BY_HAND, final) for name in config.optimizer if name != BY_HAND
     }
     if any(len(differences) < FEWEST_PAIRS for differences in by_seed.values()):
-        return "Test accuracy"
+        return "Test accuracy by epoch"
     found = {name: paired(differences, 100 / test_examples) for name, differences in by_seed.items()}
     differing = [
         f"{NAMES[name]} {difference.mean:+.1f} points"
@@ -101,4 +101,4 @@ def accuracy_title(rows: Sequence[Row], config: Config, test_examples: int) -> s
         if difference.beyond_noise
     ]
     within_noise = f"no difference beyond noise ({len(config.seeds)} seeds)"
-    return "Test accuracy: " + (", ".join(differing) or within_noise)
+    return "Final test accuracy: " + (", ".join(differing) or within_noise)

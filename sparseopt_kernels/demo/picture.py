@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..machine import machine
 from ..training.checkpoint import Progress
 from ..training.config import Config
-from ..training.plots import COLOURS, STYLE, draw_accuracy, draw_fan_in
-from .conclusions import NAMES, accuracy_title, speed_title
+from ..training.plots import ACCURACY_SCALE, COLOURS, STYLE, draw_accuracy, draw_fan_in
+from .conclusions import NAMES, accuracy_title, names_of, speed_title
 from .step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, StepTimes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def demo_png(progress: Progress, config: Config, measured: StepTimes, test_examp
         accuracy, times = above.subplots(1, 2)
         draw_accuracy(accuracy, progress.rows, config, NAMES)
         accuracy.set_title(accuracy_title(progress.rows, config, test_examples), loc="left")
-        accuracy.set_ylabel(f"test accuracy in %, {config.data}")
+        accuracy.set_ylabel(f"test accuracy on {config.data} in % ({ACCURACY_SCALE})")
         _draw_times(times, measured)
         draw_fan_in(below, progress.finished, config, layers, rows_below, NAMES)
         content = io.BytesIO()
@@ -52,7 +52,7 @@ def _draw_times(axes: Axes, measured: StepTimes) -> None:
     summaries = [measured.times[name] for name in _ORDER]
     medians = [t.p50_ms for t in summaries]
     bars = axes.barh(
-        [NAMES[name].replace(", ", ",\n") for name in _ORDER],
+        [names_of(measured)[name].replace(", ", ",\n") for name in _ORDER],
         medians,
         xerr=(
             [t.p50_ms - t.p20_ms for t in summaries],
@@ -76,8 +76,9 @@ def _draw_times(axes: Axes, measured: StepTimes) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * max(t.p80_ms for t in summaries))
     axes.grid(visible=False, axis="y")
-    axes.set_title(speed_title(measured), loc="right")  # its room is that of the names, too
+    axes.set_title(speed_title(measured), loc="left", x=-0.24)  # its room is that of the names, too
     axes.set_xlabel(
-        f"time of an optimizer step in ms: {measured.weights / 1e6:.1f} million weights,\n"
-        f"{measured.sparsity:.0%} sparse; {machine()}, {measured.threads} threads"
+        f"median time of a step in ms\n{measured.weights / 1e6:.1f} million weights, "
+        f"{measured.sparsity:.0%} sparse, {measured.threads} threads\n{machine()}",
+        fontsize=7,
     )

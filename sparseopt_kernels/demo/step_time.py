@@ -11,22 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ..masks import Masks
-from ..optimizer import SparseOpt
+from ..bench.checks import WRONG, References, admitted
+from ..bench.contestants import SGD, TUNED_CHAIN, Contestant, Maker, eager_chain, sparseopt
+from ..bench.network import Network
 from ..timing import QUIET, CpuTimer, CudaTimer, Rounds, Summary, Turn, processor_share, take_turns
 from ..topology.sparsify import sparsify
-from ..training.by_hand import MaskedSGD
 from ..training.data import Dataset, split_order
+from ..training.errors import TrainingError
 from ..training.models import mlp
 
 BY_HAND, TUNED, DENSE, PLAIN, CORRECTED = "by-hand", "by-hand-tuned", "dense", "sgd", "sparseopt"
-_SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 _SEED = 0
 
 
@@ -54,6 +54,7 @@ class StepTimes:
         difference: the largest absolute difference between two weights of the networks of ``BY_HAND`` and
             ``PLAIN`` at the end.
         moved: the largest absolute change of a weight from the start to the end, by hand.
+        wrong: contestants that are not timed, because their weights are wrong; another stood in for each.
         processor_share: how much of one processor a loop of one thread got just before and after, in [0, 1]:
             what other programs leave.
     """
@@ -66,32 +67,13 @@ class StepTimes:
     difference: float
     moved: float
     processor_share: float
+    wrong: tuple[str, ...] = ()
 
     @property
     def is_reliable(self) -> bool:
         """Whether the machine was quiet. If not, threads wait for one another, and times are not those of
         their work: more so the more parallel regions a step has."""
         return self.processor_share >= QUIET
-
-
-@dataclass
-class _Contestant:
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    @classmethod
-    def of(cls, model: nn.Module, optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> _Contestant:
-        return cls(model, optimizer(model))
-
-    def weights(self) -> list[Tensor]:
-        return [p.detach() for p in self.model.parameters()]
-
-    def take(self, gradients: list[Tensor]) -> None:
-        """Copy the gradients: a contestant may write into its own."""
-        for p, gradient in zip(self.model.parameters(), gradients, strict=True):
-            if p.grad is None:
-                p.grad = torch.empty_like(p)
-            p.grad.copy_(gradient)
 
 
 def measure(dataset: Dataset, size: Size) -> StepTimes:
@@ -106,71 +88,86 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
         torch.manual_seed(_SEED)
         model = mlp(pixels, dataset.num_classes, size.hidden).to(device)
     masks = sparsify(model, size.sparsity, "uniform", seed=_SEED)
+    chosen, wrong = _checked(model)
     start = [p.detach().clone() for p in model.parameters()]
-    contestants = {name: _Contestant.of(deepcopy(model), make) for name, make in _OPTIMIZERS.items()}
-    give = _gradients(contestants[PLAIN].model, dataset, size.batch_size)
-    gradients: list[Tensor] = []
+    gradients = [torch.zeros_like(p) for p in start]  # of all: each batch writes into them
+    models = {name: deepcopy(model) for name in chosen}
+    contestants = {name: _contestant(chosen[name], models[name], gradients) for name in chosen}
+    give = _gradients(models[PLAIN], dataset, size.batch_size)
     steps = 0
     steps_of: Counter[str] = Counter()
 
     def prepare(name: str) -> None:
-        nonlocal gradients, steps
+        nonlocal steps
         if steps_of[name] == steps:  # the first of a round
-            gradients = next(give)
+            for own, gradient in zip(gradients, next(give), strict=True):
+                own.copy_(gradient)
             steps += 1
         steps_of[name] += 1
-        contestants[name].take(gradients)
+        contestants[name].network.restore_gradients()
 
-    turns = {name: Turn(c.optimizer.step, _called_with(prepare, name)) for name, c in contestants.items()}
+    turns = {name: Turn(c.step, _called_with(prepare, name)) for name, c in contestants.items()}
     timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
     before = processor_share()
     end = time.monotonic() + size.seconds
     times = take_turns(turns, timer, size.rounds, lambda: time.monotonic() > end)
-    by_hand = contestants[BY_HAND].weights()
+    by_hand = _weights(models[BY_HAND])
     return StepTimes(
         times,
         sum(mask.numel() for mask in masks.values()),
         masks.sparsity(),
         torch.get_num_threads(),
         steps,
-        _largest_difference(by_hand, contestants[PLAIN].weights()),
+        _largest_difference(by_hand, _weights(models[PLAIN])),
         _largest_difference(by_hand, start),
         min(before, processor_share()),
+        wrong,
     )
 
 
-def _by_hand(model: nn.Module) -> torch.optim.Optimizer:
-    """The plainest code: boolean masks and the defaults of ``torch.optim.SGD``."""
-    return MaskedSGD(model.parameters(), Masks(model), **_SGD)
-
-
-def _tuned_by_hand(model: nn.Module) -> torch.optim.Optimizer:
-    """The fastest that is as simple: masks of float32, which PyTorch multiplies faster, and fused SGD."""
-    masks = {p: mask.to(p.dtype) for p, mask in Masks(model).items()}
-    return MaskedSGD(model.parameters(), masks, fused=True, **_SGD)
-
-
-def _dense(model: nn.Module) -> torch.optim.Optimizer:
-    """PyTorch's fused SGD, which does not know of the masks: less than is asked for."""
-    return torch.optim.SGD(model.parameters(), fused=True, **_SGD)
-
-
-def _without_correction(model: nn.Module) -> torch.optim.Optimizer:
-    return SparseOpt(model.parameters(), masks=Masks(model), correction="none", **_SGD)
-
-
-def _corrected(model: nn.Module) -> torch.optim.Optimizer:
-    return SparseOpt(model.parameters(), masks=Masks(model), **_SGD)
-
-
 # In the order of a round: PLAIN's network gives the gradients of the next one when it has made its step.
-_OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    BY_HAND: _by_hand,
-    TUNED: _tuned_by_hand,
-    DENSE: _dense,
-    PLAIN: _without_correction,
-    CORRECTED: _corrected,
+_MAKERS: dict[str, tuple[Maker, ...]] = {
+    BY_HAND: (partial(eager_chain, implementation="default", correct=False),),
+    TUNED: tuple(partial(make, correct=False) for make in TUNED_CHAIN),
+    DENSE: SGD,
+    PLAIN: (partial(sparseopt, correction="none"),),
+    CORRECTED: (sparseopt,),
 }
+
+
+def _checked(model: nn.Module) -> tuple[dict[str, Maker], tuple[str, ...]]:
+    """Return the maker of each contestant, the first of ``_MAKERS`` whose steps on the model's parameters are
+    right, and the names of those that are wrong.
+
+    Raises:
+        TrainingError: none of a contestant's makers is right.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    gradients = [torch.randn(p.shape, generator=generator).to(p) for p in model.parameters()]
+    network = Network.of_model(deepcopy(model), gradients)
+    references = References(network)
+    chosen: dict[str, Maker] = {}
+    wrong: list[str] = []
+    for name, makers in _MAKERS.items():
+        for make in makers:
+            found = admitted(network, [(make,)], references)
+            wrong += found.wrong
+            if found.right:
+                chosen[name] = make
+                break
+        else:
+            raise TrainingError(f"{name} has {WRONG}: run sparseopt doctor, and please report its output", 1)
+    return chosen, tuple(wrong)
+
+
+def _contestant(make: Maker, model: nn.Module, gradients: list[Tensor]) -> Contestant:
+    network = Network.of_model(model, gradients)
+    network.own_gradients()
+    return make(network)
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    return [p.detach() for p in model.parameters()]
 
 
 def _gradients(model: nn.Module, dataset: Dataset, batch_size: int) -> Iterator[list[Tensor]]:

@@ -69,7 +69,10 @@ class Native:
         if device.type != "cpu":
             return f"it updates tensors on the cpu, not on {device.type}"
         if _MISSING:
-            return f"{_MISSING}: install a C++ compiler, then install sparseopt_kernels again"
+            return (
+                f"{_MISSING}: install a C++ compiler, then sparseopt_kernels again, "
+                "then `sparseopt doctor` says: cpu tensors go to: cpu"
+            )
         return None
 
     def host_scalars(self, device: torch.device) -> bool:

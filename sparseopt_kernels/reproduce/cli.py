@@ -30,8 +30,9 @@ _OUTPUT = Path("runs") / "reproduce"
 _OF_PAPER_SIZED = ("device", "amp", "channels_last", "loader_workers")
 _EPILOG = """\
 An experiment writes NAME.csv and NAME.png into the output folder and prints a table. Rows that are in the
-CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command goes on. To measure
-anew, name another folder with --output. Do not run an experiment twice at a time in one folder.
+CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command continues. To measure
+everything again, name another folder with --output. Do not run an experiment twice at the same time in one
+folder.
 """
 
 
@@ -44,7 +45,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="which experiment; --list names them")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the experiment; --list shows all of them")
     parser.add_argument("--list", action="store_true", help="list the experiments and how long they take")
     parser.add_argument(
         "--output",
@@ -58,7 +59,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
         "--workers",
         type=_at_least_1,
         metavar="N",
-        help="processes, of one thread each (default: as many as there are processors; 1 on a GPU)",
+        help="number of processes, each of one thread (default: the number of processors; 1 on a GPU)",
     )
     parser.add_argument(
         "--only",
@@ -66,10 +67,10 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
         action="extend",
         default=[],
         metavar="COLUMN=VALUE",
-        help="measure only the cases with these values, as they are in the CSV file; a column that is named "
-        "twice may have either value",
+        help="measure only the cases with these values, written as in the CSV file; if a column is named "
+        "twice, cases with either value",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, the table only")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, print the table only")
     tables = parser.add_argument_group("the paper's tables (table1 to table9), also under torchrun")
     tables.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     add_speed(tables)
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"sparseopt reproduce: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped: the same command goes on where it was", file=sys.stderr)
+        print("stopped: run the same command again to continue", file=sys.stderr)
         return 130
 
 
@@ -124,7 +125,7 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
         if given:
             raise TrainingError(f"{option(next(iter(given)))} is for the tables, not for {experiment.name}")
         if distributed.launched():
-            raise TrainingError(f"{experiment.name} is not made for torchrun: start it without")
+            raise TrainingError(f"{experiment.name} does not run under torchrun: start it without")
         return Settings(args.data_dir)
     values: dict[str, Any] = {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -223,8 +224,8 @@ def _measure(results: Results, settings: Settings, workers: int, *, show: bool) 
 def _announcement(experiment: Experiment, results: Results, workers: int) -> str:
     missing = results.missing()
     if not missing:
-        return f"{experiment.name}: all of it is in {results.path} already, nothing is measured"
-    there = f"; {len(results.rows())} rows are there already" if results.rows() else ""
+        return f"{experiment.name}: all rows are in {results.path} already, nothing is measured"
+    there = f"; {len(results.rows())} rows are in the file already" if results.rows() else ""
     cases = f"{experiment.name} ({experiment.source}): {_counted(len(missing), 'case')}"
     if isinstance(experiment, PaperSized):
         return f"{cases}{there}, {experiment.cost(missing)}"

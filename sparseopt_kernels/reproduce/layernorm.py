@@ -131,7 +131,7 @@ class LayerNorm:
         right.set_title(
             f"neurons of {len(_MIXED)} sparsities in one layer\nexponent of 1 - sᵢ: {slopes} norm", loc="left"
         )
-        left.set_ylabel("mean |gradient| of active weights, sparse / dense")
+        left.set_ylabel("mean |gradient| of active weights, sparse / dense (log)")
         for axes in (left, right):
             axes.legend(loc="upper left")
         figure.supxlabel(

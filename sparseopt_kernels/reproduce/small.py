@@ -181,7 +181,7 @@ class Small:
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         figure.set_size_inches(8, 7.4)
         figure.suptitle(
-            "What Eq. 12 changes, each optimizer at its best learning rate",
+            "Final test accuracy: what Eq. 12 changes, each optimizer at its best learning rate",
             fontsize=11,
             fontweight="bold",
         )
@@ -190,7 +190,7 @@ class Small:
         for column, model in enumerate(self.models):
             self._draw_differences(grid[0, column], [c for c in comparisons if c.model == model])
             self._draw_early(grid[1, column], [c for c in comparisons if c.model == model])
-            grid[0, column].set_title(_MODEL_LABELS[model])
+            grid[0, column].set_title(_MODEL_LABELS[model], loc="left")
         grid[0, 0].set_ylabel("masks, sparsity")
         grid[1, 0].set_ylabel("difference in accuracy (points)")
         handles = {
@@ -251,8 +251,9 @@ class Small:
         for border in range(len(self.sparsities), len(places), len(self.sparsities)):
             axes.axhline(border - 0.5, color="#bbbbbb", linewidth=0.8)
         axes.set_xscale("symlog", linthresh=1.0)
+        axes.margins(x=0.08)
         axes.set_xticks([-10, -1, 0, 1], ["-10", "-1", "0", "1"])
-        axes.set_xlabel("difference in test accuracy (points)")
+        axes.set_xlabel("difference in final test accuracy\n(points; log beyond 1)")
 
     def _draw_early(self, axes: Axes, comparisons: Sequence[Comparison]) -> None:
         """Without HAM, averaged over sparsities."""

@@ -145,7 +145,7 @@ class TwoNeurons:
                 _draw_runs(axes, runs, colour, OPTIMIZER_LABELS[optimizer])
             off = share([run[-1] for run in runs], _off)
             axes.set_title(f"{CORRECTION_LABELS[correction]}\nHAM: {off} switched off", loc="left")
-            axes.set_xlabel("step" if i == len(_DENSE_STARTS) - 1 else "")
+            axes.set_xlabel("step (log)" if i == len(_DENSE_STARTS) - 1 else "")
             axes.set_ylabel(f"a_dense, from {start:g}" if j == 0 else "")
         grid[0, 0].legend(loc="upper left")
         figure.suptitle(

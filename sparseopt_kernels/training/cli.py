@@ -32,8 +32,8 @@ The output folder gets results.csv (a line per optimizer, seed and epoch), curve
 the trained weights and masks of each run. Results are never overwritten: the default folder gets a number
 if it exists, and a folder named by --output must not have results in it yet.
 
-Ctrl-C keeps what is finished. With --checkpoint, an experiment that was stopped in any way is continued
-to the same weights, masks and numbers by
+Ctrl-C keeps the epochs that are finished. An experiment that was started with --checkpoint and stopped in
+any way can be continued, to the same weights, masks and numbers, by
     python -m sparseopt_kernels train --resume FOLDER
 """
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         check_packages("train")
         if distributed.launched():
-            raise TrainingError("train is not made for torchrun, as reproduce is: start it without")
+            raise TrainingError("train does not run under torchrun (reproduce does): start it without")
         return _run(args)
     except TrainingError as error:
         print(f"sparseopt train: error: {error}", file=sys.stderr)
@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         print(table(progress.rows, config, experiment.dataset.test_size))
     print(_files(experiment.output))
     if interrupted:
-        print(f"stopped after {len(progress.rows)} epochs, which are kept. {_how_to_go_on(experiment)}")
+        print(f"stopped: {len(progress.rows)} epochs are kept. {_how_to_go_on(experiment)}")
         return 130
     ends = [row for row in progress.rows if row.epoch == config.epochs or row.status == "diverged"]
     return 1 if all(row.status == "diverged" for row in ends) else 0

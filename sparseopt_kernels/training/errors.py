@@ -24,5 +24,6 @@ def check_packages(command: str) -> None:
     if missing:
         raise TrainingError(
             f"{command} needs packages that are not installed ({', '.join(missing)}): "
-            "in a checkout of sparseopt_kernels, run pip install '.[train]'"
+            "in a checkout of sparseopt_kernels run pip install '.[train]', "
+            "then `sparseopt doctor` lists their versions"
         )

@@ -37,87 +37,99 @@ def add_experiment(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--sparsity",
-        type=_number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
-        help=f"fraction of the weights that is switched off (default: {Config.sparsity})",
+        type=number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+        help=f"fraction of the weights that are masked (default: {Config.sparsity})",
     )
     group.add_argument(
         "--distribution",
         choices=get_args(Distribution),
-        help=f"how the layers share the sparsity (default: {Config.distribution})",
+        help=f"how sparsity is distributed over the layers (default: {Config.distribution})",
     )
     group.add_argument(
         "--optimizer",
         choices=OPTIMIZERS,
         nargs="+",
-        help="one or several: sgd is masked SGD, SparseOpt without its correction; by-hand the same in plain "
-        f"PyTorch (default: {' '.join(Config.optimizer)})",
+        help="one or several: sparseopt has the correction of Eq. 12, sgd is SparseOpt without it (masked "
+        f"SGD), by-hand is masked SGD in plain PyTorch (default: {' '.join(Config.optimizer)})",
     )
     group.add_argument(
         "--seeds",
-        type=_number(int, lambda v: 0 <= v < 2**63, "an integer of at least 0"),
+        type=number(int, lambda v: 0 <= v < 2**63, "an integer of at least 0"),
         nargs="+",
         metavar="SEED",
-        help=f"one or several (default: {' '.join(map(str, Config.seeds))})",
+        help=f"random seeds, one or several (default: {' '.join(map(str, Config.seeds))})",
     )
 
 
 def add_training(group: argparse._ArgumentGroup) -> None:
     """How it is trained."""
-    positive = _number(float, lambda v: 0 < v < math.inf, "a positive number")
-    not_negative = _number(float, lambda v: 0 <= v < math.inf, "a number of at least 0")
-    at_least_1 = _number(int, lambda v: v >= 1, "an integer of at least 1")
-    group.add_argument("--epochs", type=at_least_1, help=_by_data("epochs"))
+    positive = number(float, lambda v: 0 < v < math.inf, "a positive number")
+    not_negative = number(float, lambda v: 0 <= v < math.inf, "a number of at least 0")
+    at_least_1 = number(int, lambda v: v >= 1, "an integer of at least 1")
+    group.add_argument(
+        "--epochs", type=at_least_1, help=f"passes over the training data {_by_data('epochs')}"
+    )
     group.add_argument(
         "--batch-size",
         # Batch normalisation has no variance to divide by in a batch of one.
-        type=_number(int, lambda v: v >= 2, "an integer of at least 2"),
-        help=_by_data("batch_size"),
+        type=number(int, lambda v: v >= 2, "an integer of at least 2"),
+        help=f"examples per step {_by_data('batch_size')}",
     )
-    group.add_argument("--lr", type=positive, help=f"peak of warm-up and cosine decay (default: {Config.lr})")
+    group.add_argument("--lr", type=positive, help=f"learning rate after the warm-up (default: {Config.lr})")
     group.add_argument(
-        "--start-lr", type=not_negative, help=f"where the warm-up starts (default: {Config.start_lr})"
+        "--start-lr",
+        type=not_negative,
+        help=f"learning rate at the start of the warm-up (default: {Config.start_lr})",
     )
     group.add_argument(
-        "--end-lr", type=not_negative, help=f"where the cosine decay ends (default: {Config.end_lr})"
+        "--end-lr",
+        type=not_negative,
+        help=f"learning rate at the end of the cosine decay (default: {Config.end_lr})",
     )
     group.add_argument(
         "--warmup-epochs",
-        type=_number(int, lambda v: v >= 0, "an integer of at least 0"),
-        help=_by_data("warmup_epochs"),
+        type=number(int, lambda v: v >= 0, "an integer of at least 0"),
+        help=f"epochs of linear warm-up {_by_data('warmup_epochs')}",
     )
     group.add_argument(
         "--momentum",
-        type=_number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
-        help=f"(default: {Config.momentum})",
+        type=number(float, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+        help=f"momentum of the optimizers (default: {Config.momentum})",
     )
-    group.add_argument("--weight-decay", type=not_negative, help=f"(default: {Config.weight_decay})")
+    group.add_argument(
+        "--weight-decay",
+        type=not_negative,
+        help=f"weight decay of the optimizers (default: {Config.weight_decay})",
+    )
     group.add_argument(
         "--drop-fraction",
-        type=_number(float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
-        help=f"of the active weights, at the first update of SET or RigL (default: {Config.drop_fraction})",
+        type=number(float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+        help="fraction of the active weights that the first update of SET or RigL drops "
+        f"(default: {Config.drop_fraction})",
     )
     group.add_argument(
         "--update-every",
         type=at_least_1,
         metavar="STEPS",
-        help=f"between updates of SET or RigL {_by_data('update_every')}",
+        help=f"steps between two updates of SET or RigL {_by_data('update_every')}",
     )
     group.add_argument(
         "--regrow",
         choices=("original", "corrected"),
-        help=f"by which gradient RigL grows weights (default: {Config.regrow})",
+        help="gradient by which RigL chooses the weights to grow: as backward() leaves it, or times c_i "
+        f"(default: {Config.regrow})",
     )
     group.add_argument(
         "--max-grad-norm",
         type=positive,
         metavar="NORM",
-        help="limit of the global norm of the gradients, with every optimizer but by-hand (default: none)",
+        help="limit of the global gradient norm; by-hand does not have it (default: none)",
     )
     group.add_argument(
         "--ham-alpha",
         type=not_negative,
         metavar="ALPHA",
-        help="strength of Hyperbolic Aware Minimization, with every optimizer but by-hand (default: 0, off)",
+        help="strength of Hyperbolic Aware Minimization (HAM); by-hand does not have it (default: 0, off)",
     )
 
 
@@ -126,14 +138,14 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--backend",
         choices=("auto", *kernels.BACKENDS),
-        help=f"of the optimizers (default: {Config.backend})",
+        help=f"backend of SparseOpt (default: {Config.backend})",
     )
     add_speed(group)
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     group.add_argument(
         "--threads",
-        type=_number(int, lambda v: 1 <= v <= 4096, "an integer of at least 1"),
-        help="of PyTorch on the CPU (default: 1 for digits, else PyTorch's)",
+        type=number(int, lambda v: 1 <= v <= 4096, "an integer of at least 1"),
+        help="threads of PyTorch on the CPU (default: 1 for digits, else PyTorch's)",
     )
     group.add_argument(
         "--output",
@@ -147,7 +159,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         nargs="?",
         const=None,
         metavar="FILE",
-        help=f"save everything after each epoch (default FILE: {CHECKPOINT_NAME} in the output folder)",
+        help=f"save a checkpoint after each epoch (default FILE: {CHECKPOINT_NAME} in the output folder)",
     )
     group.add_argument(
         "--resume",
@@ -155,11 +167,11 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         nargs="?",
         const=None,
         metavar="PATH",
-        help="continue from this checkpoint file, or from the one in this output folder (default PATH: that "
-        "of --checkpoint or --output, else the newest default folder). Options that are not given are those "
-        "of the start",
+        help="continue from this checkpoint file, or from the checkpoint in this output folder (default "
+        "PATH: that of --checkpoint or --output, else the newest default folder). Options that are not given "
+        "keep their former values",
     )
-    group.add_argument("--quiet", action="store_true", help="no progress bar, the table only")
+    group.add_argument("--quiet", action="store_true", help="no progress bar, print the table only")
 
 
 def add_speed(group: argparse._ArgumentGroup) -> None:
@@ -174,13 +186,13 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--loader-workers",
-        type=_number(int, lambda v: 0 <= v <= 4096, "an integer of at least 0"),
+        type=number(int, lambda v: 0 <= v <= 4096, "an integer of at least 0"),
         metavar="N",
         help=f"processes that decode images, for imagenet (default: {Config.loader_workers})",
     )
 
 
-def _number(parse: Callable[[str], _T], accepts: Callable[[_T], bool], expected: str) -> Callable[[str], _T]:
+def number(parse: Callable[[str], _T], accepts: Callable[[_T], bool], expected: str) -> Callable[[str], _T]:
     """A ``type=`` for argparse whose error says what was expected."""
 
     def convert(text: str) -> _T:

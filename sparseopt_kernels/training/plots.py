@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Distinct to the colour-blind too (Okabe and Ito).
 COLOURS = {"by-hand": "#000000", "sgd": "#d55e00", "sparseopt": "#0072b2"}
 LABELS = {"by-hand": "SGD (masked by hand)", "sgd": "SGD (masked)", "sparseopt": "SparseOpt"}
+ACCURACY_SCALE = "log of the error"  # what is said of the axis of accuracies
 _GREY = "#999999"
 _COLUMNS = 4
 STYLE: dict[Any, Any] = {
@@ -86,8 +87,10 @@ def _draw_curves(figure: Figure, rows: Sequence[Row], config: Config) -> None:
         )
     seeds = len(config.seeds)
     over = f" (mean ± std over {seeds} seeds)" if seeds > 1 else ""
-    accuracy_axes.set_title(f"Test accuracy in %{over}", loc="left")
-    loss_axes.set_title("Training loss", loc="left")
+    accuracy_axes.set_title(f"Test accuracy by epoch{over}", loc="left")
+    accuracy_axes.set_ylabel(f"test accuracy in % ({ACCURACY_SCALE})")
+    loss_axes.set_title(f"Training loss by epoch{over}", loc="left")
+    loss_axes.set_ylabel("training loss (log)")
     loss_axes.set_yscale("log")
     _set_epochs(loss_axes, config)
 
@@ -97,19 +100,33 @@ def draw_accuracy(
 ) -> None:
     """Test accuracy in per cent by epoch, for each optimizer: the mean over seeds, and a band of one standard
     deviation. ``labels`` names the optimizers in the legend."""
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
     lowest = []
     for name in config.optimizer:
         own = _rows_of(name, rows)
         if own:
             accuracy = _by_epoch([(row.epoch, 100 * row.test_accuracy) for row in own])
-            lowest.append(float(np.min((accuracy[1] - accuracy[2])[len(accuracy[0]) // 5 :])))
+            lowest.append(float(np.min(accuracy[1] - accuracy[2])))
             _draw_band(axes, accuracy, name, labels[name])
     if lowest:
-        # The first epochs would squeeze all that follows into a line.
-        bottom = max(0.0, math.floor(min(lowest)) - 1)
-        axes.set_ylim(bottom, 100 + 0.02 * (100 - bottom))
+        # On a linear axis the first epochs would squeeze all that follows into a line.
+        axes.set_yscale("function", functions=(_of_accuracy, _accuracy_of))
+        axes.set_ylim(max(0.0, min(lowest)), 100)
+        axes.yaxis.set_major_locator(FixedLocator([0, 20, 40, 60, 80, 90, 95, 98, 100]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.legend(loc="lower right")
     _set_epochs(axes, config)
+
+
+def _of_accuracy(percent: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where an accuracy is drawn: by the logarithm of the error, of which 2% are added to have room for 0."""
+    return -np.log10(102.0 - np.clip(percent, 0.0, 100.0))
+
+
+def _accuracy_of(place: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 102.0 - np.power(10.0, -place)
 
 
 def _rows_of(name: str, rows: Sequence[Row]) -> list[Row]:
@@ -162,9 +179,9 @@ def draw_fan_in(
     for axes in grid[len(layers) :]:
         axes.set_axis_off()
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="upper right", ncols=len(labels), frameon=False, columnspacing=1.0)
     figure.supylabel("neurons per run", fontsize=9)
-    figure.supxlabel("fan-in (active weights of a neuron)", fontsize=9)
+    figure.supxlabel("fan-in (active weights of a neuron); the last bar holds all larger ones", fontsize=9)
 
 
 def _draw_layer(

@@ -47,7 +47,7 @@ def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
     ]
     if len(final) + len(diverged) < runs:
         lines.append(
-            f"{runs - len(final) - len(diverged)} of {runs} runs did not end and are not in the table"
+            f"{runs - len(final) - len(diverged)} of {runs} runs did not finish and are not in the table"
         )
     baseline = next((name for name in ("by-hand", "sgd") if name in ended), None)
     if baseline is not None:

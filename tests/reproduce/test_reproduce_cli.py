@@ -65,7 +65,7 @@ def test_again_nothing_is_measured_and_the_files_stay_as_they_are(
     before = {p.name: p.read_bytes() for p in tmp_path.glob("fake.*")}
     capsys.readouterr()
     assert reproduce(*options, "--data-dir", "nowhere") == 0  # no data are needed
-    assert "all of it is in" in capsys.readouterr().err
+    assert "all rows are in" in capsys.readouterr().err
     assert fake.measured() == [0, 1, 2, 3]
     assert {p.name: p.read_bytes() for p in tmp_path.glob("fake.*")} == before
 
@@ -76,11 +76,11 @@ def test_resumed_after_ctrl_c(
     options = ("fake", "--output", tmp_path, "--workers", 1)
     register(replace(fake, trouble={3: "interrupt"}), monkeypatch)
     assert reproduce(*options) == 130
-    assert "stopped: the same command goes on where it was" in capsys.readouterr().err
+    assert "stopped: run the same command again to continue" in capsys.readouterr().err
     assert not (tmp_path / "fake.png").exists()
     register(fake, monkeypatch)
     assert reproduce(*options) == 0
-    assert "1 case, about 60 s with 1 process; 6 rows are there already" in capsys.readouterr().err
+    assert "1 case, about 60 s with 1 process; 6 rows are in the file already" in capsys.readouterr().err
     assert fake.measured() == [0, 1, 2, 3, 3]
 
 

@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(reproduce, tmp_path,
     capsys.readouterr()
     assert reproduce(table, data, *only)[0] == 0
     assert trained == []
-    assert "all of it is in" in capsys.readouterr().err
+    assert "all rows are in" in capsys.readouterr().err
 
 
 def test_ours_stands_beside_the_papers():

@@ -224,7 +224,7 @@ def test_values_that_are_refused_before_training(tmp_path, monkeypatch, capsys, 
 def test_train_is_not_for_torchrun(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert train("--output", tmp_path / "out") == 2
-    assert "train is not made for torchrun" in capsys.readouterr().err
+    assert "train does not run under torchrun" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -334,7 +334,7 @@ def test_ctrl_c_keeps_what_is_finished(uninterrupted, tmp_path):
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
     assert f"train --resume {output}" in out
-    assert "runs did not end" in out
+    assert "runs did not finish" in out
     assert (output / "curves.png").exists()
     assert rows(output) == rows(uninterrupted)[: len(rows(output))]
     assert train("--resume", output, "--quiet") == 0

@@ -14,17 +14,18 @@ import pytest
 import torch
 
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.demo import cli
+from sparseopt_kernels.bench.contestants import Contestant, sgd
+from sparseopt_kernels.bench.network import Network
+from sparseopt_kernels.demo import cli, step_time
 from sparseopt_kernels.demo.conclusions import (
     accuracy_title,
     agreement,
-    speed,
     speed_conclusions,
     speed_title,
     times_table,
 )
 from sparseopt_kernels.demo.step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, Size, StepTimes, measure
-from sparseopt_kernels.timing import Rounds, Summary
+from sparseopt_kernels.timing import Rounds, Summary, speed
 from sparseopt_kernels.training.by_hand import MaskedSGD
 from sparseopt_kernels.training.config import OPTIMIZERS, Config, new_config
 from sparseopt_kernels.training.data import load_dataset
@@ -148,11 +149,13 @@ def test_a_process_that_sleeps_has_no_share_of_the_processor(monkeypatch: pytest
     ],
 )
 def test_accuracy_is_worded_by_the_numbers(differences: list[float], words: str) -> None:
-    assert accuracy_title(fake_rows(differences), tiny_config(), 10_000) == f"Test accuracy: {words}"
+    assert accuracy_title(fake_rows(differences), tiny_config(), 10_000) == f"Final test accuracy: {words}"
 
 
 def test_accuracy_of_two_seeds_is_not_judged() -> None:
-    assert accuracy_title(fake_rows([0.0, 0.0]), tiny_config(seeds=(0, 1)), 10_000) == "Test accuracy"
+    assert (
+        accuracy_title(fake_rows([0.0, 0.0]), tiny_config(seeds=(0, 1)), 10_000) == "Test accuracy by epoch"
+    )
 
 
 def test_different_weights_are_called_different() -> None:
@@ -180,10 +183,32 @@ def test_steps_by_hand_are_those_of_sparseopt_without_correction() -> None:
     assert all(0 < t.p20_ms <= t.p50_ms <= t.p80_ms and t.rounds == 4 for t in measured.times.values())
 
 
-def test_a_wrong_step_by_hand_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check of weights can fail: without masks it does."""
-    monkeypatch.setattr(MaskedSGD, "step", torch.optim.SGD.step)
-    assert "NOT equal" in agreement(measure(load_dataset("digits"), TINY))
+def unmasked(network: Network) -> Contestant:
+    """Dense SGD that pretends to be masked."""
+    return dataclasses.replace(sgd(network), work="masked sgd")
+
+
+def test_a_wrong_step_by_hand_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(step_time._MAKERS, BY_HAND, (unmasked,))
+    with pytest.raises(TrainingError, match="by-hand has wrong results"):
+        measure(load_dataset("digits"), TINY)
+
+
+@pytest.mark.parametrize("name", [TUNED, DENSE])
+def test_another_stands_in_for_a_fused_sgd_that_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers = step_time._MAKERS[name]
+
+    def idle(network: Network) -> Contestant:
+        """Writes nothing."""
+        return dataclasses.replace(makers[0](network), step=lambda: None)
+
+    monkeypatch.setitem(step_time._MAKERS, name, (idle, *makers[1:]))
+    measured = measure(load_dataset("digits"), TINY)
+    assert len(measured.wrong) == 1
+    assert list(measured.times) == [BY_HAND, TUNED, DENSE, PLAIN, CORRECTED]
+    *lines, last = times_table(measured)
+    assert last == f"{measured.wrong[0]}: wrong results, not timed"
+    assert any("foreach" in line for line in lines)
 
 
 def test_masks_by_hand_are_those_of_the_model_when_rigl_changes_them() -> None:

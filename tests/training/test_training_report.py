@@ -37,7 +37,7 @@ def test_table_leaves_out_and_names_what_diverged_or_did_not_end():
     rows = [row(seed=0), row(seed=1, epoch=1, accuracy=math.nan, status="diverged"), row(seed=2, epoch=1)]
     text = table(rows, config(optimizer=("sgd",)), 100)
     assert "sgd seed 1 diverged in epoch 1" in text
-    assert "1 of 3 runs did not end" in text
+    assert "1 of 3 runs did not finish" in text
     assert "90.00 %" in text
 
 

@@ -1,0 +1,104 @@
+"""Contestants whose weights are right, and the names of those whose are not: only the former are timed.
+
+``torch.optim.SGD(fused=True)`` of PyTorch 2.13.0 leaves most weights of bfloat16 and float16 unwritten on a
+CPU (pytorch/pytorch#191763), and is fast at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .contestants import Contestant, Maker, Work, chain, sgd, sparseopt
+from .network import Network
+
+WRONG = "wrong results"  # the status of a contestant that is not timed for that
+# How far weights may be from those of the reference after the warm-up, by dtype: some roundings of each step.
+_TOLERANCES = {
+    torch.float64: (1e-9, 1e-10),
+    torch.float32: (1e-4, 1e-5),
+    torch.float16: (5e-3, 5e-3),
+    torch.bfloat16: (4e-2, 4e-2),
+}
+
+
+class References:
+    """The weights that a network has after a warm-up, by work; each is computed once, when it is asked for.
+
+    The oracle is the for-loop of ``torch.optim.SGD``, in float32 at least, with masks applied in plain
+    PyTorch; with options that PyTorch does not have, the reference backend.
+
+    Args:
+        network: what contestants start from. It is not written.
+        options: of ``SparseOpt``: what contestants of the work ``"sparseopt"`` have, too. Of these, SGD knows
+            ``nesterov`` and ``max_grad_norm``.
+    """
+
+    def __init__(self, network: Network, options: Mapping[str, Any] | None = None) -> None:
+        self._network = network
+        self._options = dict(options or {})
+        self._weights: dict[Work, list[Tensor]] = {}
+
+    def weights(self, work: Work) -> list[Tensor]:
+        if work not in self._weights:
+            contestant = self._contestant(work)
+            contestant.warm_up()
+            self._weights[work] = [p.detach() for p in contestant.network.parameters]
+        return self._weights[work]
+
+    def are_met_by(self, contestant: Contestant) -> bool:
+        """Whether the weights of a contestant that is warmed up are close to those of its work."""
+        want = self.weights(contestant.work)
+        found = [p.detach() for p in contestant.network.parameters]
+        return all(_is_close(p, q) for p, q in zip(found, want, strict=True))
+
+    def _contestant(self, work: Work) -> Contestant:
+        dtype = self._network.parameters[0].dtype
+        own = self._network.copy(torch.promote_types(dtype, torch.float32))
+        known = {key: self._options[key] for key in ("nesterov",) if key in self._options}
+        if work == "sgd":
+            limit = {key: self._options[key] for key in ("max_grad_norm",) if key in self._options}
+            return sgd(own, "for-loop", **known, **limit)
+        if self._options.keys() - known.keys():
+            options = {**self._options, **({"correction": "none"} if work == "masked sgd" else {})}
+            return sparseopt(self._network.copy(), "reference", **options)
+        step = chain(own, "for-loop", correct=work == "sparseopt", **known)
+        return Contestant("reference", own, step, own.restore_gradients, work)
+
+
+class Admitted(NamedTuple):
+    right: list[Contestant]
+    """Warmed up and right."""
+    wrong: list[str]
+    """The names of those that are not right, and that are not timed."""
+
+
+def admitted(network: Network, rivals: Iterable[Sequence[Maker]], references: References) -> Admitted:
+    """Make contestants, each with weights and gradients of its own, and check them.
+
+    Args:
+        network: what they start from.
+        rivals: of each, the first whose weights are right is admitted; those after it stand in for one that
+            is wrong.
+        references: of ``network``.
+    """
+    found = Admitted([], [])
+    for alternatives in rivals:
+        for make in alternatives:
+            own = network.copy()
+            own.own_gradients()  # one that is shared would be in the cache for all but the first of a round
+            contestant = make(own)
+            contestant.warm_up()
+            if references.are_met_by(contestant):
+                found.right.append(contestant)
+                break
+            found.wrong.append(contestant.name)
+    return found
+
+
+def _is_close(found: Tensor, want: Tensor) -> bool:
+    rtol, atol = _TOLERANCES[found.dtype]
+    return torch.allclose(found.to(want.dtype), want, rtol=rtol, atol=atol)
