@@ -131,8 +131,9 @@ def _run(args: argparse.Namespace) -> int:
             f"Other programs were running: a thread got {share:.0%} of a processor. Nothing is concluded "
             "from these times: run it again on a quiet machine."
         )
-    quiet_or_untimed = [each for each in found if share >= QUIET or OURS not in each.times]
-    print("\n".join(map(verdict, quiet_or_untimed)))
+    for each in found:
+        if share >= QUIET or OURS not in each.times:
+            print(verdict(each))
     if share >= QUIET:
         print("(within noise: the middle 60% of the steps overlap)")
     return 1 if any(OURS in each.wrong for each in found) else 0
