@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NoReturn, TextIO
+from collections.abc import Sequence
+from typing import NoReturn
 
 from . import doctor
 from ._version import __version__
@@ -16,6 +14,7 @@ from .bench import cli as bench
 from .demo import cli as demo
 from .reproduce import cli as reproduce
 from .training import cli as training
+from .user_warning import show_as_notes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,40 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     training.add_parser(subparsers)
     reproduce.add_parser(subparsers)
     args = parser.parse_args(argv)
-    with _notes():
+    with warnings.catch_warnings():
+        show_as_notes()
         status: int = args.run(args)
     return status
-
-
-@contextmanager
-def _notes() -> Iterator[None]:
-    """Print warnings as notes: there is no line of the user's that they could point at. Those that differ
-    in their numbers only, as from seed to seed, are printed once."""
-    seen: set[str] = set()
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        text = str(message)
-        kind = re.sub(r"(?<=[ =])[\d.]+", "#", text)
-        if kind in seen:
-            return
-        seen.add(kind)
-        note = f"note: {text}"
-        tqdm = sys.modules.get("tqdm")
-        if tqdm is not None:  # there may be a progress bar
-            tqdm.tqdm.write(note, file=sys.stderr)
-        else:
-            print(note, file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
 
 
 if __name__ == "__main__":

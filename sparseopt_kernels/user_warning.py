@@ -1,10 +1,13 @@
-"""Warnings that point at the user's line, however deep in PyTorch or in this package they are made."""
+"""Warnings that point at the user's line, however deep in PyTorch or in this package they are made; and the
+notes that the command line makes of them."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
+from typing import TextIO
 
 import torch
 
@@ -26,3 +29,31 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def _is_foreign(filename: str) -> bool:
     """Whether it belongs to PyTorch, to this package, or to no file (``<frozen runpy>``, compiled code)."""
     return filename.startswith((*_FOREIGN, "<frozen", "<eval_with_key>"))
+
+
+def show_as_notes() -> None:
+    """Print the warnings of this process as notes, from now on, for commands: there is no line of the user's
+    to point at. Those that differ in their numbers only, as from seed to seed, are printed once."""
+    seen: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = str(message)
+        kind = re.sub(r"(?<=[ =])[\d.]+", "#", text)
+        if kind in seen:
+            return
+        seen.add(kind)
+        note = f"note: {text}"
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is not None:  # there may be a progress bar
+            tqdm.tqdm.write(note, file=sys.stderr)
+        else:
+            print(note, file=sys.stderr)
+
+    warnings.showwarning = show

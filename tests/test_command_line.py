@@ -17,8 +17,9 @@ from sparseopt_kernels.__main__ import main
 from sparseopt_kernels.bench import cli as bench
 from sparseopt_kernels.demo import cli as demo
 from sparseopt_kernels.reproduce import cli as reproduce
+from sparseopt_kernels.reproduce import runner
 from sparseopt_kernels.training import cli as training
-from sparseopt_kernels.user_warning import warn
+from sparseopt_kernels.user_warning import show_as_notes, warn
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -68,11 +69,24 @@ def test_warnings_are_printed_as_notes(
     ]
 
 
-def test_notes_are_printed_above_a_progress_bar_that_is_not_installed(
+@pytest.mark.parametrize("tqdm", [None, "installed"])
+def test_notes_are_printed_with_and_without_a_progress_bar(
+    tqdm: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if tqdm is None:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    with warnings.catch_warnings():
+        show_as_notes()
+        warn("invented")
+    assert capsys.readouterr().err == "note: invented\n"
+
+
+def test_processes_of_reproduce_print_notes_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "tqdm", raising=False)
-    with __main__._notes():
+    monkeypatch.setattr(runner, "_end_with_parent", lambda: None)
+    with warnings.catch_warnings():
+        runner._start_worker()
         warn("invented")
     assert capsys.readouterr().err == "note: invented\n"
 

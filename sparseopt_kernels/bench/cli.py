@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     device = _device(args.device)
+    backend = _backend(device)
     before = processor_share()
     try:
         with _progress(args.seconds, args.quiet) as show:
@@ -122,7 +123,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{where}, {threads} {'thread' if threads == 1 else 'threads'}, PyTorch {torch.__version__}")
     print(
         f"layers {' '.join(map(_shown, args.layers))}: {weights / 1e6:.3g} million weights in {args.dtype}; "
-        f"{device} tensors go to: {_backend(device)}"
+        f"{device} tensors go to: {backend}"
     )
     print()
     print("\n".join([*table(found), ""]))
@@ -131,8 +132,9 @@ def _run(args: argparse.Namespace) -> int:
             f"Other programs were running: a thread got {share:.0%} of a processor. Nothing is concluded "
             "from these times: run it again on a quiet machine."
         )
-    quiet_or_untimed = [each for each in found if share >= QUIET or OURS not in each.times]
-    print("\n".join(map(verdict, quiet_or_untimed)))
+    for each in found:
+        if share >= QUIET or OURS not in each.times:
+            print(verdict(each))
     if share >= QUIET:
         print("(within noise: the middle 60% of the steps overlap)")
     return 1 if any(OURS in each.wrong for each in found) else 0
@@ -152,7 +154,10 @@ def _device(name: str | None) -> torch.device:
 
 
 def _backend(device: torch.device) -> str:
-    backend = kernels.backend_for(kernels.chosen_name("auto"), device)
+    try:
+        backend = kernels.backend_for(kernels.chosen_name("auto"), device)
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"{device} tensors cannot be updated: {error}") from error
     return next(name for name, each in kernels.BACKENDS.items() if each is backend)
 
 

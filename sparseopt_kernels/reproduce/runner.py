@@ -20,6 +20,7 @@ from multiprocessing import active_children, get_context, parent_process
 import torch
 
 from ..training.errors import TrainingError
+from ..user_warning import show_as_notes
 from .experiment import Case, Experiment, Row, Settings
 from .results import Results
 
@@ -109,6 +110,7 @@ def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row
 
 
 def _start_worker() -> None:
+    show_as_notes()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -199,6 +199,18 @@ def test_what_cannot_be_measured_is_an_error(
 
 
 @pytest.mark.parametrize(
+    ("backend", "message"),
+    [("nonsense", "SPARSEOPT_BACKEND is 'nonsense'"), ("cuda", "backend 'cuda' cannot run: ")],
+)
+def test_a_backend_that_cannot_run_is_an_error(
+    backend: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPARSEOPT_BACKEND", backend)
+    assert main(["bench", *SMALL]) == 2
+    assert f"cpu tensors cannot be updated: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("invented"),
