@@ -113,7 +113,7 @@ def masks_without_parameter(model: nn.Module) -> Iterator[str]:
 
 def remembered_mask(parameter: Tensor) -> MaskedParameter | None:
     """Return the registered mask of a parameter, as far as one was found before in some model; else None."""
-    remembered = _REMEMBERED.get(parameter)
+    remembered: _Remembered | None = _REMEMBERED.get(parameter)  # type: ignore[no-untyped-call]
     module = None if remembered is None else remembered.module()
     if remembered is None or module is None:
         return None

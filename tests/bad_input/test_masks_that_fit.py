@@ -81,7 +81,7 @@ class TestScripts:
         assert not model[0].weight[~masks[model[0].weight]].any()
 
     def test_an_optimizer_for_each_of_two_networks(self) -> None:
-        networks = nn.ModuleDict({"generator": make(0), "discriminator": make(0)})
+        networks: Any = nn.ModuleDict({"generator": make(0), "discriminator": make(0)})
         masks = sparsify(networks, 0.5)
         for part in networks.values():
             train(part, SparseOpt(part.parameters(), lr=0.1, momentum=0.9, masks=masks))
@@ -171,7 +171,7 @@ class TestScripts:
 
 class TestSubset:
     def test_it_keeps_neurons_and_order(self) -> None:
-        model = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=2), nn.Flatten(), nn.Linear(9, 4))
+        model: Any = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=2), nn.Flatten(), nn.Linear(9, 4))
         masks = sparsify(model, 0.5)
         some = masks.subset([model[2].bias, model[2].weight, model[0].weight])
         assert list(some.named()) == ["0.weight", "2.weight"]

@@ -137,7 +137,7 @@ def test_a_buffer_of_the_users_is_left_alone(kind: str) -> None:
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 def test_a_weight_that_is_computed_later_is_named(norm: Callable[[nn.Module], nn.Module]) -> None:
-    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model: Any = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     for layer in model:
         layer.register_buffer("weight_mask", torch.ones_like(layer.weight, dtype=torch.bool))
     norm(model[1])

@@ -155,13 +155,10 @@ def test_a_call_tells_of_a_write_at_once(backend: Backend, how: str) -> None:
     assert not outside(p, mask, optimizer)
 
 
-def channels_last() -> tuple[nn.Conv2d, Tensor]:
-    layer = nn.Conv2d(16, 32, 3).to(memory_format=torch.channels_last)
-    return layer, torch.rand(32, 16, 3, 3) < 0.3
-
-
 def test_a_mask_in_another_order_than_its_parameter(noticing: Backend) -> None:
-    layer, mask = channels_last()
+    layer: Any = nn.Conv2d(16, 32, 3)
+    layer.to(memory_format=torch.channels_last)
+    mask = torch.rand(32, 16, 3, 3) < 0.3
     optimizer = SparseOpt(
         [layer.weight], lr=0.1, momentum=0.9, masks={layer.weight: mask}, backend=noticing.name
     )
