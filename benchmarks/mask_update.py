@@ -26,7 +26,7 @@ from sparseopt_kernels.kernels.memory import DTYPE_NAMES
 from sparseopt_kernels.machine import machine
 from sparseopt_kernels.text_table import aligned
 from sparseopt_kernels.timing import CpuTimer, Rounds, Summary, Turn, take_turns
-from sparseopt_kernels.topology import dynamic
+from sparseopt_kernels.topology import dynamic_topology
 from sparseopt_kernels.topology.densities import Distribution
 from sparseopt_kernels.topology.drop_schedules import DropSchedule
 from sparseopt_kernels.topology.dynamic import SET, RigL
@@ -117,7 +117,7 @@ def _always(factor: float) -> DropSchedule:
 
 def _by_pytorch(step: Callable[[], None]) -> Callable[[], None]:
     def patched() -> None:
-        with patch.object(dynamic, "supports", lambda layers: False):
+        with patch.object(dynamic_topology, "supports", lambda layers: False):
             step()
 
     return patched

@@ -90,23 +90,31 @@ class NativeUpdates:
         return self._updates.rank(scores, torch.get_num_threads())
 
     def grow_largest(self, ks: list[int]) -> list[bool]:
+        self._count_writes(ks)
         return self._written(self._updates.grow_largest(ks, torch.get_num_threads()))
 
     def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[bool]:
         seeds = [draw_seed(generator) for generator in generators]
+        self._count_writes(ks)
         return self._written(self._updates.grow_random(ks, seeds, torch.get_num_threads()))
 
+    def _count_writes(self, ks: list[int]) -> None:
+        """Raise the versions of what the library may write, before it does.
+
+        Afterwards would be too late: an interrupt between the two would leave masks changed that nobody
+        notices. The price is that a layer that then does not change is prepared anew in vain.
+        """
+        for k, layer, contiguous in zip(ks, self._layers, self._contiguous, strict=False):
+            written = [t for t, own in zip(layer, contiguous, strict=True) if k > 0 and own is t]
+            increment_version(written)
+
     def _written(self, changes: list[bool]) -> list[bool]:
-        """Make known what the library wrote."""
+        """Copy back what the library wrote to copies; PyTorch counts these writes."""
         for layer, contiguous, changed in zip(self._layers, self._contiguous, changes, strict=True):
             if contiguous.explored is not layer.explored:
                 layer.explored.copy_(contiguous.explored)
-            if not changed:
-                continue
             for tensor, own in zip(layer[:2], contiguous[:2], strict=True):
-                if own is tensor:
-                    increment_version(tensor)
-                else:
+                if changed and own is not tensor:
                     tensor.copy_(own)
         return changes
 

@@ -16,7 +16,7 @@ from masked_model import assert_same, make_model, masks_of
 from torch import Tensor, nn
 
 from sparseopt_kernels.kernels import native
-from sparseopt_kernels.topology import dynamic
+from sparseopt_kernels.topology import dynamic_topology
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.native_updates import NativeUpdates, supports
 from sparseopt_kernels.topology.random_choice import random_places
@@ -267,7 +267,7 @@ class TestWholeSteps:
 
         with monkeypatch.context() as patch:
             patch.setattr(native, "_MISSING", "taken away for a test")
-            patch.setattr(dynamic, "TorchUpdates", torch_updates)
+            patch.setattr(dynamic_topology, "TorchUpdates", torch_updates)
             without = self.run(make, dtype)
         assert len(used) == 3  # steps 2, 3 for the postponed one, and 4: it was really without
         assert_same(with_library[0], without[0])
