@@ -14,17 +14,26 @@ from torch.nn.parameter import Parameter
 
 from ..neurons import correction_factors
 from ..user_warning import warn
+from .agreement import Group
 from .drop_schedules import DropSchedule, cosine
 from .dynamic_topology import DynamicTopology
 from .masked_layers import as_boolean, neurons_in
 from .seeding import generator
 from .updates import Ranking, Updates
 
+_PRUNED_BY_PYTORCH = (
+    "{name!r} was pruned by torch.nn.utils.prune, which multiplies it by its mask in every forward pass: "
+    "inactive weights have no gradient, and RigL cannot rank them. For each such layer: "
+    "mask = layer.{own}_mask.bool(); torch.nn.utils.prune.remove(layer, {own!r}); "
+    "layer.register_buffer('{own}_mask', mask). Then make Masks(model) anew. SET works without that"
+)
+
 
 class _DropAndGrow(DynamicTopology):
     """What SET and RigL share: all but the choice of the weights that grow."""
 
     _settings = ("drop_fraction", *DynamicTopology._settings)
+    _shown = ("drop_fraction", *DynamicTopology._shown)
 
     def __init__(
         self,
@@ -33,12 +42,14 @@ class _DropAndGrow(DynamicTopology):
         update_every: int,
         stop_at: float,
         drop_schedule: DropSchedule,
+        min_fan_in: int,
+        process_group: Group,
     ) -> None:
         if not 0.0 <= drop_fraction <= 1.0:
             raise ValueError(f"drop_fraction is {drop_fraction}, it must be in [0, 1]")
         if not callable(drop_schedule):
             raise TypeError(f"drop_schedule is {drop_schedule!r}, it must be a function of (step, stop_at)")
-        super().__init__(masks, update_every, stop_at)
+        super().__init__(masks, update_every, stop_at, min_fan_in, process_group)
         if stop_at <= update_every:
             warn(
                 f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
@@ -50,6 +61,7 @@ class _DropAndGrow(DynamicTopology):
         updates = self._begin()
         if not updates.rank(self._rankings(updates)):
             return None  # a gradient is not finite
+        self._look_at_ranks(updates)
         ks = self._numbers_to_drop(updates, self._drop_fraction_at(step))
         return lambda: self._grow(updates, ks)
 
@@ -62,11 +74,16 @@ class _DropAndGrow(DynamicTopology):
         return self.drop_fraction * float(factor)
 
     def _numbers_to_drop(self, updates: Updates, fraction: float) -> list[int]:
-        """Of each layer; 0 where nothing can grow."""
+        """Of each layer, at least as many as its neurons lack; 0 where nothing can grow."""
         return [
-            int(fraction * count) if count < parameter.numel() and self._can_grow(parameter) else 0
-            for parameter, count in zip(self.masks, updates.active, strict=True)
+            max(int(fraction * count), missing)
+            if count < parameter.numel() and self._can_grow(parameter)
+            else 0
+            for parameter, count, missing in zip(self.masks, updates.active, updates.missing, strict=True)
         ]
+
+    def _look_at_ranks(self, updates: Updates) -> None:
+        """Warn if there is something wrong with that by which weights grow."""
 
     def _rankings(self, updates: Updates) -> list[Ranking]:
         """The gradients that must be finite, and how many weights may grow by them."""
@@ -103,8 +120,16 @@ class SET(_DropAndGrow):
     The random choices depend on (``seed``, layer, step) alone, and are drawn on the CPU: they are the
     same on every device, on every rank of a distributed run, and after a resume.
 
+    In a distributed run, call ``step()`` on every rank. Where an update is due, made or postponed, and in the
+    first step, the ranks compare their masks, settings and clocks, and every rank raises if they differ.
+
+    With ``min_fan_in``, no neuron falls below that many inputs: its largest weights are not dropped, so that
+    a layer may drop fewer than said above. A neuron that has fewer to begin with gets what it lacks before
+    anything else grows, at random among its own inputs; for that, as many weights are dropped in any case.
+
     Args:
-        masks: boolean masks (True = active) by parameter, a :class:`Masks` or a dict.
+        masks: masks (True = active) by parameter, a :class:`Masks` or a dict. Boolean, or floating-point
+            numbers that are 0 or 1, which they stay.
         drop_fraction: fraction of the active weights that an update drops, in [0, 1], before
             ``drop_schedule`` makes it smaller.
         update_every: steps between updates.
@@ -116,12 +141,21 @@ class SET(_DropAndGrow):
             so is ``constant``. In a distributed run it must return the same on every rank. It is code,
             hence not part of ``state_dict()``.
         seed: of the random choices.
+        min_fan_in: how many inputs every neuron keeps; 0 is as published.
+        process_group: the ranks of a distributed run that have the same masks. ``"world"`` is all of them.
+            None compares nothing: for ensembles whose members differ. It is not part of ``state_dict()``.
 
     Raises:
-        ValueError: an argument is out of range, ``masks`` is empty, or a mask is not boolean or not of
-            its parameter's shape. From ``step()``, before anything is written: ``drop_schedule`` did not
-            return a number in [0, 1].
-        TypeError: ``drop_schedule`` cannot be called.
+        ValueError: an argument is out of range, ``masks`` is empty, a mask does not fit its parameter, or a
+            layer has fewer active weights than ``min_fan_in`` for each of its neurons. From ``step()``,
+            before anything is written: ``drop_schedule`` did not return a number in [0, 1], or masks have
+            changed and have too few active weights by now.
+        TypeError: ``drop_schedule`` cannot be called, or a key of ``masks`` is not a parameter.
+        RuntimeError: from ``step()``, after an update was made or postponed: the ranks do not agree.
+
+    Warns:
+        UserWarning: the masks will never change; or, in the first step, they have other values than when
+            this object was made (the model's checkpoint was loaded, and that of this object was not).
     """
 
     _settings = (*_DropAndGrow._settings, "seed")
@@ -135,8 +169,12 @@ class SET(_DropAndGrow):
         stop_at: float,
         drop_schedule: DropSchedule = cosine,
         seed: int = 0,
+        min_fan_in: int = 0,
+        process_group: Group = "world",
     ) -> None:
-        super().__init__(masks, drop_fraction, update_every, stop_at, drop_schedule)
+        super().__init__(
+            masks, drop_fraction, update_every, stop_at, drop_schedule, min_fan_in, process_group
+        )
         self.seed = int(seed)
 
     def _can_grow(self, parameter: Parameter) -> bool:
@@ -163,17 +201,23 @@ class RigL(_DropAndGrow):
     A non-finite gradient on a masked parameter postpones the update to the next step whose gradients are
     finite. A parameter without a gradient (frozen, or unused in this step) keeps its mask.
 
+    Gradients must be those of all weights. Where they were multiplied by the masks, there is nothing to rank
+    by: this is warned of once, and is an error at once for a layer of ``torch.nn.utils.prune``.
+
     Args:
-        masks, drop_fraction, update_every, stop_at, drop_schedule: as in :class:`SET`.
+        masks, drop_fraction, update_every, stop_at, drop_schedule, process_group: as in :class:`SET`.
+        min_fan_in: as in :class:`SET`; a neuron gets what it lacks by ``|p.grad|`` among its own inputs.
         regrow: ``"original"`` ranks by ``|p.grad|``, which the paper found better; ``"corrected"`` by
             ``c_i * |p.grad|`` with ``c_i = sqrt(fan_in_i / mean fan-in)`` of the mask before the update,
             the gradient that SparseOpt applies (Section 5.2, Figures 5 and 10). There, a neuron without
             active weights has ``c_i = 0`` and so grows last.
 
     Raises:
-        ValueError: as in :class:`SET`, or ``regrow`` is unknown.
+        ValueError: as in :class:`SET`; or ``regrow`` is unknown, or a layer was pruned by
+            ``torch.nn.utils.prune``.
         TypeError: as in :class:`SET`.
-        RuntimeError: from ``step()``, when an update is due and no masked parameter has a gradient.
+        RuntimeError: as in :class:`SET`; or, from ``step()``, an update is due and no masked parameter has a
+            gradient.
     """
 
     _settings = (*_DropAndGrow._settings, "regrow")
@@ -187,11 +231,19 @@ class RigL(_DropAndGrow):
         stop_at: float,
         drop_schedule: DropSchedule = cosine,
         regrow: Literal["original", "corrected"] = "original",
+        min_fan_in: int = 0,
+        process_group: Group = "world",
     ) -> None:
         if regrow not in ("original", "corrected"):
             raise ValueError(f"regrow is {regrow!r}, it must be 'original' or 'corrected'")
-        super().__init__(masks, drop_fraction, update_every, stop_at, drop_schedule)
+        super().__init__(
+            masks, drop_fraction, update_every, stop_at, drop_schedule, min_fan_in, process_group
+        )
         self.regrow = regrow
+        self._has_warned = False
+        for name in self._names:
+            if name.endswith("_orig"):
+                raise ValueError(_PRUNED_BY_PYTORCH.format(name=name, own=name.rpartition(".")[2][:-5]))
 
     def _rankings(self, updates: Updates) -> list[Ranking]:
         at_most = self._numbers_to_drop(updates, self.drop_fraction)
@@ -210,6 +262,16 @@ class RigL(_DropAndGrow):
 
     def _factors(self, parameter: Parameter, mask: Tensor) -> Tensor:
         return correction_factors(as_boolean(mask), neurons_in(self.masks, parameter))
+
+    def _look_at_ranks(self, updates: Updates) -> None:
+        if not self._has_warned and updates.ranks_are_masked():
+            self._has_warned = True
+            warn(
+                "gradients are masked: they are 0 for all inactive weights of all layers, though not for "
+                "active ones. RigL needs dense gradients, or it grows whichever weights come first. Do not "
+                "multiply gradients by the masks before dst.step(), nor weights in the forward pass (as "
+                "torch.nn.utils.prune does): SparseOpt keeps inactive weights at 0 without that"
+            )
 
     def _can_grow(self, parameter: Parameter) -> bool:
         return parameter.grad is not None
