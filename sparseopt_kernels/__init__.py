@@ -8,9 +8,11 @@ from .optimizer import SparseOpt
 from .schedules import warmup_cosine
 from .topology.densities import layer_densities
 from .topology.dynamic import SET, RigL
+from .topology.gmp import GMP
 from .topology.sparsify import sparsify
 
 __all__ = [
+    "GMP",
     "SET",
     "Masks",
     "RigL",

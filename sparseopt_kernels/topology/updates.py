@@ -121,7 +121,7 @@ class TorchUpdates:
         ]
 
     def drop(self, ks: list[int]) -> list[bool]:
-        return [k > 0 and _apply(self._layers[layer], self._kept(layer, k)) for layer, k in enumerate(ks)]
+        return [k > 0 and self._drop(layer, k) for layer, k in enumerate(ks)]
 
     def _grow_largest(self, index: int, k: int) -> bool:
         layer, ranking = self._layers[index], self._rankings[index]
@@ -140,6 +140,12 @@ class TorchUpdates:
         if self._min_fan_in:
             k = self.active[index] - int(kept.count_nonzero())
         return _apply(self._layers[index], grow_random(kept, k, generator))
+
+    def _drop(self, index: int, k: int) -> bool:
+        layer = self._layers[index]
+        # A mask may have two parameters: then the first has pruned it already.
+        k -= self.active[index] - int(layer.mask.count_nonzero())
+        return _apply(layer, self._kept(index, max(0, k)))
 
     def _kept(self, index: int, k: int) -> Tensor:
         """What is left of a mask without ``k`` weights, or as many as no neuron needs."""
