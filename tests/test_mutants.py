@@ -325,6 +325,24 @@ MUTANTS = {
         "(self._updates.grow_largest(",
         "topology/test_interrupted_updates.py::test_what_changed_is_counted_and_the_next_step_is_right",
     ),
+    "masks-of-ranks-not-compared": Mutant(
+        "topology/agreement.py",
+        "mask_hash(mask) for",
+        "0 for",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
+    "clocks-of-ranks-not-compared": Mutant(
+        "topology/agreement.py",
+        "{**clock, **{",
+        "{**{",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
+    "masks-of-ranks-not-compared-where-postponed": Mutant(
+        "topology/dynamic_topology.py",
+        "if due or not self._is_compared:",
+        "if (due and not self._due) or not self._is_compared:",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
 }
 
 

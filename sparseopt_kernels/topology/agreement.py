@@ -80,5 +80,5 @@ def _named(ranks: Sequence[int]) -> str:
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     if len(ranks) > _MOST_NAMED:
-        return f"{len(ranks)} ranks from {ranks[0]} on"
+        return f"{len(ranks)} ranks (the first is {ranks[0]})"
     return f"ranks {', '.join(map(str, ranks))}"

@@ -98,7 +98,7 @@ class DynamicTopology:
     def _compare_ranks(self) -> None:
         """Also in the first step: ranks whose clocks differ would wait for each other in vain later."""
         clock = {name: getattr(self, name) for name in self._settings}
-        clock = {"step": self._step, "an update that was postponed": self._due, **clock}
+        clock = {"step": self._step, "a postponed update": self._due, **clock}
         masks = dict(zip(self._names, self.masks.values(), strict=True))
         check_masks_agree(clock, masks, self.process_group)
         self._is_compared = True
