@@ -337,12 +337,6 @@ MUTANTS = {
         "{**{",
         "topology/test_agreement.py::test_an_error_on_every_rank",
     ),
-    "masks-of-ranks-not-compared-where-postponed": Mutant(
-        "topology/dynamic_topology.py",
-        "if due or not self._is_compared:",
-        "if (due and not self._due) or not self._is_compared:",
-        "topology/test_agreement.py::test_an_error_on_every_rank",
-    ),
 }
 
 

@@ -11,6 +11,7 @@ import math
 import pickle
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,10 @@ def no_update_due(rank: int) -> None:
 def of_a_copy(rank: int) -> None:
     _, masks = model_and_masks()
     dst = RigL(masks, 0.5, 2, stop_at=math.inf)
-    for again in (copy.deepcopy(dst), pickle.loads(pickle.dumps(dst))):
-        steps(again, again.masks, 3)
+    for copied, again in (copy.deepcopy((masks, dst)), pickle.loads(pickle.dumps((masks, dst)))):
+        steps(again, copied, 3)
     if rank == 0:
-        again.masks[again.masks.named()["0.weight"]].logical_not_()
+        copied[copied.named()["0.weight"]].logical_not_()
     again.step()
 
 
@@ -189,7 +190,8 @@ CASES: list[Callable[[int], None]] = [
 
 def main(folder: Path, ranks: int, rank: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=meeting, timeout=patience, rank=rank, world_size=ranks)
     errors = {}
     for case in CASES:
         try:

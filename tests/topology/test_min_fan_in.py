@@ -162,12 +162,13 @@ class TestSteps:
         torch.manual_seed(0)
         model = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=2), nn.Linear(20, 10))
         for layer in model:
+            assert isinstance(layer.weight, Tensor)
             mask = torch.zeros_like(layer.weight, dtype=torch.bool)
             mask.flatten()[:40] = True  # all in the first few neurons, or rows
             layer.register_buffer("weight_mask", mask)
         masks = Masks(model)
         dst = cls(masks, 0.5, 1, stop_at=math.inf, min_fan_in=min_fan_in)
-        assert int(masks.fan_in(model[1].weight).min()) == 0
+        assert int(masks.fan_in(model.get_parameter("1.weight")).min()) == 0
         for _ in range(5):
             for parameter in masks:
                 parameter.grad = torch.randn_like(parameter)
@@ -182,6 +183,7 @@ class TestSteps:
         with pytest.raises(ValueError, match=message):
             self.make(cls, min_fan_in=3)
         dst = self.make(cls, min_fan_in=2)
+        dst.step()
         self.mask[0, 0] = False
         before = self.mask.clone()
         with pytest.raises(ValueError, match="'parameter 0' need 4 active weights, it has 3"):

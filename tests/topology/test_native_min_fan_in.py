@@ -57,7 +57,7 @@ def test_min_fan_in(data: st.DataObject, shape: tuple[int, ...], dtype: torch.dt
 @pytest.mark.parametrize("neurons", [Neurons(), Neurons(1, groups=3)], ids=["dim 0", "dim 1"])
 def test_min_fan_in_of_large_layers(dtype: torch.dtype, ties: bool, neurons: Neurons) -> None:
     (layer,) = large_layers(dtype, ties=ties, sizes=(300_000,))
-    layer = layer_of(*(t.view(300, 1000).clone() for t in (layer.parameter.detach(), layer.mask)), None)
+    layer = layer_of(layer.parameter.detach().view(300, 1000), layer.mask.view(300, 1000), None)
     layer.parameter.grad = torch.randn(300, 1000, generator=torch.Generator().manual_seed(3)).to(dtype)
     layer.mask[7] = False  # a neuron, or one weight of many
     layer.mask[:, 5] = False
@@ -99,12 +99,9 @@ def test_dropping_alone(dtype: torch.dtype, min_fan_in: int, mask_dtype: torch.d
     for k in (0, 5, 200, int(mask.count_nonzero())):
         layers = [layer_of(values.clone(), mask.clone(), None) for _ in range(2)]
         layers = [layer._replace(explored=mask != 0) for layer in layers]
-        changed = [
-            make([layer], min_fan_in, [Neurons()]).drop([k])
-            for make, layer in zip((NativeUpdates, TorchUpdates), layers, strict=True)
-        ]
         assert supports(layers[:1])
-        assert changed[0] == changed[1] == [k > 0]
+        assert NativeUpdates(layers[:1], min_fan_in, [Neurons()]).drop([k]) == [k > 0]
+        assert TorchUpdates(layers[1:], min_fan_in, [Neurons()]).drop([k]) == [k > 0]
         for native_tensor, expected in zip(*layers, strict=True):
             assert native_tensor.dtype == expected.dtype
             assert torch.equal(native_tensor, expected)
