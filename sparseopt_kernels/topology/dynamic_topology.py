@@ -57,7 +57,8 @@ class DynamicTopology:
         self._explored = [mask != 0 for mask in masks.values()]
         self._is_compared = False
         self._is_new = True
-        self._check_min_fan_in([int(union.count_nonzero()) for union in self._explored])
+        if min_fan_in:
+            self._check_min_fan_in([int(union.count_nonzero()) for union in self._explored])
 
     @property
     def updated(self) -> bool:

@@ -125,8 +125,10 @@ class NativeUpdates:
         Afterwards would be too late: an interrupt between the two would leave masks changed that nobody
         notices. The price is that a layer that then does not change is prepared anew in vain.
         """
+        written: list[Tensor] = []
         for k, layer, contiguous in zip(ks, self._layers, self._contiguous, strict=False):
-            written = [t for t, own in zip(layer, contiguous, strict=True) if k > 0 and own is t]
+            written += [t for t, own in zip(layer, contiguous, strict=True) if k > 0 and own is t]
+        if written:
             increment_version(written)
 
     def _written(self, changes: list[bool]) -> list[bool]:

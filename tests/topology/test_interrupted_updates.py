@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels import native
 from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.native_updates import NativeUpdates
 
 REASON = native.NATIVE.unavailable(torch.device("cpu"))
@@ -29,6 +30,10 @@ class InterruptedLibrary:
 
     def grow_largest(self, *arguments: Any) -> None:
         self._updates.grow_largest(*arguments)
+        raise KeyboardInterrupt
+
+    def drop(self, *arguments: Any) -> None:
+        self._updates.drop(*arguments)
         raise KeyboardInterrupt
 
     def grow_random(self, *arguments: Any) -> None:
@@ -67,13 +72,13 @@ def layers(mask_form: str, weight_form: str) -> dict[nn.Parameter, Tensor]:
 @pytest.mark.usefixtures("interrupted")
 @pytest.mark.parametrize("weight_form", FORMS)
 @pytest.mark.parametrize("mask_form", FORMS)
-@pytest.mark.parametrize("cls", [SET, RigL])
+@pytest.mark.parametrize("cls", [SET, RigL, GMP])
 def test_what_changed_is_counted_and_the_next_step_is_right(
-    cls: type[SET | RigL], mask_form: str, weight_form: str
+    cls: type[Any], mask_form: str, weight_form: str
 ) -> None:
     masks = layers(mask_form, weight_form)
     optimizer = SparseOpt(masks, lr=0.1, momentum=0.9, masks=masks, correction="none")
-    dst = cls(masks, 1.0, 1, stop_at=float("inf"))
+    dst = GMP(masks, 0.9, 1, stop_at=2) if cls is GMP else cls(masks, 1.0, 1, stop_at=float("inf"))
     for step in range(3):
         for parameter in masks:
             parameter.grad = torch.randn(5, 8)
