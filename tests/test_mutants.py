@@ -337,6 +337,12 @@ MUTANTS = {
         "{**{",
         "topology/test_agreement.py::test_an_error_on_every_rank",
     ),
+    "neurons-not-known-to-updates": Mutant(
+        "topology/dynamic_topology.py",
+        "self._neurons() if self.min_fan_in else None",
+        "None",
+        "topology/test_min_fan_in.py::TestSteps::test_every_neuron_has_its_inputs_from_the_first_update_on",
+    ),
 }
 
 

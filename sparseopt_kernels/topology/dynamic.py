@@ -30,7 +30,7 @@ _PRUNED_BY_PYTORCH = (
 
 
 class _DropAndGrow(DynamicTopology):
-    """What SET and RigL share: all but the choice of the weights that grow."""
+    """SET and RigL but for the choice of the weights that grow."""
 
     _settings = ("drop_fraction", *DynamicTopology._settings)
     _shown = ("drop_fraction", *DynamicTopology._shown)
@@ -74,7 +74,7 @@ class _DropAndGrow(DynamicTopology):
         return self.drop_fraction * float(factor)
 
     def _numbers_to_drop(self, updates: Updates, fraction: float) -> list[int]:
-        """Of each layer, at least as many as its neurons lack; 0 where nothing can grow."""
+        """Return how many weights each layer drops: at least what its neurons lack; 0 where none can grow."""
         return [
             max(int(fraction * count), missing)
             if count < parameter.numel() and self._can_grow(parameter)

@@ -97,7 +97,10 @@ class DynamicTopology:
         return step if step < self.stop_at else None
 
     def _compare_ranks(self) -> None:
-        """Also in the first step: ranks whose clocks differ would wait for each other in vain later."""
+        """Raise ``RuntimeError`` if the ranks do not agree.
+
+        The first step asks, too: later, ranks whose clocks differ would wait for each other in vain.
+        """
         clock = {name: getattr(self, name) for name in self._settings}
         clock = {"step": self._step, "a postponed update": self._due, **clock}
         masks = dict(zip(self._names, self.masks.values(), strict=True))
@@ -105,7 +108,7 @@ class DynamicTopology:
         self._is_compared = True
 
     def _warn_of_loaded_masks(self) -> None:
-        """Of a checkpoint, masks may have been loaded, and the state of this object forgotten."""
+        """Warn in the first step if masks were loaded, but the state of this object was forgotten."""
         if not self._is_new:
             return
         self._is_new = False
@@ -200,7 +203,7 @@ class DynamicTopology:
         The settings, the number of steps, whether a postponed update is due, and, as a list of boolean
         tensors in the order of ``masks``, the weights explored so far. Python numbers, strings and
         tensors only: it survives ``torch.load(weights_only=True)``. ``drop_schedule`` is code and not
-        among them: give the resumed run the same one.
+        among them, nor is ``process_group``: give the resumed run the same ones.
         """
         settings = {name: getattr(self, name) for name in self._settings}
         return {**settings, "step": self._step, "due": self._due, "explored": self._explored_so_far()}

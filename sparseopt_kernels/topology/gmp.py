@@ -108,7 +108,7 @@ class GMP(DynamicTopology):
         return lambda: updates.drop(ks)
 
     def _counts_at(self, progress: float) -> list[int]:
-        """How many weights of each layer are active at that part of the schedule."""
+        """Return how many weights of each layer are active at that part of the schedule."""
         counts = []
         for parameter, initial, final in zip(self.masks, self.initial_active, self._final, strict=True):
             numel = parameter.numel()
@@ -117,7 +117,7 @@ class GMP(DynamicTopology):
         return counts
 
     def _final_densities(self) -> list[float | None]:
-        """Of each layer; None: its mask stays."""
+        """Return the final density of each layer; None: its mask stays."""
         if self.distribution not in get_args(Distribution):
             raise ValueError(
                 f"distribution is {self.distribution!r}, it must be one of {get_args(Distribution)}"

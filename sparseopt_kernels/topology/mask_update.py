@@ -44,7 +44,7 @@ def drop_smallest(
 
 
 def missing_inputs(mask: Tensor, min_fan_in: int, neurons: Neurons = _DIM_0) -> int:
-    """How many active weights the neurons lack that have fewer than ``min_fan_in``, all together."""
+    """Return how many active weights the neurons lack that have fewer than ``min_fan_in``, all together."""
     return int((min_fan_in - fan_in(mask, neurons)).clamp_min(0).sum())
 
 
@@ -124,7 +124,7 @@ def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = N
 
 
 def _largest_inputs(score: Tensor, candidates: Tensor, counts: Tensor, neurons: Neurons) -> Tensor:
-    """Of each neuron, exactly as many True as ``counts`` says, at the largest scores among ``candidates``.
+    """Exactly as many True in each neuron as ``counts`` says, at the largest scores among ``candidates``.
 
     Args:
         counts: int64, of shape ``(neurons,)``, each at most the number of candidates of that neuron.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def supports(layers: Sequence[Layer]) -> bool:
-    """Whether there is a library, and it knows the tensors and gradients of all layers.
+    """Tell if there is a library, and it knows the tensors and gradients of all layers.
 
     A mask that two parameters share changes between their turns, and the library looks at all masks first.
     """
@@ -46,7 +46,7 @@ def _is_known(layer: Layer) -> bool:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether its address says where its numbers are: not of a subclass (which may be distributed, say)."""
+    """Tell if its address says where its numbers are: not of a subclass (which may be distributed, say)."""
     return (
         type(tensor) in (Tensor, Parameter)
         and tensor.device.type == "cpu"

@@ -33,14 +33,14 @@ class Layer(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """What the weights of a layer may be ranked by."""
+    """A gradient that the weights of a layer may be ranked by."""
 
     layer: int
     gradient: Tensor
     at_most: int
-    """How many may grow; 0: the gradient is only looked at."""
+    """The number of weights that may grow; 0: the gradient is only looked at."""
     factors: Tensor | None = None
-    """What |gradient| is multiplied by, not negative; None: nothing."""
+    """|gradient| is multiplied by them; not negative; None: it is not."""
 
 
 class Updates(Protocol):
@@ -148,14 +148,14 @@ class TorchUpdates:
         return _apply(layer, self._kept(index, max(0, k)))
 
     def _kept(self, index: int, k: int) -> Tensor:
-        """What is left of a mask without ``k`` weights, or as many as no neuron needs."""
+        """Return a mask without ``k`` of its weights, or without as many as no neuron needs."""
         layer = self._layers[index]
         mask, score = as_boolean(layer.mask), layer.parameter.abs()
         return drop_smallest(mask, score, k, self._min_fan_in, self._neurons[index])
 
 
 def score_of(ranking: Ranking) -> Tensor:
-    """What the weights of a layer are ranked by: not negative, of the gradient's type or more precise."""
+    """Return the score of each weight: not negative, of the gradient's type or more precise."""
     magnitude = ranking.gradient.abs()
     if ranking.factors is None:
         return magnitude

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distri
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Of each rank, the error of each case."""
+    """The error of each case, rank by rank."""
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).parent / "masks_on_ranks.py"
     assert sparseopt_kernels.__file__ is not None

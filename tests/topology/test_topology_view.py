@@ -1,4 +1,4 @@
-"""What SET, RigL and GMP show of themselves, and the warning of a clock that starts again."""
+"""SET, RigL and GMP as they are printed, and the warning of a clock that starts again."""
 
 from __future__ import annotations
 
