@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <memory>
 #include <stdexcept>
 
@@ -57,13 +58,20 @@ py::dict build_info() {
 void define_mask_updates(py::module_& module) {
   py::class_<MaskedLayer>(module, "MaskedLayer")
       .def(py::init([](const std::string& dtype, uintptr_t weights, uintptr_t mask, uintptr_t explored,
-                       int64_t numel) {
-             return MaskedLayer{dtype_named(dtype), reinterpret_cast<void*>(weights),
-                                reinterpret_cast<uint8_t*>(mask), reinterpret_cast<uint8_t*>(explored),
-                                numel};
+                       int64_t numel, int64_t min_fan_in, const std::array<int64_t, 4>& grid) {
+             const NeuronGrid neurons{grid[0], grid[1], grid[2], grid[3]};
+             if (min_fan_in > 0 && neurons.neurons() * neurons.inputs() != numel)
+               throw std::invalid_argument("grid must have as many elements as the layer");
+             return MaskedLayer{dtype_named(dtype),
+                                reinterpret_cast<void*>(weights),
+                                reinterpret_cast<uint8_t*>(mask),
+                                reinterpret_cast<uint8_t*>(explored),
+                                numel,
+                                min_fan_in,
+                                neurons};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("weights"), py::arg("mask"), py::arg("explored"),
-           py::arg("numel"));
+           py::arg("numel"), py::arg("min_fan_in") = 0, py::arg("grid") = std::array<int64_t, 4>{0, 0, 0, 0});
   py::class_<Scores>(module, "Scores")
       .def(py::init([](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most) {
              return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most};
@@ -74,10 +82,13 @@ void define_mask_updates(py::module_& module) {
   py::class_<MaskUpdates>(module, "MaskUpdates")
       .def(py::init<std::vector<MaskedLayer>, int>(), py::arg("layers"), py::arg("threads"), Released())
       .def_property_readonly("active", &MaskUpdates::active)
+      .def_property_readonly("missing", &MaskUpdates::missing)
+      .def_property_readonly("scores_are_masked", &MaskUpdates::scores_are_masked)
       .def("rank", &MaskUpdates::rank, py::arg("scores"), py::arg("threads"), Released())
       .def("grow_largest", &MaskUpdates::grow_largest, py::arg("ks"), py::arg("threads"), Released())
-      .def("grow_random", &MaskUpdates::grow_random, py::arg("ks"), py::arg("seeds"), py::arg("threads"),
-           Released());
+      .def("grow_random", &MaskUpdates::grow_random, py::arg("ks"), py::arg("seeds"),
+           py::arg("seeds_of_missing"), py::arg("threads"), Released())
+      .def("drop", &MaskUpdates::drop, py::arg("ks"), py::arg("threads"), Released());
   module.def(
       "choose_random",
       [](uintptr_t chosen, int64_t size, int64_t k, uint64_t seed) {

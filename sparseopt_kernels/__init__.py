@@ -28,9 +28,11 @@ from .schedules import warmup_cosine
 from .sparse_copy import to_sparse
 from .topology.densities import layer_densities
 from .topology.dynamic import SET, RigL
+from .topology.gmp import GMP
 from .topology.sparsify import sparsify
 
 __all__ = [
+    "GMP",
     "SET",
     "Masks",
     "RigL",

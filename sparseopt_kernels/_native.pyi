@@ -136,9 +136,22 @@ class Decision:
 def decisions() -> list[Decision]: ...
 
 class MaskedLayer:
-    """Contiguous tensors of ``numel`` elements; ``mask`` and ``explored`` are boolean."""
+    """Contiguous tensors of ``numel`` elements; ``mask`` and ``explored`` are boolean.
 
-    def __init__(self, *, dtype: str, weights: int, mask: int, explored: int, numel: int) -> None: ...
+    Each neuron keeps ``min_fan_in`` inputs; ``grid`` says where they lie (``Neurons.grid``).
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: str,
+        weights: int,
+        mask: int,
+        explored: int,
+        numel: int,
+        min_fan_in: int = 0,
+        grid: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> None: ...
 
 class Scores:
     """Of the layer with that index: contiguous, of its shape."""
@@ -149,9 +162,18 @@ class MaskUpdates:
     def __init__(self, layers: list[MaskedLayer], threads: int) -> None: ...
     @property
     def active(self) -> list[int]: ...
+    @property
+    def missing(self) -> list[int]:
+        """The number of inputs of each layer that its neurons have less than ``min_fan_in``."""
+
+    @property
+    def scores_are_masked(self) -> bool: ...
     def rank(self, scores: list[Scores], threads: int) -> bool: ...
     def grow_largest(self, ks: list[int], threads: int) -> list[bool]: ...
-    def grow_random(self, ks: list[int], seeds: list[int], threads: int) -> list[bool]: ...
+    def grow_random(
+        self, ks: list[int], seeds: list[int], seeds_of_missing: list[int], threads: int
+    ) -> list[bool]: ...
+    def drop(self, ks: list[int], threads: int) -> list[bool]: ...
 
 def choose_random(chosen: int, size: int, k: int, seed: int) -> None:
     """Write ``size`` bytes, ``k`` of which are 1."""

@@ -373,6 +373,32 @@ MUTANTS = {
         "coefficients[0]",
         "optimizer/test_param_groups.py::test_a_group_has_its_own",
     ),
+    # Updates of masks.
+    "versions-raised-after-masks-are-written": Mutant(
+        "topology/native_updates.py",
+        "        self._count_writes(ks)\n        return self._written(self._updates.grow_largest(",
+        "        return (lambda changes: self._count_writes(ks) or self._written(changes))"
+        "(self._updates.grow_largest(",
+        "topology/test_interrupted_updates.py::test_what_changed_is_counted_and_the_next_step_is_right",
+    ),
+    "masks-of-ranks-not-compared": Mutant(
+        "topology/agreement.py",
+        "mask_hash(mask) for",
+        "0 for",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
+    "clocks-of-ranks-not-compared": Mutant(
+        "topology/agreement.py",
+        "{**clock, **{",
+        "{**{",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
+    "neurons-not-known-to-updates": Mutant(
+        "topology/dynamic_topology.py",
+        "self._neurons() if self.min_fan_in else None",
+        "None",
+        "topology/test_min_fan_in.py::TestSteps::test_every_neuron_has_its_inputs_from_the_first_update_on",
+    ),
 }
 
 

@@ -43,7 +43,8 @@ MaskUpdates::MaskUpdates(std::vector<MaskedLayer> layers, int threads) : layers_
   std::vector<int64_t> sizes;
   for (const MaskedLayer& layer : layers_) sizes.push_back(layer.numel);
   for_sizes(sizes, threads, [&](size_t i, int own_threads) {
-    updates_[i].begin(layers_[i].mask, layers_[i].numel, own_threads);
+    const MaskedLayer& layer = layers_[i];
+    updates_[i].begin(layer.mask, layer.numel, layer.min_fan_in, layer.neurons, own_threads);
   });
 }
 
@@ -58,6 +59,12 @@ std::vector<int64_t> MaskUpdates::active() const {
   return counts;
 }
 
+std::vector<int64_t> MaskUpdates::missing() const {
+  std::vector<int64_t> counts;
+  for (const MaskUpdate& update : updates_) counts.push_back(update.missing());
+  return counts;
+}
+
 bool MaskUpdates::rank(const std::vector<Scores>& scores, int threads) {
   std::vector<int64_t> sizes;
   for (const Scores& own : scores) sizes.push_back(layers_.at(own.layer).numel);
@@ -69,16 +76,36 @@ bool MaskUpdates::rank(const std::vector<Scores>& scores, int threads) {
   return std::all_of(finite.begin(), finite.end(), [](uint8_t own) { return own != 0; });
 }
 
+bool MaskUpdates::scores_are_masked() const {
+  const auto sees_active = [](const MaskUpdate& update) { return update.sees_active(); };
+  const auto sees_inactive = [](const MaskUpdate& update) { return update.sees_inactive(); };
+  return std::any_of(updates_.begin(), updates_.end(), sees_active) &&
+         std::none_of(updates_.begin(), updates_.end(), sees_inactive);
+}
+
 std::vector<bool> MaskUpdates::grow_largest(const std::vector<int64_t>& ks, int threads) {
   for (size_t i = 0; i < updates_.size(); ++i)
     if (ks.at(i) > updates_[i].at_most()) throw std::invalid_argument("k is larger than was told to rank()");
-  return replace(ks, threads, [&](size_t i) { updates_[i].grow_largest(ks[i]); });
+  check_missing(ks);
+  return replace(ks, threads, [&](size_t i) { updates_[i].grow_largest(); });
 }
 
 std::vector<bool> MaskUpdates::grow_random(const std::vector<int64_t>& ks, const std::vector<uint64_t>& seeds,
-                                           int threads) {
-  if (seeds.size() != layers_.size()) throw std::invalid_argument("there must be a seed for each layer");
-  return replace(ks, threads, [&](size_t i) { updates_[i].grow_random(ks[i], seeds[i]); });
+                                           const std::vector<uint64_t>& seeds_of_missing, int threads) {
+  if (seeds.size() != layers_.size() || seeds_of_missing.size() != layers_.size())
+    throw std::invalid_argument("there must be a seed for each layer");
+  check_missing(ks);
+  return replace(ks, threads, [&](size_t i) { updates_[i].grow_random(seeds[i], seeds_of_missing[i]); });
+}
+
+std::vector<bool> MaskUpdates::drop(const std::vector<int64_t>& ks, int threads) {
+  return replace(ks, threads, [](size_t) {});
+}
+
+void MaskUpdates::check_missing(const std::vector<int64_t>& ks) const {
+  for (size_t i = 0; i < updates_.size(); ++i)
+    if (ks.at(i) > 0 && ks[i] < updates_[i].missing())
+      throw std::invalid_argument("k is smaller than what neurons are missing");
 }
 
 std::vector<bool> MaskUpdates::replace(const std::vector<int64_t>& ks, int threads,
@@ -87,6 +114,8 @@ std::vector<bool> MaskUpdates::replace(const std::vector<int64_t>& ks, int threa
   for (size_t i = 0; i < layers_.size(); ++i) {
     if (ks.at(i) < 0 || ks[i] > updates_[i].active())
       throw std::invalid_argument("k is out of range: it must be at most the number of active weights");
+    if (ks[i] > 0 && !updates_[i].is_possible())
+      throw std::invalid_argument("min_fan_in is out of range: there are too few active weights");
     sizes.push_back(ks[i] == 0 ? 0 : layers_[i].numel);
   }
   std::vector<uint8_t> changed(layers_.size());

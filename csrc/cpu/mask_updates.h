@@ -15,6 +15,8 @@ struct MaskedLayer {
   uint8_t* mask;
   uint8_t* explored;  // one byte for each weight that has been active at some time
   int64_t numel;
+  int64_t min_fan_in;
+  NeuronGrid neurons;  // of a min_fan_in of 0, not looked at
 };
 
 struct Scores {
@@ -31,18 +33,26 @@ class MaskUpdates {
   ~MaskUpdates();
   MaskUpdates(const MaskUpdates&) = delete;
 
-  std::vector<int64_t> active() const;  // of each layer, before the update
+  std::vector<int64_t> active() const;   // of each layer, before the update
+  std::vector<int64_t> missing() const;  // of each layer, what its neurons have less than min_fan_in
 
   // Remembers the largest scores of these layers. Returns whether all scores are finite.
   bool rank(const std::vector<Scores>& scores, int threads);
+
+  // Whether the scores by which weights may grow are 0 wherever a weight is inactive, but not everywhere.
+  bool scores_are_masked() const;
 
   // In each layer, drops k active weights and grows as many, by rank or at random, and writes what changed.
   // A layer whose k is 0 is left alone. Returns which masks changed.
   std::vector<bool> grow_largest(const std::vector<int64_t>& ks, int threads);
   std::vector<bool> grow_random(const std::vector<int64_t>& ks, const std::vector<uint64_t>& seeds,
-                                int threads);
+                                const std::vector<uint64_t>& seeds_of_missing, int threads);
+
+  // Drops without growing.
+  std::vector<bool> drop(const std::vector<int64_t>& ks, int threads);
 
  private:
+  void check_missing(const std::vector<int64_t>& ks) const;
   std::vector<bool> replace(const std::vector<int64_t>& ks, int threads,
                             const std::function<void(size_t)>& grow);
 

@@ -6,22 +6,13 @@
 #include <type_traits>
 
 #include "bit_words.h"
+#include "chunks.h"
 #include "random_choice.h"
 
 namespace sparseopt::cpu {
 namespace {
 
-constexpr int64_t kChunk = 1 << 16;   // weights that one thread takes at a time: whole words
 constexpr int64_t kFewest = 1 << 12;  // among fewer, all are ranked: no guess pays
-
-// Calls body(chunk, begin, end) for all chunks. Waking other threads costs more than a small layer.
-template <class Body>
-void for_chunks(int64_t numel, int threads, Body body) {
-  const int64_t count = (numel + kChunk - 1) / kChunk;
-  threads = static_cast<int>(std::clamp<int64_t>(count, 1, std::max(threads, 1)));
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) body(i, i * kChunk, std::min((i + 1) * kChunk, numel));
-}
 
 // Appends the ranks at those places where the bits of word(first place, how many) are 1 and
 // rank_of(place, rank) is true, in their order. Ranks are of `values`.
@@ -45,7 +36,7 @@ void collect_all(const Bits* values, int64_t numel, int threads, Word word, Rank
   all.clear();
   if (threads == 1 || numel <= kChunk) return collect(values, 0, numel, word, rank_of, all);
   std::vector<std::vector<Rank>> parts(static_cast<size_t>((numel + kChunk - 1) / kChunk));
-  for_chunks(numel, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+  for_chunks(numel, kChunk, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
     collect(values, begin, end, word, rank_of, parts[static_cast<size_t>(chunk)]);
   });
   for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
@@ -119,14 +110,20 @@ void forget_if_large(std::vector<Rank>& ranks) {
 
 }  // namespace
 
-void MaskUpdate::begin(const uint8_t* mask, int64_t numel, int threads) {
+void MaskUpdate::begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, const NeuronGrid& grid,
+                       int threads) {
   numel_ = numel;
-  active_ = at_most_ = 0;
+  active_ = at_most_ = missing_ = 0;
+  min_fan_in_ = numel == 0 ? 0 : min_fan_in;
+  grid_ = grid;
+  sees_active_ = sees_inactive_ = false;
+  lacking_.clear();
+  filled_.clear();
   words_.resize(static_cast<size_t>((numel + kWord - 1) / kWord));
   dropped_.clear();
   grown_.clear();
   std::vector<int64_t> counts(static_cast<size_t>((numel + kChunk - 1) / kChunk));
-  for_chunks(numel, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+  for_chunks(numel, kChunk, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
     int64_t count = 0;
     for (int64_t i = begin; i < end; i += kWord) {
       const uint64_t word = pack_bytes(mask + i, end - i);
@@ -136,6 +133,39 @@ void MaskUpdate::begin(const uint8_t* mask, int64_t numel, int threads) {
     counts[chunk] = count;
   });
   for (int64_t count : counts) active_ += count;
+  if (min_fan_in_ > 0) find_lacking();
+}
+
+void MaskUpdate::find_lacking() {
+  for (int64_t neuron = 0; neuron < grid_.neurons(); ++neuron) {
+    const int64_t count = count_inputs(grid_, neuron, words_);
+    if (count >= min_fan_in_) continue;
+    missing_ += min_fan_in_ - count;
+    lacking_.push_back(static_cast<uint32_t>(neuron));
+  }
+}
+
+template <class Rank, class RankOf>
+void MaskUpdate::fill(RankOf rank_of) {
+  filled_.clear();
+  std::vector<Rank> ranks;
+  for (uint32_t neuron : lacking_) {
+    ranks.clear();
+    int64_t active = 0;
+    for_input_words(grid_, neuron, words_, [&](uint64_t bits, int64_t first, uint64_t inputs) {
+      active += count_bits(bits);
+      for_bits(~bits & inputs, first, [&](uint32_t place) { ranks.push_back(rank_of(place)); });
+    });
+    const size_t count = std::min(static_cast<size_t>(min_fan_in_ - active), ranks.size());
+    largest_last(ranks, count);
+    for (size_t i = ranks.size() - count; i < ranks.size(); ++i) filled_.push_back(place_of(ranks[i]));
+  }
+}
+
+size_t MaskUpdate::grow_missing() {
+  for (uint32_t place : filled_) words_[place / kWord] |= uint64_t(1) << place % kWord;
+  grown_ = filled_;
+  return dropped_.size() - filled_.size();
 }
 
 bool MaskUpdate::rank(Dtype dtype, const void* scores, int64_t at_most, int threads) {
@@ -170,11 +200,19 @@ bool MaskUpdate::rank(Dtype dtype, const void* scores, int64_t at_most, int thre
     find_from(least);
     bool finite = true;
     int64_t can_grow = 0;
+    bool sees_inactive = false, sees_active = false;
     for (Rank rank : found) {
       finite &= !is_nan(rank) & (rank < Magnitude::rank(Magnitude::kInfinity, false, UINT32_MAX));
       can_grow += !is_nan(rank) & !is_active(rank);
+      sees_inactive |= !is_active(rank) & (rank >> 33 > 1);
+      sees_active |= is_active(rank) & (rank >> 33 > 1);
     }
+    // Where no more than a part was found, an inactive one that is not 0 is in it.
+    sees_inactive_ |= at_most > 0 && sees_inactive;
+    sees_active_ |= at_most > 0 && sees_active;
     if (least > 0 && can_grow < at_most) find_from(0);
+    if (missing_ > 0 && filled_.empty())
+      fill<Rank>([&](uint32_t place) { return Magnitude::rank(Magnitude::of(values[place]), false, place); });
     return finite;
   });
 }
@@ -188,14 +226,14 @@ void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int 
     const Bits* values = static_cast<const Bits*>(weights);
     thread_local std::vector<Rank> found;  // new memory costs as much time as what is done with it
     const auto find_up_to = [&](Bits most) {
-      collect_all(
-          values, numel_, threads, [&](int64_t first, int64_t) { return words_[first / kWord]; },
-          [&](uint32_t place, Rank& rank) {
-            const Bits own = Magnitude::of(values[place]);
-            rank = Magnitude::rank(own, true, place);
-            return (own <= most) | (own > Magnitude::kInfinity);
-          },
-          found);
+      const auto rank_of = [&](uint32_t place, Rank& rank) {
+        const Bits own = Magnitude::of(values[place]);
+        rank = Magnitude::rank(own, true, place);
+        return (own <= most) | (own > Magnitude::kInfinity);
+      };
+      if (min_fan_in_ > 0) return collect_beyond(values, grid_, words_, min_fan_in_, threads, rank_of, found);
+      const auto word = [&](int64_t first, int64_t) { return words_[first / kWord]; };
+      collect_all(values, numel_, threads, word, rank_of, found);
     };
     Bits most = Magnitude::kInfinity;
     if (active_ >= kFewest) {
@@ -205,6 +243,8 @@ void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int 
     }
     find_up_to(most);
     if (static_cast<int64_t>(found.size()) < k) find_up_to(Magnitude::kInfinity);
+    k = std::min(k, static_cast<int64_t>(found.size()));
+    if (k == 0) return;  // neurons need them all
     const Rank last = nth_smallest(found, static_cast<size_t>(k - 1));
     dropped_.resize(found.size());
     size_t count = 0;
@@ -220,7 +260,8 @@ void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int 
   });
 }
 
-void MaskUpdate::grow_largest(int64_t k) {
+void MaskUpdate::grow_largest() {
+  const size_t k = grow_missing();
   if (k == 0) return;
   std::visit(
       [&](auto& ranks) {
@@ -231,9 +272,9 @@ void MaskUpdate::grow_largest(int64_t k) {
           free += !has(place_of(rank));
         }
         ranks.resize(free);
-        const Rank last = nth_smallest(ranks, free - static_cast<size_t>(k));
-        grown_.resize(free);
-        size_t count = 0;
+        const Rank last = nth_smallest(ranks, free - k);
+        size_t count = grown_.size();
+        grown_.resize(count + free);
         for (Rank rank : ranks) {
           const uint32_t place = place_of(rank);
           const bool grows = rank >= last;
@@ -247,9 +288,15 @@ void MaskUpdate::grow_largest(int64_t k) {
       largest_);
 }
 
-void MaskUpdate::grow_random(int64_t k, uint64_t seed) {
-  const int64_t free = numel_ - active_ + static_cast<int64_t>(dropped_.size());
-  grown_.reserve(static_cast<size_t>(k));
+void MaskUpdate::grow_random(uint64_t seed, uint64_t seed_of_missing) {
+  if (missing_ > 0)
+    fill<Rank64>([&](uint32_t place) {
+      const uint64_t score = random_place(seed_of_missing, place, uint64_t(1) << 62);
+      return (Rank64(score) + 1) << 33 | Rank64(~place);
+    });
+  grown_.reserve(dropped_.size());
+  const int64_t k = static_cast<int64_t>(grow_missing());
+  const int64_t free = numel_ - active_ + k;  // what is missing was free before
   const auto grow = [&](uint32_t place) {
     words_[place / kWord] |= uint64_t(1) << place % kWord;
     grown_.push_back(place);
@@ -278,7 +325,7 @@ void MaskUpdate::grow_random(int64_t k, uint64_t seed) {
 }
 
 void MaskUpdate::explore(uint8_t* explored, int threads) const {
-  for_chunks(numel_, threads, [&](int64_t, int64_t begin, int64_t end) {
+  for_chunks(numel_, kChunk, threads, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += kWord) {
       uint64_t unseen = words_[i / kWord] & ~pack_bytes(explored + i, end - i);
       for (; unseen != 0; unseen &= unseen - 1) explored[i + __builtin_ctzll(unseen)] = 1;

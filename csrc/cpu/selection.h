@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../names.h"
+#include "neuron_inputs.h"
 #include "ranks.h"
 
 namespace sparseopt::cpu {
@@ -14,24 +15,32 @@ namespace sparseopt::cpu {
 class MaskUpdate {
  public:
   // Another update, in the memory of the former one. `mask`: one byte per weight, 0 or 1. It is not looked at
-  // again before apply().
-  void begin(const uint8_t* mask, int64_t numel, int threads);
+  // again before apply(). Each neuron of the grid keeps `min_fan_in` inputs; of 0, the grid is not looked at.
+  void begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, const NeuronGrid& grid, int threads);
 
-  int64_t active() const { return active_; }  // before the update
+  int64_t active() const { return active_; }    // before the update
+  int64_t missing() const { return missing_; }  // inputs that neurons have too few, all together
   int64_t at_most() const { return at_most_; }
+  bool sees_active() const { return sees_active_; }      // if a score of an active weight is not 0
+  bool sees_inactive() const { return sees_inactive_; }  // of scores by which weights may grow
 
-  // Remembers enough of the largest |scores| to grow `at_most` weights, whatever is dropped. Returns whether
-  // all scores are finite. To be called before weights are dropped.
+  // Whether there are active weights enough for `min_fan_in` of every neuron.
+  bool is_possible() const { return min_fan_in_ == 0 || min_fan_in_ <= active_ / grid_.neurons(); }
+
+  // Remembers enough of the largest |scores| to grow `at_most` weights, whatever is dropped, and chooses what
+  // is missing by the scores of the first call. Returns whether all scores are finite. To be called before
+  // weights are dropped.
   bool rank(Dtype dtype, const void* scores, int64_t at_most, int threads);
 
-  // Drops the `k` active weights of smallest |weights|.
+  // Drops the `k` active weights of smallest |weights|, or as many as no neuron needs.
   void drop_smallest(Dtype dtype, const void* weights, int64_t k, int threads);
 
-  // Grows the `k` of largest rank among those not kept; at most as many as rank() was told.
-  void grow_largest(int64_t k);
+  // Grows as many as were dropped: what is missing, and those of largest rank among the others that are not
+  // kept. At most as many as rank() was told.
+  void grow_largest();
 
-  // Grows `k` of those not kept, all equally likely.
-  void grow_random(int64_t k, uint64_t seed);
+  // The same, all equally likely: within a neuron by `seed_of_missing`, and then by `seed`.
+  void grow_random(uint64_t seed, uint64_t seed_of_missing);
 
   // Sets the bytes of `explored` where the mask is active by now.
   void explore(uint8_t* explored, int threads) const;
@@ -42,11 +51,23 @@ class MaskUpdate {
 
  private:
   bool has(uint32_t place) const { return words_[place / 64] >> (place % 64) & 1; }
+  void find_lacking();
+  // Puts down in `filled_` the missing inputs of largest rank_of(place).
+  template <class Rank, class RankOf>
+  void fill(RankOf rank_of);
+  // Grows them. Returns how many are to grow beside them.
+  size_t grow_missing();
 
   int64_t numel_ = 0;
   int64_t active_ = 0;
-  int64_t at_most_ = 0;          // as rank() was told
-  std::vector<uint64_t> words_;  // the mask's bits: at first the old one's, then what is kept, then the new
+  int64_t at_most_ = 0;  // as rank() was told
+  int64_t min_fan_in_ = 0;
+  int64_t missing_ = 0;
+  NeuronGrid grid_;
+  bool sees_active_ = false, sees_inactive_ = false;
+  std::vector<uint32_t> lacking_;  // neurons with fewer inputs than min_fan_in
+  std::vector<uint32_t> filled_;   // what grows in them
+  std::vector<uint64_t> words_;    // the mask's bits: at first the old one's, then what is kept, then the new
   std::vector<uint32_t> dropped_, grown_;
   Ranks largest_;
 };

@@ -1,33 +1,40 @@
-"""Dynamic sparse training: when masks change, by how much, and what is remembered of it (SET, RigL).
+"""Dynamic sparse training that drops weights and grows as many: SET and RigL.
 
-Which weights are chosen is in ``mask_update.py``, and how it is done for all layers in ``updates.py``.
-Nothing here knows the optimizer.
+The clock and the memory of both are in ``dynamic_topology.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..masks import Masks
-from ..neurons import Neurons, correction_factors
-from ..registered_masks import check_mask
+from ..masks import neurons_in
+from ..neurons import correction_factors
+from ..registered_masks import as_boolean
 from ..user_warning import warn
+from .agreement import Group
 from .drop_schedules import DropSchedule, cosine
-from .native_updates import NativeUpdates, supports
+from .dynamic_topology import DynamicTopology
 from .seeding import generator
-from .updates import Layer, Ranking, TorchUpdates, Updates
+from .updates import Ranking, Updates
+
+_PRUNED_BY_PYTORCH = (
+    "{name!r} was pruned by torch.nn.utils.prune, which multiplies it by its mask in every forward pass: "
+    "inactive weights have no gradient, and RigL cannot rank them. For each such layer: "
+    "mask = layer.{own}_mask.bool(); torch.nn.utils.prune.remove(layer, {own!r}); "
+    "layer.register_buffer('{own}_mask', mask). Then make Masks(model) anew. SET works without that"
+)
 
 
-class _DynamicTopology:
-    """What SET and RigL share: all but the choice of the weights that grow."""
+class _DropAndGrow(DynamicTopology):
+    """SET and RigL but for the choice of the weights that grow."""
 
-    _settings: ClassVar[tuple[str, ...]] = ("drop_fraction", "update_every", "stop_at")
+    _settings = ("drop_fraction", *DynamicTopology._settings)
+    _shown = ("drop_fraction", *DynamicTopology._shown)
 
     def __init__(
         self,
@@ -36,59 +43,28 @@ class _DynamicTopology:
         update_every: int,
         stop_at: float,
         drop_schedule: DropSchedule,
+        min_fan_in: int,
+        process_group: Group,
     ) -> None:
-        if not masks:
-            raise ValueError("masks is empty, it must have at least one masked parameter")
         if not 0.0 <= drop_fraction <= 1.0:
             raise ValueError(f"drop_fraction is {drop_fraction}, it must be in [0, 1]")
-        if not (update_every >= 1 and update_every == int(update_every)):
-            raise ValueError(f"update_every is {update_every}, it must be an integer of at least 1 (steps)")
-        if not stop_at > 0.0:
-            raise ValueError(f"stop_at is {stop_at}, it must be positive (steps)")
         if not callable(drop_schedule):
             raise TypeError(f"drop_schedule is {drop_schedule!r}, it must be a function of (step, stop_at)")
+        super().__init__(masks, update_every, stop_at, min_fan_in, process_group)
         if stop_at <= update_every:
             warn(
                 f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
             )
-        names = {p: n for n, p in masks.named().items()} if isinstance(masks, Masks) else {}
-        for layer, (parameter, mask) in enumerate(masks.items()):
-            check_mask(mask, parameter, names.get(parameter, f"parameter {layer}"))
-        self.masks = masks
         self.drop_fraction = float(drop_fraction)
-        self.update_every = int(update_every)
-        self.stop_at = float(stop_at)
         self.drop_schedule = drop_schedule
-        self._step = 0
-        self._due = False
-        self._updated = False
-        self._explored = [mask.clone() for mask in masks.values()]
 
-    @property
-    def updated(self) -> bool:
-        """Whether the last call of :meth:`step` changed a mask.
-
-        False when no update was due, when it was postponed, when every dropped weight grew again, and
-        before the first call, also of a resumed run.
-        """
-        return self._updated
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Count one training step, and update the masks if an update is due.
-
-        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``. Whether a mask
-        changed is in :attr:`updated`; the optimizer's step is due in either case.
-        """
-        self._updated = False
-        step = self._step + 1
-        due = self._due or step % self.update_every == 0
-        updates = self._begin() if due and step < self.stop_at else None
-        fraction = 0.0 if updates is None else self._drop_fraction_at(step)
-        self._step = step
-        self._due = due and updates is None
-        if updates is not None:
-            self._updated = any(self._grow(updates, self._numbers_to_drop(updates.active, fraction)))
+    def _prepare(self, step: int) -> Callable[[], list[bool]] | None:
+        updates = self._begin()
+        if not updates.rank(self._rankings(updates)):
+            return None  # a gradient is not finite
+        self._look_at_ranks(updates)
+        ks = self._numbers_to_drop(updates, self._drop_fraction_at(step))
+        return lambda: self._grow(updates, ks)
 
     def _drop_fraction_at(self, step: int) -> float:
         factor = self.drop_schedule(step, self.stop_at)
@@ -98,24 +74,19 @@ class _DynamicTopology:
             )
         return self.drop_fraction * float(factor)
 
-    def _begin(self) -> Updates | None:
-        """The update that is due; None: it cannot be made in this step, because a gradient is not finite."""
-        self._explored = [
-            union.to(mask.device) for union, mask in zip(self._explored, self.masks.values(), strict=True)
-        ]
-        pairs = zip(self.masks.items(), self._explored, strict=True)
-        layers = [Layer(parameter, mask, union) for (parameter, mask), union in pairs]
-        updates = NativeUpdates(layers) if supports(layers) else TorchUpdates(layers)
-        return updates if updates.rank(self._rankings(updates.active)) else None
-
-    def _numbers_to_drop(self, active: list[int], fraction: float) -> list[int]:
-        """Of each layer; 0 where nothing can grow."""
+    def _numbers_to_drop(self, updates: Updates, fraction: float) -> list[int]:
+        """Return how many weights each layer drops: at least what its neurons lack; 0 where none can grow."""
         return [
-            int(fraction * count) if count < parameter.numel() and self._can_grow(parameter) else 0
-            for parameter, count in zip(self.masks, active, strict=True)
+            max(int(fraction * count), missing)
+            if count < parameter.numel() and self._can_grow(parameter)
+            else 0
+            for parameter, count, missing in zip(self.masks, updates.active, updates.missing, strict=True)
         ]
 
-    def _rankings(self, active: list[int]) -> list[Ranking]:
+    def _look_at_ranks(self, updates: Updates) -> None:
+        """Warn if there is something wrong with that by which weights grow."""
+
+    def _rankings(self, updates: Updates) -> list[Ranking]:
         """The gradients that must be finite, and how many weights may grow by them."""
         gradients = [parameter.grad for parameter in self.masks]
         return [Ranking(layer, g, at_most=0) for layer, g in enumerate(gradients) if g is not None]
@@ -126,63 +97,8 @@ class _DynamicTopology:
     def _grow(self, updates: Updates, ks: list[int]) -> list[bool]:
         raise NotImplementedError
 
-    @torch.no_grad()
-    def exploration_rate(self) -> float:
-        """R_m, the in-time over-parameterisation rate of Liu et al. (2021), in [0, 1].
 
-        The number of weights that have been active at some time (in the initial masks, in any since, or
-        now), divided by the number of elements of the masked parameters.
-        """
-        explored = self._explored_so_far()
-        return sum(int(union.count_nonzero()) for union in explored) / max(
-            1, sum(union.numel() for union in explored)
-        )
-
-    def _explored_so_far(self) -> list[Tensor]:
-        # The current mask is there for those who write into their masks themselves.
-        pairs = zip(self._explored, self.masks.values(), strict=True)
-        return [union.to(mask.device) | mask for union, mask in pairs]
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resume needs beside the model (whose buffers are the masks) and the optimizer.
-
-        The settings, the number of steps, whether a postponed update is due, and, as a list of boolean
-        tensors in the order of ``masks``, the weights explored so far. Python numbers, strings and
-        tensors only: it survives ``torch.load(weights_only=True)``. ``drop_schedule`` is code and not
-        among them: give the resumed run the same one.
-        """
-        settings = {name: getattr(self, name) for name in self._settings}
-        return {**settings, "step": self._step, "due": self._due, "explored": self._explored_so_far()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where the run that made ``state_dict`` was: from here on, bit for bit the same.
-
-        The settings are replaced by the saved ones, as in PyTorch's optimizers and schedulers. The masks
-        themselves come with the model's ``state_dict`` (or are the caller's to restore).
-
-        Raises:
-            ValueError: ``state_dict`` is another class's, or of masks of other shapes.
-        """
-        expected = {*self._settings, "step", "due", "explored"}
-        if set(state_dict) != expected:
-            raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")
-        dtypes = {union.dtype for union in state_dict["explored"]}
-        if dtypes != {torch.bool}:
-            raise ValueError(f"state_dict['explored'] has tensors of {dtypes}, they must be torch.bool")
-        shapes = [tuple(union.shape) for union in state_dict["explored"]]
-        own_shapes = [tuple(union.shape) for union in self._explored]
-        if shapes != own_shapes:
-            raise ValueError(f"state_dict has masks of shapes {shapes}, they must be {own_shapes}")
-        for name in self._settings:
-            setattr(self, name, state_dict[name])
-        self._step = state_dict["step"]
-        self._due = state_dict["due"]
-        self._updated = False
-        pairs = zip(state_dict["explored"], self.masks.values(), strict=True)
-        self._explored = [union.clone().to(mask.device) for union, mask in pairs]
-
-
-class SET(_DynamicTopology):
+class SET(_DropAndGrow):
     """Sparse evolutionary training (Mocanu et al. 2018): drop by magnitude, grow at random.
 
     ``loss.backward(); dst.step(); opt.step()``: call it once per optimizer step. Step ``t`` (1 for the
@@ -205,8 +121,16 @@ class SET(_DynamicTopology):
     The random choices depend on (``seed``, layer, step) alone, and are drawn on the CPU: they are the
     same on every device, on every rank of a distributed run, and after a resume.
 
+    In a distributed run, call ``step()`` on every rank. Where an update is due, made or postponed, and in the
+    first step, the ranks compare their masks, settings and clocks, and every rank raises if they differ.
+
+    With ``min_fan_in``, no neuron falls below that many inputs: its largest weights are not dropped, so that
+    a layer may drop fewer than said above. A neuron that has fewer to begin with gets what it lacks before
+    anything else grows, at random among its own inputs; for that, as many weights are dropped in any case.
+
     Args:
-        masks: boolean masks (True = active) by parameter, a :class:`Masks` or a dict.
+        masks: masks (True = active) by parameter, a :class:`Masks` or a dict. Boolean, or floating-point
+            numbers that are 0 or 1, which they stay.
         drop_fraction: fraction of the active weights that an update drops, in [0, 1], before
             ``drop_schedule`` makes it smaller.
         update_every: steps between updates.
@@ -218,15 +142,24 @@ class SET(_DynamicTopology):
             so is ``constant``. In a distributed run it must return the same on every rank. It is code,
             hence not part of ``state_dict()``.
         seed: of the random choices.
+        min_fan_in: how many inputs every neuron keeps; 0 is as published.
+        process_group: the ranks of a distributed run that have the same masks. ``"world"`` is all of them.
+            None compares nothing: for ensembles whose members differ. It is not part of ``state_dict()``.
 
     Raises:
-        ValueError: an argument is out of range, ``masks`` is empty, or a mask is not boolean or not of
-            its parameter's shape. From ``step()``, before anything is written: ``drop_schedule`` did not
-            return a number in [0, 1].
-        TypeError: ``drop_schedule`` cannot be called.
+        ValueError: an argument is out of range, ``masks`` is empty, a mask does not fit its parameter, or a
+            layer has fewer active weights than ``min_fan_in`` for each of its neurons. From ``step()``,
+            before anything is written: ``drop_schedule`` did not return a number in [0, 1], or masks have
+            changed and have too few active weights by now.
+        TypeError: ``drop_schedule`` cannot be called, or a key of ``masks`` is not a parameter.
+        RuntimeError: from ``step()``, after an update was made or postponed: the ranks do not agree.
+
+    Warns:
+        UserWarning: the masks will never change; or, in the first step, they have other values than when
+            this object was made (the model's checkpoint was loaded, and that of this object was not).
     """
 
-    _settings = (*_DynamicTopology._settings, "seed")
+    _settings = (*_DropAndGrow._settings, "seed")
 
     def __init__(
         self,
@@ -237,8 +170,12 @@ class SET(_DynamicTopology):
         stop_at: float,
         drop_schedule: DropSchedule = cosine,
         seed: int = 0,
+        min_fan_in: int = 0,
+        process_group: Group = "world",
     ) -> None:
-        super().__init__(masks, drop_fraction, update_every, stop_at, drop_schedule)
+        super().__init__(
+            masks, drop_fraction, update_every, stop_at, drop_schedule, min_fan_in, process_group
+        )
         self.seed = int(seed)
 
     def _can_grow(self, parameter: Parameter) -> bool:
@@ -249,7 +186,7 @@ class SET(_DynamicTopology):
         return updates.grow_random(ks, [generator(self.seed, layer, self._step) for layer in range(len(ks))])
 
 
-class RigL(_DynamicTopology):
+class RigL(_DropAndGrow):
     """Rigging the lottery (Evci et al. 2020): drop by magnitude, grow where the gradient is largest.
 
     ``loss.backward(); dst.step(); opt.step()``: call it once per optimizer step, while the gradients of
@@ -265,20 +202,26 @@ class RigL(_DynamicTopology):
     A non-finite gradient on a masked parameter postpones the update to the next step whose gradients are
     finite. A parameter without a gradient (frozen, or unused in this step) keeps its mask.
 
+    Gradients must be those of all weights. Where they were multiplied by the masks, there is nothing to rank
+    by: this is warned of once, and is an error at once for a layer of ``torch.nn.utils.prune``.
+
     Args:
-        masks, drop_fraction, update_every, stop_at, drop_schedule: as in :class:`SET`.
+        masks, drop_fraction, update_every, stop_at, drop_schedule, process_group: as in :class:`SET`.
+        min_fan_in: as in :class:`SET`; a neuron gets what it lacks by ``|p.grad|`` among its own inputs.
         regrow: ``"original"`` ranks by ``|p.grad|``, which the paper found better; ``"corrected"`` by
             ``c_i * |p.grad|`` with ``c_i = sqrt(fan_in_i / mean fan-in)`` of the mask before the update,
             the gradient that SparseOpt applies (Section 5.2, Figures 5 and 10). There, a neuron without
             active weights has ``c_i = 0`` and so grows last.
 
     Raises:
-        ValueError: as in :class:`SET`, or ``regrow`` is unknown.
+        ValueError: as in :class:`SET`; or ``regrow`` is unknown, or a layer was pruned by
+            ``torch.nn.utils.prune``.
         TypeError: as in :class:`SET`.
-        RuntimeError: from ``step()``, when an update is due and no masked parameter has a gradient.
+        RuntimeError: as in :class:`SET`; or, from ``step()``, an update is due and no masked parameter has a
+            gradient.
     """
 
-    _settings = (*_DynamicTopology._settings, "regrow")
+    _settings = (*_DropAndGrow._settings, "regrow")
 
     def __init__(
         self,
@@ -289,15 +232,25 @@ class RigL(_DynamicTopology):
         stop_at: float,
         drop_schedule: DropSchedule = cosine,
         regrow: Literal["original", "corrected"] = "original",
+        min_fan_in: int = 0,
+        process_group: Group = "world",
     ) -> None:
         if regrow not in ("original", "corrected"):
             raise ValueError(f"regrow is {regrow!r}, it must be 'original' or 'corrected'")
-        super().__init__(masks, drop_fraction, update_every, stop_at, drop_schedule)
+        super().__init__(
+            masks, drop_fraction, update_every, stop_at, drop_schedule, min_fan_in, process_group
+        )
         self.regrow = regrow
+        self._has_warned = False
+        for name in self._names:
+            if name.endswith("_orig"):
+                raise ValueError(_PRUNED_BY_PYTORCH.format(name=name, own=name.rpartition(".")[2][:-5]))
 
-    def _rankings(self, active: list[int]) -> list[Ranking]:
-        at_most = self._numbers_to_drop(active, self.drop_fraction)
-        rankings = [ranking._replace(at_most=at_most[ranking.layer]) for ranking in super()._rankings(active)]
+    def _rankings(self, updates: Updates) -> list[Ranking]:
+        at_most = self._numbers_to_drop(updates, self.drop_fraction)
+        rankings = [
+            ranking._replace(at_most=at_most[ranking.layer]) for ranking in super()._rankings(updates)
+        ]
         if not rankings:
             raise RuntimeError(
                 "RigL ranks by gradients and no masked parameter has one: "
@@ -309,8 +262,17 @@ class RigL(_DynamicTopology):
         return [ranking._replace(factors=factors[ranking.layer]) for ranking in rankings]
 
     def _factors(self, parameter: Parameter, mask: Tensor) -> Tensor:
-        neurons = self.masks.neurons(parameter) if isinstance(self.masks, Masks) else Neurons()
-        return correction_factors(mask, neurons)
+        return correction_factors(as_boolean(mask), neurons_in(self.masks, parameter))
+
+    def _look_at_ranks(self, updates: Updates) -> None:
+        if not self._has_warned and updates.ranks_are_masked():
+            self._has_warned = True
+            warn(
+                "gradients are masked: they are 0 for all inactive weights of all layers, though not for "
+                "active ones. RigL needs dense gradients, or it grows whichever weights come first. Do not "
+                "multiply gradients by the masks before dst.step(), nor weights in the forward pass (as "
+                "torch.nn.utils.prune does): SparseOpt keeps inactive weights at 0 without that"
+            )
 
     def _can_grow(self, parameter: Parameter) -> bool:
         return parameter.grad is not None

@@ -14,20 +14,60 @@ import math
 import torch
 from torch import Tensor
 
-from .random_choice import add_random, choose_random, draw_seed
+from ..neurons import Neurons, fan_in
+from .random_choice import add_random, choose_random, draw_seed, random_places
+
+_DIM_0 = Neurons()
 
 
-def drop_smallest(mask: Tensor, score: Tensor, k: int) -> Tensor:
+def drop_smallest(
+    mask: Tensor, score: Tensor, k: int, min_fan_in: int = 0, neurons: Neurons = _DIM_0
+) -> Tensor:
     """The mask without its ``k`` active weights of smallest score.
 
     Only active weights are ranked: an inactive one never counts as dropped, even when all scores tie.
+    The ``min_fan_in`` active weights of largest score of each neuron stay, or all of a neuron that has no
+    more. Where so many stay that fewer than ``k`` are left, all of these are dropped.
 
     Args:
         mask: boolean, of any shape, with at least ``k`` active weights; not written.
         score: of the mask's shape and device, |w| for SET and RigL.
         k: how many to drop.
+        min_fan_in: how many inputs each neuron keeps.
+        neurons: where the neurons of the mask lie.
     """
-    return _largest(score, mask, int(mask.count_nonzero()) - k)
+    if min_fan_in == 0:
+        return _largest(score, mask, int(mask.count_nonzero()) - k)
+    staying = _largest_inputs(score, mask, fan_in(mask, neurons).clamp_max(min_fan_in), neurons)
+    others = mask & ~staying
+    return staying | _largest(score, others, max(0, int(others.count_nonzero()) - k))
+
+
+def missing_inputs(mask: Tensor, min_fan_in: int, neurons: Neurons = _DIM_0) -> int:
+    """Return how many active weights the neurons lack that have fewer than ``min_fan_in``, all together."""
+    return int((min_fan_in - fan_in(mask, neurons)).clamp_min(0).sum())
+
+
+def fill_neurons(kept: Tensor, score: Tensor, min_fan_in: int, neurons: Neurons = _DIM_0) -> Tensor:
+    """``kept`` and, in each neuron that has fewer than ``min_fan_in`` weights of it, those it lacks.
+
+    Args:
+        kept: boolean, what :func:`drop_smallest` left; not written. In such a neuron it drops nothing.
+        score: of the mask's shape and device: |gradient| for RigL, :func:`random_scores` for SET. The weights
+            of largest score in the neuron are taken.
+        min_fan_in: at most the number of weights of a neuron.
+        neurons: where the neurons of the mask lie.
+    """
+    missing = (min_fan_in - fan_in(kept, neurons)).clamp_min(0)
+    return kept | _largest_inputs(score, ~kept, missing, neurons)
+
+
+def random_scores(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Scores in which every order of weights is equally likely: int64, of ``shape``, on the CPU.
+
+    One number is drawn from the generator; weight ``i`` gets number ``i`` of its sequence.
+    """
+    return random_places(draw_seed(generator), 0, shape.numel(), 2**62).view(shape)
 
 
 def grow_largest(kept: Tensor, mask: Tensor, score: Tensor, k: int) -> Tensor:
@@ -65,8 +105,8 @@ def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = N
     """Exactly ``k`` True at the largest scores among ``candidates``; of equal ones, ``first`` first."""
     if k == 0:
         return torch.zeros_like(candidates)
-    # NaN compares with nothing, and would break the count. Flat: the order of indices is that of rows.
-    score = score.flatten().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    # Flat: the order of indices is that of rows.
+    score = _comparable(score).flatten()
     open_places = candidates.flatten()
     # topk alone does not say which of equal entries it takes.
     threshold = score[open_places].topk(k, sorted=False).values.min()
@@ -81,3 +121,33 @@ def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = N
     if missing:
         chosen[tied.nonzero().flatten()[:missing]] = True
     return chosen.view(candidates.shape)
+
+
+def _largest_inputs(score: Tensor, candidates: Tensor, counts: Tensor, neurons: Neurons) -> Tensor:
+    """Exactly as many True in each neuron as ``counts`` says, at the largest scores among ``candidates``.
+
+    Args:
+        counts: int64, of shape ``(neurons,)``, each at most the number of candidates of that neuron.
+    """
+    rows = _rows(candidates, neurons)
+    # Both sorts are stable: candidates by score, equal ones by index, and then what is none.
+    order = _rows(_comparable(score), neurons).sort(dim=1, descending=True, stable=True).indices
+    order = order.gather(1, rows.gather(1, order).byte().sort(dim=1, descending=True, stable=True).indices)
+    first = torch.arange(rows.shape[1], device=rows.device) < counts.unsqueeze(1)
+    chosen = torch.zeros_like(rows).scatter_(1, order, first)
+    groups, segments, per_group, length = neurons.grid(candidates.shape)
+    return chosen.view(groups, per_group, segments, length).transpose(1, 2).reshape(candidates.shape)
+
+
+def _rows(tensor: Tensor, neurons: Neurons) -> Tensor:
+    """A row for each neuron, whose weights are in the order of their indices."""
+    groups, segments, per_group, length = neurons.grid(tensor.shape)
+    rows = tensor.reshape(groups, segments, per_group, length).transpose(1, 2)
+    return rows.reshape(groups * per_group, segments * length)
+
+
+def _comparable(score: Tensor) -> Tensor:
+    """NaN compares with nothing, and would break a count."""
+    if not score.is_floating_point():
+        return score
+    return score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)

@@ -12,6 +12,8 @@ from torch.nn.parameter import Parameter
 
 from ..kernels import native
 from ..kernels.memory import DTYPE_NAMES
+from ..neurons import Neurons
+from ..registered_masks import as_boolean
 from .random_choice import draw_seed
 from .updates import Layer, Ranking, score_of
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def supports(layers: Sequence[Layer]) -> bool:
-    """Whether there is a library, and it knows the tensors and gradients of all layers.
+    """Tell if there is a library, and it knows the tensors and gradients of all layers.
 
     A mask that two parameters share changes between their turns, and the library looks at all masks first.
     """
@@ -36,14 +38,15 @@ def _is_known(layer: Layer) -> bool:
     values = [parameter] if parameter.grad is None else [parameter, parameter.grad]
     return (
         all(tensor.dtype in DTYPE_NAMES for tensor in values)
-        and mask.dtype == explored.dtype == torch.bool
+        and (mask.dtype == torch.bool or mask.dtype in DTYPE_NAMES)
+        and explored.dtype == torch.bool
         and all(_has_memory(t) and t.shape == mask.shape for t in (*values, mask, explored))
         and mask.numel() < 2**32
     )
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether its address says where its numbers are: not of a subclass (which may be distributed, say)."""
+    """Tell if its address says where its numbers are: not of a subclass (which may be distributed, say)."""
     return (
         type(tensor) in (Tensor, Parameter)
         and tensor.device.type == "cpu"
@@ -53,17 +56,26 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 class NativeUpdates:
-    """``Updates`` of what ``supports`` says. Tensors that are not contiguous are copied, and copied back."""
+    """``Updates`` of what ``supports`` says.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    Tensors that are not contiguous, and masks that are not boolean, are copied, and copied back.
+
+    Args: as of ``TorchUpdates``.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], min_fan_in: int = 0, neurons: Sequence[Neurons] | None = None
+    ) -> None:
         from .. import _native
 
         self._layers = layers
         self._contiguous = [_contiguous(layer) for layer in layers]
+        pairs = zip(self._contiguous, neurons or [Neurons()] * len(layers), strict=True)
         self._updates = _native.MaskUpdates(
-            [_masked_layer(layer) for layer in self._contiguous], torch.get_num_threads()
+            [_masked_layer(layer, min_fan_in, own) for layer, own in pairs], torch.get_num_threads()
         )
         self.active = self._updates.active
+        self.missing = self._updates.missing
 
     def rank(self, rankings: Sequence[Ranking]) -> bool:
         plain = [r if r.factors is None else r._replace(at_most=0) for r in rankings]
@@ -89,24 +101,43 @@ class NativeUpdates:
         ]
         return self._updates.rank(scores, torch.get_num_threads())
 
+    def ranks_are_masked(self) -> bool:
+        return self._updates.scores_are_masked
+
     def grow_largest(self, ks: list[int]) -> list[bool]:
+        self._count_writes(ks)
         return self._written(self._updates.grow_largest(ks, torch.get_num_threads()))
 
     def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[bool]:
+        pairs = list(zip(self.missing, generators, strict=False))
+        of_missing = [draw_seed(generator) if missing else 0 for missing, generator in pairs]
         seeds = [draw_seed(generator) for generator in generators]
-        return self._written(self._updates.grow_random(ks, seeds, torch.get_num_threads()))
+        self._count_writes(ks)
+        return self._written(self._updates.grow_random(ks, seeds, of_missing, torch.get_num_threads()))
+
+    def drop(self, ks: list[int]) -> list[bool]:
+        self._count_writes(ks)
+        return self._written(self._updates.drop(ks, torch.get_num_threads()))
+
+    def _count_writes(self, ks: list[int]) -> None:
+        """Raise the versions of what the library may write, before it does.
+
+        Afterwards would be too late: an interrupt between the two would leave masks changed that nobody
+        notices. The price is that a layer that then does not change is prepared anew in vain.
+        """
+        written: list[Tensor] = []
+        for k, layer, contiguous in zip(ks, self._layers, self._contiguous, strict=False):
+            written += [t for t, own in zip(layer, contiguous, strict=True) if k > 0 and own is t]
+        if written:
+            increment_version(written)
 
     def _written(self, changes: list[bool]) -> list[bool]:
-        """Make known what the library wrote."""
+        """Copy back what the library wrote to copies; PyTorch counts these writes."""
         for layer, contiguous, changed in zip(self._layers, self._contiguous, changes, strict=True):
             if contiguous.explored is not layer.explored:
                 layer.explored.copy_(contiguous.explored)
-            if not changed:
-                continue
             for tensor, own in zip(layer[:2], contiguous[:2], strict=True):
-                if own is tensor:
-                    increment_version(tensor)
-                else:
+                if changed and own is not tensor:
                     tensor.copy_(own)
         return changes
 
@@ -120,10 +151,11 @@ class _Contiguous(NamedTuple):
 
 
 def _contiguous(layer: Layer) -> _Contiguous:
-    return _Contiguous(*(tensor.contiguous() for tensor in layer))
+    parameter, mask, explored = layer
+    return _Contiguous(parameter.contiguous(), as_boolean(mask).contiguous(), explored.contiguous())
 
 
-def _masked_layer(layer: _Contiguous) -> _native.MaskedLayer:
+def _masked_layer(layer: _Contiguous, min_fan_in: int, neurons: Neurons) -> _native.MaskedLayer:
     from .. import _native
 
     return _native.MaskedLayer(
@@ -132,4 +164,6 @@ def _masked_layer(layer: _Contiguous) -> _native.MaskedLayer:
         mask=layer.mask.data_ptr(),
         explored=layer.explored.data_ptr(),
         numel=layer.mask.numel(),
+        min_fan_in=min_fan_in,
+        grid=neurons.grid(layer.mask.shape) if min_fan_in else (0, 0, 0, 0),
     )

@@ -60,10 +60,16 @@ def random_places(seed: int, first: int, count: int, size: int) -> Tensor:
 
     They are the remainders of 63 bits: no place is likelier than another by more than ``size / 2**63``.
     """
-    x = torch.arange(first + 1, first + count + 1, device="cpu").mul_(_signed(0x9E3779B97F4A7C15)).add_(seed)
+    x = splitmix64(seed, torch.arange(first, first + count, device="cpu"))
+    return _shifted(x, 1).remainder_(size)
+
+
+def splitmix64(seed: int, places: Tensor) -> Tensor:
+    """The numbers of the sequence of a seed at these places (int64, from 0 on): all 64 bits, as int64."""
+    x = (places + 1).mul_(_signed(0x9E3779B97F4A7C15)).add_(seed)
     x = (x ^ _shifted(x, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
     x = (x ^ _shifted(x, 27)).mul_(_signed(0x94D049BB133111EB))
-    return _shifted(x ^ _shifted(x, 31), 1).remainder_(size)
+    return x ^ _shifted(x, 31)
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""One update of the masks of all layers: what SET and RigL ask for, and PyTorch's way of doing it."""
+"""One update of the masks of all layers: what SET, RigL and GMP ask for, and PyTorch's way of doing it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from .mask_update import drop_smallest, grow_largest, grow_random
+from ..neurons import Neurons
+from ..registered_masks import as_boolean
+from .mask_update import (
+    drop_smallest,
+    fill_neurons,
+    grow_largest,
+    grow_random,
+    missing_inputs,
+    random_scores,
+)
 
 
 class Layer(NamedTuple):
-    """A parameter, its mask, and which weights have been active at some time: of one shape."""
+    """A parameter, its mask, and which weights have been active at some time: of one shape.
+
+    The mask is boolean, or of floating-point numbers that are 0 or 1.
+    """
 
     parameter: Parameter
     mask: Tensor
@@ -21,14 +33,14 @@ class Layer(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """What the weights of a layer may be ranked by."""
+    """A gradient that the weights of a layer may be ranked by."""
 
     layer: int
     gradient: Tensor
     at_most: int
-    """How many may grow; 0: the gradient is only looked at."""
+    """The number of weights that may grow; 0: the gradient is only looked at."""
     factors: Tensor | None = None
-    """What |gradient| is multiplied by, not negative; None: nothing."""
+    """|gradient| is multiplied by them; not negative; None: it is not."""
 
 
 class Updates(Protocol):
@@ -36,15 +48,22 @@ class Updates(Protocol):
 
     active: list[int]
     """The number of active weights of each layer."""
+    missing: list[int]
+    """The number of inputs of each layer that its neurons have less than ``min_fan_in``."""
 
     def rank(self, rankings: Sequence[Ranking]) -> bool:
         """Remember by what weights grow. Return whether all gradients are finite."""
 
+    def ranks_are_masked(self) -> bool:
+        """Return whether everything by which weights may grow is 0 at inactive weights, but not at active
+        ones: most likely it was multiplied by the masks."""
+
     def grow_largest(self, ks: list[int]) -> list[bool]:
         """Drop ``ks[l]`` active weights of smallest magnitude in layer ``l``, grow as many of largest rank.
 
-        Where the mask changes, it is written in place, weights that left it or are new in it are zeroed, and
-        the new ones are explored. What was active before is explored in any case.
+        With ``min_fan_in``, ``ks[l]`` is 0 or at least ``missing[l]``, and fewer are dropped and grown where
+        neurons need the others. Where the mask changes, it is written in place, weights that left it or are
+        new in it are zeroed, and the new ones are explored. What was active before is explored in any case.
 
         Returns:
             Which masks changed. A layer whose ``k`` is 0 is left alone.
@@ -53,36 +72,90 @@ class Updates(Protocol):
     def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[bool]:
         """The same with random growth, by a generator of the CPU for each layer."""
 
+    def drop(self, ks: list[int]) -> list[bool]:
+        """The same without growth."""
+
 
 class TorchUpdates:
-    """``Updates`` of any tensors."""
+    """``Updates`` of any tensors.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    Args:
+        layers: what is updated.
+        min_fan_in: how many inputs each neuron keeps.
+        neurons: where those of each layer lie; for a ``min_fan_in`` of 0 it is not needed.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], min_fan_in: int = 0, neurons: Sequence[Neurons] | None = None
+    ) -> None:
         self.active = [int(layer.mask.count_nonzero()) for layer in layers]
         self._layers = layers
+        self._min_fan_in = min_fan_in
+        self._neurons = neurons or [Neurons()] * len(layers)
+        self.missing = [0] * len(layers)
+        if min_fan_in:
+            pairs = zip(layers, self._neurons, strict=True)
+            self.missing = [missing_inputs(as_boolean(x.mask), min_fan_in, n) for x, n in pairs]
         self._rankings: dict[int, Ranking] = {}
 
     def rank(self, rankings: Sequence[Ranking]) -> bool:
         self._rankings = {ranking.layer: ranking for ranking in rankings}
         return all(bool(ranking.gradient.isfinite().all()) for ranking in rankings)
 
+    def ranks_are_masked(self) -> bool:
+        rankings = [ranking for ranking in self._rankings.values() if ranking.at_most > 0]
+        masks = [as_boolean(self._layers[ranking.layer].mask) for ranking in rankings]
+        # Most of the time the first one tells.
+        for ranking, mask in zip(rankings, masks, strict=True):
+            if ranking.gradient.masked_fill(mask, 0).any():
+                return False
+        return any(bool(ranking.gradient.any()) for ranking in rankings)
+
     def grow_largest(self, ks: list[int]) -> list[bool]:
         return [k > 0 and self._grow_largest(layer, k) for layer, k in enumerate(ks)]
 
     def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[bool]:
         return [
-            k > 0 and _apply(layer, grow_random(_kept(layer, k), k, generator))
-            for layer, k, generator in zip(self._layers, ks, generators, strict=True)
+            k > 0 and self._grow_random(layer, k, generator)
+            for layer, (k, generator) in enumerate(zip(ks, generators, strict=True))
         ]
 
+    def drop(self, ks: list[int]) -> list[bool]:
+        return [k > 0 and self._drop(layer, k) for layer, k in enumerate(ks)]
+
     def _grow_largest(self, index: int, k: int) -> bool:
+        layer, ranking = self._layers[index], self._rankings[index]
+        kept = self._kept(index, k)
+        if self._min_fan_in:
+            # Within a neuron all factors are equal; where they are 0, the gradient still tells weights apart.
+            kept = fill_neurons(kept, ranking.gradient.abs(), self._min_fan_in, self._neurons[index])
+            k = self.active[index] - int(kept.count_nonzero())
+        return _apply(layer, grow_largest(kept, as_boolean(layer.mask), score_of(ranking), k))
+
+    def _grow_random(self, index: int, k: int, generator: torch.Generator) -> bool:
+        kept = self._kept(index, k)
+        if self.missing[index]:
+            score = random_scores(kept.shape, generator).to(kept.device)
+            kept = fill_neurons(kept, score, self._min_fan_in, self._neurons[index])
+        if self._min_fan_in:
+            k = self.active[index] - int(kept.count_nonzero())
+        return _apply(self._layers[index], grow_random(kept, k, generator))
+
+    def _drop(self, index: int, k: int) -> bool:
         layer = self._layers[index]
-        score = score_of(self._rankings[index])
-        return _apply(layer, grow_largest(_kept(layer, k), layer.mask, score, k))
+        # A mask may have two parameters: then the first has pruned it already.
+        k -= self.active[index] - int(layer.mask.count_nonzero())
+        return _apply(layer, self._kept(index, max(0, k)))
+
+    def _kept(self, index: int, k: int) -> Tensor:
+        """Return a mask without ``k`` of its weights, or without as many as no neuron needs."""
+        layer = self._layers[index]
+        mask, score = as_boolean(layer.mask), layer.parameter.abs()
+        return drop_smallest(mask, score, k, self._min_fan_in, self._neurons[index])
 
 
 def score_of(ranking: Ranking) -> Tensor:
-    """What the weights of a layer are ranked by: not negative, of the gradient's type or more precise."""
+    """Return the score of each weight: not negative, of the gradient's type or more precise."""
     magnitude = ranking.gradient.abs()
     if ranking.factors is None:
         return magnitude
@@ -90,12 +163,9 @@ def score_of(ranking: Ranking) -> Tensor:
     return magnitude.to(dtype) * ranking.factors.to(dtype)
 
 
-def _kept(layer: Layer, k: int) -> Tensor:
-    return drop_smallest(layer.mask, layer.parameter.abs(), k)
-
-
 def _apply(layer: Layer, grown: Tensor) -> bool:
-    parameter, mask, explored = layer
+    parameter, written, explored = layer
+    mask = as_boolean(written)
     explored |= mask
     changed = mask ^ grown
     if not changed.any():
@@ -103,5 +173,5 @@ def _apply(layer: Layer, grown: Tensor) -> bool:
     explored |= grown
     # What grew starts at 0 even if the caller never zeroed it; what regrew keeps its value.
     parameter.masked_fill_(changed, 0)
-    mask.copy_(grown)
+    written.copy_(grown)
     return True

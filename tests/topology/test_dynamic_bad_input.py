@@ -42,8 +42,14 @@ class TestBadInput:
         parameter = nn.Parameter(torch.ones(2, 3))
         with pytest.raises(ValueError, match=r"'parameter 0' has shape \(3, 2\), the parameter has \(2, 3\)"):
             self.make(cls, {parameter: torch.ones(3, 2, dtype=torch.bool)})
-        with pytest.raises(ValueError, match=r"has dtype torch\.float32, it must be torch\.bool"):
-            self.make(cls, {parameter: torch.ones(2, 3)})
+        with pytest.raises(ValueError, match=r"dtype torch\.uint8, it must be torch\.bool"):
+            self.make(cls, {parameter: torch.ones(2, 3, dtype=torch.uint8)})
+        with pytest.raises(ValueError, match=r"'parameter 0' has dtype torch\.float32 and 6 values"):
+            self.make(cls, {parameter: torch.full((2, 3), 0.5)})
+
+    def test_names_as_keys(self, cls):
+        with pytest.raises(TypeError, match=r"masks has the key '0\.weight', keys must be parameters"):
+            self.make(cls, {"0.weight": torch.ones(3, dtype=torch.bool)})
 
 
 def test_unknown_regrow():

@@ -14,74 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_model import assert_same, make_model, masks_of
 from torch import Tensor, nn
+from update_pairs import DTYPES, SPECIAL, compare, drawn, each_dtype, large_layers, layer_of, update
 
 from sparseopt_kernels.kernels import native
-from sparseopt_kernels.topology import dynamic
+from sparseopt_kernels.topology import dynamic_topology
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.native_updates import NativeUpdates, supports
 from sparseopt_kernels.topology.random_choice import random_places
-from sparseopt_kernels.topology.seeding import generator
 from sparseopt_kernels.topology.sparsify import sparsify
-from sparseopt_kernels.topology.updates import Layer, Ranking, TorchUpdates, Updates
+from sparseopt_kernels.topology.updates import Layer, Ranking, TorchUpdates
 
 REASON = native.NATIVE.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
-
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# With many ties; 6e-8 is subnormal in half precision, 1e-40 in float32 and bfloat16.
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 1.0, 2.0, -2.0, 6e-8, 1e-40, -1e-40, 6e4, math.inf, -math.inf, math.nan]
-
-
-def layer_of(parameter: Tensor, mask: Tensor, gradient: Tensor | None) -> Layer:
-    own = nn.Parameter(parameter)
-    own.grad = gradient
-    return Layer(own, mask, mask.clone())
-
-
-def copy_of(layer: Layer) -> Layer:
-    parameter, mask, explored = (tensor.detach().clone() for tensor in layer)
-    copy = layer_of(parameter, mask, layer.parameter.grad)
-    return copy._replace(explored=explored)
-
-
-def update(updates: Updates, layers: list[Layer], k: list[int], grow: str) -> tuple[bool, list[bool]]:
-    """Drop and grow ``k`` weights of each layer; tell whether gradients are finite, and what changed."""
-    gradients = [layer.parameter.grad for layer in layers]
-    rankings = [Ranking(i, g, at_most=k[i]) for i, g in enumerate(gradients) if g is not None]
-    finite = updates.rank(rankings)
-    if grow == "largest":
-        return finite, updates.grow_largest(k)
-    return finite, updates.grow_random(k, [generator(3, i, 1) for i in range(len(k))])
-
-
-@torch.no_grad()
-def compare(layers: list[Layer], k: list[int], grow: str, threads: int = 1) -> list[Layer]:
-    """Update copies by PyTorch and by the library; return the latter, whose bits are the former's."""
-    expected, found = [copy_of(layer) for layer in layers], [copy_of(layer) for layer in layers]
-    gradients = [None if g is None else g.clone() for g in (layer.parameter.grad for layer in layers)]
-    assert supports(found)
-    torch.set_num_threads(threads)
-    told = update(NativeUpdates(found), found, k, grow)
-    torch.set_num_threads(1)
-    assert told == update(TorchUpdates(expected), expected, k, grow)
-    for want, got, old, gradient in zip(expected, found, layers, gradients, strict=True):
-        assert got.mask.count_nonzero() == old.mask.count_nonzero()
-        for wanted, tensor in zip(want, got, strict=True):
-            # The bits: NaN is not equal to itself, and -0.0 equals 0.0.
-            assert torch.equal(bits_of(tensor), bits_of(wanted))
-        if gradient is not None:
-            assert torch.equal(bits_of(got.parameter.grad), bits_of(gradient))
-    return found
-
-
-def bits_of(tensor: Any) -> Tensor:
-    return tensor.detach().contiguous().view(torch.uint8 if tensor.dtype == torch.bool else torch.int16)
-
-
-def drawn(data: st.DataObject, size: int, dtype: torch.dtype, values: list[float]) -> Tensor:
-    numbers = data.draw(st.lists(st.sampled_from(values), min_size=size, max_size=size))
-    return torch.tensor(numbers, dtype=torch.float64).to(dtype)
 
 
 @settings(max_examples=300, deadline=None)
@@ -99,20 +43,6 @@ def test_special_values_and_ties(data: st.DataObject, size: int, dtype: torch.dt
     for grow in ("largest", "random"):
         k = [data.draw(st.integers(0, int(layer.mask.sum()))) for layer in layers]
         compare(layers, k, grow)
-
-
-def large_layers(
-    dtype: torch.dtype, *, ties: bool, sizes: tuple[int, ...] = (300_001, 70_000)
-) -> list[Layer]:
-    seed = torch.Generator().manual_seed(1)
-    layers = []
-    for size in sizes:
-        values, gradient = (torch.randn(size, generator=seed, dtype=torch.float64) for _ in range(2))
-        if ties:
-            values, gradient = (values * 4).round(), (gradient * 4).round()
-        mask = torch.rand(size, generator=seed) < 0.1
-        layers.append(layer_of((values * mask).to(dtype), mask, gradient.to(dtype)))
-    return layers
 
 
 @each_dtype
@@ -261,13 +191,13 @@ class TestWholeSteps:
         with_library = self.run(make, dtype)
         used: list[TorchUpdates] = []
 
-        def torch_updates(layers: list[Layer]) -> TorchUpdates:
-            used.append(TorchUpdates(layers))
+        def torch_updates(*arguments: Any) -> TorchUpdates:
+            used.append(TorchUpdates(*arguments))
             return used[-1]
 
         with monkeypatch.context() as patch:
             patch.setattr(native, "_MISSING", "taken away for a test")
-            patch.setattr(dynamic, "TorchUpdates", torch_updates)
+            patch.setattr(dynamic_topology, "TorchUpdates", torch_updates)
             without = self.run(make, dtype)
         assert len(used) == 3  # steps 2, 3 for the postponed one, and 4: it was really without
         assert_same(with_library[0], without[0])

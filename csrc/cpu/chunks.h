@@ -1,0 +1,21 @@
+// Work on the weights of a layer, shared out to threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace sparseopt::cpu {
+
+constexpr int64_t kChunk = 1 << 16;  // weights that one thread takes at a time: whole words
+
+// Calls body(chunk, begin, end) for all chunks of `size` of `total`. Waking other threads costs more than a
+// small layer.
+template <class Body>
+void for_chunks(int64_t total, int64_t size, int threads, Body body) {
+  const int64_t count = (total + size - 1) / size;
+  threads = static_cast<int>(std::clamp<int64_t>(count, 1, std::max(threads, 1)));
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < count; ++i) body(i, i * size, std::min((i + 1) * size, total));
+}
+
+}  // namespace sparseopt::cpu

@@ -1,0 +1,84 @@
+"""The masks of all ranks of a distributed run must be the same: what differs is an error on every rank.
+
+They are compared in the step that updates them. In the next forward pass ``DistributedDataParallel``
+overwrites the masks of all ranks but one, which would hide the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .random_choice import splitmix64
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Group: TypeAlias = "ProcessGroup | Literal['world'] | None"
+"""``"world"`` for all ranks, as they are when masks are compared; None: masks are not compared."""
+
+_MOST_NAMED = 5
+
+
+def mask_hash(mask: Tensor) -> int:
+    """Return 64 bits that tell masks apart, the same on every device and in any memory format.
+
+    Each index (row-major) of an active weight is mixed as in SplitMix64, and these numbers are summed.
+    """
+    return int(splitmix64(0, mask.flatten().nonzero().flatten()).sum())
+
+
+def check_masks_agree(clock: Mapping[str, Any], masks: Mapping[str, Tensor], group: Group) -> None:
+    """Raise ``RuntimeError`` on every rank of the group, unless all ranks have the same masks and clocks.
+
+    Args:
+        clock: what else must be equal, by its name in the error: the step, say.
+        masks: by the name of their layer.
+        group: the ranks that are compared.
+    """
+    if group is None or not (dist.is_available() and dist.is_initialized()):
+        return
+    own = None if group == "world" else group
+    if dist.get_rank(own) < 0 or dist.get_world_size(own) == 1:
+        return
+    report = {**clock, **{f"mask of {name!r}": mask_hash(mask) for name, mask in masks.items()}}
+    reports: list[Any] = [None] * dist.get_world_size(own)
+    dist.all_gather_object(reports, report, group=own)
+    ranks = dist.get_process_group_ranks(own or dist.group.WORLD)
+    found = _differences(dict(zip(ranks, reports, strict=True)), shown=clock)
+    if found:
+        more = f"; and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        raise RuntimeError(
+            f"the ranks of this run do not agree: {'; '.join(found[:_MOST_NAMED])}{more}. Whatever changes "
+            "a mask must do so on every rank alike, gradients must be averaged over the ranks before "
+            "dst.step(), and every rank must resume from the same state_dict. If ranks are meant to differ "
+            "(an ensemble, parts of a model), pass process_group=None, or the group of those that are alike"
+        )
+
+
+def _differences(reports: Mapping[int, Mapping[str, Any]], shown: Mapping[str, Any]) -> list[str]:
+    """Say what differs and on which ranks; values of what is in ``shown`` are said as well."""
+    found = []
+    for item in dict.fromkeys(item for report in reports.values() for item in report):
+        ranks_by_value: dict[str, list[int]] = {}
+        for rank, report in reports.items():
+            ranks_by_value.setdefault(repr(report.get(item, "missing")), []).append(rank)
+        if len(ranks_by_value) == 1:
+            continue
+        if item in shown:
+            sides = ", ".join(f"{value} on {_named(ranks)}" for value, ranks in ranks_by_value.items())
+            found.append(f"{item} is {sides}")
+        else:
+            found.append(f"{item} differs, {' from '.join(map(_named, ranks_by_value.values()))}")
+    return found
+
+
+def _named(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > _MOST_NAMED:
+        return f"{len(ranks)} ranks (the first is {ranks[0]})"
+    return f"ranks {', '.join(map(str, ranks))}"

@@ -1,0 +1,241 @@
+"""When masks change during training, and what is remembered of it: shared by SET, RigL and GMP.
+
+Which weights are chosen is in ``mask_update.py``, and how it is done for all layers in ``updates.py``.
+Nothing here knows the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from ..masks import neurons_in
+from ..neurons import Neurons
+from ..registered_masks import as_boolean, check_mask
+from ..user_warning import warn
+from .agreement import Group, check_masks_agree
+from .masked_layers import check_masks
+from .native_updates import NativeUpdates, supports
+from .updates import Layer, TorchUpdates, Updates
+
+
+class DynamicTopology:
+    """A clock that counts training steps and lets a subclass update the masks when it is time."""
+
+    _settings: ClassVar[tuple[str, ...]] = ("update_every", "stop_at", "min_fan_in")
+    _shown: ClassVar[tuple[str, ...]] = ("update_every", "stop_at")
+
+    def __init__(
+        self,
+        masks: Mapping[Parameter, Tensor],
+        update_every: int,
+        stop_at: float,
+        min_fan_in: int,
+        process_group: Group,
+    ) -> None:
+        if not (update_every >= 1 and update_every == int(update_every)):
+            raise ValueError(f"update_every is {update_every}, it must be an integer of at least 1 (steps)")
+        if not stop_at > 0.0:
+            raise ValueError(f"stop_at is {stop_at}, it must be positive (steps)")
+        if isinstance(min_fan_in, bool) or not isinstance(min_fan_in, int) or min_fan_in < 0:
+            raise ValueError(f"min_fan_in is {min_fan_in!r}, it must be an integer of at least 0 (inputs)")
+        if isinstance(process_group, str) and process_group != "world":
+            raise ValueError(
+                f"process_group is {process_group!r}, it must be a process group, 'world' or None"
+            )
+        self._names = check_masks(masks)
+        self.masks = masks
+        self.update_every = int(update_every)
+        self.stop_at = float(stop_at)
+        self.min_fan_in = min_fan_in
+        self.process_group = process_group
+        self._step = 0
+        self._due = False
+        self._updated = False
+        self._explored = [mask != 0 for mask in masks.values()]
+        self._is_compared = False
+        self._is_new = True
+        if min_fan_in:
+            self._check_min_fan_in([int(union.count_nonzero()) for union in self._explored])
+
+    @property
+    def updated(self) -> bool:
+        """True if the last call of :meth:`step` changed a mask.
+
+        False when no update was due, when it was postponed, when every dropped weight grew again, and
+        before the first call, also of a resumed run.
+        """
+        return self._updated
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count one training step, and update the masks if an update is due.
+
+        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``. Whether a mask
+        changed is in :attr:`updated`; the optimizer's step is due in either case.
+        """
+        self._updated = False
+        self._warn_of_loaded_masks()
+        step = self._step + 1
+        due = self._is_due(step)
+        update = self._prepare(step) if due else None
+        self._step = step
+        self._due = due and update is None
+        if update is not None:
+            self._updated = any(update())
+        if due or not self._is_compared:
+            self._compare_ranks()
+
+    def _is_due(self, step: int) -> bool:
+        return step < self.stop_at and (self._due or step % self.update_every == 0)
+
+    def _next_update(self) -> int | None:
+        """The step of the next update, if it is not postponed; None: there is none."""
+        step = self._step + 1 if self._due else (self._step // self.update_every + 1) * self.update_every
+        return step if step < self.stop_at else None
+
+    def _compare_ranks(self) -> None:
+        """Raise ``RuntimeError`` if the ranks do not agree.
+
+        The first step asks, too: later, ranks whose clocks differ would wait for each other in vain.
+        """
+        clock = {name: getattr(self, name) for name in self._settings}
+        clock = {"step": self._step, "a postponed update": self._due, **clock}
+        masks = dict(zip(self._names, self.masks.values(), strict=True))
+        check_masks_agree(clock, masks, self.process_group)
+        self._is_compared = True
+
+    def _warn_of_loaded_masks(self) -> None:
+        """Warn in the first step if masks were loaded, but the state of this object was forgotten."""
+        if not self._is_new:
+            return
+        self._is_new = False
+        pairs = zip(self._explored, self.masks.values(), strict=True)
+        if any(not torch.equal(union.to(mask.device), mask != 0) for union, mask in pairs):
+            cls = type(self).__name__
+            warn(
+                f"the masks have changed since {cls} was made, and it is at its first step. If they come "
+                f"from a checkpoint of a run that goes on, load the state of {cls} as well "
+                "(dst.load_state_dict), or its schedule starts again. If not, "
+                f"make {cls} after the masks have got their values"
+            )
+
+    def _prepare(self, step: int) -> Callable[[], list[bool]] | None:
+        """Return what writes the masks and tells which of them changed; None: not in this step.
+
+        Nothing is written before it is called.
+        """
+        raise NotImplementedError
+
+    def _begin(self) -> Updates:
+        """Return an update in which nothing has been written.
+
+        Raises:
+            ValueError: a floating-point mask is none, or too few weights are active for ``min_fan_in``.
+        """
+        for name, (parameter, mask) in zip(self._names, self.masks.items(), strict=True):
+            if mask.dtype != torch.bool:
+                check_mask(mask, parameter, name)
+        self._explored = [
+            union.to(mask.device) for union, mask in zip(self._explored, self.masks.values(), strict=True)
+        ]
+        pairs = zip(self.masks.items(), self._explored, strict=True)
+        layers = [Layer(parameter, mask, union) for (parameter, mask), union in pairs]
+        neurons = self._neurons() if self.min_fan_in else None
+        updates = (NativeUpdates if supports(layers) else TorchUpdates)(layers, self.min_fan_in, neurons)
+        self._check_min_fan_in(updates.active)
+        return updates
+
+    def _neurons(self) -> list[Neurons]:
+        return [neurons_in(self.masks, parameter) for parameter in self.masks]
+
+    def _check_min_fan_in(self, active: list[int]) -> None:
+        """Raise ``ValueError`` for a layer that has fewer active weights than its neurons need."""
+        if not self.min_fan_in:
+            return
+        pairs = zip(self._names, self.masks, self._neurons(), active, strict=True)
+        for name, parameter, neurons, count in pairs:
+            groups, _, per_group, _ = neurons.grid(parameter.shape)
+            needed = groups * per_group * self.min_fan_in if parameter.numel() else 0
+            if needed > count:
+                raise ValueError(
+                    f"min_fan_in is {self.min_fan_in}: {groups * per_group} neurons of {name!r} need "
+                    f"{needed} active weights, it has {count}"
+                )
+
+    @torch.no_grad()
+    def exploration_rate(self) -> float:
+        """R_m, the in-time over-parameterisation rate of Liu et al. (2021), in [0, 1].
+
+        The number of weights that have been active at some time (in the initial masks, in any since, or
+        now), divided by the number of elements of the masked parameters.
+        """
+        explored = self._explored_so_far()
+        return sum(int(union.count_nonzero()) for union in explored) / max(
+            1, sum(union.numel() for union in explored)
+        )
+
+    @torch.no_grad()
+    def exploration_rates(self) -> dict[str, float]:
+        """R_m of each layer, by the name of its parameter: ``"parameter 0"`` and so on of masks without
+        names."""
+        explored = zip(self._names, self._explored_so_far(), strict=True)
+        return {name: int(union.count_nonzero()) / max(1, union.numel()) for name, union in explored}
+
+    def __repr__(self) -> str:
+        due = self._next_update()
+        shown = {name: getattr(self, name) for name in self._shown}
+        shown |= {"step": self._step, "next_update": "none" if due is None else due}
+        if self.min_fan_in:
+            shown["min_fan_in"] = self.min_fan_in
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+    def _explored_so_far(self) -> list[Tensor]:
+        # The current mask is there for those who write into their masks themselves.
+        pairs = zip(self._explored, self.masks.values(), strict=True)
+        return [union.to(mask.device) | as_boolean(mask) for union, mask in pairs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs beside the model (whose buffers are the masks) and the optimizer.
+
+        The settings, the number of steps, whether a postponed update is due, and, as a list of boolean
+        tensors in the order of ``masks``, the weights explored so far. Python numbers, strings and
+        tensors only: it survives ``torch.load(weights_only=True)``. ``drop_schedule`` is code and not
+        among them, nor is ``process_group``: give the resumed run the same ones.
+        """
+        settings = {name: getattr(self, name) for name in self._settings}
+        return {**settings, "step": self._step, "due": self._due, "explored": self._explored_so_far()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where the run that made ``state_dict`` was: from here on, bit for bit the same.
+
+        The settings are replaced by the saved ones, as in PyTorch's optimizers and schedulers. The masks
+        themselves come with the model's ``state_dict`` (or are the caller's to restore).
+
+        Raises:
+            ValueError: ``state_dict`` is another class's, or of masks of other shapes.
+        """
+        state_dict = {"min_fan_in": 0, **state_dict}  # a state from before there was one
+        expected = {*self._settings, "step", "due", "explored"}
+        if set(state_dict) != expected:
+            raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")
+        dtypes = {union.dtype for union in state_dict["explored"]}
+        if dtypes != {torch.bool}:
+            raise ValueError(f"state_dict['explored'] has tensors of {dtypes}, they must be torch.bool")
+        shapes = [tuple(union.shape) for union in state_dict["explored"]]
+        own_shapes = [tuple(union.shape) for union in self._explored]
+        if shapes != own_shapes:
+            raise ValueError(f"state_dict has masks of shapes {shapes}, they must be {own_shapes}")
+        for name in self._settings:
+            setattr(self, name, state_dict[name])
+        self._step = state_dict["step"]
+        self._due = state_dict["due"]
+        self._updated = False
+        self._is_compared = False
+        self._is_new = False
+        pairs = zip(state_dict["explored"], self.masks.values(), strict=True)
+        self._explored = [union.clone().to(mask.device) for union, mask in pairs]

@@ -1,0 +1,165 @@
+"""Gradual magnitude pruning: masks that lose weights on a schedule, and never grow any.
+
+The clock is in ``dynamic_topology.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, get_args
+
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from .agreement import Group
+from .densities import Distribution, layer_densities
+from .dynamic_topology import DynamicTopology
+
+
+def cubic_density(initial: float, final: float, progress: float) -> float:
+    """The density ``d_f + (d_i - d_f)(1 - progress)^3`` that a layer has at that part of the schedule.
+
+    It is Eq. 1 of Zhu and Gupta (2017), ``s_t = s_f + (s_i - s_f)(1 - (t - t_0) / (n dt))^3``, of the density
+    ``1 - s``. ``progress`` is ``(t - t_0) / (n dt)``; below 0 and above 1 nothing changes.
+    """
+    return final + (initial - final) * (1.0 - min(1.0, max(0.0, progress))) ** 3
+
+
+class GMP(DynamicTopology):
+    """Gradual magnitude pruning (Zhu and Gupta 2017): drop the smallest weights until few are left.
+
+    ``loss.backward(); dst.step(); opt.step()``: call it once per optimizer step. Pruning starts from the
+    masks as they are (``sparsify(model, 0.0)`` makes dense ones) and ends at ``stop_at``, where each layer
+    has ``round((1 - s_f) * numel)`` active weights, at least 1, ``s_f`` being its final sparsity. In step
+    ``t`` between them, its sparsity is ``s_t = s_f + (s_i - s_f)(1 - (t - start_at) / (stop_at -
+    start_at))^3``: pruning is quick at first and then slower and slower. Masks are updated when
+    ``t - start_at`` is a multiple of ``update_every``, and in the first step that is not before ``stop_at``.
+
+    The active weights of smallest magnitude in each layer are dropped: they leave the mask and become 0. They
+    never return, and nothing grows. ``exploration_rate()`` is therefore the density at the start.
+
+    Gradients are not looked at, so that an update is never postponed: in a step that AMP skips because of an
+    overflow, the weights are the former ones, and they are pruned. Every call of ``step()`` counts, as of
+    :class:`SET` and :class:`RigL`. A parameter that does not require a gradient is pruned as well.
+
+    Args:
+        masks: as in :class:`SET`.
+        sparsity: the fraction of the masks' weights that is inactive at the end, in [0, 1); or by layer, as
+            ``{"layer1.*": 0.8, "fc": 0.5}``: names of layers or weights, or shell-style patterns. The first
+            that matches counts, and a layer that none matches keeps its mask.
+        update_every: steps between updates.
+        start_at: the last step before pruning starts (``t_0``).
+        stop_at: the step at which the final sparsity is reached, greater than ``start_at`` and not infinite.
+        distribution: how layers share the final sparsity: ``"uniform"`` (all have it, as in the paper),
+            ``"er"`` or ``"erk"``, as in :func:`layer_densities`.
+        min_fan_in: how many inputs every neuron keeps, or as many as it has at the start.
+        process_group: as in :class:`SET`.
+
+    Raises:
+        ValueError: an argument is out of range, ``masks`` is empty, a mask does not fit its parameter, a
+            pattern matches nothing, or a layer has fewer active weights at the start than at the end, or
+            at the end fewer than ``min_fan_in`` for each of its neurons.
+        TypeError: a key of ``masks`` is not a parameter.
+        RuntimeError: from ``step()``, after an update: the ranks of a distributed run do not agree.
+    """
+
+    _settings = ("sparsity", "distribution", "start_at", *DynamicTopology._settings, "initial_active")
+    _shown = ("sparsity", *DynamicTopology._shown)
+
+    def __init__(
+        self,
+        masks: Mapping[Parameter, Tensor],
+        sparsity: float | Mapping[str, float],
+        update_every: int = 100,
+        *,
+        start_at: int = 0,
+        stop_at: float,
+        distribution: Distribution = "uniform",
+        min_fan_in: int = 0,
+        process_group: Group = "world",
+    ) -> None:
+        if not (start_at >= 0 and start_at == int(start_at)):
+            raise ValueError(f"start_at is {start_at}, it must be an integer of at least 0 (steps)")
+        if not start_at < stop_at < math.inf:
+            raise ValueError(f"stop_at is {stop_at}, it must be finite and over start_at ({start_at})")
+        super().__init__(masks, update_every, stop_at, min_fan_in, process_group)
+        self.start_at = int(start_at)
+        self.sparsity = dict(sparsity) if isinstance(sparsity, Mapping) else float(sparsity)
+        self.distribution = distribution
+        self.initial_active = [int(union.count_nonzero()) for union in self._explored]
+        self._final = self._final_densities()
+        self._check_final()
+
+    def _is_due(self, step: int) -> bool:
+        return step == self._next_update()
+
+    def _next_update(self) -> int | None:
+        last = math.ceil(self.stop_at)
+        passed = max(0, self._step - self.start_at) // self.update_every
+        return min(self.start_at + (passed + 1) * self.update_every, last) if self._step < last else None
+
+    def _prepare(self, step: int) -> Callable[[], list[bool]]:
+        updates = self._begin()
+        progress = (step - self.start_at) / (self.stop_at - self.start_at)
+        pairs = zip(updates.active, self._counts_at(progress), strict=True)
+        ks = [max(0, active - count) for active, count in pairs]
+        return lambda: updates.drop(ks)
+
+    def _counts_at(self, progress: float) -> list[int]:
+        """Return how many weights of each layer are active at that part of the schedule."""
+        counts = []
+        for parameter, initial, final in zip(self.masks, self.initial_active, self._final, strict=True):
+            numel = parameter.numel()
+            density = None if final is None else cubic_density(initial / max(1, numel), final, progress)
+            counts.append(initial if density is None else max(min(1, numel), round(density * numel)))
+        return counts
+
+    def _final_densities(self) -> list[float | None]:
+        """Return the final density of each layer; None: its mask stays."""
+        if self.distribution not in get_args(Distribution):
+            raise ValueError(
+                f"distribution is {self.distribution!r}, it must be one of {get_args(Distribution)}"
+            )
+        if isinstance(self.sparsity, dict):
+            return self._densities_by_pattern(self.sparsity)
+        if not 0.0 <= self.sparsity < 1.0:
+            raise ValueError(f"sparsity is {self.sparsity}, it must be in [0, 1)")
+        if self.distribution == "uniform":
+            return [1.0 - self.sparsity] * len(self._names)
+        shapes = {n: tuple(p.shape) for n, p in zip(self._names, self.masks, strict=True)}
+        densities = layer_densities(shapes, self.sparsity, self.distribution)
+        return [densities[name] for name in self._names]
+
+    def _densities_by_pattern(self, sparsities: Mapping[str, float]) -> list[float | None]:
+        if self.distribution != "uniform":
+            raise ValueError(
+                f"distribution is {self.distribution!r}, but sparsity says what each layer has: leave it out"
+            )
+        for pattern, sparsity in sparsities.items():
+            if not 0.0 <= sparsity < 1.0:
+                raise ValueError(f"sparsity of {pattern!r} is {sparsity}, it must be in [0, 1)")
+            if not any(_matches(name, pattern) for name in self._names):
+                raise ValueError(f"sparsity has {pattern!r}, which matches none of the masked parameters")
+        found = [[s for pattern, s in sparsities.items() if _matches(name, pattern)] for name in self._names]
+        return [1.0 - own[0] if own else None for own in found]
+
+    def _check_final(self) -> None:
+        final = self._counts_at(1.0)
+        for name, initial, count in zip(self._names, self.initial_active, final, strict=True):
+            if initial < count:
+                raise ValueError(
+                    f"{name!r} has {initial} active weights and would have {count} at the end: GMP only "
+                    "prunes. Start from denser masks (sparsify(model, 0.0)), or give each layer its sparsity"
+                )
+        self._check_min_fan_in(final)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._final = self._final_densities()
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A pattern is of a weight, or of its layer."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
