@@ -397,7 +397,7 @@ MUTANTS = {
         "topology/dynamic_topology.py",
         "self._neurons() if self.min_fan_in else None",
         "None",
-        "topology/test_min_fan_in.py::TestSteps::test_every_neuron_has_its_inputs_from_the_first_update_on",
+        "topology/test_min_fan_in.py::TestSteps::test_a_dead_neuron_of_a_transposed_convolution",
     ),
 }
 

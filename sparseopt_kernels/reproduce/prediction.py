@@ -264,6 +264,9 @@ def draw_fan_in(run: Run, *, wide: bool) -> None:
         mask.copy_((rank < counts[:, None]).view_as(mask))
         parameter.copy_(initial[name].masked_fill(~mask, 0.0))
     run.initial_fan_in = run.fan_in()
+    if run.topology is not None:  # it begins with these masks
+        explored = [mask.clone() for mask in run.masks.values()]
+        run.topology.load_state_dict({**run.topology.state_dict(), "explored": explored})
 
 
 def row_counts(mask: Tensor, *, wide: bool, random: torch.Generator) -> Tensor:

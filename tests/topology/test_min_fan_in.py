@@ -177,6 +177,20 @@ class TestSteps:
                 assert int(mask.sum()) == 40
                 assert int(fan_in(mask, masks.neurons(parameter)).min()) >= min_fan_in
 
+    def test_a_dead_neuron_of_a_transposed_convolution(self) -> None:
+        # Neurons 1 and 3 have no input, though all of dimension 0 have some; no large gradient is theirs.
+        model = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=2))
+        weight = model.get_parameter("0.weight")
+        mask = torch.zeros(6, 2, 3, 3, dtype=torch.bool)
+        mask[:, 0, 0] = True
+        model[0].register_buffer("weight_mask", mask)
+        weight.grad = torch.ones(6, 2, 3, 3)
+        weight.grad[:, 1] = 1e-3
+        masks = Masks(model)
+        RigL(masks, 0.5, 1, stop_at=math.inf, min_fan_in=2).step()
+        assert masks.fan_in(weight)[1::2].tolist() == [2, 2]
+        assert masks.nnz() == 18
+
     @BOTH
     def test_too_few_active_weights(self, cls: type[SET | RigL]) -> None:
         message = r"min_fan_in is 3: 2 neurons of 'parameter 0' need 6 active weights, it has 4"
