@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from ..patterns import Patterns
 from .agreement import Group
 from .densities import Distribution, layer_densities
 from .dynamic_topology import DynamicTopology
@@ -140,10 +140,10 @@ class GMP(DynamicTopology):
         for pattern, sparsity in sparsities.items():
             if not 0.0 <= sparsity < 1.0:
                 raise ValueError(f"sparsity of {pattern!r} is {sparsity}, it must be in [0, 1)")
-            if not any(_matches(name, pattern) for name in self._names):
-                raise ValueError(f"sparsity has {pattern!r}, which matches none of the masked parameters")
-        found = [[s for pattern, s in sparsities.items() if _matches(name, pattern)] for name in self._names]
-        return [1.0 - own[0] if own else None for own in found]
+        patterns = Patterns("sparsity", sparsities)
+        first = [patterns.first((name, name.rpartition(".")[0])) for name in self._names]
+        patterns.check_all_decisive()
+        return [None if pattern is None else 1.0 - sparsities[pattern] for pattern in first]
 
     def _check_final(self) -> None:
         final = self._counts_at(1.0)
@@ -158,8 +158,3 @@ class GMP(DynamicTopology):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._final = self._final_densities()
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """A pattern is of a weight, or of its layer."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)

@@ -254,7 +254,7 @@ class TestBadInput:
             ({"sparsity": 1.0}, r"sparsity is 1\.0, it must be in \[0, 1\)"),
             ({"sparsity": math.nan}, r"sparsity is nan, it must be in \[0, 1\)"),
             ({"sparsity": {"*": 1.5}}, r"sparsity of '\*' is 1\.5, it must be in \[0, 1\)"),
-            ({"sparsity": {"fc": 0.5}}, "sparsity has 'fc', which matches none of the masked parameters"),
+            ({"sparsity": {"fc": 0.5}}, "sparsity has 'fc', which matches no maskable weight"),
             ({"sparsity": {"*": 0.5}, "distribution": "erk"}, "distribution is 'erk', but sparsity says"),
             ({"distribution": "even"}, "distribution is 'even', it must be one of"),
             ({"stop_at": math.inf}, "stop_at is inf, it must be finite and over start_at"),
