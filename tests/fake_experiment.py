@@ -67,7 +67,7 @@ class Fake:
             file.write(f"{number}\n")
         trouble = self.trouble.get(number, "")
         if trouble == "slow":
-            time.sleep(1.0)
+            time.sleep(5.0)  # longer than it takes to start another process on a busy machine
         elif trouble == "endless":
             time.sleep(600.0)
         elif trouble == "no rows":

@@ -47,8 +47,11 @@ void run(const Header& h) {
   if (h.has_mask)
     packed =
         std::make_unique<PackedMask>(mask.get(), h.groups, h.segments, h.neurons, h.length, int(h.threads));
+  std::unique_ptr<WriteWatch> watch;
+  if (h.has_mask) watch = std::make_unique<WriteWatch>(mask.get(), *packed, int64_t(numel), true);
   const Tensor tensor{Dtype(h.dtype), parameter.get(), h.has_buffer ? buffer.get() : nullptr,
-                      int64_t(numel), h.ham != 0,      packed.get()};
+                      int64_t(numel), h.ham != 0,      packed.get(),
+                      watch.get()};
   const Rule rule{h.lr,
                   h.momentum,
                   h.dampening,
@@ -65,6 +68,8 @@ void run(const Header& h) {
     const std::vector<Update> updates = {{&tensor, gradient.get(), &rule}};
     norm = squared_norm(updates, int(h.threads));
     step(updates, int(h.threads));
+    // Nobody but steps writes here.
+    if (watch && watch->look(parameter.get(), Dtype(h.dtype), i % 2 == 0)) std::abort();
   }
   write(parameter.get(), bytes);
   write(buffer.get(), h.has_buffer ? bytes : 0);
