@@ -75,8 +75,8 @@ class DynamicTopology:
     def step(self) -> None:
         """Count one training step, and update the masks if an update is due.
 
-        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``. Whether a mask
-        changed is in :attr:`updated`; the optimizer's step is due in either case.
+        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``. :attr:`updated` tells if
+        a mask has changed; call the optimizer's step in either case.
         """
         self._updated = False
         self._warn_of_loaded_masks()
