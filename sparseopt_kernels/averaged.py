@@ -16,12 +16,12 @@ _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 def apply_masks(model: nn.Module, masks: Masks | None = None) -> None:
-    """Zero the weights of a model outside masks: its own, or those of the model that it is the average of.
+    """Zero the weights of a model outside its own masks, or outside those of the model that it averages.
 
-    An average over masks that change has a weight wherever one of them was active. Averaged buffers are no
-    masks: ``AveragedModel(use_buffers=True)`` with an exponential average makes boolean masks their union.
-    ``apply_masks(averaged, masks)`` zeroes the weights outside ``masks``, and restores the model's own mask
-    buffers from them.
+    An average over changing masks has a weight wherever one of them was active. The average of the masks
+    themselves is of no use either: ``AveragedModel(use_buffers=True)`` with an exponential average makes
+    their union. ``apply_masks(averaged, masks)`` zeroes the weights outside ``masks``, and copies ``masks``
+    into the mask buffers that the averaged model has.
 
     Args:
         model: written in place: an ``AveragedModel``, or any copy of a masked model.

@@ -19,10 +19,10 @@ _ADVICE = "a dense checkpoint? sparseopt_kernels.load_dense(model, state_dict) k
 def load_dense(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Load a dense checkpoint into a masked model: the masks stay, and weights outside them are zeroed.
 
-    As strict as ``model.load_state_dict(state_dict)`` about everything but masks, and its messages are
-    PyTorch's: names must be those of ``model``, wrappers (``module.``) included. As there, tensors that fit
-    may have been loaded when it raises; weights outside the masks are zero even then. The momentum of an
-    optimizer is not touched.
+    Apart from masks, it is as strict as ``model.load_state_dict(state_dict)``, with the same messages: names
+    must be those of ``model``, wrappers (``module.``) included. As there, tensors that fit may have been
+    loaded when it raises; weights outside the masks are zero even then. The momentum of an optimizer is not
+    changed.
 
     Args:
         model: a model with masks of :func:`sparsify`, of your own, or of ``torch.nn.utils.prune`` (which gets

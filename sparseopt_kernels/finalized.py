@@ -16,13 +16,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def finalize(model: Model) -> Model:
-    """Remove the masks of a model, in place, and return it: its ``state_dict`` is that of the dense model.
+    """Remove the masks of a model, in place: what is left is a dense model with zeros.
 
-    Weights outside the masks are zeroed first. Masks of :func:`sparsify`, boolean buffers of your own and
-    masks of ``torch.nn.utils.prune`` are removed; other buffers stay. Parameters stay the same objects.
+    Its ``state_dict`` is that of the dense model. Weights outside the masks are zeroed first. Masks of
+    :func:`sparsify`, boolean masks of your own and masks of ``torch.nn.utils.prune`` are removed; other
+    buffers stay. Parameters stay the same objects.
 
-    It is the end of the training: a ``SparseOpt``, ``SET`` or ``RigL`` that has the former ``Masks`` raises
-    an error in its next step. An optimizer with a dict of masks cannot know, and goes on. To keep the masked
+    Call it after training: a ``SparseOpt``, ``SET``, ``RigL`` or ``GMP`` that has the former ``Masks`` raises
+    an error in its next step. One with a dict of masks goes on, because it cannot know. To keep the masked
     model, finalize a copy: ``sk.finalize(copy.deepcopy(model))``.
 
     Args:

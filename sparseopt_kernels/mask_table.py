@@ -28,11 +28,12 @@ _HEADER = (
 
 
 class LayerSummary(TypedDict):
-    """One masked parameter in numbers."""
+    """A masked parameter in numbers: a record of ``Masks.summary()``."""
 
     name: str
     """Its qualified name in the model."""
     shape: tuple[int, ...]
+    """Its shape."""
     active: int
     """The number of active weights."""
     sparsity: float
@@ -40,10 +41,13 @@ class LayerSummary(TypedDict):
     fan_in_least: int
     """The smallest number of active weights of a neuron."""
     fan_in_mean: float
+    """The mean number of active weights of a neuron."""
     fan_in_most: int
+    """The largest number of active weights of a neuron."""
     dead_neurons: int
     """The number of neurons without an active weight."""
     neurons: int
+    """The number of neurons."""
 
 
 def summary(masks: Masks) -> list[LayerSummary]:

@@ -20,7 +20,7 @@ from .user_warning import warn
 
 
 class Masks(Mapping[Parameter, Tensor]):
-    """The masks registered in a model, by parameter, in model order.
+    """Mapping from each masked parameter of a model to its mask, in model order.
 
     A mask is a boolean buffer ``<name>_mask`` (True = active) beside the parameter ``<name>``, of its
     shape and on its device. ``Masks`` only refers to those buffers: it holds no copy, so
@@ -93,7 +93,7 @@ class Masks(Mapping[Parameter, Tensor]):
         return {place.name: parameter for parameter, place in self._places.items()}
 
     def subset(self, parameters: Iterable[Tensor]) -> Masks:
-        """Return the masks of some of the model's parameters, for an optimizer or a topology of their own.
+        """Return the masks of some of the model's parameters, for a topology (SET, RigL, GMP) of their own.
 
         Args:
             parameters: parameters of the model. Those without a mask are passed over.
@@ -117,7 +117,7 @@ class Masks(Mapping[Parameter, Tensor]):
         return self._only(wanted)
 
     def neurons(self, parameter: Parameter) -> Neurons:
-        """Return which dimension of a masked parameter counts its neurons."""
+        """Return the dimension of a masked parameter that counts its neurons."""
         return self._places[parameter].neurons()
 
     def fan_in(self, parameter: Parameter) -> Tensor:

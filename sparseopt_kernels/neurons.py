@@ -18,7 +18,7 @@ Correction = Literal["layer", "unnormalized", "none"]
 
 @dataclass(frozen=True)
 class Neurons:
-    """Where the neurons (output units, the rows of section 3 of the paper) of a weight lie.
+    """The dimension of a weight that counts its neurons (output units, the rows of section 3 of the paper).
 
     ``dim`` is 0 for ``Linear`` and ``Conv*`` weights ``(out, in/groups, *kernel)``. It is 1 for
     ``ConvTranspose*`` weights ``(in, out/groups, *kernel)``, whose dimension 0 is then split in

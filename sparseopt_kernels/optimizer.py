@@ -53,28 +53,25 @@ class SparseOpt(Optimizer):
     the form of ``torch.optim.SGD``'s, and checkpoints load in both directions. bfloat16 and float16 are
     computed in float32 and rounded once. Parameters that share memory are updated one after the other.
 
+    A mask may be changed at any time, in place or by putting another tensor into the mapping. The next step
+    zeroes weights and momentum outside the new mask, even if AMP skips that step (for a parameter that never
+    had a gradient, not before its first one). PyTorch does not count some writes: those through ``.data``,
+    NumPy, DLPack or raw pointers, and those of collectives of ``torch.distributed``. Call
+    ``torch.autograd.graph.increment_version(tensor)`` after such a write, and the next step sees it. Without
+    that call, a write to a mask on a CPU is noticed within 128 steps, and one on a GPU never.
+
     On a GPU no step waits for the device, except a first step with dampening under GradScaler. So the host
     does not know whether AMP skipped a step, and ``momentum_buffer`` may hold zeros before the first step
     that was not skipped. A step can be captured in a CUDA graph, after one outside of it (two with
     dampening); capture it again when masks have changed.
 
-    A mask may be changed at any time, in place or by putting another tensor into the mapping. The next step
-    zeroes weights and momentum outside the new mask, even if AMP skips that step (for a parameter that never
-    had a gradient, not before its first one). Writes that PyTorch does not count (through ``.data``, NumPy,
-    DLPack or raw pointers, by collectives of ``torch.distributed``) are noticed on a CPU, within 128 steps
-    for a mask; call ``torch.autograd.graph.increment_version(tensor)`` after one to have it seen at once.
-
-    A ``UserWarning`` is given once for each layer where Eq. 12 makes a ``c_i`` larger than 3 (fan-in is
-    concentrated in few neurons; only masks on the CPU are looked at), once for writes that were not
-    counted, and once if parameters have masks in their model and ``masks`` was left out.
-
     Args:
         params: parameters, named parameters, or parameter groups; every keyword below except ``masks``,
             ``feeding_norm`` and ``backend`` may be set per group.
         lr: learning rate ``eta``, a number or a one-element tensor.
-        momentum: ``mu``.
-        dampening: ``tau``.
-        weight_decay: ``lambda``; it is not scaled by ``c_i``.
+        momentum: momentum factor ``mu``; with 0 there is no ``momentum_buffer``.
+        dampening: dampening ``tau`` of the momentum.
+        weight_decay: weight decay ``lambda``; it is not scaled by ``c_i``.
         nesterov: Nesterov momentum; requires momentum and no dampening.
         maximize: ascend instead of descend.
         masks: the mask of each masked parameter (boolean, True = active; or floating-point, of 0 and 1): a
@@ -88,8 +85,9 @@ class SparseOpt(Optimizer):
         feeding_norm: for ``"auto"``, the weights whose layers feed a batch norm, by name: what
             :func:`layers_feeding_norm` returns, or a dict of your own. They are read once, and are no part of
             ``state_dict``.
-        ham_alpha: ``alpha`` of Hyperbolic Aware Minimization (h1 = 80 in Table 4); 0 switches it off.
-        ham_beta: ``beta`` of the same. HAM applies to parameters of two or more dimensions.
+        ham_alpha: ``alpha`` of Hyperbolic Aware Minimization, HAM (``h1 = 80`` in Table 4). It applies to
+            parameters of two or more dimensions. With ``ham_alpha`` and ``ham_beta`` 0 there is no HAM.
+        ham_beta: ``beta`` of HAM.
         max_grad_norm: limit for the global l2 norm of all corrected, masked gradients (Appendix F).
             The norm is over all groups; each group is scaled by its own limit.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the environment
@@ -101,6 +99,11 @@ class SparseOpt(Optimizer):
     Raises:
         ValueError: a hyperparameter, a mask, or a parameter group is not valid; the message names it.
         RuntimeError: ``differentiable=True``, or a backend was asked for by name that cannot run.
+
+    Warns:
+        UserWarning: a ``c_i`` of Eq. 12 is larger than 3, because fan-in is concentrated in few neurons (once
+            for each layer, of masks on the CPU); a write was noticed that PyTorch did not count (once); or
+            parameters have masks in their model and ``masks`` was left out (once).
     """
 
     # GradScaler reads these two from the instance; deepcopy and pickle would drop instance attributes.

@@ -40,14 +40,16 @@ def warmup_cosine(
     start_lr: float = 0.0,
     end_lr: float = 1e-6,
 ) -> LambdaLR:
-    """Make a schedule: linear warm-up to the learning rate of each group, then cosine decay.
+    """Return a learning-rate schedule: linear warm-up to the ``lr`` of each group, then cosine decay.
 
     This is the schedule of the paper (Appendix E.2). With ``t`` the number of ``scheduler.step()`` calls so
     far and ``peak`` the group's ``lr``::
 
-        t < warmup_steps:  start_lr + (peak - start_lr) * t / warmup_steps
-        otherwise:         end_lr + (peak - end_lr) / 2
-                                  * (1 + cos(pi * (t - warmup_steps) / (total_steps - warmup_steps)))
+        if t < warmup_steps:
+            lr = start_lr + (peak - start_lr) * t / warmup_steps
+        else:
+            progress = (t - warmup_steps) / (total_steps - warmup_steps)
+            lr = end_lr + (peak - end_lr) / 2 * (1 + cos(pi * progress))
 
     After ``total_steps`` the learning rate stays at ``end_lr``. A group whose ``lr`` is 0 stays at 0.
 

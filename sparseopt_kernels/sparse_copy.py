@@ -37,13 +37,15 @@ def to_sparse(model: Model) -> Model:
     whole (``torch.save(sparse, path)``), or its ``state_dict``, which holds plain tensors and loads into what
     ``to_sparse`` makes of the same model with masks of the same sparsity.
 
-    Warns where no layer is converted, and where PyTorch was built without MKL: then all layers stay dense.
-
     Args:
         model: with masks of :func:`sparsify` or ``torch.nn.utils.prune``, or with zeros in its weights.
 
     Raises:
         ValueError: a mask is not valid.
+
+    Warns:
+        UserWarning: all layers stay dense, because none is large and sparse enough, or because PyTorch was
+            built without MKL.
     """
     places = masked_parameters(model)
     sparse = copy.deepcopy(model, _memo(places))

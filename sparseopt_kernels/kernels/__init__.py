@@ -24,13 +24,14 @@ _AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton"), "xpu": ("triton",)}
 
 
 def build_info() -> dict[str, Any]:
-    """What was built when the package was installed.
+    """Return what was built when the package was installed, as a dict.
 
-    ``native``: whether there is a CPU library, and if so, its ``compiler``, whether it has ``openmp``, and
-    ``isas``, the instruction sets of its kernels that this processor can run; if not, the ``reason``.
-    ``cuda``: the version of CUDA that the CUDA kernels were built with, the ``cuda_architectures`` there is
-    machine code for (90 is sm_90), and those of the ``cuda_ptx`` that drivers translate for later ones;
-    False without them.
+    - ``native``: True if there is a CPU library. Then ``compiler`` is what built it, ``openmp`` is True if it
+      has threads, and ``isas`` lists the instruction sets of its kernels that this processor can run. If
+      there is none, ``reason`` says why.
+    - ``cuda``: the version of CUDA that the CUDA kernels were built with, or False. Then
+      ``cuda_architectures`` lists the GPUs that there is machine code for (90 is sm_90), and ``cuda_ptx``
+      those whose PTX drivers translate for later GPUs.
     """
     return {**native.build_info(), **cuda.build_info()}
 

@@ -12,10 +12,13 @@ DropSchedule = Callable[[int, float], float]
 
 
 def cosine(step: int, stop_at: float) -> float:
-    """``(1 + cos(pi * step / stop_at)) / 2``: from 1 to 0 (RigL, Eq. 1); 1 for ever if ``stop_at`` is inf."""
+    """Return ``(1 + cos(pi * step / stop_at)) / 2``: it falls from 1 to 0 (RigL, Eq. 1).
+
+    It is always 1 if ``stop_at`` is infinite.
+    """
     return (1.0 + math.cos(math.pi * step / stop_at)) / 2.0
 
 
 def constant(step: int, stop_at: float) -> float:
-    """1 at every step: each update drops the same fraction."""
+    """Return 1: each update drops the same fraction."""
     return 1.0

@@ -108,8 +108,8 @@ class SET(_DropAndGrow):
     all those not kept. So ``nnz`` of a layer never changes. A weight that was just dropped may grow
     again, and then keeps its value; one that becomes active starts at 0.
 
-    The masks are written in place, and weights that left the mask or are new in it are zeroed. The optimizer
-    is not touched: ``SparseOpt`` sees the write and clears the momentum of what was dropped.
+    The masks are written in place, and weights that left the mask or are new in it are zeroed. ``SparseOpt``
+    sees the write in its next step, and zeroes the momentum of what was dropped.
 
     On a CPU, with the native library, an update takes a few passes over memory. Elsewhere PyTorch does it,
     with the same results.
@@ -125,8 +125,8 @@ class SET(_DropAndGrow):
     first step, the ranks compare their masks, settings and clocks, and every rank raises if they differ.
 
     With ``min_fan_in``, no neuron falls below that many inputs: its largest weights are not dropped, so that
-    a layer may drop fewer than said above. A neuron that has fewer to begin with gets what it lacks before
-    anything else grows, at random among its own inputs; for that, as many weights are dropped in any case.
+    a layer may drop fewer than ``int(f(t) * nnz)``. A neuron that has fewer inputs to begin with gets what it
+    lacks before anything else grows, at random among its own inputs. At least as many weights are dropped.
 
     Args:
         masks: masks (True = active) by parameter, a :class:`Masks` or a dict. Boolean, or floating-point
@@ -202,8 +202,8 @@ class RigL(_DropAndGrow):
     A non-finite gradient on a masked parameter postpones the update to the next step whose gradients are
     finite. A parameter without a gradient (frozen, or unused in this step) keeps its mask.
 
-    Gradients must be those of all weights. Where they were multiplied by the masks, there is nothing to rank
-    by: this is warned of once, and is an error at once for a layer of ``torch.nn.utils.prune``.
+    It needs the gradients of all weights. If they were multiplied by the masks, there is nothing to rank by:
+    ``step()`` warns once, and a layer of ``torch.nn.utils.prune`` is an error when ``RigL`` is made.
 
     Args:
         masks, drop_fraction, update_every, stop_at, drop_schedule, process_group: as in :class:`SET`.

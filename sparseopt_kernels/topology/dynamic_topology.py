@@ -75,8 +75,8 @@ class DynamicTopology:
     def step(self) -> None:
         """Count one training step, and update the masks if an update is due.
 
-        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``. Whether a mask
-        changed is in :attr:`updated`; the optimizer's step is due in either case.
+        Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``. :attr:`updated` tells if
+        a mask has changed; call the optimizer's step in either case.
         """
         self._updated = False
         self._warn_of_loaded_masks()
@@ -169,9 +169,9 @@ class DynamicTopology:
 
     @torch.no_grad()
     def exploration_rate(self) -> float:
-        """R_m, the in-time over-parameterisation rate of Liu et al. (2021), in [0, 1].
+        """Return R_m, the in-time over-parameterisation rate of Liu et al. (2021), in [0, 1].
 
-        The number of weights that have been active at some time (in the initial masks, in any since, or
+        It is the number of weights that have been active at some time (in the initial masks, in any since, or
         now), divided by the number of elements of the masked parameters.
         """
         explored = self._explored_so_far()
@@ -181,8 +181,8 @@ class DynamicTopology:
 
     @torch.no_grad()
     def exploration_rates(self) -> dict[str, float]:
-        """R_m of each layer, by the name of its parameter: ``"parameter 0"`` and so on of masks without
-        names."""
+        """Return R_m of each layer, by the name of its parameter (``"parameter 0"`` and so on, if the masks
+        are a dict)."""
         explored = zip(self._names, self._explored_so_far(), strict=True)
         return {name: int(union.count_nonzero()) / max(1, union.numel()) for name, union in explored}
 
@@ -200,18 +200,19 @@ class DynamicTopology:
         return [union.to(mask.device) | as_boolean(mask) for union, mask in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resume needs beside the model (whose buffers are the masks) and the optimizer.
+        """Return all that a resumed run needs beside the state of the model, which has the masks, and of the
+        optimizer.
 
-        The settings, the number of steps, whether a postponed update is due, and, as a list of boolean
-        tensors in the order of ``masks``, the weights explored so far. Python numbers, strings and
-        tensors only: it survives ``torch.load(weights_only=True)``. ``drop_schedule`` is code and not
-        among them, nor is ``process_group``: give the resumed run the same ones.
+        These are the settings, the number of steps, whether a postponed update is due, and the weights that
+        have been active so far: a list of boolean tensors in the order of ``masks``. It can be loaded by
+        ``torch.load(weights_only=True)``. ``drop_schedule`` and ``process_group`` are not part of it: give
+        the resumed run the same ones.
         """
         settings = {name: getattr(self, name) for name in self._settings}
         return {**settings, "step": self._step, "due": self._due, "explored": self._explored_so_far()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where the run that made ``state_dict`` was: from here on, bit for bit the same.
+        """Load a state: the run goes on where the saved one was, bit for bit the same.
 
         The settings are replaced by the saved ones, as in PyTorch's optimizers and schedulers. The masks
         themselves come with the model's ``state_dict`` (or are the caller's to restore).

@@ -40,9 +40,9 @@ class GMP(DynamicTopology):
     The active weights of smallest magnitude in each layer are dropped: they leave the mask and become 0. They
     never return, and nothing grows. ``exploration_rate()`` is therefore the density at the start.
 
-    Gradients are not looked at, so that an update is never postponed: in a step that AMP skips because of an
-    overflow, the weights are the former ones, and they are pruned. Every call of ``step()`` counts, as of
-    :class:`SET` and :class:`RigL`. A parameter that does not require a gradient is pruned as well.
+    Gradients have no influence, and an update is never postponed: where AMP skips the optimizer's step
+    because of an overflow, the weights are pruned as they are. A parameter that does not require a gradient
+    is pruned as well.
 
     Args:
         masks: as in :class:`SET`.

@@ -33,38 +33,43 @@ def sparsify(
     min_fan_in: int = 0,
     seed: int = 0,
 ) -> Masks:
-    """Give the maskable weights of a model masks, and zero what lies outside them.
+    """Make a model sparse: give its weights masks, in place, and zero the weights outside them.
 
-    Each layer gets exactly ``round(density * numel)`` active weights (:func:`layer_densities`), and at least
-    one: uniformly at random, so that the fan-in differs from neuron to neuron, or those of largest
-    magnitude. The masks are registered as persistent boolean buffers ``weight_mask`` and travel with
-    ``state_dict``, ``.to()``, ``deepcopy`` and checkpoints. Random ones are drawn on the CPU: the same on
-    every device and every rank, with the native library or without.
-
-    Masked are ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` weights, and what ``include`` names. A
-    warning says which other weights stay dense, if there are any. A layer whose weight is computed
+    Masked are the weights of ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` layers, and those that
+    ``include`` names. A warning says which other weights stay dense. A layer whose weight is computed
     (parametrized, or pruned by ``torch.nn.utils.prune``) is left out, with a warning.
 
+    Each layer gets exactly ``round(density * numel)`` active weights (:func:`layer_densities`), and at least
+    one. They are chosen uniformly at random, so that the fan-in differs from neuron to neuron, or are those
+    of largest magnitude. Random masks are drawn on the CPU: they are the same on every device and every rank,
+    with the native library or without.
+
+    The masks are registered as persistent boolean buffers ``weight_mask``. ``state_dict``, ``.to()``,
+    ``deepcopy`` and checkpoints carry them.
+
     Args:
-        model: masked in place. Layers may have masks already, if this call is not about them: they keep
-            them, and the masks that are returned are those of the whole model.
-        sparsity: fraction of the maskable weights to switch off, in [0, 1). Or that of each layer, by names
-            or shell-style patterns of layers or weights, of which the first match wins:
-            ``{"layer1.*": 0.8, "fc": 0.5}``. What matches none stays dense and gets no mask.
-        distribution: how the layers share the sparsity: ``"erk"``, the default, ``"er"`` or ``"uniform"``
-            (see :func:`layer_densities`). With sparsities by layer there is nothing to share: leave it out.
+        model: masked in place. Layers that have masks already keep them, if ``exclude`` or ``sparsity``
+            leaves them out.
+        sparsity: fraction of the weights that becomes inactive, in [0, 1). Or a dict with the sparsity of
+            each layer: ``{"layer1.*": 0.8, "fc": 0.5}``. Its keys are names of layers or weights, or
+            shell-style patterns. The first that matches counts; a weight that none matches gets no mask.
+        distribution: how the layers share the active weights: ``"erk"`` (the default), ``"er"`` or
+            ``"uniform"`` (see :func:`layer_densities`). Leave it out if ``sparsity`` is a dict.
         exclude: layers to leave dense, by name or shell-style pattern (``"fc"``, ``"layer1.*"``).
-        include: weights of other layers to mask as well, in the same way:
+        include: weights of other layers to mask as well, by name or pattern:
             ``("self_attn.in_proj_weight", "*.wte.weight")``. Their buffers are named after the attribute
-            (``in_proj_weight_mask``). Dimension 0 counts the neurons: in ``Embedding`` a row is a token, in
-            the stacked weights of attention and LSTM an output; in Hugging Face's ``Conv1D`` dimension 1
-            does. Parameters of one dimension, biases and normalisation parameters are never masked, and
-            what ``exclude`` names as well is not.
-        init: ``"random"``, or ``"magnitude"``: the weights of largest absolute value, of equal ones the lower
-            index. Whether a model was trained cannot be seen: of a trained one, ``"random"`` throws most of
-            what it has learnt away, without a word. Use ``"magnitude"`` there.
-        min_fan_in: how many active weights each neuron has at least, within the number of its layer.
+            (``in_proj_weight_mask``). Their neurons are counted by dimension 0 (in ``Embedding`` a neuron is
+            a token, in the stacked weights of attention and LSTM an output), in Hugging Face's ``Conv1D`` by
+            dimension 1. Parameters of one dimension are never masked. ``exclude`` takes precedence.
+        init: ``"random"``, or ``"magnitude"`` for the weights of largest absolute value (of equal ones, those
+            of lower index). Use ``"magnitude"`` for a trained model: random masks throw away most of what it
+            has learnt, and there is no warning, because it cannot be seen that a model was trained.
+        min_fan_in: the least number of active weights of each neuron. The number of active weights of a layer
+            does not change.
         seed: of the random masks.
+
+    Returns:
+        The masks of the whole model.
 
     Raises:
         ValueError: a sparsity is outside [0, 1), another argument is not as described, a pattern matches
