@@ -16,9 +16,9 @@ from ..machine import machine
 from ..timing import QUIET, processor_share
 from ..training.errors import TrainingError
 from ..training.options import number
-from .measure import measure
+from .measure import measure, measure_pass
 from .network import Shape
-from .report import OURS, table, verdict
+from .report import OURS, share_of_training, table, verdict
 
 if TYPE_CHECKING:
     # What add_subparsers() returns has no public name.
@@ -28,6 +28,7 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _LAYERS: list[Shape] = [(4096, 2048), (1024, 1024)]
 _SPARSITIES = [0.5, 0.9, 0.95, 0.99]
 _SECONDS = 40.0
+_BATCH = 128
 
 _EPILOG = """\
 SparseOpt, masked SGD written by hand in plain PyTorch, and PyTorch's dense SGD take turns on the same
@@ -80,6 +81,13 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         default=_SECONDS,
         help="time limit of the measurement, about (default: %(default)g)",
     )
+    parser.add_argument(
+        "--batch",
+        type=number(int, lambda v: v >= 1, "an integer of at least 1"),
+        default=_BATCH,
+        metavar="N",
+        help="examples of the forward and backward pass that a step is compared with (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, print the results only")
     parser.set_defaults(run=run)
 
@@ -110,6 +118,7 @@ def _run(args: argparse.Namespace) -> int:
             found = measure(
                 args.layers, args.sparsity, getattr(torch, args.dtype), device, args.seconds, show
             )
+        training_pass = measure_pass(args.layers, args.batch, getattr(torch, args.dtype), device)
     except (RuntimeError, MemoryError) as error:  # of a CPU's memory PyTorch raises plain ones
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate" not in str(error):
             raise
@@ -135,6 +144,8 @@ def _run(args: argparse.Namespace) -> int:
     for each in found:
         if share >= QUIET or OURS not in each.times:
             print(verdict(each))
+    if share >= QUIET and training_pass is not None and any(OURS in each.times for each in found):
+        print(share_of_training(found, args.batch, training_pass))
     if share >= QUIET:
         print("(within noise: the middle 60% of the steps overlap)")
     return 1 if any(OURS in each.wrong for each in found) else 0

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 
 import torch
 
-from ..timing import CpuTimer, CudaTimer, Rounds, Summary, take_turns
+from ..timing import CpuTimer, CudaTimer, Rounds, Summary, Turn, take_turns
 from ..training.errors import TrainingError
 from .checks import References, admitted
 from .contestants import SGD, TUNED_CHAIN, Maker, eager_chain, sparseopt
 from .network import Network, Shape
+from .training_pass import training_pass
 
 RIVALS: tuple[tuple[Maker, ...], ...] = (SGD[:1], SGD[1:], TUNED_CHAIN, (eager_chain,))
 _ROUNDS = Rounds(timed=60, warmup=1, fewest=3)
+_PASSES = Rounds(timed=20, warmup=1)
+_PASS_SECONDS = 5.0
 # How many numbers there are for each weight, at most: five contestants with weights, gradients and momentum,
 # factors of the tuned chain, what they are copied from, references, temporaries.
 _NUMBERS_PER_WEIGHT = 30
@@ -87,6 +90,19 @@ def measure(
             turns = {contestant.name: contestant.turn() for contestant in right}
             found.append(Measured(sparsity, take_turns(turns, timer, _ROUNDS, is_over), wrong))
     return found
+
+
+def measure_pass(
+    layers: Sequence[Shape], batch: int, dtype: torch.dtype, device: torch.device
+) -> Summary | None:
+    """Time a forward and a backward pass of the layers; None: see :func:`training_pass`."""
+    forward_and_backward = training_pass(layers, batch, dtype, device)
+    if forward_and_backward is None:
+        return None
+    timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+    start = time.monotonic()
+    turns = {"pass": Turn(forward_and_backward)}
+    return take_turns(turns, timer, _PASSES, lambda: time.monotonic() - start > _PASS_SECONDS)["pass"]
 
 
 def _check_memory(weights: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -66,6 +66,20 @@ def verdict(measured: Measured) -> str:
     return sentence + "".join(f" {name}: {WRONG}, not timed." for name in wrong)
 
 
+def share_of_training(measured: Sequence[Measured], batch: int, training_pass: Summary) -> str:
+    """Return a sentence on how much of a training step the optimizer is."""
+    shares = [
+        f"{100 * own / (own + training_pass.p50_ms):.2g}% at {m.sparsity:g}"
+        for m in measured
+        if OURS in m.times and (own := m.times[OURS].p50_ms)
+    ]
+    return (
+        f"A forward and a backward pass of these layers, dense, with {batch} examples take "
+        f"{training_pass.p50_ms:.3g} ms; of that and a step together, SparseOpt's step is "
+        f"{', '.join(shares)}."
+    )
+
+
 def _cell(measured: Measured, name: str) -> str:
     if name in measured.wrong:
         return WRONG
