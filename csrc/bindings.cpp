@@ -117,11 +117,13 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("live_blocks", &PackedMask::live_blocks);
 
   py::class_<WriteWatch>(module, "WriteWatch")
-      .def(py::init([](uintptr_t mask, const PackedMask& packed, int64_t numel, bool in_order) {
-             return std::make_unique<WriteWatch>(reinterpret_cast<const uint8_t*>(mask), packed, numel,
-                                                 in_order);
-           }),
-           py::arg("mask"), py::arg("packed"), py::arg("numel"), py::arg("in_order"), py::keep_alive<1, 3>())
+      .def(py::init(
+               [](uintptr_t mask, int element_bytes, const PackedMask& packed, int64_t numel, bool in_order) {
+                 return std::make_unique<WriteWatch>(reinterpret_cast<const void*>(mask), element_bytes,
+                                                     packed, numel, in_order);
+               }),
+           py::arg("mask"), py::arg("element_bytes"), py::arg("packed"), py::arg("numel"),
+           py::arg("in_order"), py::keep_alive<1, 4>())
       .def_property_readonly("mask_written", &WriteWatch::mask_written)
       .def_property_readonly("weights_written", &WriteWatch::weights_written)
       .def("forget", &WriteWatch::forget);

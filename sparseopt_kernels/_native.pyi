@@ -20,7 +20,9 @@ class PackedMask:
 class WriteWatch:
     """Notices writes to a mask, at that address, and to weights outside of it."""
 
-    def __init__(self, mask: int, packed: PackedMask, numel: int, in_order: bool) -> None: ...
+    def __init__(
+        self, mask: int, element_bytes: int, packed: PackedMask, numel: int, in_order: bool
+    ) -> None: ...
     mask_written: bool
     weights_written: bool
     def forget(self) -> None: ...

@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 from .dense_checkpoint import remove_load_advice
 from .mask_changes import zero_outside_masks
 from .masks import Masks
-from .registered_masks import masked_parameters
+from .registered_masks import masked_parameters, masks_without_parameter
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,8 +33,15 @@ def finalize(model: Model) -> Model:
         ``model``.
 
     Raises:
-        ValueError: the model has no mask, or a mask is not valid; nothing has been changed.
+        ValueError: the model has no mask, a mask is not valid, or it is of a weight that its layer computes;
+            nothing has been changed.
     """
+    computed = list(masks_without_parameter(model))
+    if computed:
+        raise ValueError(
+            f"{computed[0]!r} has a mask, but its layer computes it: remove weight_norm, or the other "
+            "parametrization, first (torch.nn.utils.parametrize.remove_parametrizations)"
+        )
     zero_outside_masks(Masks(model))
     for place in masked_parameters(model):
         if place.is_pruned:

@@ -1,4 +1,4 @@
-"""Which parameters of a model can be masked, and where their neurons lie.
+"""The parameters of a model that can be masked, and where their neurons lie.
 
 Nothing here knows of masks, densities or optimizers.
 """
@@ -80,7 +80,9 @@ def all_weights(model: nn.Module) -> list[MaskableWeight]:
         for attribute, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            weight = MaskableWeight(_qualified(module_name, attribute), module, attribute, parameter, neurons)
+            weight = MaskableWeight(
+                qualified_name(module_name, attribute), module, attribute, parameter, neurons
+            )
             if not (weight.is_usual() or _is_other_weight(weight)):
                 continue
             if parameter not in found:
@@ -97,7 +99,7 @@ def names_of_parameters(model: nn.Module) -> dict[Parameter, list[str]]:
     for module_name, module in model.named_modules(remove_duplicate=False):
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                names.setdefault(parameter, []).extend((module_name, _qualified(module_name, attribute)))
+                names.setdefault(parameter, []).extend((module_name, qualified_name(module_name, attribute)))
     return names
 
 
@@ -126,7 +128,7 @@ def maskable_weights(
     excluded, included = Patterns("exclude", exclude), Patterns("include", include)
     names = names_of_parameters(model)
     for name, module in _computed(model).items():
-        if not excluded.match((name, _qualified(name, "weight"))):
+        if not excluded.match((name, qualified_name(name, "weight"))):
             if "weight" in pruned_by_pytorch(module):
                 warn(f"layer {name!r} is left out: torch.nn.utils.prune has given it a mask already")
             else:
@@ -160,7 +162,7 @@ def _computed(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_other_weight(weight: MaskableWeight) -> bool:
-    """Whether ``include`` may add a parameter that is no usual weight."""
+    """Tell if ``include`` may add a parameter that is no usual weight."""
     _, module, attribute, parameter, _ = weight
     if isinstance(module, _NORMS) or attribute == "bias" or attribute.startswith("bias_"):
         return False
@@ -169,5 +171,6 @@ def _is_other_weight(weight: MaskableWeight) -> bool:
     return not isinstance(parameter, UninitializedParameter) and sum(n > 1 for n in parameter.shape) > 1
 
 
-def _qualified(module_name: str, attribute: str) -> str:
+def qualified_name(module_name: str, attribute: str) -> str:
+    """Return the name of a parameter or buffer in the model."""
     return f"{module_name}.{attribute}" if module_name else attribute

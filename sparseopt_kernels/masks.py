@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
@@ -17,6 +18,16 @@ from . import mask_table
 from .neurons import Neurons, fan_in
 from .registered_masks import MaskedParameter, masks_without_parameter, registered_masks, remembered_mask
 from .user_warning import warn
+
+
+def check_model(model: object) -> None:
+    """Raise ``TypeError`` unless it is a module whose masks can be found."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, it must be a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model is a torch.jit.ScriptModule, in which masks are not found: use the module it was made from"
+        )
 
 
 class Masks(Mapping[Parameter, Tensor]):
@@ -46,6 +57,7 @@ class Masks(Mapping[Parameter, Tensor]):
     _places: dict[Parameter, MaskedParameter]
 
     def __init__(self, model: nn.Module) -> None:
+        check_model(model)
         self._model = model
         self._places = registered_masks(model)
         computed = list(masks_without_parameter(model))
@@ -102,6 +114,8 @@ class Masks(Mapping[Parameter, Tensor]):
             TypeError: one of them is no parameter (a name, say).
             ValueError: one of them is not a parameter of the model.
         """
+        if isinstance(parameters, Tensor):
+            raise TypeError("subset takes an iterable of parameters, it was given one: use [parameter]")
         wanted, held = [], self._held()
         for parameter in parameters:
             if not isinstance(parameter, Tensor):
@@ -145,7 +159,7 @@ class Masks(Mapping[Parameter, Tensor]):
             if place.module not in modules or place.parameter() is not parameter:
                 raise ValueError(
                     f"the model has no parameter {place.name!r} any more that masks was made with: its layer "
-                    "was replaced, or its weight was. Make Masks(model) anew, then the optimizer"
+                    "was replaced, or its weight was. Make Masks(model) anew, then the optimizer, SET or RigL"
                 )
 
     def holds_any(self, parameters: Iterable[Tensor]) -> bool:

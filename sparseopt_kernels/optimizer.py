@@ -29,6 +29,7 @@ from .optimizer_arguments import (
 )
 from .preparation import NOTHING, Prepared, prepare
 from .ready import Ready, ready_again
+from .registered_masks import remember, remembered_places
 from .scalars import Amp, inputs_of, limit_norm
 from .snapshot import Look, Snapshot, look, versions_of
 from .unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
@@ -115,7 +116,7 @@ class SparseOpt(Optimizer):
     _feeding_norm: set[Parameter] | None
     _warned: set[Parameter]  # of the masks of these there was a warning
     _full_check: FullCheck | None
-    _may_forget_masks = False  # masks was not given: warn once, should a parameter have one
+    _may_forget_masks = False  # there was no warning yet of masks that a model has, and masks has not
     _may_write_unseen = True  # there was no warning yet
     _prepared: Prepared
     _ready: Ready | None  # the last step, to be made again
@@ -151,7 +152,7 @@ class SparseOpt(Optimizer):
                 f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
             )
         self._masks = self._own_masks = {} if masks is None else masks
-        self._may_forget_masks = masks is None
+        self._may_forget_masks = masks is None or len(masks) > 0
         self._full_check = FullCheck() if is_check_asked_for() else None
         self._feeding_norm = None if feeding_norm is None else parameters_in(feeding_norm)
         self._warned = set()
@@ -211,8 +212,11 @@ class SparseOpt(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        self._warn_of_forgotten_masks(group["params"])
+
+    def _warn_of_forgotten_masks(self, parameters: list[Tensor]) -> None:
         if self._may_forget_masks:
-            self._may_forget_masks = not warn_of_forgotten_masks(group["params"])
+            self._may_forget_masks = not warn_of_forgotten_masks(parameters, self._masks)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -307,19 +311,22 @@ class SparseOpt(Optimizer):
         if not found:
             return False
         self._versions = versions
+        for parameter, to_mask in found:
+            increment_version(self._own_masks[parameter] if to_mask else parameter)
         if self._may_write_unseen:
             self._may_write_unseen = False
             warn(describe(found, self._names()))
-        for parameter, to_mask in found:
-            increment_version(self._own_masks[parameter] if to_mask else parameter)
         return True
 
     def _prepare(self) -> None:
         for group in self.param_groups:
             check_correction(group["correction"])
             self._check_auto(group)
+        # Until the step has come to its end, nothing is known of what was prepared.
+        versions, self._versions, self._snapshot = self._versions, None, None
         names = self._names()
         check_masks(self._masks, names)
+        self._warn_of_forgotten_masks([*names])
         self._own_masks = masks_of(self._masks, names)
         backend_for = partial(kernels.backend_for, self._backend_name)
         self._prepared = prepare(
@@ -331,7 +338,7 @@ class SparseOpt(Optimizer):
             self._feeding_norm or (),
             self._warned,
             self._prepared,
-            self._versions,
+            versions,
         )
 
     def _make_step(self, gradients: Gradients) -> None:
@@ -385,7 +392,9 @@ class SparseOpt(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("_masks", "_backend_name", "_feeding_norm", "_warned")}
-        return {**super().__getstate__(), **own}
+        # Of masks in a dict, a copy must know the layers that they are registered in. Masks knows by itself.
+        places = [] if isinstance(self._masks, Masks) else remembered_places(self._masks)
+        return {**super().__getstate__(), **own, "_places": places}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # From load_state_dict, groups may be those of torch.optim.SGD, of any age: what it has no word for
@@ -395,6 +404,7 @@ class SparseOpt(Optimizer):
         for i, group in enumerate(self.param_groups):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
+        remember(self.__dict__.pop("_places", ()))
         self._snapshot = self._versions = self._ready = None
         self._own_masks, self._full_check = self._masks, FullCheck() if is_check_asked_for() else None
         if former is None:  # a copy: load_state_dict does not change which parameters had a gradient

@@ -31,7 +31,7 @@ def take_out_arguments(
         ValueError: it is another one.
     """
     is_given: dict[str, Callable[[Any], bool]] = {
-        "masks": lambda value: value is masks,
+        "masks": lambda value: value is masks or (value is None and not masks),
         "feeding_norm": lambda value: (None if value is None else parameters_in(value)) == feeding_norm,
         "backend": lambda value: (
             value == backend or (value == "auto" and kernels.chosen_name(value) == backend)
@@ -78,16 +78,20 @@ def check_masks(masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]) 
         check_mask(mask, parameter, names[parameter])
 
 
-def warn_of_forgotten_masks(parameters: Sequence[Tensor]) -> bool:
-    """Warn if some of the parameters have masks in their model, and return if there was a warning."""
-    masked = [place for p in parameters if (place := remembered_mask(p)) is not None]
-    if masked:
-        others = f" and {len(masked) - 1} more parameters have masks" if len(masked) > 1 else " has a mask"
-        warn(
-            f"{masked[0].name!r}{others}, but SparseOpt was made without masks=, and makes them dense: pass "
-            "masks=sk.Masks(model), or masks={} if that is what you want"
+def warn_of_forgotten_masks(parameters: Sequence[Tensor], masks: Mapping[Parameter, Tensor]) -> bool:
+    """Warn if parameters have masks in their model that ``masks`` lacks; return if there was a warning."""
+    trained = [p for p in parameters if p.requires_grad and p not in masks]
+    forgotten = [place for p in trained if (place := remembered_mask(p)) is not None]
+    if forgotten:
+        more = (
+            f" and {len(forgotten) - 1} more parameters have masks" if len(forgotten) > 1 else " has a mask"
         )
-    return bool(masked)
+        how = "is not in the masks that SparseOpt was given" if masks else "SparseOpt was made without masks="
+        warn(
+            f"{forgotten[0].name!r}{more} in the model, but {how}, and it is trained dense: pass "
+            f"masks=sk.Masks(model){'' if masks else ', or masks={} if that is what you want'}"
+        )
+    return bool(forgotten)
 
 
 def parameters_in(feeding_norm: Mapping[str, Parameter]) -> set[Parameter]:
@@ -107,6 +111,8 @@ def parameters_in(feeding_norm: Mapping[str, Parameter]) -> set[Parameter]:
 def check_group(group: dict[str, Any]) -> None:
     """Raise ``ValueError``, naming the hyperparameter, unless all of them are valid."""
     lr = group["lr"]
+    if isinstance(lr, Mapping):
+        raise ValueError(f"lr is a {type(lr).__name__}, it must be a number: give masks by name, masks=...")
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr is a tensor of {lr.numel()} elements, it must have one")
     for name in ("lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta"):

@@ -4,7 +4,7 @@ encoder.weight.data``), and whether their masks agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,22 +22,38 @@ class MaskedTensor(NamedTuple):
     name: str
 
 
-def turns_of(parameters: Sequence[Tensor]) -> list[int]:
-    """Return the turn of each parameter: 0, or the one after the last turn of those before it whose memory it
-    shares.
+def sharing_pairs(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Return the places of the parameters that share memory, in pairs: the earlier one first."""
+    places = [i for i, p in enumerate(parameters) if _has_memory(p)]
+    pairs = overlapping_pairs([parameters[place] for place in places])
+    return sorted((places[i], places[j]) for i, j in pairs)
+
+
+def turns_of(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the turn of each of ``count`` parameters: 0, or the one after the last turn of those before it
+    whose memory it shares.
 
     Parameters of one turn share no memory, and can be updated at once. ``torch.optim.SGD(foreach=False)``
     updates all of them one after the other; in the order of the turns, the result is the same.
+
+    Args:
+        count: the number of parameters.
+        pairs: what :func:`sharing_pairs` returned for them.
     """
-    turns = [0] * len(parameters)
-    for i, j in sorted(_pairs(parameters), key=lambda pair: pair[1]):
+    turns = [0] * count
+    for i, j in sorted(pairs, key=lambda pair: pair[1]):
         turns[j] = max(turns[j], turns[i] + 1)
     return turns
 
 
-def check_overlapping_masks(tensors: Sequence[MaskedTensor]) -> None:
-    """Raise ``ValueError``, naming two parameters, where they share memory and their masks differ there."""
-    for i, j in _pairs([t.parameter for t in tensors]):
+def check_overlapping_masks(tensors: Sequence[MaskedTensor], pairs: Sequence[tuple[int, int]]) -> None:
+    """Raise ``ValueError``, naming two parameters, where they share memory and their masks differ there.
+
+    Args:
+        tensors: the parameters and their masks.
+        pairs: what :func:`sharing_pairs` returned for them.
+    """
+    for i, j in pairs:
         first, second = tensors[i], tensors[j]
         if (first.mask is not None or second.mask is not None) and _masks_differ(first, second):
             raise ValueError(
@@ -45,13 +61,6 @@ def check_overlapping_masks(tensors: Sequence[MaskedTensor]) -> None:
                 "make them one Parameter (decoder.weight = encoder.weight), give them masks that "
                 "agree, or leave both dense"
             )
-
-
-def _pairs(parameters: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    """The places of those that share memory, in pairs."""
-    places = [i for i, p in enumerate(parameters) if _has_memory(p)]
-    for i, j in overlapping_pairs([parameters[place] for place in places]):
-        yield places[i], places[j]
 
 
 def _has_memory(parameter: Tensor) -> bool:

@@ -23,7 +23,7 @@ from .kernels.fallback import plan_with_fallback
 from .mask_changes import largest_fan_in, zero_outside
 from .masks import neurons_in
 from .neurons import Correction, Neurons
-from .overlap import MaskedTensor, check_overlapping_masks, turns_of
+from .overlap import MaskedTensor, check_overlapping_masks, sharing_pairs, turns_of
 from .registered_masks import as_boolean
 from .snapshot import Identities, State, versions_of
 from .tensor_memory import memory_of
@@ -135,7 +135,9 @@ def prepare(
     found = _look(parameters, groups, state, masks, feeding_norm, known, has_auto)
     for f in found:
         _check(f, names[f.parameter])
-    check_overlapping_masks([MaskedTensor(f.parameter, f.mask, names[f.parameter]) for f in found])
+    pairs = sharing_pairs([f.parameter for f in found])
+    check_overlapping_masks([MaskedTensor(f.parameter, f.mask, names[f.parameter]) for f in found], pairs)
+    turns = turns_of(len(found), pairs)
     facts = [_facts(f) for f in found]
     last = [_if_same(known.get(f.parameter), now) for f, now in zip(found, facts, strict=True)]
     for f, own in zip(found, last, strict=True):
@@ -145,10 +147,11 @@ def prepare(
     for f, now, own in zip(found, facts, last, strict=True):
         known[f.parameter] = _get_to_know(f, now, own)
     updated = [f for f in found if f.gradient is not None]
+    turns = [turn for f, turn in zip(found, turns, strict=True) if f.gradient is not None]
     return Prepared(
         parameters,
         [f.parameter for f in updated],
-        _group(updated, known, backends, former.batches),
+        _group(updated, turns, known, backends, former.batches),
         {f.parameter: f.buffer for f in updated if f.is_new and f.buffer is not None},
         any(backend.host_scalars(device) for device, backend in backends.items()),
         has_auto,
@@ -249,17 +252,19 @@ def _get_to_know(f: _Found, facts: tuple[object, ...], last: _Known | None) -> _
 def _tensors(f: _Found) -> Tensors:
     parameter: Tensor
     parameter, buffer = f.parameter, f.buffer
-    mask = None if f.mask is None else as_boolean(f.mask)
+    given_mask, mask = f.mask, None if f.mask is None else as_boolean(f.mask)
     gradient_dtype = _gradient_dtype(f)
     if parameter.is_complex():
         # Complex numbers are updated as pairs of real ones: every operation of the rule is real-linear, and
         # a mask with each element doubled has the same ratios of fan-in.
         parameter = torch.view_as_real(parameter)
         buffer = None if buffer is None else torch.view_as_real(buffer)
-        mask = None if mask is None else mask.unsqueeze(-1).expand(parameter.shape)
+        given_mask, mask = None, None if mask is None else mask.unsqueeze(-1).expand(parameter.shape)
         gradient_dtype = gradient_dtype.to_real()
     # Biases and normalisation parameters are left out of HAM.
-    return Tensors(parameter, buffer, mask, gradient_dtype, f.neurons, f.rule, ham=f.parameter.ndim >= 2)
+    return Tensors(
+        parameter, buffer, mask, given_mask, gradient_dtype, f.neurons, f.rule, ham=f.parameter.ndim >= 2
+    )
 
 
 def _facts(f: _Found) -> tuple[object, ...]:
@@ -280,13 +285,14 @@ def _watched(parameter: Tensor, buffer: Tensor | None) -> list[Tensor]:
 
 def _group(
     updated: Sequence[_Found],
+    turns: Sequence[int],
     known: Mapping[Parameter, _Known],
     backends: Mapping[torch.device, Backend],
     former: Sequence[Batch],
 ) -> list[Batch]:
     """One batch for each turn, device and dtype, by turns. A plan stays while its tensors do."""
     places: dict[tuple[int, torch.device, torch.dtype], list[_Found]] = {}
-    for f, turn in zip(updated, turns_of([f.parameter for f in updated]), strict=True):
+    for f, turn in zip(updated, turns, strict=True):
         dtype = known[f.parameter].tensors.parameter.dtype
         places.setdefault((turn, f.parameter.device, dtype), []).append(f)
     plans = {(batch.turn, batch.device, batch.dtype): batch for batch in former}

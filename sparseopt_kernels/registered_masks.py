@@ -6,16 +6,15 @@ Here is also remembered, weakly, which parameters have such a mask, for whoever 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize, prune
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from .layers import neurons_of
+from .layers import neurons_of, qualified_name
 from .neurons import Neurons
 
 _SUFFIX = "_mask"
@@ -25,10 +24,10 @@ class MaskedParameter(NamedTuple):
     """A parameter of a model, and the buffer that is its mask."""
 
     name: str
-    """Of the parameter in the model."""
+    """The name of the parameter in the model."""
     module: nn.Module
     attribute: str
-    """Of the parameter in its module."""
+    """The name of the parameter in its module."""
     buffer: str
     """Name of the mask in the same module."""
 
@@ -72,7 +71,8 @@ def masked_parameters(model: nn.Module) -> list[MaskedParameter]:
 
     A mask is the buffer ``<name>_mask`` beside the parameter ``<name>``, or beside ``<name>_orig`` in a layer
     that ``torch.nn.utils.prune`` has pruned. A buffer of that name is the user's own, and left alone, if it
-    is neither boolean nor of the parameter's shape; beside a parameter of one dimension, unless it is both.
+    is neither boolean nor of the parameter's shape; beside a parameter that is not called weight, or has one
+    dimension, unless it is both.
     """
     return [place for name, module in model.named_modules() for place in _in_module(name, module)]
 
@@ -86,12 +86,12 @@ def registered_masks(model: nn.Module) -> dict[Parameter, MaskedParameter]:
     found: dict[Parameter, MaskedParameter] = {}
     for place in masked_parameters(model):
         parameter, mask = place.both()
-        check_mask(mask, parameter, place.name)
+        try:
+            check_mask(mask, parameter, place.name)
+        except ValueError as error:
+            raise ValueError(f"{error} (it is the buffer {place.mask_name!r})") from None
         found.setdefault(parameter, place)
-    for parameter, place in found.items():
-        _REMEMBERED[parameter] = _Remembered(
-            place.name, weakref.ref(place.module), place.attribute, place.buffer
-        )
+    remember(found.values())
     return found
 
 
@@ -108,17 +108,30 @@ def masks_without_parameter(model: nn.Module) -> Iterator[str]:
             own = module.__dict__.get(attribute)
             is_computed = isinstance(own, Tensor) and own.shape == mask.shape
             if is_computed or parametrize.is_parametrized(module, attribute):
-                yield _qualified(module_name, attribute)
+                yield qualified_name(module_name, attribute)
 
 
 def remembered_mask(parameter: Tensor) -> MaskedParameter | None:
     """Return the registered mask of a parameter, as far as one was found before in some model; else None."""
-    remembered: _Remembered | None = _REMEMBERED.get(parameter)  # type: ignore[no-untyped-call]
+    remembered = _REMEMBERED.get(id(parameter))
     module = None if remembered is None else remembered.module()
     if remembered is None or module is None:
         return None
     place = MaskedParameter(remembered.name, module, remembered.attribute, remembered.buffer)
     return place if place.mask() is not None and place.parameter() is parameter else None
+
+
+def remembered_places(masks: Mapping[Parameter, Tensor]) -> list[MaskedParameter]:
+    """Return the registered masks among those of a mapping: what its copy has to :func:`remember` again."""
+    return [place for p in masks if (place := remembered_mask(p)) is not None and place.mask() is masks[p]]
+
+
+def remember(places: Iterable[MaskedParameter]) -> None:
+    """Let :func:`remembered_mask` find these masks."""
+    for place in places:
+        parameter = place.parameter()
+        if parameter is not None:
+            _remember(parameter, place)
 
 
 def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
@@ -142,6 +155,8 @@ def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
         raise ValueError(f"mask for {name!r} was made under torch.inference_mode: changes to it go unseen")
     if mask.device != parameter.device:
         raise ValueError(f"mask for {name!r} is on {mask.device}, the parameter is on {parameter.device}")
+    if mask.numel() > 0 and mask.device.type == "cpu" and mask.data_ptr() == 0:
+        raise ValueError(f"mask for {name!r} has no memory: its storage was freed")
     if mask.dtype != torch.bool and mask.device.type != "meta":
         others = int(((mask != 0) & (mask != 1)).count_nonzero())
         if others:
@@ -164,7 +179,20 @@ class _Remembered(NamedTuple):
     buffer: str
 
 
-_REMEMBERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_REMEMBERED: dict[int, _Remembered] = {}
+"""By the identity of the parameter, which its module confirms. A weak reference to a parameter would keep
+PyTorch from swapping it (``torch.utils.swap_tensors``)."""
+
+
+def _remember(parameter: Parameter, place: MaskedParameter) -> None:
+    key = id(parameter)
+
+    def forget(module: weakref.ref[nn.Module]) -> None:
+        if key in _REMEMBERED and _REMEMBERED[key].module is module:
+            del _REMEMBERED[key]
+
+    module = weakref.ref(place.module, forget)
+    _REMEMBERED[key] = _Remembered(place.name, module, place.attribute, place.buffer)
 
 
 def _in_module(module_name: str, module: nn.Module) -> Iterator[MaskedParameter]:
@@ -175,14 +203,12 @@ def _in_module(module_name: str, module: nn.Module) -> Iterator[MaskedParameter]
         mask = module._buffers.get(buffer)
         if parameter is None or mask is None:
             continue
-        if attribute in pruned or not _is_foreign(mask, parameter):
-            yield MaskedParameter(_qualified(module_name, attribute), module, attribute, buffer)
+        if attribute in pruned or not _is_foreign(mask, attribute, parameter):
+            yield MaskedParameter(qualified_name(module_name, attribute), module, attribute, buffer)
 
 
-def _is_foreign(mask: Tensor, parameter: Parameter) -> bool:
+def _is_foreign(mask: Tensor, attribute: str, parameter: Parameter) -> bool:
     is_boolean, fits = mask.dtype == torch.bool, mask.shape == parameter.shape
-    return not (is_boolean or fits) if parameter.ndim >= 2 else not (is_boolean and fits)
-
-
-def _qualified(module_name: str, attribute: str) -> str:
-    return f"{module_name}.{attribute}" if module_name else attribute
+    if parameter.ndim >= 2 and "weight" in attribute:
+        return not (is_boolean or fits)
+    return not (is_boolean and fits)

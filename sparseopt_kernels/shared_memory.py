@@ -1,4 +1,4 @@
-"""Which tensors share memory although they are different tensors."""
+"""Finds tensors that share memory although they are different tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _end(tensor: Tensor) -> int:
 
 
 def _have_common_byte(low: Tensor, high: Tensor) -> bool:
-    """Whether two tensors whose spans overlap, of which ``high`` does not start first, share a byte."""
+    """Tell if two tensors whose spans overlap, of which ``high`` does not start first, share a byte."""
     if all(_end(t) - t.data_ptr() == t.numel() * t.element_size() for t in (low, high)):
         return True  # both fill their spans
     first, last = high.data_ptr(), min(_end(low), _end(high))
@@ -41,7 +41,7 @@ def _have_common_byte(low: Tensor, high: Tensor) -> bool:
 
 
 def _bytes_of(tensor: Tensor, first: int, last: int) -> Tensor:
-    """Which bytes from ``first`` to ``last`` belong to the tensor: boolean, on the CPU."""
+    """Mark which bytes from ``first`` to ``last`` belong to the tensor: boolean, on the CPU."""
     addresses = torch.full((), tensor.data_ptr() - first)
     for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
         addresses = addresses.unsqueeze(-1) + torch.arange(n) * (stride * tensor.element_size())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any, TypeVar
 
 import torch
@@ -184,7 +185,7 @@ def _has_mkl() -> bool:
 
 
 def _pays(weight: Tensor) -> bool:
-    """Whether CSR is faster."""
+    """Tell if CSR is faster."""
     if weight.dtype not in _DTYPES or weight.device.type != "cpu" or weight.numel() < LEAST_WEIGHTS:
         return False
     most = math.ceil(LARGEST_DENSITY * weight.numel())  # sparsify rounds
@@ -199,7 +200,10 @@ def _convert(layer: nn.Linear, converted: dict[Tensor, Tensor]) -> None:
     """
     weight = layer.weight
     if weight not in converted:
-        converted[weight] = weight.detach().to_sparse_csr()
+        with warnings.catch_warnings():
+            # PyTorch says once in a process, and from here, that CSR is in beta.
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            converted[weight] = weight.detach().to_sparse_csr()
     csr = converted[weight]
     del layer._parameters["weight"]
     layer.__class__ = SparseLinear

@@ -104,7 +104,7 @@ class Summary(NamedTuple):
 
 
 def speed(own: Summary, rival: Summary) -> str:
-    """How fast a step is beside another's: "it is ... <the other>" makes a sentence.
+    """Say how fast a step is beside another's: "it is ... <the other>" makes a sentence.
 
     Two steps differ if the middle 60% of their times have nothing in common.
     """

@@ -51,11 +51,13 @@ def describe(found: Sequence[_Found], names: Mapping[Tensor, str]) -> str:
     """Say what was noticed in a step, and what to call after such a write."""
     parameter, to_mask = found[0]
     name, others = names[parameter], len({p for p, _ in found}) - 1
-    what, tensor = ("the mask of", "mask") if to_mask else ("weights outside the mask of", "weight")
+    what, tensor, steps = (
+        ("the mask of", "mask", 128) if to_mask else ("weights outside the mask of", "weight", 512)
+    )
     return (
         f"{what} {name!r}{f' (and of {others} more parameters)' * bool(others)} "
-        f"{'was' if to_mask else 'were'} {_ADVICE}. It is applied from this step on, which may be up to 128 "
-        f"steps late. After such a write, call torch.autograd.graph.increment_version({tensor})"
+        f"{'was' if to_mask else 'were'} {_ADVICE}. The mask is applied from this step on, which may be "
+        f"up to {steps} steps late. After such a write, call torch.autograd.graph.increment_version({tensor})"
     )
 
 

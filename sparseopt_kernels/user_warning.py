@@ -27,7 +27,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _is_foreign(filename: str) -> bool:
-    """Whether it belongs to PyTorch, to this package, or to no file (``<frozen runpy>``, compiled code)."""
+    """Tell if it belongs to PyTorch, to this package, or to no file (``<frozen runpy>``, compiled code)."""
     return filename.startswith((*_FOREIGN, "<frozen", "<eval_with_key>"))
 
 

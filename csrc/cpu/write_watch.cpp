@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 #include <type_traits>
 
 #include "bit_words.h"
@@ -14,11 +15,33 @@ namespace {
 constexpr int64_t kLongestRun = 16;
 constexpr int64_t kFewest = 8;  // words of a tensor in each step: 20 ns
 
-std::vector<uint16_t> pack_blocks(const uint8_t* mask, int64_t numel) {
+// The bits of up to 64 elements of a mask from `first` on: 1 where one is not 0, of either sign.
+template <class Number>
+uint64_t pack_numbers(const void* mask, int64_t first, int64_t count) {
+  const auto* numbers = static_cast<const Number*>(mask) + first;
+  uint64_t word = 0;
+  for (int64_t i = 0; i < count; ++i) word |= uint64_t(static_cast<Number>(numbers[i] << 1) != 0) << i;
+  return word;
+}
+
+uint64_t pack_elements(const void* mask, int element_bytes, int64_t first, int64_t count) {
+  switch (element_bytes) {
+    case 1:
+      return pack_bytes(static_cast<const uint8_t*>(mask) + first, count);
+    case 2:
+      return pack_numbers<uint16_t>(mask, first, count);
+    case 4:
+      return pack_numbers<uint32_t>(mask, first, count);
+    default:
+      return pack_numbers<uint64_t>(mask, first, count);
+  }
+}
+
+std::vector<uint16_t> pack_blocks(const void* mask, int element_bytes, int64_t numel) {
   std::vector<uint16_t> bits(static_cast<size_t>(blocks_of(numel)));
   for (int64_t block = 0; block < blocks_of(numel); ++block)
-    bits[block] = static_cast<uint16_t>(
-        pack_bytes(mask + kBlock * block, std::min<int64_t>(kBlock, numel - kBlock * block)));
+    bits[block] = static_cast<uint16_t>(pack_elements(mask, element_bytes, kBlock * block,
+                                                      std::min<int64_t>(kBlock, numel - kBlock * block)));
   return bits;
 }
 
@@ -61,16 +84,21 @@ bool any_in_dead_blocks(const Number* numbers, uint64_t bits, int64_t count) {
 
 }  // namespace
 
-WriteWatch::WriteWatch(const uint8_t* mask, const PackedMask& packed, int64_t numel, bool in_order)
+WriteWatch::WriteWatch(const void* mask, int element_bytes, const PackedMask& packed, int64_t numel,
+                       bool in_order)
     : mask_(mask),
+      element_bytes_(element_bytes),
       bits_(packed.bits()),
-      own_bits_(in_order ? std::vector<uint16_t>() : pack_blocks(mask, numel)),
+      own_bits_(in_order ? std::vector<uint16_t>() : pack_blocks(mask, element_bytes, numel)),
       mask_bits_(in_order ? bits_ : own_bits_),
-      numel_(numel) {}
+      numel_(numel) {
+  if (element_bytes != 1 && element_bytes != 2 && element_bytes != 4 && element_bytes != 8)
+    throw std::invalid_argument("element_bytes must be 1, 2, 4 or 8");
+}
 
 bool WriteWatch::look(const void* weights, Dtype dtype, bool everything) {
   for_words(numel_, turn_, everything ? 1 : kMaskTurns, [&](int64_t first, int64_t count) {
-    mask_written_ |= pack_bytes(mask_ + first, count) != word_at(mask_bits_, first);
+    mask_written_ |= pack_elements(mask_, element_bytes_, first, count) != word_at(mask_bits_, first);
   });
   with_stored(dtype, [&](auto stored) {
     using Number = std::conditional_t<sizeof stored == 2, uint16_t,

@@ -17,10 +17,10 @@ constexpr int64_t kMaskTurns = 128, kWeightTurns = 512;
 
 class WriteWatch {
  public:
-  // `mask` is the boolean mask that `packed` was made from, one byte per weight; it must be there for as
-  // long as anybody looks. `in_order` tells if it lies in memory as the weights do; if not, its bits are
-  // packed once more as they lie.
-  WriteWatch(const uint8_t* mask, const PackedMask& packed, int64_t numel, bool in_order);
+  // `mask` is the mask that `packed` was made from: boolean, or of floating-point numbers of 2, 4 or 8 bytes.
+  // It must be there for as long as anybody looks. `in_order` tells if it lies in memory as the weights do;
+  // if not, its bits are packed once more as they lie.
+  WriteWatch(const void* mask, int element_bytes, const PackedMask& packed, int64_t numel, bool in_order);
   WriteWatch(const WriteWatch&) = delete;
 
   // Looks at the part that is next, or at everything. Returns whether anything was found, now or before.
@@ -31,7 +31,8 @@ class WriteWatch {
   void forget() { mask_written_ = weights_written_ = false; }
 
  private:
-  const uint8_t* mask_;
+  const void* mask_;
+  int element_bytes_;                  // of the mask
   const std::vector<uint16_t>& bits_;  // as the weights lie
   std::vector<uint16_t> own_bits_;     // as the mask lies, where that is another order
   const std::vector<uint16_t>& mask_bits_;

@@ -50,7 +50,7 @@ class References:
         return self._weights[work]
 
     def are_met_by(self, contestant: Contestant) -> bool:
-        """Whether the weights of a contestant that is warmed up are close to those of its work."""
+        """Tell if the weights of a contestant that is warmed up are close to those of its work."""
         want = self.weights(contestant.work)
         found = [p.detach() for p in contestant.network.parameters]
         return all(_is_close(p, q) for p, q in zip(found, want, strict=True))

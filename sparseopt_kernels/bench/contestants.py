@@ -23,10 +23,10 @@ LR, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
 WARMUP_STEPS = 5  # before the weights are compared, and the first step is timed
 
 Work = Literal["sgd", "masked sgd", "sparseopt"]
-"""What a contestant computes: SGD that knows no mask, SGD under masks, or SGD under masks with the correction
+"""The work of a contestant: SGD that knows no mask, SGD under masks, or SGD under masks with the correction
 of Eq. 12."""
 Implementation = Literal["fused", "foreach", "for-loop", "default"]
-"""Of ``torch.optim.SGD``."""
+"""``torch.optim.SGD`` without masks."""
 
 
 @dataclass

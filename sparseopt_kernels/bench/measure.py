@@ -30,7 +30,7 @@ _NUMBERS_PER_WEIGHT = 30
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured at one sparsity.
+    """The times at one sparsity.
 
     Args:
         sparsity: in [0, 1).

@@ -33,6 +33,8 @@ class Tensors:
     parameter: Tensor
     momentum_buffer: Tensor | None
     mask: Tensor | None
+    given_mask: Tensor | None
+    """The user's mask, of which ``mask`` may be a boolean copy; None where ``mask`` is laid out otherwise."""
     gradient_dtype: torch.dtype
     neurons: Neurons
     """Where the neurons of the mask lie."""

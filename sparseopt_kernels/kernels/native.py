@@ -117,7 +117,7 @@ class NativePlan:
 
 
 class _Derived(NamedTuple):
-    """What is derived from a parameter and its mask."""
+    """The native form of a parameter, and who watches its mask."""
 
     tensor: NativeTensor
     watch: WriteWatch | None
@@ -133,10 +133,15 @@ def _derive(tensors: Tensors) -> _Derived:
         assert grid is not None
         ordered = mask_in_memory_order(tensors)  # it must live until it is packed
         mask = _native.PackedMask(ordered.data_ptr(), *grid, threads=torch.get_num_threads())
-        if in_order(tensors.mask, memory_order(tensors.mask)):
-            address = tensors.mask.data_ptr()
-            is_ordered = address == ordered.data_ptr()  # else it is a copy
-            watch = _native.WriteWatch(address, mask, parameter.numel(), is_ordered)
+        given = tensors.given_mask
+        if given is not None and in_order(given, memory_order(given)):
+            watch = _native.WriteWatch(
+                given.data_ptr(),
+                given.element_size(),
+                mask,
+                parameter.numel(),
+                in_order(given, memory_order(parameter)),
+            )
     tensor = _native.Tensor(
         dtype=DTYPE_NAMES[parameter.dtype],
         parameter=parameter.data_ptr(),

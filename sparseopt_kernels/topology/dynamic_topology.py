@@ -7,15 +7,16 @@ Nothing here knows the optimizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..masks import neurons_in
+from ..masks import Masks, neurons_in
 from ..neurons import Neurons
-from ..registered_masks import as_boolean, check_mask
+from ..registered_masks import as_boolean, check_mask, remember, remembered_places
 from ..user_warning import warn
 from .agreement import Group, check_masks_agree
 from .masked_layers import check_masks
@@ -28,6 +29,7 @@ class DynamicTopology:
 
     _settings: ClassVar[tuple[str, ...]] = ("update_every", "stop_at", "min_fan_in")
     _shown: ClassVar[tuple[str, ...]] = ("update_every", "stop_at")
+    _uncompiled_step: Callable[[], None]
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class DynamicTopology:
         self._explored = [mask != 0 for mask in masks.values()]
         self._is_compared = False
         self._is_new = True
+        self._leave_out_of_graphs()
         if min_fan_in:
             self._check_min_fan_in([int(union.count_nonzero()) for union in self._explored])
 
@@ -71,18 +74,30 @@ class DynamicTopology:
         """
         return self._updated
 
-    @torch.no_grad()
     def step(self) -> None:
         """Count one training step, and update the masks if an update is due.
 
         Call it once per optimizer step: ``loss.backward(); dst.step(); opt.step()``. :attr:`updated` tells if
         a mask has changed; call the optimizer's step in either case.
         """
+        if torch.compiler.is_compiling():
+            self._uncompiled_step()
+        else:
+            self._count_step()
+
+    @torch.no_grad()
+    def _count_step(self) -> None:
         self._updated = False
         self._warn_of_loaded_masks()
         step = self._step + 1
         due = self._is_due(step)
-        update = self._prepare(step) if due else None
+        try:
+            update = self._prepare(step) if due else None
+        except Exception as error:
+            # The other ranks go on to where they compare, and would wait there for this one.
+            with suppress(RuntimeError):
+                self._compare_ranks(str(error))
+            raise
         self._step = step
         self._due = due and update is None
         if update is not None:
@@ -98,13 +113,16 @@ class DynamicTopology:
         step = self._step + 1 if self._due else (self._step // self.update_every + 1) * self.update_every
         return step if step < self.stop_at else None
 
-    def _compare_ranks(self) -> None:
+    def _compare_ranks(self, failure: str = "none") -> None:
         """Raise ``RuntimeError`` if the ranks do not agree.
 
         The first step asks, too: later, ranks whose clocks differ would wait for each other in vain.
+
+        Args:
+            failure: the error that has kept this rank from an update.
         """
         clock = {name: getattr(self, name) for name in self._settings}
-        clock = {"step": self._step, "a postponed update": self._due, **clock}
+        clock = {"the error": failure, "step": self._step, "a postponed update": self._due, **clock}
         masks = dict(zip(self._names, self.masks.values(), strict=True))
         check_masks_agree(clock, masks, self.process_group)
         self._is_compared = True
@@ -124,6 +142,25 @@ class DynamicTopology:
                 f"make {cls} after the masks have got their values"
             )
 
+    @classmethod
+    def _leave_out_of_graphs(cls) -> None:
+        """Let ``torch.compile`` break its graph once at a step, in which there is nothing for it.
+
+        Not when the class is defined: that would import the compiler.
+        """
+        if not hasattr(cls, "_uncompiled_step"):
+            cls._uncompiled_step = torch.compiler.disable(cls._count_step)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of masks in a dict, a copy must know the layers that they are registered in. Masks knows by itself.
+        places = [] if isinstance(self.masks, Masks) else remembered_places(self.masks)
+        return {**self.__dict__, "_places": places}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        remember(self.__dict__.pop("_places"))
+        self._leave_out_of_graphs()
+
     def _prepare(self, step: int) -> Callable[[], list[bool]] | None:
         """Return what writes the masks and tells which of them changed; None: not in this step.
 
@@ -135,8 +172,11 @@ class DynamicTopology:
         """Return an update in which nothing has been written.
 
         Raises:
-            ValueError: a floating-point mask is none, or too few weights are active for ``min_fan_in``.
+            ValueError: the model has replaced a masked parameter, a floating-point mask is none, or too few
+                weights are active for ``min_fan_in``.
         """
+        if isinstance(self.masks, Masks):
+            self.masks.check_held()
         for name, (parameter, mask) in zip(self._names, self.masks.items(), strict=True):
             if mask.dtype != torch.bool:
                 check_mask(mask, parameter, name)
@@ -220,7 +260,12 @@ class DynamicTopology:
         Raises:
             ValueError: ``state_dict`` is another class's, or of masks of other shapes.
         """
-        state_dict = {"min_fan_in": 0, **state_dict}  # a state from before there was one
+        if "min_fan_in" not in state_dict:  # a state from before there was one
+            if self.min_fan_in:
+                warn(
+                    f"state_dict has no min_fan_in: it is 0 from here on, and not {self.min_fan_in}, as given"
+                )
+            state_dict = {"min_fan_in": 0, **state_dict}
         expected = {*self._settings, "step", "due", "explored"}
         if set(state_dict) != expected:
             raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from ..patterns import Patterns
 from .agreement import Group
-from .densities import Distribution, layer_densities
+from .densities import Distribution, check_request, layer_densities
 from .dynamic_topology import DynamicTopology
 
 
@@ -118,14 +118,11 @@ class GMP(DynamicTopology):
 
     def _final_densities(self) -> list[float | None]:
         """Return the final density of each layer; None: its mask stays."""
-        if self.distribution not in get_args(Distribution):
-            raise ValueError(
-                f"distribution is {self.distribution!r}, it must be one of {get_args(Distribution)}"
-            )
         if isinstance(self.sparsity, dict):
+            # "uniform" is the default, and says nothing of one layer.
+            check_request(self.sparsity, None if self.distribution == "uniform" else self.distribution)
             return self._densities_by_pattern(self.sparsity)
-        if not 0.0 <= self.sparsity < 1.0:
-            raise ValueError(f"sparsity is {self.sparsity}, it must be in [0, 1)")
+        check_request(self.sparsity, self.distribution)
         if self.distribution == "uniform":
             return [1.0 - self.sparsity] * len(self._names)
         shapes = {n: tuple(p.shape) for n, p in zip(self._names, self.masks, strict=True)}
@@ -133,13 +130,6 @@ class GMP(DynamicTopology):
         return [densities[name] for name in self._names]
 
     def _densities_by_pattern(self, sparsities: Mapping[str, float]) -> list[float | None]:
-        if self.distribution != "uniform":
-            raise ValueError(
-                f"distribution is {self.distribution!r}, but sparsity says what each layer has: leave it out"
-            )
-        for pattern, sparsity in sparsities.items():
-            if not 0.0 <= sparsity < 1.0:
-                raise ValueError(f"sparsity of {pattern!r} is {sparsity}, it must be in [0, 1)")
         patterns = Patterns("sparsity", sparsities)
         first = [patterns.first((name, name.rpartition(".")[0])) for name in self._names]
         patterns.check_all_decisive()

@@ -18,6 +18,10 @@ def check_masks(masks: Mapping[Parameter, Tensor]) -> list[str]:
         TypeError: a key is not a parameter.
         ValueError: there is no mask, or one does not fit its parameter.
     """
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
+        )
     if not masks:
         raise ValueError("masks is empty, it must have at least one masked parameter")
     for key in masks:

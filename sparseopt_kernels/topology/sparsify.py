@@ -12,7 +12,7 @@ from torch.nn.parameter import Parameter
 
 from ..dense_checkpoint import register_load_advice, remove_load_advice
 from ..layers import MaskableWeight, maskable_weights, names_of_parameters
-from ..masks import Masks
+from ..masks import Masks, check_model
 from ..registered_masks import masked_parameters
 from ..shared_memory import overlapping_pairs
 from ..user_warning import warn
@@ -82,6 +82,7 @@ def sparsify(
         UserWarning: weights are left dense or left out; neurons have no active weight; a masked weight shares
             its memory with one that is not.
     """
+    check_model(model)
     check_request(sparsity, distribution)
     _check_choice(init, min_fan_in)
     names = names_of_parameters(model)

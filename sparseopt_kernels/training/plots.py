@@ -121,7 +121,7 @@ def draw_accuracy(
 
 
 def _of_accuracy(percent: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where an accuracy is drawn: by the logarithm of the error, of which 2% are added to have room for 0."""
+    """Return where an accuracy is drawn: by the logarithm of the error plus 2%, which leaves room for 0."""
     return -np.log10(102.0 - np.clip(percent, 0.0, 100.0))
 
 

@@ -83,10 +83,10 @@ def test_a_hyperparameter_that_is_no_number(name: str, value: Any) -> None:
         SparseOpt(weights(1), **{name: value})
 
 
-@pytest.mark.parametrize("name", ["masks", "backend"])
-def test_a_group_with_what_is_one_for_all(name: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [("masks", {}), ("backend", "cpu"), ("feeding_norm", {})])
+def test_a_group_with_what_is_one_for_all(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"a parameter group has '{name}'"):
-        SparseOpt([{"params": weights(1), name: None}])
+        SparseOpt([{"params": weights(1), name: value}], backend="reference")
 
 
 def test_integers_are_numbers(backend: Backend) -> None:

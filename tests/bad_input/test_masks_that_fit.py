@@ -19,6 +19,8 @@ from torch.nn.parameter import Parameter
 from sparseopt_kernels.masks import Masks, neurons_in
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.sparsify import sparsify
 
 
@@ -222,6 +224,17 @@ class TestNeurons:
         del layer.weight_mask
         assert neurons_in(masks, layer.weight) == Neurons()
 
+    def test_of_a_parameter_that_its_layer_replaced(self) -> None:
+        """It is the layer's no more, though the mask is."""
+        layer: Any = nn.ConvTranspose2d(6, 4, 3)
+        masks = dict(sparsify(layer, 0.6, "uniform"))
+        former = layer.weight
+        layer.weight = Parameter(torch.ones(6, 4, 3, 3))
+        assert neurons_in(masks, former) == Neurons()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            SparseOpt([former])  # of a mask that was forgotten
+
 
 class TestMistakes:
     def test_masks_of_a_copy(self) -> None:
@@ -316,3 +329,76 @@ class TestForgottenMasks:
         del model
         gc.collect()
         assert alive() is None
+
+    def test_masks_of_a_part(self) -> None:
+        model = make()
+        first = sparsify(model[0], 0.5)
+        sparsify(model[2], 0.5)
+        with pytest.warns(
+            UserWarning, match=words("'weight' has a mask in the model", "is not in the masks")
+        ):
+            optimizer = SparseOpt(model.parameters(), lr=0.1, masks=first)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(model, optimizer)
+
+    def test_masks_of_before_another_call(self) -> None:
+        model = make()
+        masks = sparsify(model, {"0": 0.5})
+        sparsify(model, {"2": 0.5})
+        with pytest.warns(UserWarning, match=words("'2.weight' has a mask", "pass masks=sk.Masks(model)")):
+            SparseOpt(model.parameters(), lr=0.1, masks=masks)
+
+    def test_a_dict_of_some(self) -> None:
+        model = make()
+        masks = sparsify(model, 0.5)
+        some = {model[0].weight: masks[model[0].weight]}
+        with pytest.warns(UserWarning, match=words("'2.weight' and 1 more", "is not in the masks")):
+            SparseOpt(model.parameters(), lr=0.1, masks=some)
+
+    def test_sparsified_after_the_optimizer_was_made(self) -> None:
+        model = make()
+        optimizer = SparseOpt(model.parameters(), lr=0.1)
+        sparsify(model, 0.5)
+        with pytest.warns(UserWarning, match=words("'0.weight' and 2 more", "without masks=")) as caught:
+            train(model, optimizer)
+        assert len(caught) == 1
+
+    def test_what_is_frozen_is_not_named(self) -> None:
+        model = make()
+        first = sparsify(model[0], 0.5)
+        sparsify(model[2], 0.5)
+        model[2].requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            SparseOpt(model.parameters(), lr=0.1, masks=first)
+
+
+class TestTopologies:
+    @pytest.mark.parametrize("cls", [SET, RigL, GMP])
+    def test_masks_of_parameters_that_were_replaced(self, cls: Any) -> None:
+        """Weights that nobody trains would choose the masks of those that are."""
+        model = make()
+        masks = sparsify(model, 0.5)
+        settings = {"sparsity": 0.9} if cls is GMP else {}
+        dst = cls(masks, update_every=1, stop_at=9, **settings)
+        model.load_state_dict(model.state_dict(), assign=True)
+        before = [mask.clone() for mask in masks.values()]
+        with pytest.raises(ValueError, match=words("'0.weight'", "Make Masks(model) anew", "SET or RigL")):
+            dst.step()
+        assert all(torch.equal(*pair) for pair in zip(masks.values(), before, strict=True))
+
+    def test_what_is_no_mapping(self) -> None:
+        with pytest.raises(TypeError, match="masks is a SGD, it must be a Masks or a mapping"):
+            RigL(torch.optim.SGD([nn.Parameter(torch.ones(2))]), stop_at=9)  # type: ignore[arg-type]
+
+
+def test_a_group_without_masks_of_a_wrapper_without_masks() -> None:
+    (p,) = nn.Linear(2, 2, bias=False).parameters()
+    SparseOpt([{"params": [p], "masks": None}], lr=0.1, masks=None)
+
+
+def test_masks_in_the_place_of_lr() -> None:
+    model = make()
+    with pytest.raises(ValueError, match="lr is a Masks, it must be a number: give masks by name"):
+        SparseOpt(model.parameters(), sparsify(model, 0.5))  # type: ignore[arg-type]

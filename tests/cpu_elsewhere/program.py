@@ -16,7 +16,10 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
-    *(ROOT / "csrc" / "cpu" / name for name in ("packed_mask.cpp", "step.cpp", "strategy.cpp", "write_watch.cpp")),
+    *(
+        ROOT / "csrc" / "cpu" / name
+        for name in ("packed_mask.cpp", "step.cpp", "strategy.cpp", "write_watch.cpp")
+    ),
     Path(__file__).with_name("steps_of_a_file.cpp"),
 ]
 LOOPS = ROOT / "csrc" / "cpu" / "loops.cpp"

@@ -48,7 +48,7 @@ void run(const Header& h) {
     packed =
         std::make_unique<PackedMask>(mask.get(), h.groups, h.segments, h.neurons, h.length, int(h.threads));
   std::unique_ptr<WriteWatch> watch;
-  if (h.has_mask) watch = std::make_unique<WriteWatch>(mask.get(), *packed, int64_t(numel), true);
+  if (h.has_mask) watch = std::make_unique<WriteWatch>(mask.get(), 1, *packed, int64_t(numel), true);
   const Tensor tensor{Dtype(h.dtype), parameter.get(), h.has_buffer ? buffer.get() : nullptr,
                       int64_t(numel), h.ham != 0,      packed.get(),
                       watch.get()};

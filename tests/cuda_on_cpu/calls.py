@@ -72,6 +72,7 @@ class Weight:
             parameter=self.p,
             momentum_buffer=self.b if self.momentum else None,
             mask=None if self.density is None else self.mask,
+            given_mask=None,
             gradient_dtype=self.g.dtype,
             neurons=Neurons(),
             group=self.group,

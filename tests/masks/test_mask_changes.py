@@ -7,6 +7,7 @@ import torch
 from rules import DTYPES
 from side_by_side import pattern_mask, same_bits
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from sparseopt_kernels.kernels import native
 from sparseopt_kernels.mask_changes import largest_fan_in, zero_outside
@@ -91,6 +92,24 @@ def test_autograd_notices_a_weight_that_was_zeroed() -> None:
         zero_outside(torch.tensor([True, False, True]), [weight])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.skipif(native.is_missing(), reason="there is no native library")
+def test_the_version_is_raised_before_the_weights_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between the two leaves no write that was not counted."""
+    monkeypatch.setattr(native, "_MISSING", None)  # PyTorch counts its own
+    weight = torch.ones(3)
+    version, seen = weight._version, []
+
+    def counting(tensor: Tensor) -> None:
+        seen.append(weight.tolist())
+        increment_version(tensor)
+
+    monkeypatch.setattr("torch.autograd.graph.increment_version", counting)
+    zero_outside(torch.tensor([True, False, True]), [weight])
+    assert seen == [[1.0, 1.0, 1.0]]
+    assert weight.tolist() == [1.0, 0.0, 1.0]
+    assert weight._version == version + 1
 
 
 def test_inference_tensors() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from backends import Backend
@@ -9,6 +11,7 @@ from side_by_side import same_bits
 from torch import Tensor, nn
 
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.sparsify import sparsify
 
 testing = pytest.importorskip("torch._dynamo.testing")
@@ -64,3 +67,24 @@ def test_what_is_around_a_step_is_two_graphs(backend: Backend) -> None:
         compiled(torch.ones(2, 8))
     assert graphs.frame_count == 2
     assert len(breaks()) == 1
+
+
+@pytest.mark.parametrize("cls", [SET, RigL])
+def test_an_update_of_the_masks_makes_no_graph(cls: Any) -> None:
+    model, optimizer = network(Backend("reference"))
+    dst = cls(optimizer._masks, update_every=1, stop_at=9)
+
+    def train(x: Tensor) -> Tensor:
+        y = model(x).sum()
+        dst.step()
+        optimizer.step()
+        return y * 2
+
+    graphs = testing.CompileCounter()
+    compiled = torch.compile(train, backend=graphs)
+    for _ in range(4):
+        compiled(torch.ones(2, 8))
+        assert dst.updated in (True, False)
+    assert graphs.frame_count == 2
+    assert len(breaks()) == 2
+    assert dst.state_dict()["step"] == 4

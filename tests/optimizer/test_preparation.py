@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.topology.sparsify import sparsify
 
 
 def stepped(p: Parameter, backend: Backend, **options) -> SparseOpt:
@@ -194,8 +195,6 @@ class TestMaskChanges:
         assert p.tolist() == [[0.0] * 4, [1.0] * 4]
 
     def test_the_buffer_is_gone(self, backend: Backend) -> None:
-        from sparseopt_kernels.topology.sparsify import sparsify
-
         model = nn.Sequential(nn.Linear(4, 4))
         optimizer = SparseOpt(model.parameters(), masks=sparsify(model, 0.5), backend=backend.name)
         model[0]._buffers["weight_mask"] = None
@@ -242,6 +241,23 @@ def test_nothing_is_prepared_twice(
         optimizer.param_groups[0].update(lr=0.1 / (step + 1), weight_decay=0.01 * step)
         optimizer.step()
     assert not torch.equal(model[0].weight, former)
+
+
+def test_the_masks_of_another_optimizer_change(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the ``Masks`` of the whole model: one's masks are no business of the other."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    masks = sparsify(model, 0.5)
+    optimizer = SparseOpt(model[0].parameters(), masks=masks, backend=backend.name)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for _ in range(2):
+        optimizer.step()
+    monkeypatch.setattr("sparseopt_kernels.optimizer.prepare", lambda *_: pytest.fail("prepared again"))
+    masks[model[1].weight].logical_not_()
+    optimizer.step()
+    masks[model[0].weight].logical_not_()
+    with pytest.raises(pytest.fail.Exception, match="prepared again"):
+        optimizer.step()
 
 
 def test_infinite_weights_stay_infinite(backend: Backend) -> None:

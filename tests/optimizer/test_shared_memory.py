@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.overlap import turns_of
+from sparseopt_kernels.overlap import sharing_pairs, turns_of
 
 SIZE = 300  # large enough for two threads
 
@@ -104,6 +104,21 @@ def test_unequal_masks_on_the_same_memory_are_an_error(backend: Backend, kind: s
     assert same_bits(a, before)
 
 
+@pytest.mark.parametrize("is_second_masked", [False, True])
+def test_a_mask_and_another_dtype_on_the_same_memory_are_an_error(
+    backend: Backend, is_second_masked: bool
+) -> None:
+    """A float64 is two of float32: whatever the masks, they are not of the same numbers."""
+    a = Parameter(torch.ones(4, 4))
+    b = Parameter(a.data.view(torch.float64))
+    masks = {p: torch.ones(p.shape, dtype=torch.bool) for p in (a, b)[: 1 + is_second_masked]}
+    optimizer = SparseOpt([("single", a), ("double", b)], lr=0.1, masks=masks, backend=backend.name)
+    a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
+    with pytest.raises(ValueError, match="'single' and 'double' share memory"):
+        optimizer.step()
+    assert same_bits(a, torch.ones(4, 4))
+
+
 def test_masks_that_become_unequal_are_an_error(backend: Backend) -> None:
     a, b = tied("part")
     mask = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(1)) < 0.1
@@ -155,10 +170,11 @@ def _flat(*shapes: tuple[int, ...]) -> list[Tensor]:
     ids=["two", "flat", "none", "empty", "meta"],
 )
 def test_what_does_not_overlap_has_one_turn(tensors: list[Tensor], turns: list[int]) -> None:
-    assert turns_of(tensors) == turns
+    assert turns_of(len(tensors), sharing_pairs(tensors)) == turns
 
 
 def test_turns() -> None:
     memory: Any = torch.zeros(100)
     other = torch.zeros(4)
-    assert turns_of([memory[50:], other, memory[:60], memory, other[1:]]) == [0, 0, 1, 2, 1]
+    tensors = [memory[50:], other, memory[:60], memory, other[1:]]
+    assert turns_of(5, sharing_pairs(tensors)) == [0, 0, 1, 2, 1]

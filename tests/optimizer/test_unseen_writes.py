@@ -39,11 +39,17 @@ def noticing(backend: Backend) -> Backend:
     return backend
 
 
-def make(shape: tuple[int, ...], backend: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+def make(
+    shape: tuple[int, ...],
+    backend: str,
+    dtype: torch.dtype = torch.float32,
+    mask_dtype: torch.dtype = torch.bool,
+    **options: Any,
+) -> Any:
     """An optimizer of a parameter with a mask, four steps old, and both of these."""
     generator = torch.Generator().manual_seed(0)
     p = Parameter(torch.randn(shape, generator=generator).to(dtype))
-    mask = torch.rand(shape, generator=generator) < 0.2
+    mask = (torch.rand(shape, generator=generator) < 0.2).to(mask_dtype)
     optimizer = SparseOpt([p], lr=0.1, momentum=0.9, masks={p: mask}, backend=backend, **options)
     p.grad = torch.randn(shape, generator=generator).to(dtype)
     for _ in range(4):
@@ -53,7 +59,13 @@ def make(shape: tuple[int, ...], backend: str, dtype: torch.dtype = torch.float3
 
 def outside(p: Parameter, mask: Tensor, optimizer: SparseOpt) -> int:
     tensors = (p, optimizer.state[p]["momentum_buffer"])
-    return sum(int((t[~mask] != 0).sum()) for t in tensors)
+    return sum(int((t[mask == 0] != 0).sum()) for t in tensors)
+
+
+def active_near(mask: Tensor, near: int) -> int:
+    """The active element that is nearest to this place, both counted in memory."""
+    active = mask.flatten().nonzero()
+    return int(active[(active - near).abs().argmin()])
 
 
 def steps_until_masked(p: Parameter, mask: Tensor, optimizer: SparseOpt) -> int:
@@ -86,19 +98,37 @@ def test_one_element_of_a_mask_is_noticed_within_the_stated_number_of_steps(
     noticing: Backend, at: int, dtype: torch.dtype
 ) -> None:
     p, mask, optimizer = make((300, 300), noticing.name, dtype)
-    flat = WRITES["data"](mask).view(-1)
-    flat[at] = True
-    for _ in range(3):
-        optimizer.step()
-    flat[at] = False
+    place = active_near(mask, at)
+    assert p.view(-1)[place] != 0
+    WRITES["data"](mask).view(-1)[place] = False
     assert steps_until_masked(p, mask, optimizer) <= MASK_TURNS
-    assert not p.view(-1)[at]
+    assert not p.view(-1)[place]
+
+
+@pytest.mark.parametrize("mask_dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("at", [0, 63, 64, 5_000, 89_999, None], ids=str)
+def test_masks_of_floating_point_numbers(noticing: Backend, mask_dtype: torch.dtype, at: int | None) -> None:
+    """Those of ``torch.nn.utils.prune``: a write to all of one by the next step, to an element as stated."""
+    if noticing.name == "reference":
+        pytest.skip("the reference goes by a boolean copy, and looks for no writes")
+    p, mask, optimizer = make((300, 300), noticing.name, mask_dtype=mask_dtype)
+    if at is None:
+        WRITES["data"](mask).copy_(1 - mask)
+        assert steps_until_masked(p, mask, optimizer) == 1
+        assert p[mask != 0].all()
+    else:
+        WRITES["data"](mask).view(-1)[active_near(mask, at)] = 0
+        assert outside(p, mask, optimizer)
+        assert steps_until_masked(p, mask, optimizer) <= MASK_TURNS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("count", [1, None], ids=["one-weight", "all-weights"])
-def test_weights_outside_a_mask_are_noticed(noticing: Backend, dtype: torch.dtype, count: int | None) -> None:
+def test_weights_outside_a_mask_are_noticed(
+    noticing: Backend, dtype: torch.dtype, count: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A broadcast of a dense weight by the next step, one weight later."""
+    monkeypatch.setenv("SPARSEOPT_CPU_STRATEGY", "list")  # the other way, a step writes zeros there
     p, mask, optimizer = make((512, 300), noticing.name, dtype)
     mask[:, :32] = False
     optimizer.step()
@@ -138,6 +168,42 @@ def test_it_is_said_once_and_from_then_on_the_step_is_right(scenario: str) -> No
     assert not outside(p, mask, optimizer)
 
 
+@pytest.mark.skipif(native.is_missing(), reason="there is no native library")
+@pytest.mark.parametrize("scenario", ["mask", "weights"])
+def test_after_a_finding_the_step_is_short_again(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEOPT_CPU_STRATEGY", "list")
+    p, mask, optimizer = make((64, 64), "cpu")
+    mask[:, 16:] = False
+    optimizer.step()
+    WRITES["data"](mask if scenario == "mask" else p)[:, ::2] = True
+    with pytest.warns(UserWarning, match=NOTICED):
+        optimizer.step()
+    optimizer.step()
+    monkeypatch.setattr(SparseOpt, "_make_step", lambda *_: pytest.fail("the long way again"))
+    before = p.detach().clone()
+    for _ in range(3):
+        optimizer.step()
+    assert not same_bits(p, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_negative_zero_outside_a_mask_is_not_reported(
+    noticing: Backend, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the weights nor in a mask of floating-point numbers."""
+    monkeypatch.setenv("SPARSEOPT_CPU_STRATEGY", "list")
+    p, mask, optimizer = make((64, 64), noticing.name, dtype, mask_dtype=dtype)
+    mask[:, :32] = 0
+    optimizer.step()
+    WRITES["data"](p)[:, :32] = -0.0
+    WRITES["data"](mask)[mask == 0] = -0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(WEIGHT_TURNS):
+            optimizer.step()
+    assert not outside(p, mask, optimizer)
+
+
 @each_write
 def test_a_call_tells_of_a_write_at_once(backend: Backend, how: str) -> None:
     p, mask, optimizer = make((40, 300), backend.name)
@@ -163,11 +229,9 @@ def test_a_mask_in_another_order_than_its_parameter(noticing: Backend) -> None:
         [layer.weight], lr=0.1, momentum=0.9, masks={layer.weight: mask}, backend=noticing.name
     )
     layer.weight.grad = torch.ones_like(layer.weight)
-    for _ in range(3):
-        optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(MASK_TURNS):  # nothing is noticed where nothing was written
+        for _ in range(3 + MASK_TURNS):  # nothing is noticed where nothing was written
             optimizer.step()
     WRITES["data"](mask)[:] = torch.rand(32, 16, 3, 3) < 0.3
     assert steps_until_masked(layer.weight, mask, optimizer) == 1
@@ -208,6 +272,24 @@ class TestFullCheck:
         optimizer.step()
         assert not outside(p, mask, optimizer)
         optimizer.step()
+
+    def test_after_an_error_all_parameters_are_trained(self, backend: Backend) -> None:
+        """The step that raised was prepared for one parameter alone."""
+        p, q = Parameter(torch.ones(40, 300)), Parameter(torch.ones(7))
+        masks = {p: torch.rand(40, 300) < 0.2}
+        optimizer = SparseOpt([p, q], lr=0.1, masks=masks, backend=backend.name)
+        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+        for _ in range(3):
+            optimizer.step()
+        q.grad = None
+        WRITES["data"](masks[p]).logical_not_()
+        with pytest.raises(RuntimeError, match="fails the check"):
+            optimizer.step()
+        increment_version(masks[p])
+        q.grad = torch.ones_like(q)
+        before = q.detach().clone()
+        optimizer.step()
+        assert (q < before).all()
 
     def test_steps_are_the_same(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         p, _, optimizer = make((40, 300), backend.name)

@@ -132,6 +132,17 @@ def other_masks_from_the_start(rank: int) -> None:
     SET(masks, 0.5, 100, stop_at=math.inf).step()
 
 
+def an_error_on_rank_1(rank: int) -> None:
+    """The others hear of it, and do not wait for it."""
+    _, masks = model_and_masks()
+    dst = RigL(masks, 0.5, 2, stop_at=math.inf)
+    steps(dst, masks, 1)
+    if rank == 1:
+        for parameter in masks:
+            parameter.grad = None
+    dst.step()
+
+
 def not_compared(rank: int) -> None:
     _, masks = model_and_masks(seed=rank)
     dst = SET(masks, 0.5, 2, stop_at=math.inf, process_group=None, seed=rank)
@@ -181,6 +192,7 @@ CASES: list[Callable[[int], None]] = [
     other_clock,
     other_settings,
     other_masks_from_the_start,
+    an_error_on_rank_1,
     not_compared,
     of_two_ranks,
     no_update_due,

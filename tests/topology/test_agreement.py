@@ -77,6 +77,13 @@ def test_an_error_on_every_rank(errors: list[dict[str, str]], case: str, message
         assert "process_group=None" in own[case]
 
 
+def test_an_error_of_one_rank_reaches_all(errors: list[dict[str, str]]) -> None:
+    first, second, third = (own["an_error_on_rank_1"] for own in errors)
+    assert second.startswith("RigL ranks by gradients and no masked parameter has one")
+    for other in (first, third):
+        assert "the error is 'none' on ranks 0, 2, 'RigL ranks by gradients" in other
+
+
 def test_the_ranks_of_a_group(errors: list[dict[str, str]]) -> None:
     for own in errors[:2]:
         assert "mask of '0.weight' differs, rank 0 from rank 1." in own["of_two_ranks"]

@@ -70,6 +70,22 @@ class TestState:
         state["explored"][0].fill_(True)
         assert other.exploration_rate() == 0.5
 
+    def test_after_loading_the_ranks_are_compared(self, monkeypatch):
+        """In the next step, whether an update is due or not: the states may come from different files."""
+        compared = []
+        monkeypatch.setattr(
+            "sparseopt_kernels.topology.dynamic_topology.check_masks_agree",
+            lambda clock, *_: compared.append(clock["step"]),
+        )
+        dst = self.make(update_every=50)
+        for _ in range(3):
+            dst.step()
+        assert compared == [1]
+        dst.load_state_dict(dst.state_dict())
+        for _ in range(3):
+            dst.step()
+        assert compared == [1, 4]
+
 
 @settings(max_examples=40, deadline=None)
 @given(

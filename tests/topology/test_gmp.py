@@ -255,7 +255,10 @@ class TestBadInput:
             ({"sparsity": math.nan}, r"sparsity is nan, it must be in \[0, 1\)"),
             ({"sparsity": {"*": 1.5}}, r"sparsity of '\*' is 1\.5, it must be in \[0, 1\)"),
             ({"sparsity": {"fc": 0.5}}, "sparsity has 'fc', which matches no maskable weight"),
-            ({"sparsity": {"*": 0.5}, "distribution": "erk"}, "distribution is 'erk', but sparsity says"),
+            (
+                {"sparsity": {"*": 0.5}, "distribution": "erk"},
+                "distribution is 'erk', but sparsity is a mapping",
+            ),
             ({"distribution": "even"}, "distribution is 'even', it must be one of"),
             ({"stop_at": math.inf}, "stop_at is inf, it must be finite and over start_at"),
             ({"stop_at": 5, "start_at": 5}, r"stop_at is 5, it must be finite and over start_at \(5\)"),

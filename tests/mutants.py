@@ -1,0 +1,388 @@
+"""One mistake at a time that could be made in what is kept from step to step, and the test that finds it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    file: str
+    old: str
+    """What is in the file, once."""
+    new: str
+    test: str
+    """What must fail: a file of ``tests`` and a name in it."""
+
+
+TOLD = "test_snapshot.py::test_what_is_told"
+MUTANTS = {
+    # Whether anything has changed since the last step.
+    "version-of-a-mask-not-compared": Mutant(
+        "snapshot.py", "mask_versions=mask_versions,", "mask_versions=[],", TOLD
+    ),
+    "version-of-a-weight-or-buffer-not-compared": Mutant(
+        "optimizer.py",
+        "found.versions == self._versions",
+        "True",
+        "optimizer/test_moving_masks.py::test_next_step_zeroes_what_lies_outside_the_mask",
+    ),
+    "layout-of-gradients-not-compared": Mutant("snapshot.py", "gradients=layout,", "gradients=None,", TOLD),
+    "whose-the-masks-are-not-compared": Mutant(
+        "snapshot.py", "masked=Identities(owners),", "masked=None,", TOLD
+    ),
+    "whose-the-buffers-are-not-compared": Mutant(
+        "snapshot.py", "stateful=Identities(state),", "stateful=None,", TOLD
+    ),
+    "parameters-of-a-group-not-compared": Mutant(
+        "snapshot.py", 'Identities(group["params"])', "Identities()", TOLD
+    ),
+    "momentum-of-a-group-not-compared": Mutant("snapshot.py", 'group["momentum"] != 0', "True", TOLD),
+    "dampening-of-a-group-not-compared": Mutant("snapshot.py", 'group["dampening"] != 0', "False", TOLD),
+    "correction-of-a-group-not-compared": Mutant("snapshot.py", 'group["correction"],', '"layer",', TOLD),
+    "memory-of-parameters-not-compared": Mutant(
+        "snapshot.py", "memory_of(parameters)", "memory_of([])", TOLD
+    ),
+    "memory-of-buffers-not-compared": Mutant(
+        "snapshot.py", "memory_of(_buffers(state))", "memory_of([])", TOLD
+    ),
+    "memory-of-masks-not-compared": Mutant(
+        "snapshot.py", "versions_of(masks), memory_of(masks)", "versions_of(masks), None", TOLD
+    ),
+    "as-many-tensors-are-the-same": Mutant(
+        "snapshot.py", "all(map(is_, self._objects, other._objects))", "True", TOLD
+    ),
+    "versions-not-recorded": Mutant(
+        "optimizer.py",
+        "        versions = versions_of(self._prepared.watched)",
+        "        versions = found.versions",
+        "optimizer/test_preparation.py::test_nothing_is_prepared_twice",
+    ),
+    "absent-tensors-are-at-the-address-of-none": Mutant(
+        "tensor_memory.py",
+        "if tensor is None or is_lazy(tensor):",
+        "if is_lazy(tensor):",
+        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+    ),
+    "strides-not-told": Mutant(
+        "tensor_memory.py",
+        "return (tensor.stride(), ",
+        "return (0, ",
+        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+    ),
+    "dtypes-not-told": Mutant(
+        "tensor_memory.py",
+        "return (tensor.stride(), tensor.dtype, ",
+        "return (tensor.stride(), 0, ",
+        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+    ),
+    # Whether the last step is made again at once.
+    "made-again-though-amp-has-a-verdict": Mutant(
+        "optimizer.py",
+        "if self._amp() == (None, None) and ready",
+        "if ready",
+        "optimizer/test_ready.py::test_a_verdict_of_amp",
+    ),
+    "made-again-with-new-buffers": Mutant(
+        "ready.py",
+        " or prepared.new_buffers",
+        "",
+        "optimizer/test_ready.py::test_after_a_first_step_that_amp_skipped",
+    ),
+    "made-again-with-irregular-gradients": Mutant(
+        "ready.py",
+        " or prepared.batches[0].irregular",
+        "",
+        "optimizer/test_ready.py::test_a_gradient_in_another_memory_format_in_all_steps",
+    ),
+    "masks-of-a-snapshot-not-held": Mutant(
+        "optimizer.py",
+        "found.snapshot, found.masks",
+        "found.snapshot, []",
+        "optimizer/test_moving_masks.py::test_a_mapping_that_makes_its_masks_anew",
+    ),
+    "made-again-though-broken-off": Mutant(
+        "optimizer.py",
+        "ready, self._ready = self._ready, None  # until",
+        "ready = self._ready  # until",
+        "bad_input/test_failed_steps.py::test_a_step_that_its_device_broke_off",
+    ),
+    # What is prepared anew.
+    "mask-not-applied-to-the-buffer": Mutant(
+        "preparation.py",
+        "zero_outside(as_boolean(f.mask), watched)",
+        "zero_outside(as_boolean(f.mask), watched[:1])",
+        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+    ),
+    "mask-not-applied-to-the-weight": Mutant(
+        "preparation.py",
+        "zero_outside(as_boolean(f.mask), watched)",
+        "zero_outside(as_boolean(f.mask), watched[1:])",
+        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+    ),
+    "mask-not-applied-over-other-weights": Mutant(
+        "preparation.py",
+        "last.versions != versions_of(watched)",
+        "False",
+        "optimizer/test_moving_masks.py::test_next_step_zeroes_what_lies_outside_the_mask",
+    ),
+    "mask-not-applied-without-a-gradient": Mutant(
+        "preparation.py",
+        "(mask is None or not (p in known or state.get(p)))",
+        "True",
+        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+    ),
+    "mask-applied-before-the-first-gradient": Mutant(
+        "preparation.py",
+        "(mask is None or not (p in known or state.get(p)))",
+        "mask is None",
+        "optimizer/test_moving_masks.py::test_mask_of_a_parameter_that_gets_its_gradient_later",
+    ),
+    "mask-not-applied-where-amp-skips": Mutant(
+        "optimizer.py",
+        "        if not self._is_as_before(found):",
+        '        if getattr(self, "found_inf", 0):\n            return\n'
+        "        if not self._is_as_before(found):",
+        "optimizer/test_amp.py::test_found_inf_leaves_everything_as_it_was",
+    ),
+    "mask-written-is-the-former-mask": Mutant(
+        "preparation.py",
+        "f.mask._version",
+        "0",
+        "optimizer/test_moving_masks.py::test_a_mask_shared_by_two_parameters",
+    ),
+    "dtype-of-gradients-not-known": Mutant(
+        "preparation.py",
+        "f.parameter.dtype if f.gradient is None else f.gradient.dtype",
+        "f.parameter.dtype",
+        "optimizer/test_odd_dtypes.py::test_gradients_of_another_dtype_each_step",
+    ),
+    "tensors-keep-their-first-rule": Mutant(
+        "preparation.py",
+        "rule = index +",
+        "rule = known[p].tensors.group if p in known else index +",
+        "optimizer/test_param_groups.py::test_a_parameter_moved_to_another_group",
+    ),
+    "plan-kept-though-its-tensors-are-others": Mutant(
+        "preparation.py",
+        "last = plans.get((turn, device, dtype))",
+        "last = plans.get((turn, device, dtype))\n        last = last and last._replace(tensors=tensors)",
+        "optimizer/test_moving_masks.py::test_a_plain_dict_of_masks_is_looked_at_each_step",
+    ),
+    "step-broken-off-keeps-its-snapshot": Mutant(
+        "optimizer.py",
+        "self._versions = None  # until the step",
+        "pass  # until the step",
+        "bad_input/test_failed_steps.py::test_a_step_that_its_device_broke_off",
+    ),
+    # The step itself.
+    "new-buffers-not-stored": Mutant(
+        "optimizer.py",
+        'self.state[p]["momentum_buffer"] = buffer',
+        "pass",
+        "optimizer/test_gradients.py::test_parameters_without_gradient_are_left_alone",
+    ),
+    "first-step-dampened": Mutant(
+        "preparation.py",
+        "(1 + has_auto) * is_undampened)",
+        "0 * is_undampened)",
+        "optimizer/test_amp.py::test_a_group_added_after_a_first_step_that_was_skipped",
+    ),
+    "first-step-of-the-corrected-takes-the-rule-of-the-uncorrected": Mutant(
+        "preparation.py",
+        "(1 + has_auto) * is_undampened)",
+        "is_undampened)",
+        "optimizer/test_correction_auto.py::test_as_with_groups_by_hand",
+    ),
+    "correction-is-not-what-tensors-are-made-from": Mutant(
+        "preparation.py",
+        "f.rule, f.correction",
+        "f.rule",
+        "optimizer/test_concentrated_fan_in.py::test_not_without_eq_12",
+    ),
+    "verdict-of-amp-is-one-or-nothing": Mutant(
+        "optimizer.py",
+        "amp.found_inf.item() != 0",
+        "amp.found_inf.item() == 1",
+        "optimizer/test_amp.py::test_found_inf_leaves_everything_as_it_was",
+    ),
+    "negated-gradients-not-told": Mutant(
+        "gradients.py",
+        "negated = gradients.any_negated",
+        "negated = False",
+        "optimizer/test_preparation.py::test_a_lazily_negated_gradient",
+    ),
+    "irregular-gradients-not-rewritten": Mutant(
+        "gradients.py",
+        "else irregular:",
+        "else ():",
+        "optimizer/test_memory_formats.py::test_gradients_in_another_format_each_step",
+    ),
+    "update-hidden-from-autograd": Mutant(
+        "optimizer.py",
+        "increment_version(prepared.updated)",
+        "pass",
+        "optimizer/test_ready.py::test_autograd_notices",
+    ),
+    "versions-raised-after-the-write": Mutant(
+        "optimizer.py",
+        """
+        increment_version(prepared.updated)
+        for batch, own in zip(batches, inputs, strict=True):
+            batch.plan.step(own)
+""",
+        """
+        for batch, own in zip(batches, inputs, strict=True):
+            batch.plan.step(own)
+        increment_version(prepared.updated)
+""",
+        "optimizer/test_unseen_writes.py::test_versions_are_raised_before_weights_are_written",
+    ),
+    "unseen-writes-to-masks-not-looked-for": Mutant(
+        "kernels/native.py",
+        "if watch is not None and watch.mask_written:",
+        "if False:",
+        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+    ),
+    "unseen-writes-to-weights-not-looked-for": Mutant(
+        "kernels/native.py",
+        "if watch is not None and watch.weights_written:",
+        "if False:",
+        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+    ),
+    "unseen-writes-found-and-not-counted": Mutant(
+        "optimizer.py",
+        "for parameter, to_mask in found:",
+        "for parameter, to_mask in found[:0]:",
+        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+    ),
+    "unseen-writes-found-for-ever": Mutant(
+        "kernels/native.py",
+        "                watch.forget()",
+        "                pass",
+        "optimizer/test_unseen_writes.py::test_after_a_finding_the_step_is_short_again",
+    ),
+    "masks-of-other-optimizers-watched": Mutant(
+        "optimizer.py",
+        "self._own_masks = masks_of(self._masks, names)",
+        "self._own_masks = self._masks",
+        "optimizer/test_preparation.py::test_the_masks_of_another_optimizer_change",
+    ),
+    "version-raised-after-a-mask-was-applied": Mutant(
+        "mask_changes.py",
+        """
+    torch.autograd.graph.increment_version(tensor)
+    threads = torch.get_num_threads()
+    _native.zero_outside(mask.data_ptr(), tensor.data_ptr(), mask.numel(), tensor.element_size(), threads)
+""",
+        """
+    threads = torch.get_num_threads()
+    _native.zero_outside(mask.data_ptr(), tensor.data_ptr(), mask.numel(), tensor.element_size(), threads)
+    torch.autograd.graph.increment_version(tensor)
+""",
+        "masks/test_mask_changes.py::test_the_version_is_raised_before_the_weights_are_written",
+    ),
+    "shared-memory-not-detected": Mutant(
+        "overlap.py",
+        "turns[j] = max(turns[j], turns[i] + 1)",
+        "pass",
+        "optimizer/test_shared_memory.py::test_as_the_for_loop_does_it",
+    ),
+    "masks-on-shared-memory-not-compared": Mutant(
+        "overlap.py",
+        "for i, j in pairs:",
+        "for i, j in pairs[:0]:",
+        "optimizer/test_shared_memory.py::test_unequal_masks_on_the_same_memory_are_an_error",
+    ),
+    "masks-of-other-dtypes-on-shared-memory-compared-by-place": Mutant(
+        "overlap.py",
+        "size != second.parameter.element_size() or distance % size != 0",
+        "False",
+        "optimizer/test_shared_memory.py::test_a_mask_and_another_dtype_on_the_same_memory_are_an_error",
+    ),
+    "later-turns-first": Mutant(
+        "preparation.py",
+        "key=lambda item: item[0][0]",
+        "key=lambda item: -item[0][0]",
+        "optimizer/test_shared_memory.py::test_as_the_for_loop_does_it",
+    ),
+    "neurons-of-registered-masks-forgotten": Mutant(
+        "masks.py",
+        "place.neurons() if place is not None and place.mask() is masks[parameter] else Neurons()",
+        "Neurons()",
+        "bad_input/test_masks_that_fit.py::TestNeurons",
+    ),
+    "neurons-of-any-mask-taken-from-the-layer": Mutant(
+        "masks.py",
+        "place is not None and place.mask() is masks[parameter]",
+        "place is not None",
+        "bad_input/test_masks_that_fit.py::TestNeurons",
+    ),
+    "masks-of-a-parameter-that-was-replaced-remembered": Mutant(
+        "registered_masks.py",
+        " and place.parameter() is parameter",
+        "",
+        "bad_input/test_masks_that_fit.py::TestNeurons::test_of_a_parameter_that_its_layer_replaced",
+    ),
+    "unsupported-tensors-dropped": Mutant(
+        "kernels/fallback.py",
+        "sorted(set(range(len(tensors))) - set(supported))",
+        "supported[:0]",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "gradients-of-unsupported-tensors-mixed-up": Mutant(
+        "kernels/fallback.py",
+        "inputs.gradients[i] for i in indices",
+        "inputs.gradients[i] for i in range(len(indices))",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "addresses-of-unsupported-tensors-mixed-up": Mutant(
+        "kernels/fallback.py",
+        "addresses=addresses_of(gradients)",
+        "addresses=inputs.addresses",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "norm-of-supported-tensors-alone": Mutant(
+        "kernels/fallback.py",
+        "sum(squares[1:], start=squares[0])",
+        "squares[0]",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "limits-of-the-first-group-for-all": Mutant(
+        "scalars.py",
+        "coefficients[i % len(limits)]",
+        "coefficients[0]",
+        "optimizer/test_param_groups.py::test_a_group_has_its_own",
+    ),
+    # Updates of masks.
+    "versions-raised-after-masks-are-written": Mutant(
+        "topology/native_updates.py",
+        "        self._count_writes(ks)\n        return self._written(self._updates.grow_largest(",
+        "        return (lambda changes: self._count_writes(ks) or self._written(changes))"
+        "(self._updates.grow_largest(",
+        "topology/test_interrupted_updates.py::test_what_changed_is_counted_and_the_next_step_is_right",
+    ),
+    "masks-of-ranks-not-compared": Mutant(
+        "topology/agreement.py",
+        "mask_hash(mask) for",
+        "0 for",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
+    "clocks-of-ranks-not-compared": Mutant(
+        "topology/agreement.py",
+        "{**clock, **{",
+        "{**{",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
+    "ranks-not-compared-after-loading": Mutant(
+        "topology/dynamic_topology.py",
+        "self._is_compared = False\n        self._is_new = False",
+        "self._is_new = False",
+        "topology/test_dynamic_state.py::TestState::test_after_loading_the_ranks_are_compared",
+    ),
+    "neurons-not-known-to-updates": Mutant(
+        "topology/dynamic_topology.py",
+        "self._neurons() if self.min_fan_in else None",
+        "None",
+        "topology/test_min_fan_in.py::TestSteps::test_a_dead_neuron_of_a_transposed_convolution",
+    ),
+}
