@@ -1,5 +1,5 @@
 // Notices masks and weights that were written without anybody being told (by a collective, say): each step
-// compares a part of a boolean mask with its packed bits, and a part of the weights with zero outside of it.
+// compares a part of a mask with its packed bits, and a part of the weights with zero outside of it.
 #pragma once
 
 #include <cstdint>

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..neurons import arithmetic_dtype, correction_factors
+from ..registered_masks import as_boolean
 from .contract import Inputs, Rule, Tensors, UnseenWrite
 
 
@@ -69,10 +70,11 @@ def update(
     if tensors.ham and (rule.ham_alpha or rule.ham_beta):
         exponent = -rule.lr * (rule.ham_alpha * p.sign() * g + rule.ham_beta)
         p = p * exponent.clamp(-5.0, 5.0).exp()
-    _write(tensors.parameter, p, tensors.mask, found_inf)
+    mask = _mask(tensors)
+    _write(tensors.parameter, p, mask, found_inf)
     if new_buffer is not None:
         assert tensors.momentum_buffer is not None
-        _write(tensors.momentum_buffer, new_buffer, tensors.mask, found_inf)
+        _write(tensors.momentum_buffer, new_buffer, mask, found_inf)
 
 
 def _write(to: Tensor, values: Tensor, mask: Tensor | None, found_inf: Tensor | None) -> None:
@@ -85,10 +87,16 @@ def _write(to: Tensor, values: Tensor, mask: Tensor | None, found_inf: Tensor | 
 
 def _corrected_gradient(tensors: Tensors, gradient: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
     """``c_i * g`` where the mask is True, 0 elsewhere, in ``dtype``."""
-    if tensors.mask is None:
+    mask = _mask(tensors)
+    if mask is None:
         return gradient.to(dtype)
-    c = correction_factors(tensors.mask, tensors.neurons, rule.correction)
-    return torch.where(tensors.mask, gradient.to(dtype) * c.to(dtype), 0.0)
+    c = correction_factors(mask, tensors.neurons, rule.correction)
+    return torch.where(mask, gradient.to(dtype) * c.to(dtype), 0.0)
+
+
+def _mask(tensors: Tensors) -> Tensor | None:
+    """Return the mask as it is now: of a floating-point one, not the copy that was made before."""
+    return tensors.mask if tensors.given_mask is None else as_boolean(tensors.given_mask)
 
 
 REFERENCE = Reference()

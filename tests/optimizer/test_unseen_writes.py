@@ -109,8 +109,6 @@ def test_one_element_of_a_mask_is_noticed_within_the_stated_number_of_steps(
 @pytest.mark.parametrize("at", [0, 63, 64, 5_000, 89_999, None], ids=str)
 def test_masks_of_floating_point_numbers(noticing: Backend, mask_dtype: torch.dtype, at: int | None) -> None:
     """Those of ``torch.nn.utils.prune``: a write to all of one by the next step, to an element as stated."""
-    if noticing.name == "reference":
-        pytest.skip("the reference goes by a boolean copy, and looks for no writes")
     p, mask, optimizer = make((300, 300), noticing.name, mask_dtype=mask_dtype)
     if at is None:
         WRITES["data"](mask).copy_(1 - mask)
