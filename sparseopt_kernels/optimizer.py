@@ -59,7 +59,7 @@ class SparseOpt(Optimizer):
     had a gradient, not before its first one). PyTorch does not count some writes: those through ``.data``,
     NumPy, DLPack or raw pointers, and those of collectives of ``torch.distributed``. Call
     ``torch.autograd.graph.increment_version(tensor)`` after such a write, and the next step sees it. Without
-    that call, a write to a mask on a CPU is noticed within 128 steps, and one on a GPU never.
+    that call, a write to a mask on a CPU is noticed within 256 steps, and one on a GPU never.
 
     On a GPU no step waits for the device, except a first step with dampening under GradScaler. So the host
     does not know whether AMP skipped a step, and ``momentum_buffer`` may hold zeros before the first step

@@ -52,7 +52,7 @@ def describe(found: Sequence[_Found], names: Mapping[Tensor, str]) -> str:
     parameter, to_mask = found[0]
     name, others = names[parameter], len({p for p, _ in found}) - 1
     what, tensor, steps = (
-        ("the mask of", "mask", 128) if to_mask else ("weights outside the mask of", "weight", 512)
+        ("the mask of", "mask", 256) if to_mask else ("weights outside the mask of", "weight", 2048)
     )
     return (
         f"{what} {name!r}{f' (and of {others} more parameters)' * bool(others)} "

@@ -11,9 +11,11 @@ namespace sparseopt::cpu {
 namespace {
 
 // Words that are looked at together, where a tensor has enough of them: 1 KB of a mask, 4 KB of weights. One
-// by one, each would be a cache miss of its own: 3% of a step of 33.5 million weights at 0.99 instead of 1%.
+// by one, each would be a cache miss of its own.
 constexpr int64_t kLongestRun = 16;
-constexpr int64_t kFewest = 8;  // words of a tensor in each step: 20 ns
+// Words of a small tensor in each step. Each is a cache line of its mask, and four lines of weights: with
+// eight of both, a step of ResNet-20 took 3 to 7% longer (Xeon, Sapphire Rapids or later), of 80 to 150 us.
+constexpr int64_t kFewestOfMask = 4, kFewestOfWeights = 1;
 
 // The bits of up to 64 elements of a mask from `first` on: 1 where one is not 0, of either sign.
 template <class Number>
@@ -57,16 +59,32 @@ uint64_t word_at(const std::vector<uint16_t>& bits, int64_t first) {
   return word;
 }
 
+// Asks for the memory of the elements from `first` to before `end`, which will be read soon.
+void fetch(const void* elements, int element_bytes, int64_t first, int64_t end) {
+  constexpr int64_t kLine = 64;
+  const char* bytes = static_cast<const char*>(elements);
+  for (int64_t at = first * element_bytes; at < end * element_bytes; at += kLine)
+    __builtin_prefetch(bytes + at);
+}
+
 // Calls look(first, count) for the words of 64 weights whose turn it is: one in `turns`, in runs that are
 // spread over the tensor. At least a few, so that what happens to much of a small tensor is noticed at once.
+// The memory of `elements` is asked for one run ahead: each lies on pages of its own. Returns if any call
+// did.
 template <class Look>
-void for_words(int64_t numel, int64_t turn, int64_t turns, Look look) {
+bool any_word(const void* elements, int element_bytes, int64_t numel, int64_t turn, int64_t turns,
+              int64_t fewest, Look look) {
   const int64_t words = (numel + kWord - 1) / kWord;
-  turns = std::clamp<int64_t>(words / kFewest, 1, turns);
-  const int64_t run = std::clamp<int64_t>(words / (8 * turns), 1, kLongestRun);
-  for (int64_t begin = turn % turns * run; begin < words; begin += turns * run)
+  turns = std::clamp<int64_t>(words / fewest, 1, turns);
+  const int64_t run = std::clamp<int64_t>(words / (8 * turns), 1, kLongestRun), stride = turns * run;
+  bool found = false;
+  for (int64_t begin = turn % turns * run; begin < words; begin += stride) {
+    const int64_t next = begin + stride;
+    if (run > 1 && next + run <= words) fetch(elements, element_bytes, next * kWord, (next + run) * kWord);
     for (int64_t word = begin; word < std::min(begin + run, words); ++word)
-      look(word * kWord, std::min(kWord, numel - word * kWord));
+      found |= look(word * kWord, std::min(kWord, numel - word * kWord));
+  }
+  return found;
 }
 
 // Tells if a number is not zero, of either sign, in a block of 16 without an active weight. In the others, a
@@ -97,16 +115,19 @@ WriteWatch::WriteWatch(const void* mask, int element_bytes, const PackedMask& pa
 }
 
 bool WriteWatch::look(const void* weights, Dtype dtype, bool everything) {
-  for_words(numel_, turn_, everything ? 1 : kMaskTurns, [&](int64_t first, int64_t count) {
-    mask_written_ |= pack_elements(mask_, element_bytes_, first, count) != word_at(mask_bits_, first);
-  });
-  with_stored(dtype, [&](auto stored) {
+  mask_written_ |=
+      any_word(mask_, element_bytes_, numel_, turn_, everything ? 1 : kMaskTurns, kFewestOfMask,
+               [&](int64_t first, int64_t count) {
+                 return pack_elements(mask_, element_bytes_, first, count) != word_at(mask_bits_, first);
+               });
+  weights_written_ |= with_stored(dtype, [&](auto stored) {
     using Number = std::conditional_t<sizeof stored == 2, uint16_t,
                                       std::conditional_t<sizeof stored == 4, uint32_t, uint64_t>>;
     const auto* numbers = static_cast<const Number*>(weights);
-    for_words(numel_, turn_, everything ? 1 : kWeightTurns, [&](int64_t first, int64_t count) {
-      weights_written_ |= any_in_dead_blocks(numbers + first, word_at(bits_, first), count);
-    });
+    return any_word(weights, sizeof stored, numel_, turn_, everything ? 1 : kWeightTurns, kFewestOfWeights,
+                    [&](int64_t first, int64_t count) {
+                      return any_in_dead_blocks(numbers + first, word_at(bits_, first), count);
+                    });
   });
   ++turn_;
   return mask_written_ || weights_written_;

@@ -245,7 +245,7 @@ def test_nothing_is_prepared_twice(
 
 def test_the_masks_of_another_optimizer_change(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have the ``Masks`` of the whole model: one's masks are no business of the other."""
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model: Any = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     masks = sparsify(model, 0.5)
     optimizer = SparseOpt(model[0].parameters(), masks=masks, backend=backend.name)
     for p in model.parameters():
