@@ -167,7 +167,8 @@ PYBIND11_MODULE(_native, module) {
                throw std::invalid_argument("tensors and groups must be of one length");
              return Table{tensors, groups};
            }),
-           py::arg("tensors"), py::arg("groups"), py::keep_alive<1, 2>());
+           py::arg("tensors"), py::arg("groups"), py::keep_alive<1, 2>())
+      .def("forget", &Table::forget);
 
   py::class_<MemoryReader>(module, "MemoryReader")
       .def(py::init<const py::capsule&, const py::type&, const py::type&>(), py::arg("exchange_api"),

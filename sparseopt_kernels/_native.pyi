@@ -60,12 +60,15 @@ class Table:
     """Tensors, and the index of each one's rule."""
 
     def __init__(self, tensors: list[Tensor], groups: list[int]) -> None: ...
+    def forget(self) -> None:
+        """Forget what any_written has found."""
 
 def step(table: Table, grads: bytes, rules: list[Rule], threads: int) -> None:
     """``grads`` has the address of each tensor's gradient, 8 bytes each."""
 
 def any_written(table: Table, everything: bool) -> bool:
-    """Tell if a mask, or a weight outside of one, was written: of a part, another one in each call."""
+    """Tell if a mask, or a weight outside of one, was written: looks at a part, another one in each call, and
+    knows what earlier calls have found."""
 
 def squared_norm(table: Table, grads: bytes, rules: list[Rule], threads: int) -> float: ...
 

@@ -12,7 +12,11 @@ namespace sparseopt::cpu {
 
 struct Table {
   std::vector<const Tensor*> tensors;
-  std::vector<size_t> groups;  // which parameter group (rule) each belongs to
+  std::vector<size_t> groups;    // which parameter group (rule) each belongs to
+  mutable size_t looks = 0;      // how often any_written has looked
+  mutable bool written = false;  // what it has found since forget()
+
+  void forget() const { written = false; }
 };
 
 // What a step does, for gradients at certain addresses, 8 bytes each.
@@ -31,13 +35,19 @@ inline std::vector<Update> updates_of(const Table& table, std::string_view addre
   return updates;
 }
 
+// Tensors that a step looks at, about: each costs a few cache misses, 0.3 us. With all 3162 layers of 32x32
+// it was 7 to 10% of a step. More of them take turns.
+constexpr size_t kLookedAt = 192;
+
 // Looks at a part of the masks and weights, or at all of them: whether any was written without anybody being
-// told. Which ones, their watches know.
+// told, now or in a call before. Which ones, their watches know.
 inline bool any_written(const Table& table, bool everything) {
-  bool found = false;
-  for (const Tensor* tensor : table.tensors)
-    if (tensor->watch) found |= tensor->watch->look(tensor->parameter, tensor->dtype, everything);
-  return found;
+  const size_t count = table.tensors.size(), stride = everything ? 1 : (count + kLookedAt - 1) / kLookedAt;
+  for (size_t i = stride == 0 ? 0 : table.looks++ % stride; i < count; i += stride) {
+    const Tensor* tensor = table.tensors[i];
+    if (tensor->watch) table.written |= tensor->watch->look(tensor->parameter, tensor->dtype, everything);
+  }
+  return table.written;
 }
 
 }  // namespace sparseopt::cpu

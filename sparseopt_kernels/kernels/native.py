@@ -113,6 +113,7 @@ class NativePlan:
                 found.append(UnseenWrite(tensors, to_mask=False))
             if watch is not None:
                 watch.forget()
+        self.table.forget()
         return found
 
 

@@ -235,6 +235,27 @@ def test_a_mask_in_another_order_than_its_parameter(noticing: Backend) -> None:
     assert steps_until_masked(layer.weight, mask, optimizer) == 1
 
 
+@pytest.mark.skipif(native.is_missing(), reason="there is no native library")
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1e6}], ids=["ready", "long-way"])
+def test_many_tensors_take_turns(options: dict[str, Any]) -> None:
+    """Of 400, each step looks at 133 or 134: all of them have had their turn after three."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [Parameter(torch.randn(8, 40, generator=generator)) for _ in range(400)]
+    masks = {p: torch.rand(8, 40, generator=generator) < 0.2 for p in parameters}
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend="cpu", **options)
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    for _ in range(3):
+        optimizer.step()
+    for at in (0, 1, 2, 399):
+        WRITES["data"](masks[parameters[at]]).logical_not_()
+        assert steps_until_masked(parameters[at], masks[parameters[at]], optimizer) <= 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            optimizer.step()
+
+
 def test_nothing_is_noticed_where_nothing_was_written(noticing: Backend) -> None:
     """Whatever the ends of tensors, through more turns than there are."""
     optimizers = [make(shape, noticing.name)[2] for shape in [(1,), (15,), (16,), (17,), (65,), (129, 129)]]
