@@ -100,12 +100,6 @@ MUTANTS = {
         "found.snapshot, []",
         "optimizer/test_moving_masks.py::test_a_mapping_that_makes_its_masks_anew",
     ),
-    "made-again-though-broken-off": Mutant(
-        "optimizer.py",
-        "ready, self._ready = self._ready, None  # until",
-        "ready = self._ready  # until",
-        "bad_input/test_failed_steps.py::test_a_step_that_its_device_broke_off",
-    ),
     # What is prepared anew.
     "mask-not-applied-to-the-buffer": Mutant(
         "preparation.py",
@@ -167,12 +161,6 @@ MUTANTS = {
         "last = plans.get((turn, device, dtype))",
         "last = plans.get((turn, device, dtype))\n        last = last and last._replace(tensors=tensors)",
         "optimizer/test_moving_masks.py::test_a_plain_dict_of_masks_is_looked_at_each_step",
-    ),
-    "step-broken-off-keeps-its-snapshot": Mutant(
-        "optimizer.py",
-        "self._versions = None  # until the step",
-        "pass  # until the step",
-        "bad_input/test_failed_steps.py::test_a_step_that_its_device_broke_off",
     ),
     # The step itself.
     "new-buffers-not-stored": Mutant(

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt_kernels import kernels
 from sparseopt_kernels.kernels import device, gpu_plan, gpu_tables, triton
-from sparseopt_kernels.kernels.contract import Inputs, Tensors
+from sparseopt_kernels.kernels.contract import Inputs, Tensors, UnseenWrite
 from sparseopt_kernels.optimizer import SparseOpt
 
 Launches = list[dict[str, Any]]
@@ -468,6 +468,9 @@ def test_tensors_on_two_devices_are_two_calls(monkeypatch: pytest.MonkeyPatch) -
 
         def step(self, inputs: Inputs) -> None:
             calls.append((self.tensors, inputs))
+
+        def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
+            return []
 
     class Backend:
         unavailable = staticmethod(lambda device: None)
