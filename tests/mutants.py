@@ -227,13 +227,13 @@ MUTANTS = {
     ),
     "unseen-writes-to-masks-not-looked-for": Mutant(
         "kernels/native.py",
-        "if watch is not None and watch.mask_written:",
+        "if watch.mask_written:",
         "if False:",
         "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
     ),
     "unseen-writes-to-weights-not-looked-for": Mutant(
         "kernels/native.py",
-        "if watch is not None and watch.weights_written:",
+        "if watch.weights_written:",
         "if False:",
         "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
     ),
@@ -245,8 +245,8 @@ MUTANTS = {
     ),
     "unseen-writes-found-for-ever": Mutant(
         "kernels/native.py",
-        "                watch.forget()",
-        "                pass",
+        "            watch.forget()",
+        "            pass",
         "optimizer/test_unseen_writes.py::test_after_a_finding_the_step_is_short_again",
     ),
     "masks-of-other-optimizers-watched": Mutant(

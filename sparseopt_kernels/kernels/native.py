@@ -107,12 +107,13 @@ class NativePlan:
         if not _native.any_written(self.table, everything):
             return found
         for tensors, watch in zip(self._tensors, self._watches, strict=True):
-            if watch is not None and watch.mask_written:
+            if watch is None:
+                continue
+            if watch.mask_written:
                 found.append(UnseenWrite(tensors, to_mask=True))
-            if watch is not None and watch.weights_written:
+            if watch.weights_written:
                 found.append(UnseenWrite(tensors, to_mask=False))
-            if watch is not None:
-                watch.forget()
+            watch.forget()
         self.table.forget()
         return found
 
