@@ -24,18 +24,25 @@ using namespace sparseopt::cpu;
 
 namespace {
 
-// Defines a Python function that calls `function` (step or squared_norm) without the GIL.
-template <class Function>
-void define_over_table(py::module_& module, const char* name, Function function) {
+// Both run without the GIL.
+void define_steps(py::module_& module) {
+  using Rules = std::vector<const Rule*>;
   module.def(
-      name,
-      [function](const Table& table, const py::bytes& grads, const std::vector<const Rule*>& rules,
-                 int threads) {
+      "step",
+      [](const Table& table, const py::bytes& grads, const Rules& rules, int threads) {
         const std::vector<Update> updates = updates_of(table, std::string_view(grads), rules);
         py::gil_scoped_release release;
-        return function(updates, threads);
+        step(updates, threads);
       },
       py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("threads"));
+  module.def(
+      "squared_norm",
+      [](const Table& table, const py::bytes& grads, const Rules& rules, int threads, bool dense) {
+        const std::vector<Update> updates = updates_of(table, std::string_view(grads), rules);
+        py::gil_scoped_release release;
+        return squared_norm(updates, threads, dense);
+      },
+      py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("threads"), py::arg("dense"));
 }
 
 py::dict build_info() {
@@ -194,8 +201,7 @@ PYBIND11_MODULE(_native, module) {
            py::arg("threads"))
       .def("versions", &ReadyStep::versions);
 
-  define_over_table(module, "step", step);
-  define_over_table(module, "squared_norm", squared_norm);
+  define_steps(module);
   py::class_<Decision>(module, "Decision")
       .def_property_readonly("step_bytes", [](const Decision& d) { return d.kind.step_bytes; })
       .def_property_readonly("live_share", [](const Decision& d) { return d.kind.live_share; })

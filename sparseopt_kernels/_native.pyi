@@ -70,7 +70,7 @@ def any_written(table: Table, everything: bool) -> bool:
     """Tell if a mask, or a weight outside of one, was written: looks at a part, another one in each call, and
     knows what earlier calls have found."""
 
-def squared_norm(table: Table, grads: bytes, rules: list[Rule], threads: int) -> float: ...
+def squared_norm(table: Table, grads: bytes, rules: list[Rule], threads: int, dense: bool) -> float: ...
 
 class MemoryReader:
     """Tells where tensors lie: ``exchange_api`` is ``torch.Tensor.__dlpack_c_exchange_api__``."""

@@ -17,12 +17,15 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
 from .gradients import Gradients
+from .kernels.contract import NormOver
+from .kernels.device import capturing
 from .masks import Masks, masks_of
 from .neurons import Correction
 from .optimizer_arguments import (
     check_correction,
     check_group,
     check_masks,
+    check_norm_over,
     parameters_in,
     take_out_arguments,
     warn_of_forgotten_masks,
@@ -31,12 +34,16 @@ from .preparation import NOTHING, Prepared, prepare
 from .ready import Ready, ready_again
 from .registered_masks import remember, remembered_places
 from .scalars import Amp, inputs_of, limit_norm
+from .skipped_steps import pending_skips
 from .snapshot import Look, Snapshot, look, versions_of
 from .unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
 from .user_warning import warn
 
 if TYPE_CHECKING:
     from ._native import Snapshot as NativeSnapshot
+
+_OWN = ("_masks", "_backend_name", "_max_grad_norm_over", "_feeding_norm", "_warned")
+"""What a copy has besides all that an optimizer of PyTorch has."""
 
 
 class SparseOpt(Optimizer):
@@ -113,6 +120,7 @@ class SparseOpt(Optimizer):
     _masks: Mapping[Parameter, Tensor]
     _own_masks: Mapping[Parameter, Tensor]  # of those, what belongs to parameters in the groups
     _backend_name: str
+    _max_grad_norm_over: NormOver
     _feeding_norm: set[Parameter] | None
     _warned: set[Parameter]  # of the masks of these there was a warning
     _full_check: FullCheck | None
@@ -141,12 +149,15 @@ class SparseOpt(Optimizer):
         ham_alpha: float = 0.0,
         ham_beta: float = 0.0,
         max_grad_norm: float | None = None,
+        max_grad_norm_over: NormOver = "active",
         backend: str = "auto",
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
         self._backend_name = kernels.chosen_name(backend)
+        check_norm_over(max_grad_norm_over)
+        self._max_grad_norm_over = max_grad_norm_over
         if not isinstance(masks, Mapping | None):
             raise TypeError(
                 f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
@@ -198,7 +209,9 @@ class SparseOpt(Optimizer):
                 if id(p) in seen:
                     raise ValueError(f"{name} is in the optimizer already, as {seen[id(p)]}")
         if isinstance(param_group, dict):
-            take_out_arguments(param_group, self._masks, self._feeding_norm, self._backend_name)
+            take_out_arguments(
+                param_group, self._masks, self._feeding_norm, self._backend_name, self._max_grad_norm_over
+            )
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -259,7 +272,14 @@ class SparseOpt(Optimizer):
 
     def _update_all(self) -> None:
         """Make the step: the last one again, or what changed since then is prepared anew first."""
-        if self._made_again():
+        skips = pending_skips(self, self._masks)
+        if skips and capturing():
+            raise RuntimeError(
+                "the masks were updated, so the step that follows is left out (skip_step), and it is captured "
+                "in a CUDA graph that would leave it out at every replay: make it outside the graph, and "
+                "capture the next one"
+            )
+        if self._made_again(is_skipped=bool(skips)):
             return
         found = self._look()
         if not self._is_as_before(found):
@@ -271,19 +291,23 @@ class SparseOpt(Optimizer):
         if self._full_check is not None:
             self._full_check.check(self._prepared, self._own_masks, self._names())
         self._versions = None  # until the step has come to its end
-        self._make_step(found.gradients)
+        if not skips:
+            self._make_step(found.gradients)
         versions = versions_of(self._prepared.watched)
         if self._full_check is None:
             self._ready = ready_again(self._prepared, found, versions)
         self._snapshot, self._masks_found = found.snapshot, found.masks
         self._versions = versions if self._ready is None else None
+        for skip in skips:
+            skip.take(self)
 
-    def _made_again(self) -> bool:
+    def _made_again(self, is_skipped: bool) -> bool:
         """Whether the last step could be made again, and was."""
         ready, self._ready = self._ready, None  # until it has come to its end
         if ready is None:
             return False
-        if self._amp() == (None, None) and ready.make(self.param_groups, self.state, self._own_masks):
+        is_plain = not is_skipped and self._amp() == (None, None)
+        if is_plain and ready.make(self.param_groups, self.state, self._own_masks):
             self._ready = ready
             return True
         self._versions = ready.versions()
@@ -353,7 +377,7 @@ class SparseOpt(Optimizer):
         inputs = [inputs_of(batch, prepared, gradients, self.param_groups, amp) for batch in batches]
         limits = [group["max_grad_norm"] for group in self.param_groups]
         if batches and limits.count(None) < len(limits):
-            inputs = limit_norm(batches, inputs, limits, prepared.on_host)
+            inputs = limit_norm(batches, inputs, limits, prepared.on_host, self._max_grad_norm_over)
         # Kernels write through pointers, and autograd must notice it; before the write, so that whatever
         # interrupts it cannot leave one that was not counted.
         increment_version(prepared.updated)
@@ -391,7 +415,7 @@ class SparseOpt(Optimizer):
         return names
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("_masks", "_backend_name", "_feeding_norm", "_warned")}
+        own = {name: getattr(self, name) for name in _OWN}
         # Of masks in a dict, a copy must know the layers that they are registered in. Masks knows by itself.
         places = [] if isinstance(self._masks, Masks) else remembered_places(self._masks)
         return {**super().__getstate__(), **own, "_places": places}

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from . import kernels
+from .kernels.contract import NormOver
 from .masks import Masks, masks_of
 from .neurons import Correction
 from .registered_masks import check_mask, remembered_mask
 from .user_warning import warn
 
 _CORRECTIONS = (*get_args(Correction), "auto")
+_NORMS_OVER = get_args(NormOver)
 
 
 def take_out_arguments(
@@ -23,6 +25,7 @@ def take_out_arguments(
     masks: Mapping[Parameter, Tensor],
     feeding_norm: set[Parameter] | None,
     backend: str,
+    max_grad_norm_over: str,
 ) -> None:
     """Drop from a group what is the very argument of the constructor: wrappers such as SAM and
     ``ZeroRedundancyOptimizer`` put all arguments into the groups that they make.
@@ -36,6 +39,7 @@ def take_out_arguments(
         "backend": lambda value: (
             value == backend or (value == "auto" and kernels.chosen_name(value) == backend)
         ),
+        "max_grad_norm_over": lambda value: value == max_grad_norm_over,
     }
     for name in is_given.keys() & group.keys():
         if not is_given[name](group[name]):
@@ -141,3 +145,8 @@ def _is_number(value: object) -> bool:
 def check_correction(correction: str) -> None:
     if correction not in _CORRECTIONS:
         raise ValueError(f"correction is {correction!r}, it must be one of {_CORRECTIONS}")
+
+
+def check_norm_over(over: str) -> None:
+    if over not in _NORMS_OVER:
+        raise ValueError(f"max_grad_norm_over is {over!r}, it must be one of {_NORMS_OVER}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .gradients import Gradients, regular_gradients
-from .kernels.contract import Inputs, Rule
+from .kernels.contract import Inputs, NormOver, Rule
 from .neurons import arithmetic_dtype
 from .preparation import Batch, Prepared
 
@@ -60,7 +60,11 @@ def inputs_of(
 
 
 def limit_norm(
-    batches: Sequence[Batch], inputs: Sequence[Inputs], limits: Sequence[float | None], on_host: bool
+    batches: Sequence[Batch],
+    inputs: Sequence[Inputs],
+    limits: Sequence[float | None],
+    on_host: bool,
+    over: NormOver,
 ) -> list[Inputs]:
     """The inputs with the coefficient of Appendix F in the rules of the groups whose gradients are limited.
 
@@ -68,8 +72,9 @@ def limit_norm(
         batches, inputs: all batches of the step, and what each is given.
         limits: ``max_grad_norm`` of each group.
         on_host: whether the coefficient is to be a number.
+        over: the positions whose gradients count.
     """
-    squares = [batch.plan.squared_norm(own) for batch, own in zip(batches, inputs, strict=True)]
+    squares = [batch.plan.squared_norm(own, over) for batch, own in zip(batches, inputs, strict=True)]
     # AMP's scale: either of them is 1.
     gamma, grad_scale = inputs[0].rules[0].gamma, inputs[0].grad_scale
     coefficients: list[Any]

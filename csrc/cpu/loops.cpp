@@ -251,12 +251,13 @@ SPARSEOPT_INLINE void add_squares(const Stored* at, unsigned active, const Lanes
   }
 }
 
+// Without kMasked all positions count, those of a mask with the scale of their row.
 template <bool kMasked, class Stored>
 double squared_norm_of_chunk(const Chunk& chunk) {
   using T = typename ArithmeticOf<Stored>::type;
   const Tensor& tensor = *chunk.update->tensor;
   const Stored* g = static_cast<const Stored*>(chunk.update->grad);
-  Scales<T> scales(kMasked ? tensor.mask : nullptr, chunk.update->rule->correction, T(1));
+  Scales<T> scales(tensor.mask, chunk.update->rule->correction, T(1));
   Lanes<double> sums[kVectors<double>];
   for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
@@ -281,11 +282,11 @@ double squared_norm_of_chunk(const Chunk& chunk) {
   return total;
 }
 
-double squared_norm(const Chunk& chunk) {
+double squared_norm(const Chunk& chunk, bool dense) {
   return with_stored(chunk.update->tensor->dtype, [&](auto stored) {
     using Stored = decltype(stored);
-    return chunk.update->tensor->mask ? squared_norm_of_chunk<true, Stored>(chunk)
-                                      : squared_norm_of_chunk<false, Stored>(chunk);
+    const bool masked = chunk.update->tensor->mask != nullptr && !dense;
+    return masked ? squared_norm_of_chunk<true, Stored>(chunk) : squared_norm_of_chunk<false, Stored>(chunk);
   });
 }
 

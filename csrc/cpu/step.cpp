@@ -179,13 +179,13 @@ void step(const std::vector<Update>& updates, int threads) {
   tell(chunks, ns, bytes);
 }
 
-double squared_norm(const std::vector<Update>& updates, int threads) {
+double squared_norm(const std::vector<Update>& updates, int threads, bool dense) {
   const Loops& loops = chosen_loops();
   const std::vector<Chunk> chunks = cut(updates, step_bytes(updates));
   threads = useful_threads(updates, threads);
   const int64_t count = static_cast<int64_t>(chunks.size());
   std::vector<double> sums(chunks.size());
-  share_out(count, threads, [&](int64_t i) { sums[i] = loops.squared_norm(chunks[i]); });
+  share_out(count, threads, [&](int64_t i) { sums[i] = loops.squared_norm(chunks[i], dense); });
   double total = 0;
   for (double sum : sums) total += sum;
   return total;

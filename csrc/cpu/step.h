@@ -54,8 +54,8 @@ struct Chunk {
 
 void step(const std::vector<Update>& updates, int threads);
 
-// The sum of (c_i * g)^2 over the active weights.
-double squared_norm(const std::vector<Update>& updates, int threads);
+// The sum of (c_i * g)^2 over the active weights; with `dense`, over all of them, with the c_i of their rows.
+double squared_norm(const std::vector<Update>& updates, int threads, bool dense);
 
 // The instruction sets this processor can run, the best first. The environment variable
 // SPARSEOPT_CPU_ISA names the one to use.
@@ -65,7 +65,7 @@ std::vector<std::string> available_isas();
 struct Loops {
   const char* isa;
   void (*update)(const Chunk&);
-  double (*squared_norm)(const Chunk&);
+  double (*squared_norm)(const Chunk&, bool dense);
   void (*zero_outside)(const uint8_t* mask, void* data, int64_t count, int element_bytes);
 };
 

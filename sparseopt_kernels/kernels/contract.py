@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..neurons import Correction, Neurons
+
+NormOver = Literal["active", "dense"]
+"""The positions that count in the norm of a masked gradient: active ones, or all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +100,9 @@ class Plan(Protocol):
     def step(self, inputs: Inputs) -> None:
         """Apply the update rule, in place."""
 
-    def squared_norm(self, inputs: Inputs) -> Tensor:
-        """The sum of ``(c_i g)^2`` over the active weights: 0-d, float64, on the device."""
+    def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
+        """The sum of ``(c_i g)^2`` over these positions: 0-d, float64, on the device. ``c_i`` is that of the
+        row, also where the mask is False."""
 
     def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
         """Look for writes since the last step that nobody was told of, and for those that an earlier call

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..tensor_memory import addresses_of
-from .contract import Backend, Inputs, Plan, Tensors, UnseenWrite
+from .contract import Backend, Inputs, NormOver, Plan, Tensors, UnseenWrite
 from .reference import REFERENCE
 
 
@@ -31,8 +31,8 @@ class _SharedPlan:
         for plan, indices in self._shares:
             plan.step(_of(inputs, indices))
 
-    def squared_norm(self, inputs: Inputs) -> Tensor:
-        squares = [plan.squared_norm(_of(inputs, indices)) for plan, indices in self._shares]
+    def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
+        squares = [plan.squared_norm(_of(inputs, indices), over) for plan, indices in self._shares]
         return sum(squares[1:], start=squares[0])
 
     def unseen_writes(self, everything: bool) -> list[UnseenWrite]:

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .contract import Inputs, Tensors, UnseenWrite
+from .contract import Inputs, NormOver, Tensors, UnseenWrite
+from .dense_norm import dense_squared_norm
 from .device import (
     Shared,
     capturing,
@@ -127,7 +128,9 @@ class GpuPlan:
             assert isinstance(launch, WalkLaunch)
             self._kernels.walk_step(launch._replace(chunks=none), gradients, inputs)
 
-    def squared_norm(self, inputs: Inputs) -> Tensor:
+    def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
+        if over == "dense":
+            return dense_squared_norm(self._tensors, inputs)
         placed = self._place(inputs.addresses, [])
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         with made_current(self._device):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .contract import Inputs, Tensors, UnseenWrite
+from .contract import Inputs, NormOver, Tensors, UnseenWrite
 from .derived import Derived
 from .memory import (
     DTYPE_NAMES,
@@ -98,9 +98,11 @@ class NativePlan:
     def step(self, inputs: Inputs) -> None:
         _native.step(self.table, inputs.addresses, _rules(inputs), torch.get_num_threads())
 
-    def squared_norm(self, inputs: Inputs) -> Tensor:
-        norm = _native.squared_norm(self.table, inputs.addresses, _rules(inputs), torch.get_num_threads())
-        return torch.tensor(norm, dtype=torch.float64)
+    def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
+        squares = _native.squared_norm(
+            self.table, inputs.addresses, _rules(inputs), torch.get_num_threads(), dense=over == "dense"
+        )
+        return torch.tensor(squares, dtype=torch.float64)
 
     def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
         found: list[UnseenWrite] = []

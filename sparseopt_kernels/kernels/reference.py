@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..neurons import arithmetic_dtype, correction_factors
 from ..registered_masks import as_boolean
-from .contract import Inputs, Rule, Tensors, UnseenWrite
+from .contract import Inputs, NormOver, Rule, Tensors, UnseenWrite
 
 
 class Reference:
@@ -37,11 +37,11 @@ class ReferencePlan:
         for tensors, gradient in zip(self._tensors, inputs.gradients, strict=True):
             update(tensors, gradient, inputs.rules[tensors.group], inputs.grad_scale, inputs.found_inf)
 
-    def squared_norm(self, inputs: Inputs) -> Tensor:
+    def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self._tensors[0].parameter.device)
         for tensors, gradient in zip(self._tensors, inputs.gradients, strict=True):
-            g = _corrected_gradient(tensors, gradient, inputs.rules[tensors.group], torch.float64)
-            total += g.square().sum()
+            rule = inputs.rules[tensors.group]
+            total += _corrected_gradient(tensors, gradient, rule, torch.float64, over).square().sum()
         return total
 
     def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
@@ -85,13 +85,16 @@ def _write(to: Tensor, values: Tensor, mask: Tensor | None, found_inf: Tensor | 
     to.copy_(values)
 
 
-def _corrected_gradient(tensors: Tensors, gradient: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
-    """``c_i * g`` where the mask is True, 0 elsewhere, in ``dtype``."""
+def _corrected_gradient(
+    tensors: Tensors, gradient: Tensor, rule: Rule, dtype: torch.dtype, over: NormOver = "active"
+) -> Tensor:
+    """``c_i * g`` in ``dtype``; 0 where the mask is False, unless all positions count."""
     mask = _mask(tensors)
     if mask is None:
         return gradient.to(dtype)
     c = correction_factors(mask, tensors.neurons, rule.correction)
-    return torch.where(mask, gradient.to(dtype) * c.to(dtype), 0.0)
+    corrected = gradient.to(dtype) * c.to(dtype)
+    return corrected if over == "dense" else torch.where(mask, corrected, 0.0)
 
 
 def _mask(tensors: Tensors) -> Tensor | None:

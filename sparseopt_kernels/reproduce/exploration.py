@@ -116,6 +116,7 @@ class Exploration:
                 "warmup_epochs": 1,
                 "batch_size": 64,
                 "update_every": self.update_every,
+                "max_grad_norm": None,
                 "threads": 1,
                 "device": "cpu",
             }

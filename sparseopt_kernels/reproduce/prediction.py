@@ -105,6 +105,7 @@ class Prediction:
             distribution="uniform",  # ERK leaves small layers no room for rows of four times the mean
             lr=case["lr"],
             weight_decay=case["weight_decay"],
+            max_grad_norm=None,
         )
         data = images(self.data, settings.data_dir, self.train_images, self.held_out_images)
 

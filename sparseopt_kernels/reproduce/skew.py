@@ -98,6 +98,7 @@ class Skew:
                 "method": case["method"],
                 "weight_decay": case["weight_decay"],
                 "update_every": case["update_every"],
+                "max_grad_norm": None,
                 "epochs": self.epochs,
                 "warmup_epochs": 1,
                 "batch_size": self.batch_size,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -15,6 +15,7 @@ from torch.nn.parameter import Parameter
 from ..masks import neurons_in
 from ..neurons import correction_factors
 from ..registered_masks import as_boolean
+from ..skipped_steps import SkippedStep
 from ..user_warning import warn
 from .agreement import Group
 from .drop_schedules import DropSchedule, cosine
@@ -33,8 +34,9 @@ _PRUNED_BY_PYTORCH = (
 class _DropAndGrow(DynamicTopology):
     """SET and RigL but for the choice of the weights that grow."""
 
-    _settings = ("drop_fraction", *DynamicTopology._settings)
+    _settings = ("drop_fraction", "skip_step", *DynamicTopology._settings)
     _shown = ("drop_fraction", *DynamicTopology._shown)
+    _formerly: ClassVar[dict[str, Any]] = {**DynamicTopology._formerly, "skip_step": False}
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class _DropAndGrow(DynamicTopology):
         update_every: int,
         stop_at: float,
         drop_schedule: DropSchedule,
+        skip_step: bool,
         min_fan_in: int,
         process_group: Group,
     ) -> None:
@@ -50,13 +53,21 @@ class _DropAndGrow(DynamicTopology):
             raise ValueError(f"drop_fraction is {drop_fraction}, it must be in [0, 1]")
         if not callable(drop_schedule):
             raise TypeError(f"drop_schedule is {drop_schedule!r}, it must be a function of (step, stop_at)")
+        if not isinstance(skip_step, bool):
+            raise TypeError(f"skip_step is {skip_step!r}, it must be True or False")
         super().__init__(masks, update_every, stop_at, min_fan_in, process_group)
         if stop_at <= update_every:
             warn(
                 f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
             )
+        if skip_step and update_every == 1:
+            warn(
+                "update_every is 1 and skip_step is True: every step updates the masks and no weight, so nothing "
+                "is trained. Update less often, or pass skip_step=False"
+            )
         self.drop_fraction = float(drop_fraction)
         self.drop_schedule = drop_schedule
+        self.skip_step = skip_step
 
     def _prepare(self, step: int) -> Callable[[], list[bool]] | None:
         updates = self._begin()
@@ -64,7 +75,14 @@ class _DropAndGrow(DynamicTopology):
             return None  # a gradient is not finite
         self._look_at_ranks(updates)
         ks = self._numbers_to_drop(updates, self._drop_fraction_at(step))
-        return lambda: self._grow(updates, ks)
+        return lambda: self._update(updates, ks)
+
+    def _update(self, updates: Updates, ks: list[int]) -> list[bool]:
+        pairs = zip(self.masks, updates.active, strict=True)
+        # Of frozen layers alone nothing is updated, and no step is worth leaving out.
+        if self.skip_step and any(self._can_change(parameter, active) for parameter, active in pairs):
+            self._skipped_step = SkippedStep(self.masks)
+        return self._grow(updates, ks)
 
     def _drop_fraction_at(self, step: int) -> float:
         factor = self.drop_schedule(step, self.stop_at)
@@ -77,9 +95,7 @@ class _DropAndGrow(DynamicTopology):
     def _numbers_to_drop(self, updates: Updates, fraction: float) -> list[int]:
         """Return how many weights each layer drops: at least what its neurons lack; 0 where none can grow."""
         return [
-            max(int(fraction * count), missing)
-            if count < parameter.numel() and self._can_grow(parameter)
-            else 0
+            max(int(fraction * count), missing) if self._can_change(parameter, count) else 0
             for parameter, count, missing in zip(self.masks, updates.active, updates.missing, strict=True)
         ]
 
@@ -90,6 +106,9 @@ class _DropAndGrow(DynamicTopology):
         """The gradients that must be finite, and how many weights may grow by them."""
         gradients = [parameter.grad for parameter in self.masks]
         return [Ranking(layer, g, at_most=0) for layer, g in enumerate(gradients) if g is not None]
+
+    def _can_change(self, parameter: Parameter, active: int) -> bool:
+        return active < parameter.numel() and self._can_grow(parameter)
 
     def _can_grow(self, parameter: Parameter) -> bool:
         raise NotImplementedError
@@ -110,6 +129,12 @@ class SET(_DropAndGrow):
 
     The masks are written in place, and weights that left the mask or are new in it are zeroed. ``SparseOpt``
     sees the write in its next step, and zeroes the momentum of what was dropped.
+
+    With ``skip_step``, the optimizer's step that follows an update only applies the masks: weights and
+    momentum outside of them are zeroed, and no parameter of that optimizer is moved. The gradient of that
+    step has chosen the masks (RigL), and is not used twice. ``SparseOpt`` sees to that if its ``masks`` have
+    one of these masks. For other optimizers there is :attr:`skip_next`. An update that AMP's overflow
+    postpones skips no step, nor does a mask that the user changes.
 
     On a CPU, with the native library, an update takes a few passes over memory. Elsewhere PyTorch does it,
     with the same results.
@@ -142,6 +167,9 @@ class SET(_DropAndGrow):
             so is ``constant``. In a distributed run it must return the same on every rank. It is code,
             hence not part of ``state_dict()``.
         seed: of the random choices.
+        skip_step: whether the step that follows an update is left out. The published codes differ: RigL's
+            (google-research/rigl) and those of SET and RigL in jaxpruner leave it out; SET as of 2018, which
+            updates its masks after each epoch, does not.
         min_fan_in: how many inputs every neuron keeps; 0 is as published.
         process_group: the ranks of a distributed run that have the same masks. ``"world"`` is all of them.
             None compares nothing: for ensembles whose members differ. It is not part of ``state_dict()``.
@@ -155,7 +183,8 @@ class SET(_DropAndGrow):
         RuntimeError: from ``step()``, after an update was made or postponed: the ranks do not agree.
 
     Warns:
-        UserWarning: the masks will never change; or, in the first step, they have other values than when
+        UserWarning: the masks will never change; nothing would be trained (``update_every=1`` with
+            ``skip_step``); or, in the first step, they have other values than when
             this object was made (the model's checkpoint was loaded, and that of this object was not).
     """
 
@@ -170,11 +199,12 @@ class SET(_DropAndGrow):
         stop_at: float,
         drop_schedule: DropSchedule = cosine,
         seed: int = 0,
+        skip_step: bool = True,
         min_fan_in: int = 0,
         process_group: Group = "world",
     ) -> None:
         super().__init__(
-            masks, drop_fraction, update_every, stop_at, drop_schedule, min_fan_in, process_group
+            masks, drop_fraction, update_every, stop_at, drop_schedule, skip_step, min_fan_in, process_group
         )
         self.seed = int(seed)
 
@@ -206,7 +236,8 @@ class RigL(_DropAndGrow):
     ``step()`` warns once, and a layer of ``torch.nn.utils.prune`` is an error when ``RigL`` is made.
 
     Args:
-        masks, drop_fraction, update_every, stop_at, drop_schedule, process_group: as in :class:`SET`.
+        masks, drop_fraction, update_every, stop_at, drop_schedule, skip_step, process_group: as in
+            :class:`SET`.
         min_fan_in: as in :class:`SET`; a neuron gets what it lacks by ``|p.grad|`` among its own inputs.
         regrow: ``"original"`` ranks by ``|p.grad|``, which the paper found better; ``"corrected"`` by
             ``c_i * |p.grad|`` with ``c_i = sqrt(fan_in_i / mean fan-in)`` of the mask before the update,
@@ -232,13 +263,14 @@ class RigL(_DropAndGrow):
         stop_at: float,
         drop_schedule: DropSchedule = cosine,
         regrow: Literal["original", "corrected"] = "original",
+        skip_step: bool = True,
         min_fan_in: int = 0,
         process_group: Group = "world",
     ) -> None:
         if regrow not in ("original", "corrected"):
             raise ValueError(f"regrow is {regrow!r}, it must be 'original' or 'corrected'")
         super().__init__(
-            masks, drop_fraction, update_every, stop_at, drop_schedule, min_fan_in, process_group
+            masks, drop_fraction, update_every, stop_at, drop_schedule, skip_step, min_fan_in, process_group
         )
         self.regrow = regrow
         self._has_warned = False

@@ -17,6 +17,7 @@ from torch.nn.parameter import Parameter
 from ..masks import Masks, neurons_in
 from ..neurons import Neurons
 from ..registered_masks import as_boolean, check_mask, remember, remembered_places
+from ..skipped_steps import SkippedStep
 from ..user_warning import warn
 from .agreement import Group, check_masks_agree
 from .masked_layers import check_masks
@@ -29,6 +30,8 @@ class DynamicTopology:
 
     _settings: ClassVar[tuple[str, ...]] = ("update_every", "stop_at", "min_fan_in")
     _shown: ClassVar[tuple[str, ...]] = ("update_every", "stop_at")
+    _formerly: ClassVar[dict[str, Any]] = {"min_fan_in": 0}
+    _skipped_step: SkippedStep | None = None
     _uncompiled_step: Callable[[], None]
 
     def __init__(
@@ -74,6 +77,17 @@ class DynamicTopology:
         """
         return self._updated
 
+    @property
+    def skip_next(self) -> bool:
+        """True from an update of the masks until the next call of :meth:`step`, if the optimizer's step between
+        them is to be left out.
+
+        ``SparseOpt`` sees to that by itself. In a training loop with another optimizer, apply the masks to
+        weights and momentum then, and do not call its ``step``. Always False with ``skip_step=False``, and
+        of :class:`GMP`.
+        """
+        return self._skipped_step is not None
+
     def step(self) -> None:
         """Count one training step, and update the masks if an update is due.
 
@@ -87,7 +101,7 @@ class DynamicTopology:
 
     @torch.no_grad()
     def _count_step(self) -> None:
-        self._updated = False
+        self._updated, self._skipped_step = False, None
         self._warn_of_loaded_masks()
         step = self._step + 1
         due = self._is_due(step)
@@ -154,7 +168,7 @@ class DynamicTopology:
     def __getstate__(self) -> dict[str, Any]:
         # Of masks in a dict, a copy must know the layers that they are registered in. Masks knows by itself.
         places = [] if isinstance(self.masks, Masks) else remembered_places(self.masks)
-        return {**self.__dict__, "_places": places}
+        return {**self.__dict__, "_places": places, "_skipped_step": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -260,12 +274,12 @@ class DynamicTopology:
         Raises:
             ValueError: ``state_dict`` is another class's, or of masks of other shapes.
         """
-        if "min_fan_in" not in state_dict:  # a state from before there was one
-            if self.min_fan_in:
-                warn(
-                    f"state_dict has no min_fan_in: it is 0 from here on, and not {self.min_fan_in}, as given"
-                )
-            state_dict = {"min_fan_in": 0, **state_dict}
+        for name, value in self._formerly.items():
+            if name not in state_dict:  # a state from before there was such a setting
+                given = getattr(self, name)
+                if given != value:
+                    warn(f"state_dict has no {name}: it is {value} from here on, and not {given}, as given")
+                state_dict = {name: value, **state_dict}
         expected = {*self._settings, "step", "due", "explored"}
         if set(state_dict) != expected:
             raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")
@@ -280,7 +294,7 @@ class DynamicTopology:
             setattr(self, name, state_dict[name])
         self._step = state_dict["step"]
         self._due = state_dict["due"]
-        self._updated = False
+        self._updated, self._skipped_step = False, None
         self._is_compared = False
         self._is_new = False
         pairs = zip(state_dict["explored"], self.masks.values(), strict=True)

@@ -14,29 +14,48 @@ from torch.nn.parameter import Parameter
 
 
 class MaskedSGD(torch.optim.SGD):
-    """Mask the gradients, let ``torch.optim.SGD`` step, mask the weights.
+    """Mask the gradients, clip them, let ``torch.optim.SGD`` step, mask the weights.
 
     With masks that stay as they are it computes what ``SparseOpt(correction="none")`` does, to rounding.
     When a mask changes, the momentum of a weight that is dropped is left here to decay, where SparseOpt
-    zeroes it.
+    zeroes it; a step that is left out zeroes it here, too.
 
     Args:
         params: as of ``torch.optim.SGD``.
         masks: by parameter, of its shape: what its gradient is multiplied by, bool or of its dtype. The
             mapping and its tensors may change between two steps.
+        max_grad_norm: limit of the global norm of the masked gradients; None: they are not clipped.
+        skips: asked in each step if it is to apply the masks and do nothing else.
         sgd: all other arguments of ``torch.optim.SGD``.
     """
 
-    def __init__(self, params: Iterable[Parameter], masks: Mapping[Parameter, Tensor], **sgd: Any) -> None:
+    def __init__(
+        self,
+        params: Iterable[Parameter],
+        masks: Mapping[Parameter, Tensor],
+        max_grad_norm: float | None = None,
+        skips: Callable[[], bool] = lambda: False,
+        **sgd: Any,
+    ) -> None:
         super().__init__(params, **sgd)
-        self._masks = masks
+        self._masks, self._max_grad_norm, self._skips = masks, max_grad_norm, skips
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Unlike SparseOpt it writes into ``p.grad``: what RigL ranks by must be read before."""
+        if self._skips():
+            for p, mask in self._masks.items():
+                p.mul_(mask)
+                buffer = self.state[p].get("momentum_buffer")
+                if buffer is not None:
+                    buffer.mul_(mask)
+            return None
         for p, mask in self._masks.items():
             if p.grad is not None:
                 p.grad.mul_(mask)
+        if self._max_grad_norm is not None:
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
         loss = super().step(closure)
         for p, mask in self._masks.items():
             p.mul_(mask)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from .. import kernels
+from ..kernels.contract import NormOver
 from ..topology.densities import Distribution
 from . import distributed
 from .errors import TrainingError
@@ -53,9 +54,11 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     drop_fraction: float = 0.3
+    skip_step: bool = True
     regrow: Literal["original", "corrected"] = "original"
     ham_alpha: float = 0.0
-    max_grad_norm: float | None = None
+    max_grad_norm: float | None = 1.0
+    max_grad_norm_over: NormOver = "active"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     amp: AMP = "none"
     channels_last: bool = False
@@ -73,8 +76,11 @@ class Config:
 
 
 OPTIONS = tuple(field.name for field in fields(Config))
-# What a checkpoint that is older than the option was made with.
-_DEFAULTS = {field.name: field.default for field in fields(Config) if field.default is not MISSING}
+# A checkpoint that is older than an option was made with this: the default, or what was done before.
+_FORMERLY = {field.name: field.default for field in fields(Config) if field.default is not MISSING} | {
+    "skip_step": False,
+    "max_grad_norm": None,
+}
 # Where the data lie and who reads them may change between two machines; what they are does not.
 _MACHINE = ("data_dir", "loader_workers")
 
@@ -108,13 +114,13 @@ def saved_config(saved: Mapping[str, Any], given: Mapping[str, Any], source: Pat
         value = list(value) if isinstance(value, tuple) else value
         if name in _MACHINE:
             continue
-        started_with = saved.get(name, _DEFAULTS.get(name))
+        started_with = saved.get(name, _FORMERLY.get(name))
         if value != started_with:
             raise TrainingError(
                 f"{option(name)} is {_shown(value)}, but the experiment in {source} was started with "
                 f"{_shown(started_with)}: leave the option out to continue it, or start another with --output"
             )
-    values: dict[str, Any] = {**saved, **given}
+    values: dict[str, Any] = {**_FORMERLY, **saved, **given}
     for name in ("optimizer", "seeds"):
         values[name] = tuple(values[name])
     config = Config(**values)
@@ -139,9 +145,9 @@ def check(config: Config) -> None:
         values = getattr(config, name)
         if len(set(values)) < len(values):
             raise TrainingError(f"{option(name)} names something twice: {_shown(values)}")
-    if "by-hand" in config.optimizer and (config.ham_alpha or config.max_grad_norm):
+    if "by-hand" in config.optimizer and (config.ham_alpha or config.max_grad_norm_over == "dense"):
         raise TrainingError(
-            "--optimizer by-hand is plain PyTorch: it has neither --ham-alpha nor --max-grad-norm"
+            "--optimizer by-hand is plain PyTorch: it has neither --ham-alpha nor --max-grad-norm-over dense"
         )
     check_device(config.device, config.backend)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from .. import kernels
+from ..kernels.contract import NormOver
 from ..topology.densities import Distribution
 from .config import AMP, DEFAULTS_BY_DATA, METHODS, OPTIMIZERS, Config
 from .data import DATASETS
@@ -114,6 +115,13 @@ def add_training(group: argparse._ArgumentGroup) -> None:
         help=f"steps between two updates of SET or RigL {_by_data('update_every')}",
     )
     group.add_argument(
+        "--skip-step",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="leave out the optimizer's step that follows an update of the masks, as RigL's published code does "
+        "(default: --skip-step)",
+    )
+    group.add_argument(
         "--regrow",
         choices=("original", "corrected"),
         help="gradient by which RigL chooses the weights to grow: as backward() leaves it, or times c_i "
@@ -121,9 +129,15 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-grad-norm",
-        type=positive,
+        type=lambda text: None if text == "none" else positive(text),
         metavar="NORM",
-        help="limit of the global gradient norm; by-hand does not have it (default: none)",
+        help=f"limit of the global gradient norm, or none (default: {Config.max_grad_norm:g})",
+    )
+    group.add_argument(
+        "--max-grad-norm-over",
+        choices=get_args(NormOver),
+        help="what counts in that norm: gradients of active weights, or those of all positions; by-hand has the "
+        f"former only (default: {Config.max_grad_norm_over})",
     )
     group.add_argument(
         "--ham-alpha",

@@ -117,6 +117,7 @@ class Run:
                 config.drop_fraction,
                 config.update_every,
                 stop_at=_STOP_AT * config.epochs * steps,
+                skip_step=config.skip_step,
             )
 
     def _make_optimizer(self) -> SparseOpt | MaskedSGD:
@@ -125,6 +126,8 @@ class Run:
             return MaskedSGD(
                 self.model.parameters(),
                 self.masks,
+                max_grad_norm=config.max_grad_norm,
+                skips=lambda: self.topology is not None and self.topology.skip_next,
                 lr=config.lr,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
@@ -138,6 +141,7 @@ class Run:
             correction=_CORRECTION[self.optimizer_name],  # type: ignore[arg-type]
             ham_alpha=config.ham_alpha,
             max_grad_norm=config.max_grad_norm,
+            max_grad_norm_over=config.max_grad_norm_over,
             backend=config.backend,
         )
 

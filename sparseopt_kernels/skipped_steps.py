@@ -1,0 +1,60 @@
+"""Steps that optimizers leave out: what a topology asks for when it updates masks, and what optimizers take.
+
+Neither side knows the other. What they have in common are the masks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+
+class SkippedStep:
+    """A step that each optimizer of these masks leaves out once, for as long as this object lives.
+
+    Args:
+        masks: those that were updated, by parameter.
+    """
+
+    def __init__(self, masks: Mapping[Parameter, Tensor]) -> None:
+        self._masks = masks
+        self._taken_by: weakref.WeakSet[Any] = weakref.WeakSet()
+        key = id(self)
+        _PENDING[key] = weakref.ref(self, lambda _: _PENDING.pop(key, None))
+
+    def concerns(self, optimizer: object, masks: Mapping[Parameter, Tensor]) -> bool:
+        """Tell if that optimizer, which has these masks, has yet to leave the step out."""
+        return optimizer not in self._taken_by and any(
+            _is_same(mask, masks.get(parameter)) for parameter, mask in self._masks.items()
+        )
+
+    def take(self, optimizer: object) -> None:
+        """Remember that the optimizer has left it out."""
+        self._taken_by.add(optimizer)
+
+
+_PENDING: dict[int, weakref.ref[SkippedStep]] = {}
+
+
+def pending_skips(optimizer: object, masks: Mapping[Parameter, Tensor]) -> list[SkippedStep]:
+    """Return the steps that an optimizer has yet to leave out: all of them by leaving out one.
+
+    Args:
+        optimizer: any object that can be weakly referenced.
+        masks: all that it was given, also those of parameters that it does not update.
+    """
+    if not _PENDING:
+        return []
+    asked = [skip for reference in [*_PENDING.values()] if (skip := reference()) is not None]
+    return [skip for skip in asked if skip.concerns(optimizer, masks)]
+
+
+def _is_same(mask: Tensor, other: Tensor | None) -> bool:
+    """Tell if both are one tensor, or two for the same memory."""
+    if other is None or mask is other:
+        return mask is other
+    return mask.dtype == other.dtype and mask.device == other.device and mask.is_set_to(other)
