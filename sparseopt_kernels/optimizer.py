@@ -275,9 +275,8 @@ class SparseOpt(Optimizer):
         skips = pending_skips(self, self._masks)
         if skips and capturing():
             raise RuntimeError(
-                "the masks were updated, so the step that follows is left out (skip_step), and it is captured "
-                "in a CUDA graph that would leave it out at every replay: make it outside the graph, and "
-                "capture the next one"
+                "the step after an update of the masks is left out (skip_step), and a CUDA graph that is "
+                "captured of it would move no weight: make this step outside the graph, capture the next one"
             )
         if self._made_again(is_skipped=bool(skips)):
             return

@@ -1,5 +1,5 @@
-"""The norm of gradients over all positions of a mask, by PyTorch: for plans whose kernels visit active weights
-alone."""
+"""The norm of gradients over all positions, masked ones too, by PyTorch: for plans whose kernels visit active
+weights alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .derived import Derived
 
 
 def dense_squared_norm(tensors: Sequence[Tensors], inputs: Inputs) -> Tensor:
-    """Return the sum of ``(c_i g)^2`` over all positions: 0-d, float64, on the device, without waiting for it.
+    """Return the sum of ``(c_i g)^2`` over all positions: 0-d, float64, on the device, which is not waited for.
 
-    A pass over the gradients; the squares of ``c_i`` are kept for as long as their mask.
+    It is one pass over the gradients. The squares of ``c_i`` are kept for as long as their mask.
     """
     total = torch.zeros((), dtype=torch.float64, device=tensors[0].parameter.device)
     squared = _SQUARED_FACTORS(tensors)

@@ -62,8 +62,8 @@ class _DropAndGrow(DynamicTopology):
             )
         if skip_step and update_every == 1:
             warn(
-                "update_every is 1 and skip_step is True: every step updates the masks and no weight, so nothing "
-                "is trained. Update less often, or pass skip_step=False"
+                "update_every is 1 and skip_step is True: every step updates the masks and no weight, so "
+                "nothing is trained. Update less often, or pass skip_step=False"
             )
         self.drop_fraction = float(drop_fraction)
         self.drop_schedule = drop_schedule

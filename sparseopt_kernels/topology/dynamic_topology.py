@@ -79,12 +79,11 @@ class DynamicTopology:
 
     @property
     def skip_next(self) -> bool:
-        """True from an update of the masks until the next call of :meth:`step`, if the optimizer's step between
+        """True from an update of the masks until the next call of :meth:`step`: the optimizer's step between
         them is to be left out.
 
-        ``SparseOpt`` sees to that by itself. In a training loop with another optimizer, apply the masks to
-        weights and momentum then, and do not call its ``step``. Always False with ``skip_step=False``, and
-        of :class:`GMP`.
+        ``SparseOpt`` sees to that by itself. With another optimizer, apply the masks to weights and momentum
+        then, and do not call its ``step``. It is always False with ``skip_step=False``, and of :class:`GMP`.
         """
         return self._skipped_step is not None
 
