@@ -67,7 +67,7 @@ void define_mask_updates(py::module_& module) {
       .def(py::init([](const std::string& dtype, uintptr_t weights, uintptr_t mask, uintptr_t explored,
                        int64_t numel, int64_t min_fan_in, const std::array<int64_t, 4>& grid) {
              const NeuronGrid neurons{grid[0], grid[1], grid[2], grid[3]};
-             if (min_fan_in > 0 && neurons.neurons() * neurons.inputs() != numel)
+             if (neurons.neurons() * neurons.inputs() != numel)
                throw std::invalid_argument("grid must have as many elements as the layer");
              return MaskedLayer{dtype_named(dtype),
                                 reinterpret_cast<void*>(weights),
@@ -78,12 +78,19 @@ void define_mask_updates(py::module_& module) {
                                 neurons};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("weights"), py::arg("mask"), py::arg("explored"),
-           py::arg("numel"), py::arg("min_fan_in") = 0, py::arg("grid") = std::array<int64_t, 4>{0, 0, 0, 0});
+           py::arg("numel"), py::arg("min_fan_in"), py::arg("grid"));
   py::class_<Scores>(module, "Scores")
       .def(py::init([](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most) {
              return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most};
            }),
            py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"));
+
+  py::class_<MaskChange>(module, "MaskChange")
+      .def_readonly("dropped", &MaskChange::dropped)
+      .def_readonly("grown", &MaskChange::grown)
+      .def_readonly("died", &MaskChange::died)
+      .def_readonly("revived", &MaskChange::revived)
+      .def_readonly("most_grown", &MaskChange::most_grown);
 
   using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<MaskUpdates>(module, "MaskUpdates")

@@ -36,6 +36,11 @@ class Neurons:
             return 1, 1, count, prod(shape[1:])
         return self.groups, shape[0] // self.groups, shape[1], prod(shape[2:])
 
+    def count(self, shape: Sequence[int]) -> int:
+        """The number of neurons of a weight of that shape."""
+        groups, _, per_group, _ = self.grid(shape)
+        return groups * per_group
+
 
 def fan_in(mask: Tensor, neurons: Neurons) -> Tensor:
     """``fan_in_i``, the number of active weights of each neuron: int64, of shape ``(neurons,)``."""

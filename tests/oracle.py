@@ -116,9 +116,9 @@ class Layer:
         self._mask_is_new = False
 
     def corrected(self, grad: Tensor, correction: str) -> np.ndarray:
-        """c_i * g on the active weights, 0 elsewhere."""
+        """c_i * g, also where the weight is masked."""
         with np.errstate(all="ignore"):
-            return self.masked(self.factors(correction) * flat(grad))
+            return self.factors(correction) * flat(grad)
 
     def update(self, g: np.ndarray, rule: Hyper) -> None:
         """One step, from the corrected and scaled gradient ``g`` (g' of the formulas, maximize included)."""
@@ -152,8 +152,9 @@ class Layer:
 class Oracle:
     """The layers of an optimizer by name, in groups with their own hyperparameters."""
 
-    def __init__(self, groups: list[tuple[Hyper, dict[str, Layer]]]) -> None:
+    def __init__(self, groups: list[tuple[Hyper, dict[str, Layer]]], norm_over: str = "active") -> None:
         self.groups = groups
+        self.norm_over = norm_over
 
     def layers(self) -> dict[str, Layer]:
         return {name: layer for _, layers in self.groups for name, layer in layers.items()}
@@ -172,11 +173,13 @@ class Oracle:
             for name, layer in layers.items()
             if name in grads
         }
-        norm = math.sqrt(sum(float(np.sum(g * g)) for g in corrected.values()))
+        masked = {name: self.layers()[name].masked(g) for name, g in corrected.items()}
+        counted = corrected if self.norm_over == "dense" else masked
+        norm = math.sqrt(sum(float(np.sum(g * g)) for g in counted.values()))
         for rule, layers in self.groups:
             limit = rule.max_grad_norm
             coefficient = 1.0 if limit is None else 1.0 / max(norm / limit, 1.0)
             sign = -1.0 if rule.maximize else 1.0
             for name, layer in layers.items():
                 if name in grads:
-                    layer.update(sign * coefficient * corrected[name], rule)
+                    layer.update(sign * coefficient * masked[name], rule)

@@ -13,6 +13,7 @@ from oracle import Hyper, Layer, Oracle, flat
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
+from sparseopt_kernels.kernels.contract import NormOver
 from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
@@ -127,7 +128,7 @@ class SideBySide:
 
     ``rules``: the hyperparameters of each group; parameter ``i`` belongs to group ``i % len(rules)``.
     ``through_model``: the masks are buffers of modules, seen through ``Masks``, not a plain dict.
-    ``threads``: for the optimizer's step.
+    ``threads``: for the optimizer's step. ``norm_over``: its ``max_grad_norm_over``.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class SideBySide:
         seed: int = 0,
         through_model: bool = False,
         threads: int = 1,
+        norm_over: NormOver = "active",
     ) -> None:
         self.backend = backend
         self.device = backend.device
@@ -169,6 +171,7 @@ class SideBySide:
                 for group, rule in zip(members, rules, strict=True)
             ],
             masks=self.masks,
+            max_grad_norm_over=norm_over,
             backend=backend.name,
         )
         self.oracle = Oracle(
@@ -178,7 +181,8 @@ class SideBySide:
                     {n: Layer(self.params[n], self.mask(n), self.specs[n].transposed_groups) for n in group},
                 )
                 for group, rule in zip(members, rules, strict=True)
-            ]
+            ],
+            norm_over,
         )
 
     def random(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparseopt_kernels.neurons import Neurons
+from sparseopt_kernels.topology.layer_update import LayerUpdate
 from sparseopt_kernels.topology.native_updates import NativeUpdates, supports
 from sparseopt_kernels.topology.seeding import generator
 from sparseopt_kernels.topology.updates import Layer, Ranking, TorchUpdates, Updates
@@ -32,8 +34,8 @@ def copy_of(layer: Layer) -> Layer:
     return copy._replace(explored=explored)
 
 
-def update(updates: Updates, layers: list[Layer], k: list[int], grow: str) -> tuple[bool, list[bool]]:
-    """Drop and grow ``k`` weights of each layer; tell whether gradients are finite, and what changed."""
+def update(updates: Updates, layers: list[Layer], k: list[int], grow: str) -> tuple[bool, list[LayerUpdate]]:
+    """Drop and grow ``k`` weights of each layer; tell whether gradients are finite, and how masks changed."""
     gradients = [layer.parameter.grad for layer in layers]
     rankings = [Ranking(i, g, at_most=k[i]) for i, g in enumerate(gradients) if g is not None]
     finite = updates.rank(rankings)
@@ -43,15 +45,24 @@ def update(updates: Updates, layers: list[Layer], k: list[int], grow: str) -> tu
 
 
 @torch.no_grad()
-def compare(layers: list[Layer], k: list[int], grow: str, threads: int = 1, **neurons: Any) -> list[Layer]:
+def compare(
+    layers: list[Layer],
+    k: list[int],
+    grow: str,
+    threads: int = 1,
+    *,
+    min_fan_in: int = 0,
+    neurons: list[Neurons] | None = None,
+) -> list[Layer]:
     """Update copies by PyTorch and by the library; return the latter, whose bits are the former's."""
     expected, found = [copy_of(layer) for layer in layers], [copy_of(layer) for layer in layers]
     gradients = [None if g is None else g.clone() for g in (layer.parameter.grad for layer in layers)]
     assert supports(found)
     torch.set_num_threads(threads)
-    told = update(NativeUpdates(found, **neurons), found, k, grow)
+    neurons = neurons or [Neurons()] * len(layers)
+    told = update(NativeUpdates(found, neurons, min_fan_in), found, k, grow)
     torch.set_num_threads(1)
-    assert told == update(TorchUpdates(expected, **neurons), expected, k, grow)
+    assert told == update(TorchUpdates(expected, neurons, min_fan_in), expected, k, grow)
     for want, got, old, gradient in zip(expected, found, layers, gradients, strict=True):
         assert got.mask.count_nonzero() == old.mask.count_nonzero()
         for wanted, tensor in zip(want, got, strict=True):

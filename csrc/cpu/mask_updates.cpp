@@ -83,22 +83,23 @@ bool MaskUpdates::scores_are_masked() const {
          std::none_of(updates_.begin(), updates_.end(), sees_inactive);
 }
 
-std::vector<bool> MaskUpdates::grow_largest(const std::vector<int64_t>& ks, int threads) {
+std::vector<MaskChange> MaskUpdates::grow_largest(const std::vector<int64_t>& ks, int threads) {
   for (size_t i = 0; i < updates_.size(); ++i)
     if (ks.at(i) > updates_[i].at_most()) throw std::invalid_argument("k is larger than was told to rank()");
   check_missing(ks);
   return replace(ks, threads, [&](size_t i) { updates_[i].grow_largest(); });
 }
 
-std::vector<bool> MaskUpdates::grow_random(const std::vector<int64_t>& ks, const std::vector<uint64_t>& seeds,
-                                           const std::vector<uint64_t>& seeds_of_missing, int threads) {
+std::vector<MaskChange> MaskUpdates::grow_random(const std::vector<int64_t>& ks,
+                                                 const std::vector<uint64_t>& seeds,
+                                                 const std::vector<uint64_t>& seeds_of_missing, int threads) {
   if (seeds.size() != layers_.size() || seeds_of_missing.size() != layers_.size())
     throw std::invalid_argument("there must be a seed for each layer");
   check_missing(ks);
   return replace(ks, threads, [&](size_t i) { updates_[i].grow_random(seeds[i], seeds_of_missing[i]); });
 }
 
-std::vector<bool> MaskUpdates::drop(const std::vector<int64_t>& ks, int threads) {
+std::vector<MaskChange> MaskUpdates::drop(const std::vector<int64_t>& ks, int threads) {
   return replace(ks, threads, [](size_t) {});
 }
 
@@ -108,8 +109,8 @@ void MaskUpdates::check_missing(const std::vector<int64_t>& ks) const {
       throw std::invalid_argument("k is smaller than what neurons are missing");
 }
 
-std::vector<bool> MaskUpdates::replace(const std::vector<int64_t>& ks, int threads,
-                                       const std::function<void(size_t)>& grow) {
+std::vector<MaskChange> MaskUpdates::replace(const std::vector<int64_t>& ks, int threads,
+                                             const std::function<void(size_t)>& grow) {
   std::vector<int64_t> sizes;
   for (size_t i = 0; i < layers_.size(); ++i) {
     if (ks.at(i) < 0 || ks[i] > updates_[i].active())
@@ -118,7 +119,7 @@ std::vector<bool> MaskUpdates::replace(const std::vector<int64_t>& ks, int threa
       throw std::invalid_argument("min_fan_in is out of range: there are too few active weights");
     sizes.push_back(ks[i] == 0 ? 0 : layers_[i].numel);
   }
-  std::vector<uint8_t> changed(layers_.size());
+  std::vector<MaskChange> changes(layers_.size());
   for_sizes(sizes, threads, [&](size_t i, int own_threads) {
     if (ks[i] == 0) return;
     const MaskedLayer& layer = layers_[i];
@@ -126,9 +127,9 @@ std::vector<bool> MaskUpdates::replace(const std::vector<int64_t>& ks, int threa
     updates_[i].drop_smallest(layer.dtype, layer.weights, ks[i], own_threads);
     grow(i);
     // While what was read of this layer is in the cache.
-    changed[i] = updates_[i].apply(layer.dtype, layer.mask, layer.weights, layer.explored);
+    changes[i] = updates_[i].apply(layer.dtype, layer.mask, layer.weights, layer.explored);
   });
-  return {changed.begin(), changed.end()};
+  return changes;
 }
 
 }  // namespace sparseopt::cpu

@@ -16,7 +16,7 @@ struct MaskedLayer {
   uint8_t* explored;  // one byte for each weight that has been active at some time
   int64_t numel;
   int64_t min_fan_in;
-  NeuronGrid neurons;  // of a min_fan_in of 0, not looked at
+  NeuronGrid neurons;
 };
 
 struct Scores {
@@ -43,18 +43,18 @@ class MaskUpdates {
   bool scores_are_masked() const;
 
   // In each layer, drops k active weights and grows as many, by rank or at random, and writes what changed.
-  // A layer whose k is 0 is left alone. Returns which masks changed.
-  std::vector<bool> grow_largest(const std::vector<int64_t>& ks, int threads);
-  std::vector<bool> grow_random(const std::vector<int64_t>& ks, const std::vector<uint64_t>& seeds,
-                                const std::vector<uint64_t>& seeds_of_missing, int threads);
+  // A layer whose k is 0 is left alone. Returns how each mask has changed.
+  std::vector<MaskChange> grow_largest(const std::vector<int64_t>& ks, int threads);
+  std::vector<MaskChange> grow_random(const std::vector<int64_t>& ks, const std::vector<uint64_t>& seeds,
+                                      const std::vector<uint64_t>& seeds_of_missing, int threads);
 
   // Drops without growing.
-  std::vector<bool> drop(const std::vector<int64_t>& ks, int threads);
+  std::vector<MaskChange> drop(const std::vector<int64_t>& ks, int threads);
 
  private:
   void check_missing(const std::vector<int64_t>& ks) const;
-  std::vector<bool> replace(const std::vector<int64_t>& ks, int threads,
-                            const std::function<void(size_t)>& grow);
+  std::vector<MaskChange> replace(const std::vector<int64_t>& ks, int threads,
+                                  const std::function<void(size_t)>& grow);
 
   std::vector<MaskedLayer> layers_;
   std::vector<MaskUpdate> updates_;

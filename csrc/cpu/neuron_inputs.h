@@ -17,6 +17,9 @@ struct NeuronGrid {
 
   int64_t neurons() const { return groups * per_group; }
   int64_t inputs() const { return segments * length; }
+  int64_t neuron_of(int64_t place) const {
+    return place / (segments * per_group * length) * per_group + place / length % per_group;
+  }
 };
 
 // Calls body(bits, first, inputs) for words of the inputs of a neuron: the mask's bits, the place of the

@@ -90,10 +90,10 @@ void PackedMask::set_factors(int threads) {
     nnz += fan_in[neuron];
   }
   nnz_ = nnz;
-  if (nnz_ == 0) return;  // no weight to correct, and no mean fan-in to divide by
+  // Without an active weight all factors are 0, whatever they are divided by.
+  const double mean = nnz_ == 0 ? 1.0 : double(nnz_) / double(neurons());
   for (const Correction correction : {Correction::kLayer, Correction::kUnnormalized}) {
-    const double divisor =
-        correction == Correction::kLayer ? double(nnz_) / double(neurons()) : double(segments_ * length_);
+    const double divisor = correction == Correction::kLayer ? mean : double(segments_ * length_);
     if (std::all_of(fan_in.begin(), fan_in.end(), [&](int64_t count) { return double(count) == divisor; }))
       continue;
     std::vector<double>& factors = factors_[static_cast<size_t>(correction)];

@@ -12,6 +12,11 @@
 namespace sparseopt::cpu {
 namespace {
 
+// Of the inputs of a neuron.
+struct NeuronChange {
+  uint32_t lost = 0, got = 0;
+};
+
 constexpr int64_t kFewest = 1 << 12;  // among fewer, all are ranked: no guess pays
 
 // Appends the ranks at those places where the bits of word(first place, how many) are 1 and
@@ -333,23 +338,35 @@ void MaskUpdate::explore(uint8_t* explored, int threads) const {
   });
 }
 
-bool MaskUpdate::apply(Dtype dtype, uint8_t* mask, void* weights, uint8_t* explored) const {
+MaskChange MaskUpdate::apply(Dtype dtype, uint8_t* mask, void* weights, uint8_t* explored) const {
   return with_magnitude(dtype, [&](auto magnitude) {
     auto* values = static_cast<typename decltype(magnitude)::Bits*>(weights);
-    bool changed = false;
+    MaskChange change;
+    std::vector<NeuronChange> of_neurons(static_cast<size_t>(grid_.neurons()));
     for (uint32_t place : dropped_) {
       if (has(place)) continue;  // it grew again
       mask[place] = 0;
       values[place] = 0;
-      changed = true;
+      ++of_neurons[static_cast<size_t>(grid_.neuron_of(place))].lost;
     }
     for (uint32_t place : grown_) {
       if (mask[place]) continue;
       mask[place] = explored[place] = 1;
       values[place] = 0;
-      changed = true;
+      ++of_neurons[static_cast<size_t>(grid_.neuron_of(place))].got;
     }
-    return changed;
+    for (size_t neuron = 0; neuron < of_neurons.size(); ++neuron) {
+      const auto [lost, got] = of_neurons[neuron];
+      if (lost == 0 && got == 0) continue;
+      change.dropped += lost;
+      change.grown += got;
+      change.most_grown = std::max<int64_t>(change.most_grown, got);
+      const int64_t inputs =
+          lost > 0 && got > 0 ? 1 : count_inputs(grid_, static_cast<int64_t>(neuron), words_);
+      change.died += inputs == 0;
+      change.revived += lost == 0 && inputs == got;
+    }
+    return change;
   });
 }
 

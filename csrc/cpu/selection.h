@@ -10,12 +10,18 @@
 
 namespace sparseopt::cpu {
 
+// How a mask has changed: weights that left it, those that are new in it, neurons that lost their last
+// input and that got a first one, and the weights that are new in the neuron with most of them.
+struct MaskChange {
+  int64_t dropped = 0, grown = 0, died = 0, revived = 0, most_grown = 0;
+};
+
 // An update of one layer in the making. Only explore() and apply() write to tensors. Tensors are contiguous,
 // of the mask's `numel` elements, fewer than 2^32. Nothing depends on the number of threads but the time.
 class MaskUpdate {
  public:
   // Another update, in the memory of the former one. `mask`: one byte per weight, 0 or 1. It is not looked at
-  // again before apply(). Each neuron of the grid keeps `min_fan_in` inputs; of 0, the grid is not looked at.
+  // again before apply(). Each neuron of the grid keeps `min_fan_in` inputs.
   void begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, const NeuronGrid& grid, int threads);
 
   int64_t active() const { return active_; }    // before the update
@@ -46,8 +52,8 @@ class MaskUpdate {
   void explore(uint8_t* explored, int threads) const;
 
   // Writes what changes: `mask`, in `explored` what is new in it, and zeros for the weights that left it or
-  // are new in it. Returns whether anything did.
-  bool apply(Dtype dtype, uint8_t* mask, void* weights, uint8_t* explored) const;
+  // are new in it.
+  MaskChange apply(Dtype dtype, uint8_t* mask, void* weights, uint8_t* explored) const;
 
  private:
   bool has(uint32_t place) const { return words_[place / 64] >> (place % 64) & 1; }

@@ -14,7 +14,7 @@ from .derived import Derived
 
 
 def dense_squared_norm(tensors: Sequence[Tensors], inputs: Inputs) -> Tensor:
-    """Return the sum of ``(c_i g)^2`` over all positions: 0-d, float64, on the device, which is not waited for.
+    """Return the sum of ``(c_i g)^2`` over all positions: 0-d, float64, on the device. Nothing waits for it.
 
     It is one pass over the gradients. The squares of ``c_i`` are kept for as long as their mask.
     """

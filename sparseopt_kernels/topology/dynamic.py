@@ -20,6 +20,7 @@ from ..user_warning import warn
 from .agreement import Group
 from .drop_schedules import DropSchedule, cosine
 from .dynamic_topology import DynamicTopology
+from .layer_update import LayerUpdate
 from .seeding import generator
 from .updates import Ranking, Updates
 
@@ -31,11 +32,18 @@ _PRUNED_BY_PYTORCH = (
 )
 
 
+def _is_concentrated(update: LayerUpdate, neurons: int) -> bool:
+    """Tell if one neuron got over a third of what grew, at least 20 weights, and ten times an even share."""
+    most = update.most_grown
+    return 3 * most > update.grown and most >= 20 and most * neurons >= 10 * update.grown
+
+
 class _DropAndGrow(DynamicTopology):
     """SET and RigL but for the choice of the weights that grow."""
 
     _settings = ("drop_fraction", "skip_step", *DynamicTopology._settings)
     _shown = ("drop_fraction", *DynamicTopology._shown)
+    _shown_unless = (*DynamicTopology._shown_unless, ("skip_step", True))
     _formerly: ClassVar[dict[str, Any]] = {**DynamicTopology._formerly, "skip_step": False}
 
     def __init__(
@@ -68,8 +76,9 @@ class _DropAndGrow(DynamicTopology):
         self.drop_fraction = float(drop_fraction)
         self.drop_schedule = drop_schedule
         self.skip_step = skip_step
+        self._concentrated: set[str] = set()  # of these layers there was a warning
 
-    def _prepare(self, step: int) -> Callable[[], list[bool]] | None:
+    def _prepare(self, step: int) -> Callable[[], list[LayerUpdate]] | None:
         updates = self._begin()
         if not updates.rank(self._rankings(updates)):
             return None  # a gradient is not finite
@@ -77,12 +86,33 @@ class _DropAndGrow(DynamicTopology):
         ks = self._numbers_to_drop(updates, self._drop_fraction_at(step))
         return lambda: self._update(updates, ks)
 
-    def _update(self, updates: Updates, ks: list[int]) -> list[bool]:
+    def _update(self, updates: Updates, ks: list[int]) -> list[LayerUpdate]:
+        layers = self._grow(updates, ks)
         pairs = zip(self.masks, updates.active, strict=True)
         # Of frozen layers alone nothing is updated, and no step is worth leaving out.
         if self.skip_step and any(self._can_change(parameter, active) for parameter, active in pairs):
             self._skipped_step = SkippedStep(self.masks)
-        return self._grow(updates, ks)
+        return layers
+
+    def _look_at_update(self) -> None:
+        """Warn, once for each layer, if one neuron got much of what grew."""
+        found = [
+            name
+            for (name, update), parameter in zip(self._last_update.items(), self.masks, strict=True)
+            if name not in self._concentrated
+            and _is_concentrated(update, neurons_in(self.masks, parameter).count(parameter.shape))
+        ]
+        self._concentrated.update(found)
+        if found:
+            name, update = found[0], self._last_update[found[0]]
+            more = f" (and likewise in {len(found) - 1} more layers)" if len(found) > 1 else ""
+            warn(
+                f"one neuron of {name!r} got {update.most_grown} of the {update.grown} weights that "
+                f"grew{more}. Behind a batch norm, a neuron that has lost its inputs has a gradient a "
+                "hundred times the others'. Clip gradients, unless you do: SparseOpt(max_grad_norm=1). "
+                "min_fan_in keeps neurons alive. Or update less often (update_every), or drop less "
+                "(drop_fraction)"
+            )
 
     def _drop_fraction_at(self, step: int) -> float:
         factor = self.drop_schedule(step, self.stop_at)
@@ -113,7 +143,7 @@ class _DropAndGrow(DynamicTopology):
     def _can_grow(self, parameter: Parameter) -> bool:
         raise NotImplementedError
 
-    def _grow(self, updates: Updates, ks: list[int]) -> list[bool]:
+    def _grow(self, updates: Updates, ks: list[int]) -> list[LayerUpdate]:
         raise NotImplementedError
 
 
@@ -212,7 +242,7 @@ class SET(_DropAndGrow):
         # What grows in a frozen parameter would stay 0.
         return parameter.requires_grad
 
-    def _grow(self, updates: Updates, ks: list[int]) -> list[bool]:
+    def _grow(self, updates: Updates, ks: list[int]) -> list[LayerUpdate]:
         return updates.grow_random(ks, [generator(self.seed, layer, self._step) for layer in range(len(ks))])
 
 
@@ -309,5 +339,5 @@ class RigL(_DropAndGrow):
     def _can_grow(self, parameter: Parameter) -> bool:
         return parameter.grad is not None
 
-    def _grow(self, updates: Updates, ks: list[int]) -> list[bool]:
+    def _grow(self, updates: Updates, ks: list[int]) -> list[LayerUpdate]:
         return updates.grow_largest(ks)

@@ -19,7 +19,9 @@ from ..neurons import Neurons
 from ..registered_masks import as_boolean, check_mask, remember, remembered_places
 from ..skipped_steps import SkippedStep
 from ..user_warning import warn
+from . import topology_table
 from .agreement import Group, check_masks_agree
+from .layer_update import LayerUpdate
 from .masked_layers import check_masks
 from .native_updates import NativeUpdates, supports
 from .updates import Layer, TorchUpdates, Updates
@@ -30,6 +32,7 @@ class DynamicTopology:
 
     _settings: ClassVar[tuple[str, ...]] = ("update_every", "stop_at", "min_fan_in")
     _shown: ClassVar[tuple[str, ...]] = ("update_every", "stop_at")
+    _shown_unless: ClassVar[tuple[tuple[str, Any], ...]] = (("min_fan_in", 0),)
     _formerly: ClassVar[dict[str, Any]] = {"min_fan_in": 0}
     _skipped_step: SkippedStep | None = None
     _uncompiled_step: Callable[[], None]
@@ -62,6 +65,7 @@ class DynamicTopology:
         self._due = False
         self._updated = False
         self._explored = [mask != 0 for mask in masks.values()]
+        self._last_update: dict[str, LayerUpdate] = {}
         self._is_compared = False
         self._is_new = True
         self._leave_out_of_graphs()
@@ -76,6 +80,15 @@ class DynamicTopology:
         before the first call, also of a resumed run.
         """
         return self._updated
+
+    @property
+    def last_update(self) -> dict[str, LayerUpdate]:
+        """What the last update did, by the name of the layer: weights that were dropped and grown, neurons
+        that died and that were revived, and the share of the growth that one neuron got.
+
+        It is empty before the first update of this object, also of a resumed run.
+        """
+        return dict(self._last_update)
 
     @property
     def skip_next(self) -> bool:
@@ -114,7 +127,9 @@ class DynamicTopology:
         self._step = step
         self._due = due and update is None
         if update is not None:
-            self._updated = any(update())
+            self._last_update = dict(zip(self._names, update(), strict=True))
+            self._updated = any(layer.changed for layer in self._last_update.values())
+            self._look_at_update()
         if due or not self._is_compared:
             self._compare_ranks()
 
@@ -174,8 +189,11 @@ class DynamicTopology:
         remember(self.__dict__.pop("_places"))
         self._leave_out_of_graphs()
 
-    def _prepare(self, step: int) -> Callable[[], list[bool]] | None:
-        """Return what writes the masks and tells which of them changed; None: not in this step.
+    def _look_at_update(self) -> None:
+        """Warn if there is something wrong with the last update."""
+
+    def _prepare(self, step: int) -> Callable[[], list[LayerUpdate]] | None:
+        """Return what writes the masks and tells how they changed; None: not in this step.
 
         Nothing is written before it is called.
         """
@@ -198,8 +216,8 @@ class DynamicTopology:
         ]
         pairs = zip(self.masks.items(), self._explored, strict=True)
         layers = [Layer(parameter, mask, union) for (parameter, mask), union in pairs]
-        neurons = self._neurons() if self.min_fan_in else None
-        updates = (NativeUpdates if supports(layers) else TorchUpdates)(layers, self.min_fan_in, neurons)
+        make = NativeUpdates if supports(layers) else TorchUpdates
+        updates = make(layers, self._neurons(), self.min_fan_in)
         self._check_min_fan_in(updates.active)
         return updates
 
@@ -212,11 +230,11 @@ class DynamicTopology:
             return
         pairs = zip(self._names, self.masks, self._neurons(), active, strict=True)
         for name, parameter, neurons, count in pairs:
-            groups, _, per_group, _ = neurons.grid(parameter.shape)
-            needed = groups * per_group * self.min_fan_in if parameter.numel() else 0
+            number = neurons.count(parameter.shape)
+            needed = number * self.min_fan_in if parameter.numel() else 0
             if needed > count:
                 raise ValueError(
-                    f"min_fan_in is {self.min_fan_in}: {groups * per_group} neurons of {name!r} need "
+                    f"min_fan_in is {self.min_fan_in}: {number} neurons of {name!r} need "
                     f"{needed} active weights, it has {count}"
                 )
 
@@ -239,12 +257,21 @@ class DynamicTopology:
         explored = zip(self._names, self._explored_so_far(), strict=True)
         return {name: int(union.count_nonzero()) / max(1, union.numel()) for name, union in explored}
 
+    def summary(self) -> list[topology_table.TopologySummary]:
+        """Return one record for each layer: active weights, exploration rate, dead neurons, and what the last
+        update did. ``print(dst)`` shows them as a table."""
+        return topology_table.summary(self)
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{topology_table.table(self)}"
+
     def __repr__(self) -> str:
         due = self._next_update()
         shown = {name: getattr(self, name) for name in self._shown}
         shown |= {"step": self._step, "next_update": "none" if due is None else due}
-        if self.min_fan_in:
-            shown["min_fan_in"] = self.min_fan_in
+        shown |= {
+            name: getattr(self, name) for name, usual in self._shown_unless if getattr(self, name) != usual
+        }
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     def _explored_so_far(self) -> list[Tensor]:

@@ -16,6 +16,7 @@ from ..patterns import Patterns
 from .agreement import Group
 from .densities import Distribution, check_request, layer_densities
 from .dynamic_topology import DynamicTopology
+from .layer_update import LayerUpdate
 
 
 def cubic_density(initial: float, final: float, progress: float) -> float:
@@ -100,7 +101,7 @@ class GMP(DynamicTopology):
         passed = max(0, self._step - self.start_at) // self.update_every
         return min(self.start_at + (passed + 1) * self.update_every, last) if self._step < last else None
 
-    def _prepare(self, step: int) -> Callable[[], list[bool]]:
+    def _prepare(self, step: int) -> Callable[[], list[LayerUpdate]]:
         updates = self._begin()
         progress = (step - self.start_at) / (self.stop_at - self.start_at)
         pairs = zip(updates.active, self._counts_at(progress), strict=True)

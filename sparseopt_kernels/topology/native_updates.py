@@ -14,6 +14,7 @@ from ..kernels import native
 from ..kernels.memory import DTYPE_NAMES
 from ..neurons import Neurons
 from ..registered_masks import as_boolean
+from .layer_update import LayerUpdate
 from .random_choice import draw_seed
 from .updates import Layer, Ranking, score_of
 
@@ -63,14 +64,12 @@ class NativeUpdates:
     Args: as of ``TorchUpdates``.
     """
 
-    def __init__(
-        self, layers: Sequence[Layer], min_fan_in: int = 0, neurons: Sequence[Neurons] | None = None
-    ) -> None:
+    def __init__(self, layers: Sequence[Layer], neurons: Sequence[Neurons], min_fan_in: int = 0) -> None:
         from .. import _native
 
         self._layers = layers
         self._contiguous = [_contiguous(layer) for layer in layers]
-        pairs = zip(self._contiguous, neurons or [Neurons()] * len(layers), strict=True)
+        pairs = zip(self._contiguous, neurons, strict=True)
         self._updates = _native.MaskUpdates(
             [_masked_layer(layer, min_fan_in, own) for layer, own in pairs], torch.get_num_threads()
         )
@@ -104,18 +103,18 @@ class NativeUpdates:
     def ranks_are_masked(self) -> bool:
         return self._updates.scores_are_masked
 
-    def grow_largest(self, ks: list[int]) -> list[bool]:
+    def grow_largest(self, ks: list[int]) -> list[LayerUpdate]:
         self._count_writes(ks)
         return self._written(self._updates.grow_largest(ks, torch.get_num_threads()))
 
-    def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[bool]:
+    def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[LayerUpdate]:
         pairs = list(zip(self.missing, generators, strict=False))
         of_missing = [draw_seed(generator) if missing else 0 for missing, generator in pairs]
         seeds = [draw_seed(generator) for generator in generators]
         self._count_writes(ks)
         return self._written(self._updates.grow_random(ks, seeds, of_missing, torch.get_num_threads()))
 
-    def drop(self, ks: list[int]) -> list[bool]:
+    def drop(self, ks: list[int]) -> list[LayerUpdate]:
         self._count_writes(ks)
         return self._written(self._updates.drop(ks, torch.get_num_threads()))
 
@@ -131,15 +130,16 @@ class NativeUpdates:
         if written:
             increment_version(written)
 
-    def _written(self, changes: list[bool]) -> list[bool]:
+    def _written(self, changes: list[_native.MaskChange]) -> list[LayerUpdate]:
         """Copy back what the library wrote to copies; PyTorch counts these writes."""
-        for layer, contiguous, changed in zip(self._layers, self._contiguous, changes, strict=True):
+        updates = [LayerUpdate(c.dropped, c.grown, c.died, c.revived, c.most_grown) for c in changes]
+        for layer, contiguous, update in zip(self._layers, self._contiguous, updates, strict=True):
             if contiguous.explored is not layer.explored:
                 layer.explored.copy_(contiguous.explored)
             for tensor, own in zip(layer[:2], contiguous[:2], strict=True):
-                if changed and own is not tensor:
+                if update.changed and own is not tensor:
                     tensor.copy_(own)
-        return changes
+        return updates
 
 
 class _Contiguous(NamedTuple):
@@ -165,5 +165,5 @@ def _masked_layer(layer: _Contiguous, min_fan_in: int, neurons: Neurons) -> _nat
         explored=layer.explored.data_ptr(),
         numel=layer.mask.numel(),
         min_fan_in=min_fan_in,
-        grid=neurons.grid(layer.mask.shape) if min_fan_in else (0, 0, 0, 0),
+        grid=neurons.grid(layer.mask.shape),
     )

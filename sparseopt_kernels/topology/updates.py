@@ -11,6 +11,7 @@ from torch.nn.parameter import Parameter
 
 from ..neurons import Neurons
 from ..registered_masks import as_boolean
+from .layer_update import LayerUpdate, compare_masks
 from .mask_update import (
     drop_smallest,
     fill_neurons,
@@ -58,7 +59,7 @@ class Updates(Protocol):
         """Return whether everything by which weights may grow is 0 at inactive weights, but not at active
         ones: most likely it was multiplied by the masks."""
 
-    def grow_largest(self, ks: list[int]) -> list[bool]:
+    def grow_largest(self, ks: list[int]) -> list[LayerUpdate]:
         """Drop ``ks[l]`` active weights of smallest magnitude in layer ``l``, grow as many of largest rank.
 
         With ``min_fan_in``, ``ks[l]`` is 0 or at least ``missing[l]``, and fewer are dropped and grown where
@@ -66,13 +67,13 @@ class Updates(Protocol):
         new in it are zeroed, and the new ones are explored. What was active before is explored in any case.
 
         Returns:
-            Which masks changed. A layer whose ``k`` is 0 is left alone.
+            What happened to each mask. A layer whose ``k`` is 0 is left alone.
         """
 
-    def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[bool]:
+    def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[LayerUpdate]:
         """The same with random growth, by a generator of the CPU for each layer."""
 
-    def drop(self, ks: list[int]) -> list[bool]:
+    def drop(self, ks: list[int]) -> list[LayerUpdate]:
         """The same without growth."""
 
 
@@ -81,17 +82,15 @@ class TorchUpdates:
 
     Args:
         layers: what is updated.
+        neurons: where those of each layer lie.
         min_fan_in: how many inputs each neuron keeps.
-        neurons: where those of each layer lie; for a ``min_fan_in`` of 0 it is not needed.
     """
 
-    def __init__(
-        self, layers: Sequence[Layer], min_fan_in: int = 0, neurons: Sequence[Neurons] | None = None
-    ) -> None:
+    def __init__(self, layers: Sequence[Layer], neurons: Sequence[Neurons], min_fan_in: int = 0) -> None:
         self.active = [int(layer.mask.count_nonzero()) for layer in layers]
         self._layers = layers
         self._min_fan_in = min_fan_in
-        self._neurons = neurons or [Neurons()] * len(layers)
+        self._neurons = neurons
         self.missing = [0] * len(layers)
         if min_fan_in:
             pairs = zip(layers, self._neurons, strict=True)
@@ -111,47 +110,59 @@ class TorchUpdates:
                 return False
         return any(bool(ranking.gradient.any()) for ranking in rankings)
 
-    def grow_largest(self, ks: list[int]) -> list[bool]:
-        return [k > 0 and self._grow_largest(layer, k) for layer, k in enumerate(ks)]
+    def grow_largest(self, ks: list[int]) -> list[LayerUpdate]:
+        return [self._grow_largest(layer, k) if k else LayerUpdate() for layer, k in enumerate(ks)]
 
-    def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[bool]:
+    def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[LayerUpdate]:
         return [
-            k > 0 and self._grow_random(layer, k, generator)
+            self._grow_random(layer, k, generator) if k else LayerUpdate()
             for layer, (k, generator) in enumerate(zip(ks, generators, strict=True))
         ]
 
-    def drop(self, ks: list[int]) -> list[bool]:
-        return [k > 0 and self._drop(layer, k) for layer, k in enumerate(ks)]
+    def drop(self, ks: list[int]) -> list[LayerUpdate]:
+        return [self._drop(layer, k) if k else LayerUpdate() for layer, k in enumerate(ks)]
 
-    def _grow_largest(self, index: int, k: int) -> bool:
+    def _grow_largest(self, index: int, k: int) -> LayerUpdate:
         layer, ranking = self._layers[index], self._rankings[index]
         kept = self._kept(index, k)
         if self._min_fan_in:
             # Within a neuron all factors are equal; where they are 0, the gradient still tells weights apart.
             kept = fill_neurons(kept, ranking.gradient.abs(), self._min_fan_in, self._neurons[index])
             k = self.active[index] - int(kept.count_nonzero())
-        return _apply(layer, grow_largest(kept, as_boolean(layer.mask), score_of(ranking), k))
+        return self._apply(index, grow_largest(kept, as_boolean(layer.mask), score_of(ranking), k))
 
-    def _grow_random(self, index: int, k: int, generator: torch.Generator) -> bool:
+    def _grow_random(self, index: int, k: int, generator: torch.Generator) -> LayerUpdate:
         kept = self._kept(index, k)
         if self.missing[index]:
             score = random_scores(kept.shape, generator).to(kept.device)
             kept = fill_neurons(kept, score, self._min_fan_in, self._neurons[index])
         if self._min_fan_in:
             k = self.active[index] - int(kept.count_nonzero())
-        return _apply(self._layers[index], grow_random(kept, k, generator))
+        return self._apply(index, grow_random(kept, k, generator))
 
-    def _drop(self, index: int, k: int) -> bool:
+    def _drop(self, index: int, k: int) -> LayerUpdate:
         layer = self._layers[index]
         # A mask may have two parameters: then the first has pruned it already.
         k -= self.active[index] - int(layer.mask.count_nonzero())
-        return _apply(layer, self._kept(index, max(0, k)))
+        return self._apply(index, self._kept(index, max(0, k)))
 
     def _kept(self, index: int, k: int) -> Tensor:
         """Return a mask without ``k`` of its weights, or without as many as no neuron needs."""
         layer = self._layers[index]
         mask, score = as_boolean(layer.mask), layer.parameter.abs()
         return drop_smallest(mask, score, k, self._min_fan_in, self._neurons[index])
+
+    def _apply(self, index: int, grown: Tensor) -> LayerUpdate:
+        parameter, written, explored = self._layers[index]
+        mask = as_boolean(written)
+        explored |= mask
+        update = compare_masks(mask, grown, self._neurons[index])
+        if update.changed:
+            explored |= grown
+            # What grew starts at 0 even if the caller never zeroed it; what regrew keeps its value.
+            parameter.masked_fill_(mask ^ grown, 0)
+            written.copy_(grown)
+        return update
 
 
 def score_of(ranking: Ranking) -> Tensor:
@@ -161,17 +172,3 @@ def score_of(ranking: Ranking) -> Tensor:
         return magnitude
     dtype = torch.promote_types(magnitude.dtype, torch.float32)
     return magnitude.to(dtype) * ranking.factors.to(dtype)
-
-
-def _apply(layer: Layer, grown: Tensor) -> bool:
-    parameter, written, explored = layer
-    mask = as_boolean(written)
-    explored |= mask
-    changed = mask ^ grown
-    if not changed.any():
-        return False
-    explored |= grown
-    # What grew starts at 0 even if the caller never zeroed it; what regrew keeps its value.
-    parameter.masked_fill_(changed, 0)
-    written.copy_(grown)
-    return True

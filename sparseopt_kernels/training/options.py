@@ -118,7 +118,7 @@ def add_training(group: argparse._ArgumentGroup) -> None:
         "--skip-step",
         action=argparse.BooleanOptionalAction,
         default=argparse.SUPPRESS,
-        help="leave out the optimizer's step that follows an update of the masks, as the published code of RigL "
+        help="leave out the optimizer's step that follows an update of the masks, as RigL's published code "
         "does (default: --skip-step)",
     )
     group.add_argument(
@@ -136,8 +136,8 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-grad-norm-over",
         choices=get_args(NormOver),
-        help="what counts in that norm: gradients of active weights, or of all positions; by-hand has the former "
-        f"only (default: {Config.max_grad_norm_over})",
+        help="what counts in that norm: gradients of active weights, or of all positions; by-hand has the "
+        f"former only (default: {Config.max_grad_norm_over})",
     )
     group.add_argument(
         "--ham-alpha",

@@ -79,7 +79,7 @@ def test_a_dead_neuron_is_filled_by_its_gradient(corrected: bool) -> None:
     for make in (NativeUpdates, TorchUpdates):
         own = copy_of(layer)
         with torch.no_grad():
-            updates = make([own], 1, [Neurons()])
+            updates = make([own], [Neurons()], 1)
             assert updates.missing == [2]
             updates.rank([Ranking(0, gradient, at_most=2, factors=factors)])
             updates.grow_largest([2])
@@ -100,8 +100,9 @@ def test_dropping_alone(dtype: torch.dtype, min_fan_in: int, mask_dtype: torch.d
         layers = [layer_of(values.clone(), mask.clone(), None) for _ in range(2)]
         layers = [layer._replace(explored=mask != 0) for layer in layers]
         assert supports(layers[:1])
-        assert NativeUpdates(layers[:1], min_fan_in, [Neurons()]).drop([k]) == [k > 0]
-        assert TorchUpdates(layers[1:], min_fan_in, [Neurons()]).drop([k]) == [k > 0]
+        (update,) = NativeUpdates(layers[:1], [Neurons()], min_fan_in).drop([k])
+        assert [update] == TorchUpdates(layers[1:], [Neurons()], min_fan_in).drop([k])
+        assert (update.changed, update.grown, update.revived) == (k > 0, 0, 0)
         for native_tensor, expected in zip(*layers, strict=True):
             assert native_tensor.dtype == expected.dtype
             assert torch.equal(native_tensor, expected)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from update_pairs import DTYPES, SPECIAL, compare, drawn, each_dtype, large_layers, layer_of, update
 
 from sparseopt_kernels.kernels import native
+from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.topology import dynamic_topology
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.native_updates import NativeUpdates, supports
@@ -102,7 +103,7 @@ def test_only_what_is_to_be_written_is_written() -> None:
     gradient.normal_()
     layer = layer_of(values, mask, gradient)._replace(explored=explored)
     with torch.no_grad():
-        update(NativeUpdates([layer]), [layer], [150], "largest")
+        update(NativeUpdates([layer], [Neurons()]), [layer], [150], "largest")
     for whole in chain(memory, numbers):
         assert (whole[:64] == 7).all()
         assert (whole[-64:] == 7).all()
@@ -152,7 +153,7 @@ class TestLayouts:
         versions = [layer.parameter._version, layer.mask._version]
         strides = layer.parameter.stride()
         assert supports([layer])
-        update(NativeUpdates([layer]), [layer], [40], grow)
+        update(NativeUpdates([layer], [Neurons()]), [layer], [40], grow)
         assert all(torch.equal(*pair) for pair in zip(layer, expected, strict=True))
         assert layer.parameter.stride() == strides
         assert layer.parameter._version > versions[0]
@@ -234,7 +235,7 @@ def test_bad_numbers_are_refused_before_anything_is_written() -> None:
     layer = large_layers(torch.float32, ties=False, sizes=(60,))[0]
     before = [tensor.detach().clone() for tensor in layer]
     active = int(layer.mask.sum())
-    updates = NativeUpdates([layer])
+    updates = NativeUpdates([layer], [Neurons()])
     assert updates.active == [active]
     with pytest.raises(ValueError, match="k is larger than was told to rank"):
         updates.grow_largest([1])
@@ -249,7 +250,9 @@ def test_bad_numbers_are_refused_before_anything_is_written() -> None:
     with pytest.raises(IndexError):
         updates.grow_largest([])
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
-        _native.MaskedLayer(dtype="int8", weights=0, mask=0, explored=0, numel=0)
+        _native.MaskedLayer(
+            dtype="int8", weights=0, mask=0, explored=0, numel=0, min_fan_in=0, grid=(0, 0, 0, 0)
+        )
     with pytest.raises(ValueError, match=r"k is out of range: it must be in \[0, size\]"):
         _native.choose_random(0, 0, 1, 0)
     assert all(torch.equal(*pair) for pair in zip(before, layer, strict=True))

@@ -16,6 +16,8 @@ from oracle import Hyper
 from rules import DTYPES, EVERYTHING, FLOATS, RULES
 from side_by_side import PATTERNS, SideBySide, Spec
 
+from sparseopt_kernels.kernels.contract import NormOver
+
 MOMENTA: dict[str, dict[str, Any]] = {
     "no-momentum": {},
     "dampening-only": {"dampening": 0.3},
@@ -276,6 +278,7 @@ def rules(draw: st.DrawFn) -> Hyper:
     rules=st.lists(rules(), min_size=1, max_size=3),
     grad_scale=st.sampled_from([None, 0.5, 4.0]),
     threads=st.sampled_from([1, 2, 3]),
+    norm_over=st.sampled_from(["active", "dense"]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_anything(
@@ -284,9 +287,11 @@ def test_anything(
     rules: list[Hyper],
     grad_scale: float | None,
     threads: int,
+    norm_over: NormOver,
     seed: int,
 ) -> None:
-    run = SideBySide(backend, specs, rules[: len(specs)], seed=seed, threads=threads)
+    rules = rules[: len(specs)]
+    run = SideBySide(backend, specs, rules, seed=seed, threads=threads, norm_over=norm_over)
     run.run(grad_scale)
 
 

@@ -1,0 +1,46 @@
+"""One update of one mask in numbers: how many weights and neurons it lost and got."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..neurons import Neurons, fan_in
+
+
+class LayerUpdate(NamedTuple):
+    """What an update did to the mask of a layer; a weight that was dropped and grew again does not count."""
+
+    dropped: int = 0
+    """The number of weights that left the mask."""
+    grown: int = 0
+    """The number of weights that are new in it."""
+    died: int = 0
+    """The number of neurons that lost their last active weight."""
+    revived: int = 0
+    """The number of neurons that had no active weight, and have one now."""
+    most_grown: int = 0
+    """The number of new weights of the neuron that got most of them."""
+
+    @property
+    def changed(self) -> bool:
+        """True if the mask is not as before."""
+        return self.dropped > 0 or self.grown > 0
+
+    @property
+    def largest_share(self) -> float:
+        """The part of the new weights that one neuron got, the one with most: in [0, 1]."""
+        return self.most_grown / max(1, self.grown)
+
+
+def compare_masks(before: Tensor, after: Tensor, neurons: Neurons) -> LayerUpdate:
+    """Compare two boolean masks of one layer. On a GPU it is waited for, once."""
+    if not before.numel():
+        return LayerUpdate()
+    former, now = fan_in(before, neurons), fan_in(after, neurons)
+    got = fan_in(after & ~before, neurons)
+    lost = former - now + got
+    died, revived = (former > 0) & (now == 0), (former == 0) & (now > 0)
+    return LayerUpdate(*torch.stack([lost.sum(), got.sum(), died.sum(), revived.sum(), got.max()]).tolist())
