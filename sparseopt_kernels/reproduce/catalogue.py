@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .appendix_f import AppendixF
 from .balance import Balance
 from .experiment import Experiment
 from .exploration import FIGURE5, FIGURE10
@@ -26,6 +27,7 @@ _ALL: tuple[Experiment, ...] = (
     LayerNorm(),
     SKEW,
     Small(),
+    AppendixF(),
     Prediction(),
     *TABLES.values(),
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from ..training.config import OPTIONS, Config
+from ..training.config import Config
 from ..training.data import load_dataset
 from ..training.paired import Paired, paired
 from ..training.run import Run
@@ -216,7 +216,7 @@ class Small:
             method=case["method"],
             sparsity=case["sparsity"],
             lr=case["lr"],
-            **{name: value for name, value in remedy.items() if name in OPTIONS},
+            **remedy,
         )
         dataset = self._images(case, settings).dataset
         return Run(config, dataset, _CORRECTION[case["optimizer"]], case["seed"])
