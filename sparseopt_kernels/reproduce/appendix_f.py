@@ -1,6 +1,6 @@
 """What explains the gains of Appendix F? The gradient is limited in norm, over active weights or over all
-positions, and each kind of clip is crossed with a factor per neuron (Eq. 12; D, which is ``sqrt(1 - s_i)``) and
-with a factor of the same size without any direction, ``sqrt(1 - s_avg)`` of the layer.
+positions, and each kind of clip is crossed with a factor per neuron (Eq. 12; D, which is ``sqrt(1 - s_i)``)
+and with a factor of the same size without any direction, ``sqrt(1 - s_avg)`` of the layer.
 
 A run is in ``pairs.py``: 20,000 steps with weight decay after the clip, for which learning rate times weight
 decay times steps is that of the paper's 100 epochs on CIFAR-100, so that the norms of the weights settle.
@@ -98,15 +98,16 @@ class AppendixF:
             *self._by_clip(rows),
         ]
         lines += [
-            "(the clip limits the norm to 1 over active weights or over all positions; 'costs': masked SGD under "
-            "it minus masked SGD without; factors: minus masked SGD under the same clip; ± is the 95% interval of "
-            "paired seeds, * beyond it, not corrected for the number of comparisons; coefficient, norms over all "
-            "positions and over active weights, and the share of dead neurons are those of masked SGD)",
+            "(the clip limits the norm to 1 over active weights or over all positions; 'costs': masked SGD "
+            "under it minus masked SGD without; factors: minus masked SGD under the same clip; ± is the 95% "
+            "interval of paired seeds, * beyond it, not corrected for the number of comparisons; the clip's "
+            "coefficient, the norms over all positions and over active weights, and the share of dead "
+            "neurons are those of masked SGD)",
             "",
             "what is left of the loss of accuracy that the clip over all positions costs masked SGD",
             *self._left(rows),
-            f"(1: nothing is given back; 'own': each against itself without a clip, where the factor is Eq. 12; the "
-            f"paper's are of ResNet-20 on CIFAR-100, {_PAPER_EPOCHS} epochs, without HAM, Tables 2, 3, 8 and 9)",
+            "(1: nothing is given back; 'own': each against itself without a clip, where the factor is "
+            f"Eq. 12; the paper's: ResNet-20 on CIFAR-100, {_PAPER_EPOCHS} epochs, no HAM, Tables 2, 3, 8, 9)",
         ]
         for sparsity in self.searched:
             lines += [

@@ -10,6 +10,7 @@ from .figure2 import Figure2
 from .layernorm import LayerNorm
 from .one_neuron import OneNeuron
 from .prediction import Prediction
+from .resnet20 import RESNET20
 from .skew import SKEW
 from .small import Small
 from .student_teacher import DENSE_STD
@@ -28,6 +29,7 @@ _ALL: tuple[Experiment, ...] = (
     SKEW,
     Small(),
     AppendixF(),
+    RESNET20,
     Prediction(),
     *TABLES.values(),
 )

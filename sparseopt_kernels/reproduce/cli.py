@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 _OUTPUT = Path("runs") / "reproduce"
 _OF_PAPER_SIZED = ("device", "amp", "channels_last", "loader_workers")
 _EPILOG = """\
-An experiment writes NAME.csv and NAME.png into the output folder and prints a table; one that trains networks
-names in each row the commit of the code, and keeps the losses of the first steps of one case. Rows that are in the
-CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command continues. To measure
-everything again, name another folder with --output. Do not run an experiment twice at the same time in one
-folder.
+An experiment writes NAME.csv and NAME.png into the output folder and prints a table; one that trains
+networks names in each row the commit of the code, and keeps the losses of the first steps of one case. Rows
+that are in the CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command
+continues. To measure everything again, name another folder with --output. Do not run an experiment twice at
+the same time in one folder.
 """
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 @lru_cache(maxsize=1)
 def code_commit() -> str:
-    """Return the short hash of the commit that the package is of, with ``+`` if its code differs from it; ``""``
-    if it is no git checkout. Once per process: code that has been imported does not change."""
+    """Return the short hash of the commit that the package is of, with ``+`` if its code differs from it;
+    ``""`` if it is no git checkout. Once per process: code that has been imported does not change."""
     return commit_of(Path(__file__))
 
 

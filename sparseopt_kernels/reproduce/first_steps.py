@@ -1,5 +1,5 @@
-"""The losses of the first steps of one case, kept beside a CSV file: whether today's code still makes its rows
-is found out by making these steps again.
+"""The losses of the first steps of one case, kept beside a CSV file: whether today's code still makes its
+rows is found out by making these steps again.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ class Way(NamedTuple):
 
 
 class Training:
-    """One run. Runs of one seed have the same initial weights, masks and pairs; the random state of the caller
-    is not touched."""
+    """One run. Runs of one seed have the same initial weights, masks and pairs; the random state of the
+    caller is not touched."""
 
     def __init__(self, way: Way, recipe: Recipe, data: Parts) -> None:
         self.way, self.recipe, self.data = way, recipe, data
@@ -213,9 +213,9 @@ RESULTS: dict[str, type] = {
     "seconds": float,
 }
 """What :func:`trained` finds. Accuracies are in [0, 1], NaN where a loss was not finite, which ends the run;
-``train_loss`` is the mean over the last tenth of the steps. The clip's coefficient (1: no clip) and the norms of
-the gradients, over all positions and over active ones, are means over every 25th step; ``dead_share`` is that of
-neurons without an active weight at the end."""
+``train_loss`` is the mean over the last tenth of the steps. The clip's coefficient (1: no clip) and the norms
+of the gradients, over all positions and over active ones, are means over every 25th step; ``dead_share`` is
+that of neurons without an active weight at the end."""
 
 
 def trained(training: Training) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The table of the experiment ``small`` and the title of its picture: what is compared there, in words."""
+"""What the experiments ``small`` and ``resnet20`` compare, their table, and the title of their picture."""
 
 from __future__ import annotations
 
@@ -13,9 +13,24 @@ from .experiment import Row
 from .searched import differences
 
 OPTIMIZERS = {"sgd": "masked SGD", "eq12": "Eq. 12"}
-REMEDIES = {"none": "none", "clip": "clip", "skip": "skipped step", "both": "both"}
-MODELS = {"mlp": "MLP", "convnet": "convnet", "resnet8": "ResNet-8"}
+MODELS = {"mlp": "MLP", "convnet": "convnet", "resnet8": "ResNet-8", "resnet20": "ResNet-20"}
 METHODS = {"rigl": "RigL", "set": "SET", "static": "static"}
+
+
+class Remedy(NamedTuple):
+    """What may keep RigL from pouring its growth into neurons whose gradient batch norm has made large."""
+
+    label: str
+    max_grad_norm: float | None
+    skip_step: bool
+
+
+REMEDIES = {
+    "none": Remedy("none", None, skip_step=False),
+    "clip": Remedy("clip", 1.0, skip_step=False),
+    "skip": Remedy("skipped step", None, skip_step=True),
+    "both": Remedy("both", 1.0, skip_step=True),
+}
 
 
 class Place(NamedTuple):
@@ -43,15 +58,40 @@ class Comparison(NamedTuple):
         return self.kind, self.remedy
 
 
-_Way = tuple[Place, str, str]
+TrainedAs = tuple[Place, str, str]
+"""A place, an optimizer, a remedy."""
 _REMEDY_COLUMNS = [
     (f"a remedy, {optimizer}", remedy) for optimizer in OPTIMIZERS.values() for remedy in list(REMEDIES)[1:]
 ]
 _EQ12_COLUMNS = [("Eq. 12", remedy) for remedy in REMEDIES]
 
 
+def compared(at_best: Mapping[TrainedAs, Mapping[int, Row]], resolution: float) -> list[Comparison]:
+    """Return each remedy against none, for either optimizer, and Eq. 12 against masked SGD under each remedy,
+    wherever both best rates are known.
+
+    Args:
+        at_best: rows at the best rate, by seed.
+        resolution: one test image, in percentage points.
+    """
+    found = []
+    for place in dict.fromkeys(place for place, _, _ in at_best):
+        pairs = [
+            (f"a remedy, {label}", remedy, (optimizer, remedy), (optimizer, "none"))
+            for optimizer, label in OPTIMIZERS.items()
+            for remedy in list(REMEDIES)[1:]
+        ]
+        pairs += [("Eq. 12", remedy, ("eq12", remedy), ("sgd", remedy)) for remedy in REMEDIES]
+        for kind, remedy, ours, baseline in pairs:
+            a, b = (at_best.get((place, *way), {}) for way in (ours, baseline))
+            if a.keys() & b.keys():
+                result = paired(differences(a, b, "test_accuracy"), resolution)
+                found.append(Comparison(kind, place, remedy, a, b, result))
+    return found
+
+
 def written(
-    at_best: Mapping[_Way, Mapping[int, Row]],
+    at_best: Mapping[TrainedAs, Mapping[int, Row]],
     comparisons: Sequence[Comparison],
     sparsities: Sequence[float],
     resolution: float,
@@ -84,9 +124,9 @@ def written(
         }
         lines += ["", f"{about}, in points", *_by_place(header, cells)]
     lines.append(
-        "(± is the 95% interval of paired seeds; * beyond noise by itself, ** also after Holm's correction for "
-        f"{len(judged)} comparisons; a clip limits the gradient norm over active weights to 1; a skipped step "
-        "is the one that follows an update of the masks, so that static masks have none)"
+        "(± is the 95% interval of paired seeds; * beyond noise by itself, ** also after Holm's correction "
+        f"for {len(judged)} comparisons; a clip limits the gradient norm over active weights to 1; a skipped "
+        "step is the one that follows an update of the masks, so that static masks have none)"
     )
     lines += ["", "mean differences", *_pooled(judged, sparsities, resolution)]
     lines.append(
@@ -99,27 +139,29 @@ def written(
 
 
 def title(comparisons: Iterable[Comparison]) -> str:
-    """Return what Eq. 12 adds under RigL without and with both remedies, as far as it is known."""
+    """Return what Eq. 12 adds under RigL without and with each remedy, as far as it is known."""
     found = []
-    for remedy, words in (("none", "without a remedy"), ("both", "with a clip and the skipped step")):
+    words_of = {"none": "without a remedy", "clip": "with a clip", "skip": "with the skipped step"}
+    for remedy, words in {**words_of, "both": "with both"}.items():
         own = [
             c.result.mean
             for c in comparisons
             if c.column == ("Eq. 12", remedy) and c.place.method == "rigl" and not math.isnan(c.result.mean)
         ]
         if own:
-            found.append(f"{mean(own):+.1f} points {words}")
-    about = "Final test accuracy under RigL, Eq. 12 minus masked SGD"
-    return f"{about}:\n{', '.join(found)} (mean)" if found else about
+            found.append(f"{mean(own):+.1f} {words}")
+    about = "Final test accuracy under RigL, Eq. 12 minus masked SGD, mean in points"
+    return f"{about}:\n{', '.join(found)}" if found else about
 
 
 def _by_place(header: Sequence[str], cells: Mapping[Place, Sequence[str]]) -> list[str]:
+    used = [i for i in range(len(header)) if any(own[i] != "-" for own in cells.values())]
     lines = [
-        (f"{MODELS[p.model]}, {METHODS[p.method]}, {p.sparsity:g}", *own)
+        (f"{MODELS[p.model]}, {METHODS[p.method]}, {p.sparsity:g}", *(own[i] for i in used))
         for p, own in cells.items()
         if any(cell != "-" for cell in own)
     ]
-    return aligned([("", *header), *lines])
+    return aligned([("", *(header[i] for i in used)), *lines])
 
 
 def _accuracy(rows: Mapping[int, Row] | None) -> str:
@@ -152,9 +194,9 @@ def _pooled(comparisons: Sequence[Comparison], sparsities: Sequence[float], reso
                 continue
             groups = [own, *([c for c in own if c.place.sparsity == s] for s in sparsities)]
             cells = [_mean_of(group, "test_accuracy", resolution) for group in groups]
-            what = f"{REMEDIES[remedy]} - none, {kind.removeprefix('a remedy, ')}"
+            what = f"{REMEDIES[remedy].label} - none, {kind.removeprefix('a remedy, ')}"
             if kind == "Eq. 12":
-                what = f"Eq. 12 - masked SGD, remedy {REMEDIES[remedy]}"
+                what = f"Eq. 12 - masked SGD, remedy {REMEDIES[remedy].label}"
             cells.append(_mean_of(own, "train_loss", 1e-6))
             lines.append((f"{METHODS[method]}: {what}", *cells))
     return aligned([("", "all", *(f"{s:g}" for s in sparsities), "100 x training loss"), *lines])
@@ -172,6 +214,6 @@ def _count(kind: str, own: Sequence[Comparison], sure: set[tuple[Place, tuple[st
     worse = [c for c in own if c.result.beyond_noise and c.result.mean < 0]
     counted = [sum((c.place, c.column) in sure for c in group) for group in (better, worse)]
     return (
-        f"{kind}: better beyond noise in {len(better)} of {len(own)} comparisons, worse in {len(worse)}; after "
-        f"Holm's correction in {counted[0]} and {counted[1]}"
+        f"{kind}: better beyond noise in {len(better)} of {len(own)} comparisons, worse in {len(worse)}; "
+        f"after Holm's correction in {counted[0]} and {counted[1]}"
     )
