@@ -107,7 +107,7 @@ class AppendixF:
             "what is left of the loss of accuracy that the clip over all positions costs masked SGD",
             *self._left(rows),
             "(1: nothing is given back; 'own': each against itself without a clip, where the factor is "
-            f"Eq. 12; the paper's: ResNet-20 on CIFAR-100, {_PAPER_EPOCHS} epochs, no HAM, Tables 2, 3, 8, 9)",
+            f"Eq. 12; paper: ResNet-20 on CIFAR-100, {_PAPER_EPOCHS} epochs, no HAM, Tables 2, 3, 8 and 9)",
         ]
         for sparsity in self.searched:
             lines += [
