@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .appendix_f import AppendixF
 from .balance import Balance
 from .experiment import Experiment
 from .exploration import FIGURE5, FIGURE10
@@ -9,6 +10,7 @@ from .figure2 import Figure2
 from .layernorm import LayerNorm
 from .one_neuron import OneNeuron
 from .prediction import Prediction
+from .resnet20 import RESNET20
 from .skew import SKEW
 from .small import Small
 from .student_teacher import DENSE_STD
@@ -26,6 +28,8 @@ _ALL: tuple[Experiment, ...] = (
     LayerNorm(),
     SKEW,
     Small(),
+    AppendixF(),
+    RESNET20,
     Prediction(),
     *TABLES.values(),
 )

@@ -18,7 +18,8 @@ from ..training.config import Config, check_device, option
 from ..training.errors import TrainingError, check_packages
 from ..training.options import add_speed
 from .catalogue import EXPERIMENTS
-from .experiment import Case, Experiment, PaperSized, Row, Settings
+from .experiment import Case, Experiment, PaperSized, Row, Settings, Trained
+from .first_steps import write_first_steps
 from .results import Results, parse_value
 from .runner import measure_all
 
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 _OUTPUT = Path("runs") / "reproduce"
 _OF_PAPER_SIZED = ("device", "amp", "channels_last", "loader_workers")
 _EPILOG = """\
-An experiment writes NAME.csv and NAME.png into the output folder and prints a table. Rows that are in the
-CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command continues. To measure
-everything again, name another folder with --output. Do not run an experiment twice at the same time in one
-folder.
+An experiment writes NAME.csv and NAME.png into the output folder and prints a table; one that trains
+networks names in each row the commit of the code, and keeps the losses of the first steps of one case. Rows
+that are in the CSV file are not measured again: after Ctrl-C, a kill or a full disk, the same command
+continues. To measure everything again, name another folder with --output. Do not run an experiment twice at
+the same time in one folder.
 """
 
 
@@ -175,6 +177,8 @@ def _reproduce(experiment: Experiment, settings: Settings, args: argparse.Namesp
     if results.missing():
         experiment.check(settings)
         results.save()  # a folder that cannot be written to is found out now, not after the first case
+        if isinstance(experiment, Trained):
+            write_first_steps(experiment, settings, results.path)
         _measure(results, settings, workers, show=is_first and not args.quiet)
     if not is_first:
         return 0

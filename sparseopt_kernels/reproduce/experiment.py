@@ -102,3 +102,16 @@ class PaperSized(Experiment, Protocol):
 
     def cost(self, cases: Sequence[Case]) -> str:
         """How long the cases take, on what assumptions, and how a part of them is asked for."""
+
+
+@runtime_checkable
+class Trained(Experiment, Protocol):
+    """An experiment that trains networks, so that its rows go stale when the code changes.
+
+    Its CSV file has one more column, ``commit``, of the code that made the row: ``Results`` adds it, so that
+    neither ``columns`` nor what ``measure`` returns has it. The losses of the first steps of its first case
+    are kept beside that file (``first_steps.py``).
+    """
+
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
+        """The losses of the first steps of a case, fewer if it has fewer steps."""

@@ -27,8 +27,9 @@ from ..training.models import build_model
 from ..training.paired import Paired, paired
 from ..training.run import Run
 from .experiment import Case, Row, Settings
+from .first_steps import first_losses
 from .interval_picture import draw_intervals
-from .searched import RESULTS, Search, Setting, at_rate, differences, images, measured
+from .searched import RESULTS, Images, Search, Setting, at_rate, differences, images, measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +92,15 @@ class Prediction:
         load_dataset(self.data, settings.data_dir)
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
+        return [{**case, **measured(self._run(case, settings), self._images(settings))}]
+
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
+        return first_losses(self._run(case, settings), steps)
+
+    def _images(self, settings: Settings) -> Images:
+        return images(self.data, settings.data_dir, self.train_images, self.held_out_images)
+
+    def _run(self, case: Case, settings: Settings) -> Run:
         config = Config(
             epochs=self.epochs,
             batch_size=64,
@@ -107,16 +117,13 @@ class Prediction:
             weight_decay=case["weight_decay"],
             max_grad_norm=None,
         )
-        data = images(self.data, settings.data_dir, self.train_images, self.held_out_images)
-
-        def prepare(run: Run) -> None:
-            draw_fan_in(run, wide=case["fan_in"] == "wide")
-            if case["optimizer"] == "norm":
-                # Before the optimizer's step and after RigL's, which saw the gradient as it was.
-                run.optimizer.register_step_pre_hook(lambda *_: scale_by_norm(run))
-
         correction = "sparseopt" if case["optimizer"] == "eq12" else "sgd"
-        return [{**case, **measured(config, data, correction, case["seed"], prepare)}]
+        run = Run(config, self._images(settings).dataset, correction, case["seed"])
+        draw_fan_in(run, wide=case["fan_in"] == "wide")
+        if case["optimizer"] == "norm":
+            # Before the optimizer's step and after RigL's, which saw the gradient as it was.
+            run.optimizer.register_step_pre_hook(lambda *_: scale_by_norm(run))
+        return run
 
     def table(self, rows: Sequence[Row]) -> list[str]:
         header = (

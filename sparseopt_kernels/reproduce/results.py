@@ -13,10 +13,12 @@ from pathlib import Path
 from ..atomic import write_atomically
 from ..training import distributed
 from ..training.errors import TrainingError
-from .experiment import Case, Experiment, Row
+from .code_commit import code_commit
+from .experiment import Case, Experiment, Row, Trained
 
 _Key = tuple[object, ...]
 _SAME_IN_ALL_ROWS = "data"
+_COMMIT = "commit"
 
 
 class Results:
@@ -36,6 +38,8 @@ class Results:
     ) -> None:
         self.experiment = experiment
         self.path = path
+        self._commit = {_COMMIT: code_commit()} if isinstance(experiment, Trained) else {}
+        self._columns = {**experiment.columns, **dict.fromkeys(self._commit, str)}
         self._only = only or {}
         self._rows: dict[_Key, list[Row]] = {}
         if path.exists():
@@ -63,7 +67,7 @@ class Results:
             TypeError: the rows are not those of a case of this experiment.
         """
         self._check(case, rows)
-        self._rows[self._key(case)] = rows
+        self._rows[self._key(case)] = [{**row, **self._commit} for row in rows]
         self.save()
 
     def save(self) -> None:
@@ -77,7 +81,7 @@ class Results:
         # A case may be asked for again once those that it depends on are measured: it is not thrown away.
         order = dict.fromkeys([self._key(case) for case in self._cases()] + list(self._rows))
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.experiment.columns), lineterminator="\n")
+        writer = csv.DictWriter(text, list(self._columns), lineterminator="\n")
         writer.writeheader()
         for key in order:
             writer.writerows(self._rows.get(key, []))
@@ -115,23 +119,26 @@ class Results:
             lines = list(_lines(self.path.read_text(encoding="utf-8")))
         except (OSError, ValueError, csv.Error) as error:
             raise TrainingError(f"cannot read {self.path}: {error}") from error
-        columns = self.experiment.columns
         _, header = lines[0] if lines else (1, [])
-        if header != list(columns):
+        if self._commit and header == list(self.experiment.columns):
+            raise TrainingError(
+                f"{self.path} has no column {_COMMIT}: it was written before rows named the code that made "
+                "them. Name another folder with --output, or move the file away"
+            )
+        if header != list(self._columns):
             raise TrainingError(
                 f"{self.path} has columns {', '.join(header) or 'none'}; {self.experiment.name} has "
-                f"{', '.join(columns)}: name another folder with --output, or move the file away"
+                f"{', '.join(self._columns)}: name another folder with --output, or move the file away"
             )
         return [self._parse(number, line) for number, line in lines[1:]]
 
     def _parse(self, number: int, line: list[str]) -> Row:
-        columns = self.experiment.columns
         try:
-            if len(line) != len(columns):
-                raise ValueError(f"there are {len(line)} values, it must be {len(columns)}")
+            if len(line) != len(self._columns):
+                raise ValueError(f"there are {len(line)} values, it must be {len(self._columns)}")
             return {
                 name: parse_value(text, kind)
-                for text, (name, kind) in zip(line, columns.items(), strict=True)
+                for text, (name, kind) in zip(line, self._columns.items(), strict=True)
             }
         except ValueError as error:
             raise TrainingError(

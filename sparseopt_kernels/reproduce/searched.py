@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ..neurons import correction_factors
-from ..training.config import Config
 from ..training.data import Dataset, load_dataset, steps_per_epoch
 from ..training.run import Run, evaluate
 from .experiment import Case, Row
@@ -135,24 +134,15 @@ def images(data: str, data_dir: str | None, train: int, held_out: int, pooling: 
     return Images(dataset, F.avg_pool2d(full.test_images, pooling), full.test_labels)
 
 
-def measured(
-    config: Config,
-    data: Images,
-    optimizer: str,
-    seed: int,
-    prepare: Callable[[Run], object] = lambda run: None,
-) -> dict[str, float]:
-    """Train one run and find :data:`RESULTS`.
+def measured(run: Run, data: Images) -> dict[str, float]:
+    """Train a run on ``data.dataset`` from its start to its end, and find :data:`RESULTS`.
 
     Args:
-        config: of one model, method and rate; an epoch has at least four steps.
-        prepare: called with the run before its first step.
+        run: with at least four steps in an epoch.
     """
     started = time.perf_counter()
     held_out = data.dataset.test_images, data.dataset.test_labels
-    run = Run(config, data.dataset, optimizer, seed)
-    prepare(run)
-    steps = steps_per_epoch(len(data.dataset.train_labels), config.batch_size)
+    steps = steps_per_epoch(len(data.dataset.train_labels), run.config.batch_size)
     early: list[float] = []
     step = 0
 

@@ -16,6 +16,7 @@ from ..training.config import new_config
 from ..training.data import load_dataset
 from ..training.run import Run
 from .experiment import Case, Row, Settings
+from .first_steps import first_losses
 from .skew_probe import COLUMNS, QUARTERS, Probe
 
 if TYPE_CHECKING:
@@ -91,6 +92,16 @@ class Skew:
         load_dataset(self.data, settings.data_dir)
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
+        run = self._run(case, settings)
+        probe = Probe(run, [name for name in run.masks.named() if name != "classifier.weight"])
+        while not run.done:
+            run.train_epoch(probe)
+        return [{**case, **row} for row in probe.rows()]
+
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
+        return first_losses(self._run(case, settings), steps)
+
+    def _run(self, case: Case, settings: Settings) -> Run:
         config = new_config(
             {
                 "data": self.data,
@@ -107,11 +118,7 @@ class Skew:
             }
         )
         dataset = load_dataset(self.data, settings.data_dir).first(*self.examples)
-        run = Run(config, dataset, case["optimizer"], case["seed"])
-        probe = Probe(run, [name for name in run.masks.named() if name != "classifier.weight"])
-        while not run.done:
-            run.train_epoch(probe)
-        return [{**case, **row} for row in probe.rows()]
+        return Run(config, dataset, case["optimizer"], case["seed"])
 
     def table(self, rows: Sequence[Row]) -> list[str]:
         return [

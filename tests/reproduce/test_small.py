@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from sparseopt_kernels import RigL
+from sparseopt_kernels.reproduce import small_table
 from sparseopt_kernels.reproduce.cli import _png
 from sparseopt_kernels.reproduce.experiment import Settings
 from sparseopt_kernels.reproduce.prediction import Prediction, draw_fan_in, row_counts, scale_by_norm
+from sparseopt_kernels.reproduce.resnet20 import RESNET20
 from sparseopt_kernels.reproduce.results import Results
 from sparseopt_kernels.reproduce.runner import measure_all
 from sparseopt_kernels.reproduce.searched import Search, Setting, images, measured
@@ -105,9 +107,38 @@ def test_cases_grow_when_the_search_of_a_setting_is_complete():
 
 def test_cases_of_the_experiment_take_turns():
     cases = Small().cases([])
-    assert len(cases) == 3 * 3 * 3 * 4 * 5 * 2
+    assert len(cases) == 3 * 3 * (4 + 2 + 1) * 2 * 5 * 2  # networks, sparsities, remedies of each method
     assert {case["seed"] for case in cases[: len(cases) // 2]} == {0}
-    assert [case["model"] for case in cases if case["seed"] == 0][: 9 * 4 * 5] == ["mlp"] * (9 * 4 * 5)
+    # RigL at 0.99 on the MLP first, with each remedy and either optimizer at five rates.
+    first = [(case["method"], case["model"], case["sparsity"]) for case in cases[:40]]
+    assert first == [("rigl", "mlp", 0.99)] * 40
+    assert [case["method"] for case in cases[: len(cases) // 2]] == (
+        ["rigl"] * 3 * 3 * 4 * 10 + ["set"] * 3 * 3 * 2 * 10 + ["static"] * 3 * 3 * 10
+    )
+
+
+def test_a_remedy_is_what_it_says():
+    """Which limit the optimizer has and whether updates of the masks cost a step."""
+    found = {}
+    for remedy in ("none", "clip", "skip", "both"):
+        case = {"model": "mlp", "method": "rigl", "sparsity": 0.9, "optimizer": "eq12", "remedy": remedy}
+        run = TINY_SMALL._run({**case, "lr": 0.1, "seed": 0}, Settings())
+        (group,) = run.optimizer.param_groups
+        found[remedy] = (group["correction"], group["max_grad_norm"], run.topology.skip_step)
+    assert found == {
+        "none": ("layer", None, False),
+        "clip": ("layer", 1.0, False),
+        "skip": ("layer", None, True),
+        "both": ("layer", 1.0, True),
+    }
+
+
+def test_the_deeper_network_has_one_rate_and_all_seeds_follow():
+    first = RESNET20.cases([])
+    assert len(first) == 2 * 2 * 3 * 2
+    assert {case["lr"] for case in first} == {0.1}
+    rows = [{**case, "held_out_accuracy": 0.5, "test_accuracy": 0.5} for case in first]
+    assert len(RESNET20.cases(rows)) == 5 * len(first)
 
 
 def test_interval_of_a_hand_made_example():
@@ -205,7 +236,9 @@ def test_a_run_never_sees_the_test_images():
 
 
 def test_a_run_that_diverges_has_no_accuracy():
-    found = measured(tiny_config(lr=1e30, warmup_epochs=0), images("digits", None, 640, 200), "sgd", 0)
+    data = images("digits", None, 640, 200)
+    config = tiny_config(lr=1e30, warmup_epochs=0, max_grad_norm=None)
+    found = measured(Run(config, data.dataset, "sgd", 0), data)
     assert math.isnan(found["held_out_accuracy"])
     assert math.isnan(found["test_accuracy"])
     assert math.isnan(found["first_epoch"])
@@ -213,7 +246,7 @@ def test_a_run_that_diverges_has_no_accuracy():
 
 @pytest.mark.parametrize(
     ("experiment", "count"),
-    [(TINY_SMALL, 4 * (5 + 2)), (TINY_PREDICTION, 2 * 3 * 2 * 3)],
+    [(TINY_SMALL, 8 * (5 + 2)), (TINY_PREDICTION, 2 * 3 * 2 * 3)],
     ids=lambda x: str(x)[:10],
 )
 @pytest.mark.slow
@@ -235,47 +268,74 @@ def test_table_and_picture_of_nothing_yet(experiment):
     assert _png(experiment, []).startswith(b"\x89PNG")
 
 
-def test_small_concludes_from_made_up_rows():
-    """Eq. 12 is two points better at every seed; at the other rate it is worse, which must not matter."""
-    experiment = replace(TINY_SMALL, searching=3)
-    rows = [
+def made_up(experiment, accuracy, **columns):
+    """Rows of all cases, best at a rate of 0.03, where the test accuracy is ``accuracy(case)``."""
+    return [
         {
             **case,
             "held_out_accuracy": 0.9 if case["lr"] == 0.03 else 0.5,
             "train_loss": 0.5,
-            "test_accuracy": (0.80 + 0.001 * case["seed"] + 0.02 * case["optimizer"].startswith("eq12"))
-            if case["lr"] == 0.03
-            else 0.95 - 0.1 * case["optimizer"].startswith("eq12"),
+            "test_accuracy": accuracy(case) if case["lr"] == 0.03 else 0.95,
+            **{name: value(case) for name, value in columns.items()},
         }
         for case in experiment.cases([])
     ]
-    text = "\n".join(experiment.table(rows))
-    assert "80.10 (0.03)" in text
-    assert "+2.00 ± 0.17" in text  # equal differences: one of 600 test images
-    assert "Eq. 12 - masked SGD: +2.00 points over 1 settings; better beyond noise in 1, worse in 0" in text
-    assert "after Holm's correction for 2 comparisons 1 and 0" in text
-    assert "at an end of its grid in 0 of 4" in text
+
+
+def line_of(lines, start, after):
+    """The cells of the first line that begins so, below the line that begins with ``after``."""
+    below = next(i for i, line in enumerate(lines) if line.startswith(after))
+    return next(line for line in lines[below:] if line.startswith(start)).removeprefix(start).split("  ")
+
+
+def test_small_concludes_from_made_up_rows():
+    """Without a remedy Eq. 12 is two points worse, with a clip as good; the clip is worth one point."""
+    experiment = replace(TINY_SMALL, searching=3)
+
+    def accuracy(case):
+        clipped = case["remedy"] in ("clip", "both")
+        return (
+            0.80
+            + 0.001 * case["seed"]
+            + 0.01 * clipped
+            - 0.02 * (case["optimizer"] == "eq12") * (not clipped)
+        )
+
+    lines = experiment.table(made_up(experiment, accuracy))
+    cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "test accuracy") if cell.strip()]
+    assert cells[:5] == ["80.10 (0.03)", "81.10 (0.03)", "80.10 (0.03)", "81.10 (0.03)", "78.10 (0.03)"]
+    cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "what a remedy") if cell.strip()]
+    # Equal differences: one of 600 test images is 0.17 points.
+    assert cells[:3] == ["+1.00 ± 0.17**", "+0.00 ± 0.17", "+1.00 ± 0.17**"]
+    assert cells[3:] == ["+3.00 ± 0.17**", "+0.00 ± 0.17", "+3.00 ± 0.17**"]
+    cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "what Eq. 12 adds") if cell.strip()]
+    assert cells == ["-2.00 ± 0.17**", "+0.00 ± 0.17", "-2.00 ± 0.17**", "+0.00 ± 0.17"]
+    text = "\n".join(lines)
+    assert "Holm's correction for 10 comparisons" in text
+    assert "a remedy, Eq. 12: better beyond noise in 2 of 3 comparisons, worse in 0; after" in text
+    assert "Eq. 12: better beyond noise in 0 of 4 comparisons, worse in 2; after" in text
+    assert "at an end of its grid in 0 of 8" in text
+    title = small_table.title(small_table.compared(experiment._at_best(made_up(experiment, accuracy)), 0.1))
+    assert title.splitlines()[1] == (
+        "-2.0 without a remedy, +0.0 with a clip, -2.0 with the skipped step, +0.0 with both"
+    )
 
 
 def test_small_averages_over_settings_within_each_seed():
     """Plus three points at one sparsity, minus one at the other: plus one for every seed."""
     experiment = replace(TINY_SMALL, searching=3, sparsities=(0.9, 0.95))
-    rows = [
-        {
-            **case,
-            "held_out_accuracy": 0.9 if case["lr"] == 0.03 else 0.5,
-            "train_loss": 0.5 - 0.01 * case["seed"] * (case["optimizer"] == "eq12"),
-            "test_accuracy": 0.8
+    rows = made_up(
+        experiment,
+        lambda case: (
+            0.8
             + 0.01 * case["seed"]
-            + (case["optimizer"] == "eq12") * (0.03 if case["sparsity"] == 0.9 else -0.01),
-        }
-        for case in experiment.cases([])
-    ]
-    pooled = next(
-        line for line in experiment.table(rows) if line.startswith("Eq. 12 - masked SGD") and "RigL" in line
+            + (case["optimizer"] == "eq12") * (0.03 if case["sparsity"] == 0.9 else -0.01)
+        ),
+        train_loss=lambda case: 0.5 - 0.01 * case["seed"] * (case["optimizer"] == "eq12"),
     )
-    cells = " ".join(pooled.split("RigL")[1].split())
-    assert cells == "+1.00 ± 0.17 +3.00 ± 0.17 -1.00 ± 0.17 -1.00 ± 2.48"
+    cells = line_of(experiment.table(rows), "RigL: Eq. 12 - masked SGD, remedy clip", "mean differences")
+    cells = [cell.strip() for cell in cells if cell.strip()]
+    assert cells == ["+1.00 ± 0.17", "+3.00 ± 0.17", "-1.00 ± 0.17", "-1.00 ± 2.48"]
 
 
 def mean_of_last(rows):
