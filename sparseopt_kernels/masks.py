@@ -146,6 +146,11 @@ class Masks(Mapping[Parameter, Tensor]):
         """Return the fraction of the masked parameters' weights that is inactive, in [0, 1]."""
         return 1.0 - self.nnz() / max(1, sum(mask.numel() for mask in self.values()))
 
+    def dead_share(self) -> float:
+        """Return the fraction of all neurons that have no active weight, in [0, 1]."""
+        counts = [self.fan_in(parameter) for parameter in self]
+        return sum(int((own == 0).sum()) for own in counts) / max(1, sum(own.numel() for own in counts))
+
     def summary(self) -> list[mask_table.LayerSummary]:
         """Return one record for each masked parameter: name, shape, active weights, sparsity, fan-in, dead
         neurons."""

@@ -162,11 +162,6 @@ class Training:
         self.model.train()
         return float(right)
 
-    def dead_share(self) -> float:
-        """Return the share of neurons that have no active weight now."""
-        counts = torch.cat([self.masks.fan_in(p) for p in self.masks])
-        return float((counts == 0).double().mean())
-
     @torch.no_grad()
     def _norms(self) -> _Norms:
         """The global norm of the gradients that ``backward`` left, and what the clip makes of them."""
@@ -235,6 +230,6 @@ def trained(training: Training) -> dict[str, float]:
         "clip_coefficient": fmean(norms.coefficient for norms in training.norms),
         "norm_all": fmean(norms.every_position for norms in training.norms),
         "norm_active": fmean(norms.active for norms in training.norms),
-        "dead_share": training.dead_share(),
+        "dead_share": training.masks.dead_share(),
         "seconds": time.perf_counter() - started,
     }

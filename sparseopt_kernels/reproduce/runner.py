@@ -100,8 +100,8 @@ def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row
     """What an experiment measures. An error names the case, and where it is one of the program, the place."""
     try:
         with warnings.catch_warnings():
-            # What c_i does where fan-in is concentrated is what experiments are to find out.
-            warnings.filterwarnings("ignore", ".*fan-in is concentrated")
+            # What happens where fan-in is concentrated is what experiments are to find out.
+            warnings.filterwarnings("ignore", ".*fan-in is concentrated|one neuron of")
             return experiment.measure(case, settings)
     except Exception as error:
         shown = ", ".join(f"{column} {value}" for column, value in case.items())

@@ -32,12 +32,13 @@ RESULTS: Mapping[str, type] = {
     "half_epoch": float,
     "first_epoch": float,
     "largest_factor": float,
+    "dead_share": float,
     "seconds": float,
 }
 """What :func:`measured` finds. Accuracies are in [0, 1], NaN where the loss was not finite. Those of a
 quarter, half and one epoch are on held-out images. ``train_loss`` is the mean over the last epoch,
-``largest_factor`` the largest c_i of Eq. 12 that the last masks have, whether or not it was used; ``seconds``
-of training and testing."""
+``largest_factor`` the largest c_i of Eq. 12 that the last masks have, whether or not it was used, and
+``dead_share`` the share of neurons without an active weight in them; ``seconds`` of training and testing."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def measured(run: Run, data: Images) -> dict[str, float]:
         "half_epoch": early[1],
         "first_epoch": first.test_accuracy,
         "largest_factor": max(float(factor.max()) for factor in factors),
+        "dead_share": run.masks.dead_share(),
         "seconds": time.perf_counter() - started,
     }
 

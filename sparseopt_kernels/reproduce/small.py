@@ -41,9 +41,13 @@ if TYPE_CHECKING:
 _CORRECTION = {"sgd": "sgd", "eq12": "sparseopt"}
 
 
-_COLOURS = {"none": "#000000", "clip": "#0072b2", "skip": "#e69f00", "both": "#cc79a7"}
+_COLOURS = {"none": "#000000", "clip": "#0072b2", "skip": "#e69f00", "both": "#cc79a7", "alive": "#009e73"}
 # SET grows at random, and static masks have no step that follows an update.
-REMEDIES_OF = {"rigl": ("none", "clip", "skip", "both"), "set": ("none", "both"), "static": ("none",)}
+REMEDIES_OF = {
+    "rigl": ("none", "clip", "skip", "both", "alive"),
+    "set": ("none", "both"),
+    "static": ("none",),
+}
 # Averaging the image over 2x2 pixels makes convolutions four times cheaper at their full width, without which
 # a layer at sparsity 0.99 has no weights left to speak of.
 _POOLING = {"mlp": 1, "convnet": 2, "resnet8": 2, "resnet20": 2}
@@ -159,7 +163,7 @@ class Small:
             [handles[remedy] for remedy in shown],
             shown,
             loc="outside lower center",
-            ncols=4,
+            ncols=5,
             title="the remedy (of both that are compared, for Eq. 12 - masked SGD); 95% intervals over seeds",
         )
 
@@ -204,13 +208,14 @@ class Small:
             max_grad_norm=remedy.max_grad_norm,
             max_grad_norm_over="active",
             skip_step=remedy.skip_step,
+            min_fan_in=remedy.min_fan_in,
         )
         dataset = self._images(case, settings).dataset
         return Run(config, dataset, _CORRECTION[case["optimizer"]], case["seed"])
 
     def _draw_panel(self, axes: Axes, comparisons: Sequence[Comparison]) -> None:
         places = list(product(self.methods, self.sparsities))
-        for offset, remedy in zip((-0.27, -0.09, 0.09, 0.27), REMEDIES, strict=True):
+        for offset, remedy in zip((-0.3, -0.15, 0.0, 0.15, 0.3), REMEDIES, strict=True):
             points = [
                 (places.index((c.place.method, c.place.sparsity)) + offset, c.result)
                 for c in comparisons

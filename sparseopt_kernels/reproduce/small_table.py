@@ -21,15 +21,17 @@ class Remedy(NamedTuple):
     """What may keep RigL from pouring its growth into neurons whose gradient batch norm has made large."""
 
     label: str
-    max_grad_norm: float | None
-    skip_step: bool
+    max_grad_norm: float | None = None
+    skip_step: bool = False
+    min_fan_in: int = 0
 
 
 REMEDIES = {
-    "none": Remedy("none", None, skip_step=False),
-    "clip": Remedy("clip", 1.0, skip_step=False),
-    "skip": Remedy("skipped step", None, skip_step=True),
-    "both": Remedy("both", 1.0, skip_step=True),
+    "none": Remedy("none"),
+    "clip": Remedy("clip", max_grad_norm=1.0),
+    "skip": Remedy("skipped step", skip_step=True),
+    "both": Remedy("clip and skipped step", max_grad_norm=1.0, skip_step=True),
+    "alive": Remedy("min_fan_in=1", min_fan_in=1),
 }
 
 

@@ -55,6 +55,7 @@ class Config:
     weight_decay: float = 5e-4
     drop_fraction: float = 0.3
     skip_step: bool = True
+    min_fan_in: int = 0
     regrow: Literal["original", "corrected"] = "original"
     ham_alpha: float = 0.0
     max_grad_norm: float | None = 1.0

@@ -122,6 +122,13 @@ def add_training(group: argparse._ArgumentGroup) -> None:
         "does (default: --skip-step)",
     )
     group.add_argument(
+        "--min-fan-in",
+        type=number(int, lambda v: v >= 0, "an integer of at least 0"),
+        metavar="INPUTS",
+        help="active weights that every neuron keeps, from the first masks on "
+        f"(default: {Config.min_fan_in})",
+    )
+    group.add_argument(
         "--regrow",
         choices=("original", "corrected"),
         help="gradient by which RigL chooses the weights to grow: as backward() leaves it, or times c_i "

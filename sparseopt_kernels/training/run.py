@@ -93,7 +93,9 @@ class Run:
             if config.channels_last:
                 self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._random_state = self._get_random_state()
-        self.masks = sparsify(self.model, config.sparsity, config.distribution, seed=seed)
+        self.masks = sparsify(
+            self.model, config.sparsity, config.distribution, min_fan_in=config.min_fan_in, seed=seed
+        )
         self.initial_fan_in = self.fan_in()
         self.optimizer = self._make_optimizer()
         self._scaler = _scaler(config.amp, self._device)
@@ -118,6 +120,7 @@ class Run:
                 config.update_every,
                 stop_at=_STOP_AT * config.epochs * steps,
                 skip_step=config.skip_step,
+                min_fan_in=config.min_fan_in,
             )
 
     def _make_optimizer(self) -> SparseOpt | MaskedSGD:
