@@ -31,6 +31,9 @@ from .user_warning import warn
 
 _CONCENTRATED = 3
 """Of a neuron with a larger c_i there is a warning."""
+_ADVICE = (
+    ". Compare with correction='none' or 'unnormalized' in the parameter group of this layer, or with SET"
+)
 
 
 class Batch(NamedTuple):
@@ -98,6 +101,7 @@ class _Found(NamedTuple):
     mask: Tensor | None
     neurons: Neurons
     correction: Correction  # "auto" is resolved
+    is_clipped: bool  # its group has a max_grad_norm
     rule: int
 
 
@@ -208,7 +212,19 @@ def _look(
             correction = "none" if is_excepted else "layer"
         rule = index + len(groups) * (is_excepted + (1 + has_auto) * is_undampened)
         found.append(
-            _Found(p, position, gradient, buffer, is_new, is_undampened, mask, neurons, correction, rule)
+            _Found(
+                p,
+                position,
+                gradient,
+                buffer,
+                is_new,
+                is_undampened,
+                mask,
+                neurons,
+                correction,
+                group["max_grad_norm"] is not None,
+                rule,
+            )
         )
     return found
 
@@ -225,8 +241,7 @@ def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None
     active = int(f.mask.count_nonzero())
     if f.mask.numel() <= _CONCENTRATED**2 * active:  # no neuron can have so many
         return
-    groups, _, per_group, _ = f.neurons.grid(f.mask.shape)
-    neurons = groups * per_group
+    neurons = f.neurons.count(f.mask.shape)
     largest = largest_fan_in(as_boolean(f.mask), f.neurons) if active else 0
     if largest * neurons <= _CONCENTRATED**2 * active:
         return
@@ -234,8 +249,8 @@ def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None
     warn(
         f"{name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
         f"c_i = {math.sqrt(largest * neurons / active):.2f}: its fan-in is {largest}, the mean of the layer "
-        f"{active / neurons:.1f}. With RigL at high sparsity this was seen to cost accuracy: compare with "
-        "correction='none' or 'unnormalized' in the parameter group of this layer, or with SET"
+        f"{active / neurons:.1f}. With RigL at high sparsity this was seen to cost accuracy"
+        f"{_ADVICE if f.is_clipped else f', unless gradients are clipped: set max_grad_norm=1{_ADVICE}'}"
     )
 
 

@@ -78,8 +78,8 @@ MUTANTS = {
     # Whether the last step is made again at once.
     "made-again-though-amp-has-a-verdict": Mutant(
         "optimizer.py",
-        "if self._amp() == (None, None) and ready",
-        "if ready",
+        " and self._amp() == (None, None)",
+        "",
         "optimizer/test_ready.py::test_a_verdict_of_amp",
     ),
     "made-again-with-new-buffers": Mutant(
@@ -369,8 +369,84 @@ MUTANTS = {
     ),
     "neurons-not-known-to-updates": Mutant(
         "topology/dynamic_topology.py",
-        "self._neurons() if self.min_fan_in else None",
-        "None",
+        "make(layers, self._neurons(), self.min_fan_in)",
+        "make(layers, [Neurons()] * len(layers), self.min_fan_in)",
         "topology/test_min_fan_in.py::TestSteps::test_a_dead_neuron_of_a_transposed_convolution",
+    ),
+    # The step that follows an update.
+    "momentum-decays-in-a-step-left-out": Mutant(
+        "optimizer.py",
+        "        if not skips:\n",
+        "        if skips:\n"
+        "            [own['momentum_buffer'].mul_(0.9) for own in self.state.values()]\n"
+        "        else:\n",
+        "topology/test_skip_step.py::test_the_masks_are_applied_and_nothing_else",
+    ),
+    "a-users-change-costs-a-step": Mutant(
+        "optimizer.py",
+        "        if not skips:\n",
+        "        if not skips and (self._snapshot is not None or not self.state):\n",
+        "topology/test_skip_step.py::test_a_users_own_change_costs_no_step",
+    ),
+    "made-again-though-it-is-left-out": Mutant(
+        "optimizer.py",
+        "is_plain = not is_skipped and ",
+        "is_plain = ",
+        "topology/test_skip_step.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
+    ),
+    "left-out-more-than-once": Mutant(
+        "optimizer.py",
+        "            skip.take(self)",
+        "            pass",
+        "topology/test_skip_step.py::test_the_masks_are_applied_and_nothing_else",
+    ),
+    "taken-before-a-step-that-fails": Mutant(
+        "optimizer.py",
+        "        if self._made_again(is_skipped=bool(skips)):",
+        "        [skip.take(self) for skip in skips]\n        if self._made_again(is_skipped=bool(skips)):",
+        "topology/test_skip_step.py::test_a_step_that_fails_is_left_out_when_it_is_made",
+    ),
+    "one-that-was-not-used-does-not-end": Mutant(
+        "topology/dynamic_topology.py",
+        "        self._updated, self._skipped_step = False, None\n        self._warn_of_loaded_masks()",
+        "        self._updated = False\n        self._warn_of_loaded_masks()",
+        "topology/test_skip_step.py::test_a_step_that_the_script_leaves_out_itself",
+    ),
+    "only-what-changed-is-left-out": Mutant(
+        "topology/dynamic.py",
+        "if self.skip_step and any(",
+        "if self.skip_step and any(own.changed for own in layers) and any(",
+        "topology/test_skip_step.py::test_an_update_in_which_all_weights_grow_again",
+    ),
+    "only-masks-of-its-own-parameters-count": Mutant(
+        "optimizer.py",
+        "pending_skips(self, self._masks)",
+        "pending_skips(self, masks_of(self._masks, self._names()))",
+        "topology/test_skip_step.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
+    ),
+    "views-of-masks-do-not-count": Mutant(
+        "skipped_steps.py",
+        "and mask.is_set_to(other)",
+        "and False",
+        "topology/test_skip_step.py::TestWhichOptimizers::test_one_with_views_of_the_masks",
+    ),
+    # The norm over all positions.
+    "dense-norm-with-the-mask": Mutant(
+        "kernels/reference.py",
+        'return corrected if over == "dense" else ',
+        "return ",
+        "update_rule/test_dense_norm.py::test_by_hand",
+    ),
+    "dense-norm-without-factors": Mutant(
+        "kernels/reference.py",
+        "    corrected = gradient.to(dtype) * c.to(dtype)",
+        '    corrected = gradient.to(dtype) * (1.0 if over == "dense" else c.to(dtype))',
+        "update_rule/test_dense_norm.py::test_by_hand",
+    ),
+    "dense-norm-asked-of-active-weights": Mutant(
+        "kernels/native.py",
+        'dense=over == "dense"',
+        "dense=False",
+        "update_rule/test_dense_norm.py::test_by_hand",
     ),
 }
