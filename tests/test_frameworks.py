@@ -105,7 +105,8 @@ def by_hand(
                     opt.state[p]["momentum_buffer"].mul_(mask)
                 if p.grad is not None:
                     p.grad.mul_(mask)
-        opt.step()
+        if not dst.skip_next:
+            opt.step()
         opt.zero_grad()
         steps += 1
     return net, steps

@@ -23,7 +23,7 @@ def make() -> tuple[Any, sk.Masks]:
 def train(model: nn.Module, masks: sk.Masks, averaged: AveragedModel, steps: int = 12) -> None:
     """A RigL run that changes its masks in every step, and averages as it goes."""
     opt = sk.SparseOpt(model.parameters(), lr=0.001, momentum=0.9, masks=masks)
-    dst = sk.RigL(masks, drop_fraction=0.5, update_every=1, stop_at=1000)
+    dst = sk.RigL(masks, drop_fraction=0.5, update_every=1, stop_at=1000, skip_step=False)
     for _ in range(steps):
         opt.zero_grad()
         model(torch.randn(16, 20)).square().mean().backward()

@@ -128,7 +128,7 @@ def test_a_step_with_the_former_masks_is_an_error(steps_before: int) -> None:
     model = small()
     masks = sk.sparsify(model, 0.5)
     opt = sk.SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=masks)
-    dst = sk.RigL(masks, update_every=1, stop_at=100)
+    dst = sk.RigL(masks, update_every=1, stop_at=100, skip_step=False)
     for _ in range(steps_before):
         opt.zero_grad()
         model(torch.randn(8, 4)).sum().backward()

@@ -72,7 +72,7 @@ def test_what_is_around_a_step_is_two_graphs(backend: Backend) -> None:
 @pytest.mark.parametrize("cls", [SET, RigL])
 def test_an_update_of_the_masks_makes_no_graph(cls: Any) -> None:
     model, optimizer = network(Backend("reference"))
-    dst = cls(optimizer._masks, update_every=1, stop_at=9)
+    dst = cls(optimizer._masks, update_every=1, stop_at=9, skip_step=False)
 
     def train(x: Tensor) -> Tensor:
         y = model(x).sum()

@@ -220,8 +220,8 @@ def test_masks_by_hand_are_those_of_the_model_when_rigl_changes_them() -> None:
     assert not any(p[~run.masks[p]].any() for p in run.masks.named().values())
 
 
-@pytest.mark.parametrize(("name", "value"), [("ham_alpha", 1.0), ("max_grad_norm", 1.0)])
-def test_what_plain_pytorch_does_not_do_is_refused(name: str, value: float) -> None:
+@pytest.mark.parametrize(("name", "value"), [("ham_alpha", 1.0), ("max_grad_norm_over", "dense")])
+def test_what_plain_pytorch_does_not_do_is_refused(name: str, value: object) -> None:
     with pytest.raises(TrainingError, match="--optimizer by-hand"):
         tiny_config(**{name: value})
 
