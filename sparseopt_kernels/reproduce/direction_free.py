@@ -1,5 +1,5 @@
-"""The control of the preconditioner D: a factor of the same size that has no direction, ``sqrt(1 - s_avg)`` of
-a layer where D has ``sqrt(1 - s_i)`` for each of its neurons.
+"""The control of the preconditioner D: a factor of the same size that has no direction, ``sqrt(1 - s_avg)``
+of a layer where D has ``sqrt(1 - s_i)`` for each of its neurons.
 """
 
 from __future__ import annotations

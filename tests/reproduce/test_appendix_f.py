@@ -16,6 +16,7 @@ from sparseopt_kernels.reproduce.experiment import Settings
 from sparseopt_kernels.reproduce.pairs import CLIPS, FACTORS, RESULTS, Recipe, Training, Way, parts, trained
 from sparseopt_kernels.reproduce.results import Results
 from sparseopt_kernels.reproduce.runner import measure_all
+from sparseopt_kernels.training.data import load_dataset
 
 RECIPE = Recipe(steps=60, batch_size=32, update_every=10, test_pairs=500)
 TINY = AppendixF(
@@ -92,13 +93,13 @@ def test_with_equal_fan_in_d_and_the_scalar_train_alike(over):
         weights[factor] = model[0].weight.detach()
     torch.testing.assert_close(weights["D"], weights["scalar"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weights["layer"], weights["none"], rtol=1e-4, atol=1e-5)
-    assert (weights["D"] - weights["none"]).abs().max() > 1e-2
+    assert (weights["D"] - weights["none"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("clip", CLIPS)
 def test_the_coefficient_that_is_reported_is_that_of_the_step(clip, factor):
-    """Seen in the first step of a parameter without a mask, which moves by lr times coefficient times gradient."""
+    """Seen in the first step of a parameter without a mask: lr times the coefficient times its gradient."""
     run = training(clip, factor, replace(RECIPE, warmup=0.0, weight_decay=0.0, momentum=0.0))
     bias = dict(run.model.named_parameters())["bn1.bias"]
     before = bias.detach().clone()
@@ -106,7 +107,9 @@ def test_the_coefficient_that_is_reported_is_that_of_the_step(clip, factor):
     (norms,) = run.norms
     torch.testing.assert_close(before - bias.detach(), 0.1 * norms.coefficient * bias.grad)
     assert norms.every_position > norms.active > 0
-    assert (norms.coefficient < 1) == (clip != "none")
+    # The gradient of active weights is of norm 1.7, and D and the scalar bring it below 1.
+    is_clipped = clip == "dense" or (clip == "active" and factor in ("none", "layer"))
+    assert (norms.coefficient < 1) == is_clipped
 
 
 def test_a_clip_over_all_positions_is_the_tighter_one():
@@ -149,11 +152,12 @@ def test_pairs_are_two_images_and_a_class_of_both():
 
 
 def test_held_out_images_are_not_trained_on():
-    data = parts("digits", None, 200)
-    assert len(data.held_out.labels) == 200
-    together = torch.cat([data.train.images, data.held_out.images])
-    assert len(together) == 1198 or len(together) == len(data.train.labels) + 200
-    assert not torch.equal(data.train.images[-200:], data.held_out.images)
+    data, full = parts("digits", None, 200), load_dataset("digits")
+    pooled = F.avg_pool2d(full.train_images, 2).flatten(1)
+    assert torch.equal(data.train.images, pooled[:-200])
+    assert torch.equal(data.held_out.images, pooled[-200:])
+    assert torch.equal(data.held_out.labels, full.train_labels[-200:])
+    assert torch.equal(data.test.images, F.avg_pool2d(full.test_images, 2).flatten(1))
 
 
 def test_a_run_that_diverges_ends_and_has_no_accuracy():
