@@ -131,6 +131,6 @@ IMAGENET = Recipe(  # Table 5, E.2.1
 )
 
 MAX_GRAD_NORM = 1.0  # of the tables with gradient renormalisation, Appendix F
-# Not in the paper, inferred: jaxpruner masks gradients inside the optimizer, so that a clip in the training
-# loop sees those of masked positions, too.
+# Not in the paper, inferred: where an optimizer masks gradients inside, as jaxpruner's does, a clip in the
+# training loop sees those of masked positions, too.
 MAX_GRAD_NORM_OVER: NormOver = "dense"

@@ -44,11 +44,12 @@ def masked_mlp():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
     masks = {}
-    for layer, fan_in in ((model[0], 3), (model[3], 5)):
-        mask = torch.zeros(layer.weight.shape, dtype=torch.bool)
+    for name, fan_in in (("0.weight", 3), ("3.weight", 5)):
+        weight = model.get_parameter(name)
+        mask = torch.zeros_like(weight, dtype=torch.bool)
         for i, row in enumerate(mask):
             row[[(i + k) % len(row) for k in range(fan_in)]] = True
-        masks[layer.weight] = mask
+        masks[weight] = mask
     return model, masks
 
 

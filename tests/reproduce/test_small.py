@@ -123,6 +123,7 @@ def test_a_remedy_is_what_it_says():
     for remedy in small_table.REMEDIES:
         case = {"model": "mlp", "method": "rigl", "sparsity": 0.9, "optimizer": "eq12", "remedy": remedy}
         run = TINY_SMALL._run({**case, "lr": 0.1, "seed": 0}, Settings())
+        assert run.topology is not None
         (group,) = run.optimizer.param_groups
         assert group["correction"] == "layer"
         found[remedy] = (group["max_grad_norm"], run.topology.skip_step, run.topology.min_fan_in)
