@@ -67,10 +67,11 @@ _COLUMNS: dict[str, type] = {
     "seconds": float,
 }
 _RENORMALISED = (
-    "the norm of the gradients is limited to 1 over all positions, masked ones too. The paper does not say if",
-    "these count; this is inferred: where an optimizer masks gradients inside, as jaxpruner's does, a clip in",
-    "the training loop sees them. SparseOpt is Eq. 12. Beside it, without figures in the paper: D alone,",
-    "c_i = sqrt(1 - s_i), and the scalar sqrt(1 - s_avg) for all neurons of a layer, which has no direction",
+    "the norm of the gradients is limited to 1 over all positions, masked ones too. The paper does not say",
+    "if these count; this is inferred: where an optimizer masks gradients inside, as jaxpruner's does, a",
+    "clip in the training loop sees them. SparseOpt is Eq. 12. Beside it, without figures in the paper: D",
+    "alone, c_i = sqrt(1 - s_i), and the scalar sqrt(1 - s_avg) for all neurons of a layer, which has no",
+    "direction",
 )
 # Images a second in training. That of a thread was measured (AMD EPYC, PyTorch 2.13, float32); that
 # of a GPU is an assumption to reckon with: nothing here was measured on one.
