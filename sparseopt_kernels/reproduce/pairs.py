@@ -127,7 +127,7 @@ class Training:
             max_grad_norm_over="dense" if way.clip == "dense" else "active",
         )
         if way.factor == "scalar":
-            self.optimizer.register_step_pre_hook(lambda *_: scale_by_layer(self.masks))
+            scale_by_layer(self.optimizer, self.masks)
         self.schedule = warmup_cosine(self.optimizer, int(recipe.warmup * recipe.steps), recipe.steps)
         every, stop_at = recipe.update_every, recipe.stop_at * recipe.steps
         self.topology: SET | RigL

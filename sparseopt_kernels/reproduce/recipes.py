@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..kernels.contract import NormOver
 from ..topology.densities import Distribution
 from ..training import distributed
 from ..training.config import Config, new_config
@@ -72,6 +73,8 @@ class Recipe:
             "update_every": self.update_every,
             "ham_alpha": (self.ham_alpha or 0.0) if cell.ham else 0.0,
             "max_grad_norm": max_grad_norm,
+            "max_grad_norm_over": MAX_GRAD_NORM_OVER,
+            "skip_step": True,  # as the published codes of RigL and jaxpruner do
             "threads": threads,
             "device": settings.device,
             "amp": settings.amp,
@@ -128,3 +131,6 @@ IMAGENET = Recipe(  # Table 5, E.2.1
 )
 
 MAX_GRAD_NORM = 1.0  # of the tables with gradient renormalisation, Appendix F
+# Not in the paper, inferred: where an optimizer masks gradients inside, as jaxpruner's does, a clip in the
+# training loop sees those of masked positions, too.
+MAX_GRAD_NORM_OVER: NormOver = "dense"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from statistics import mean
 from typing import NamedTuple
 
@@ -128,13 +129,16 @@ def written(
     lines.append(
         "(± is the 95% interval of paired seeds; * beyond noise by itself, ** also after Holm's correction "
         f"for {len(judged)} comparisons; a clip limits the gradient norm over active weights to 1; a skipped "
-        "step is the one that follows an update of the masks, so that static masks have none)"
+        "step is the one that follows an update of the masks, so that static masks have none; alive: "
+        "min_fan_in=1)"
     )
     lines += ["", "mean differences", *_pooled(judged, sparsities, resolution)]
     lines.append(
         "(each seed's mean over networks; ± over seeds, not corrected for the number of means; the training "
         "loss is over all sparsities)"
     )
+    lines += ["", "neurons without an active weight at the end, in %, mean over networks and seeds"]
+    lines += [*_dead(at_best, sparsities), ""]
     for kind in dict.fromkeys(c.kind for c in judged):
         lines.append(_count(kind, [c for c in judged if c.kind == kind], sure))
     return lines
@@ -209,6 +213,24 @@ def _mean_of(comparisons: Sequence[Comparison], column: str, resolution: float) 
         return "-"
     by_place = [differences(c.rows, c.baseline_rows, column) for c in comparisons]
     return _shown(paired([mean(values) for values in zip(*by_place, strict=False)], resolution))
+
+
+def _dead(at_best: Mapping[TrainedAs, Mapping[int, Row]], sparsities: Sequence[float]) -> list[str]:
+    """With the masks of each method, at the best rate."""
+    lines = []
+    for method, optimizer, remedy in product(METHODS, OPTIMIZERS, REMEDIES):
+        cells = []
+        for sparsity in sparsities:
+            shares = [
+                row["dead_share"]
+                for (place, *way), rows in at_best.items()
+                if (place.method, place.sparsity) == (method, sparsity) and way == [optimizer, remedy]
+                for row in rows.values()
+            ]
+            cells.append(f"{100 * mean(shares):.1f}" if shares else "-")
+        if any(cell != "-" for cell in cells):
+            lines.append((f"{METHODS[method]}: {OPTIMIZERS[optimizer]}, {remedy}", *cells))
+    return aligned([("", *(f"{s:g}" for s in sparsities)), *lines])
 
 
 def _count(kind: str, own: Sequence[Comparison], sure: set[tuple[Place, tuple[str, str]]]) -> str:

@@ -24,6 +24,7 @@ from ..training.data import open_dataset
 from ..training.errors import TrainingError
 from ..training.run import Row as Epoch
 from ..training.run import Run
+from .direction_free import scale_by_layer
 from .experiment import Case, Row, Settings
 from .paper_figures import PAPER, Cell
 from .recipes import CIFAR100, IMAGENET, MAX_GRAD_NORM, Recipe
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 
 _SPARSITIES = (0.90, 0.95, 0.97)
 _METHODS = (("sparseopt", True), ("sparseopt", False), ("sgd", True), ("sgd", False))  # as in the paper
+# Beside them where gradients are renormalised: factors that the paper's figures may come from.
+_CONTROLS = (("unnormalized", False), ("scalar", False))
 _NAMES = {
+    ("unnormalized", False): "D alone",
+    ("scalar", False): "scalar",
     ("sparseopt", True): "SparseOpt, HAM",
     ("sparseopt", False): "SparseOpt",
     ("sgd", True): "SGD, HAM",
@@ -61,6 +66,13 @@ _COLUMNS: dict[str, type] = {
     "exploration_rate": float,
     "seconds": float,
 }
+_RENORMALISED = (
+    "the norm of the gradients is limited to 1 over all positions, masked ones too. The paper does not say",
+    "if these count; this is inferred: where an optimizer masks gradients inside, as jaxpruner's does, a",
+    "clip in the training loop sees them. SparseOpt is Eq. 12. Beside it, without figures in the paper: D",
+    "alone, c_i = sqrt(1 - s_i), and the scalar sqrt(1 - s_avg) for all neurons of a layer, which has no",
+    "direction",
+)
 # Images a second in training. That of a thread was measured (AMD EPYC, PyTorch 2.13, float32); that
 # of a GPU is an assumption to reckon with: nothing here was measured on one.
 _SPEED: dict[str, dict[str, float]] = {
@@ -96,9 +108,15 @@ class Table:
     @property
     def shows(self) -> str:
         network = {"resnet20": "ResNet-20 on CIFAR-100", "resnet50": "ResNet-50 on ImageNet"}
-        norm = ", renormalised gradients" if self.max_grad_norm else ""
+        norm = ", gradients renormalised over all positions" if self.max_grad_norm else ""
         dst = " and ".join(_DST[name] for name in self.dst)
         return f"test accuracy of {network[self.recipe.model]}, {dst}{norm}"
+
+    @property
+    def methods(self) -> list[tuple[str, bool]]:
+        """Optimizers, without or with HAM."""
+        paper = [(o, h) for o, h in _METHODS if not h or self.recipe.ham_alpha is not None]
+        return [*paper, *_CONTROLS] if self.max_grad_norm else paper
 
     @property
     def columns(self) -> Mapping[str, type]:
@@ -116,8 +134,7 @@ class Table:
             for s in _SPARSITIES
             for d in self.dst
             for seed in self.seeds
-            for o, h in _METHODS
-            if not h or self.recipe.ham_alpha is not None
+            for o, h in self.methods
         ]
 
     def seconds(self, case: Case) -> float:
@@ -147,7 +164,10 @@ class Table:
         config = self.recipe.config(_cell(case), case["seed"], self.max_grad_norm, settings)
         dataset = open_dataset(config.data, config.data_dir, config.loader_workers)
         device = distributed.local_device(config.device)
-        run = Run(config, dataset.to(device), case["optimizer"], case["seed"])
+        is_scalar = case["optimizer"] == "scalar"
+        run = Run(config, dataset.to(device), "sgd" if is_scalar else case["optimizer"], case["seed"])
+        if is_scalar:
+            scale_by_layer(run.optimizer, run.masks)
         checkpoint = settings.checkpoint(case)
         seconds = _resume(run, checkpoint) if checkpoint is not None and checkpoint.exists() else 0.0
         while not run.done:
@@ -183,9 +203,7 @@ class Table:
         lines = []
         for sparsity in _SPARSITIES:
             for dst in self.dst:
-                for optimizer, ham in _METHODS:
-                    if ham and self.recipe.ham_alpha is None:
-                        continue
+                for optimizer, ham in self.methods:
                     line = [_NAMES[optimizer, ham], _DST[dst], f"{sparsity:.2f}"]
                     for epochs in self.epochs:
                         cell = Cell(dst, sparsity, optimizer, ham, epochs)
@@ -201,6 +219,7 @@ class Table:
         return [
             *aligned([header, *lines]),
             f"test accuracy in %, after the last epoch; {seeds}",
+            *(_RENORMALISED if self.max_grad_norm else ()),
             *([f"{missing} of {missing + len(rows)} runs are still to be made"] if missing else []),
             *([f"{diverged} runs diverged and are not in the table"] if diverged else []),
         ]
@@ -219,8 +238,7 @@ class Table:
                             if Cell(dst, s, o, h, e) in PAPER[self.number]
                         },
                     )
-                    for o, h in _METHODS
-                    if not h or self.recipe.ham_alpha is not None
+                    for o, h in self.methods
                 }
                 for dst in self.dst
                 for s in _SPARSITIES

@@ -13,7 +13,14 @@ Curve = tuple[Mapping[int, Sequence[float]], Mapping[int, float]]
 """By epochs: the accuracies measured, one for each seed, and the paper's mean, both in per cent."""
 
 # Distinct to the colour-blind too (Okabe and Ito).
-_COLOURS = {"SparseOpt, HAM": "#009e73", "SparseOpt": "#0072b2", "SGD, HAM": "#e69f00", "SGD": "#d55e00"}
+_COLOURS = {
+    "SparseOpt, HAM": "#009e73",
+    "SparseOpt": "#0072b2",
+    "SGD, HAM": "#e69f00",
+    "SGD": "#d55e00",
+    "D alone": "#cc79a7",
+    "scalar": "#000000",
+}
 _DST = {"rigl": "RigL", "set": "SET"}
 
 

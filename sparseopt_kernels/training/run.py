@@ -30,7 +30,7 @@ from .models import build_model
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
 
-_CORRECTION = {"sparseopt": "layer", "sgd": "none"}
+_CORRECTION = {"sparseopt": "layer", "sgd": "none", "unnormalized": "unnormalized"}
 _STOP_AT = 0.75  # of all steps: the masks stay as they are in the last quarter (RigL)
 _TEST_BATCH = 1000
 _AMP_TYPES = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,7 +70,7 @@ class Run:
     Args:
         config: of the experiment.
         dataset: ``config.data``, on the device.
-        optimizer: ``"sgd"`` or ``"sparseopt"``.
+        optimizer: ``"sgd"``, ``"sparseopt"``, ``"unnormalized"`` (D alone) or ``"by-hand"``.
         seed: of everything random.
 
     Raises:

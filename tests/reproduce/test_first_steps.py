@@ -8,6 +8,7 @@ import pytest
 import torch
 from fake_experiment import Fake
 
+from sparseopt_kernels import kernels
 from sparseopt_kernels.__main__ import main
 from sparseopt_kernels.machine import machine
 from sparseopt_kernels.reproduce import results as results_module
@@ -43,7 +44,9 @@ def test_committed_results_are_of_todays_code(path):
         experiment.check(Settings())
     except TrainingError as error:
         pytest.skip(str(error))
-    if (kept["machine"], kept["torch"]) == (machine(), torch.__version__):
+    here = kernels.backend_for(kernels.chosen_name("auto"), torch.device("cpu"))
+    is_same = (kept["machine"], kept["torch"]) == (machine(), torch.__version__)
+    if is_same and here is kernels.BACKENDS["cpu"]:  # other backends round otherwise
         assert losses_of(experiment, kept["case"], Settings(), STEPS) == kept["losses"]
     else:
         again = losses_of(experiment, kept["case"], Settings(), 20)

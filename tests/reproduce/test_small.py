@@ -107,29 +107,32 @@ def test_cases_grow_when_the_search_of_a_setting_is_complete():
 
 def test_cases_of_the_experiment_take_turns():
     cases = Small().cases([])
-    assert len(cases) == 3 * 3 * (4 + 2 + 1) * 2 * 5 * 2  # networks, sparsities, remedies of each method
+    assert len(cases) == 3 * 3 * (5 + 2 + 1) * 2 * 5 * 2  # networks, sparsities, remedies of each method
     assert {case["seed"] for case in cases[: len(cases) // 2]} == {0}
     # RigL at 0.99 on the MLP first, with each remedy and either optimizer at five rates.
-    first = [(case["method"], case["model"], case["sparsity"]) for case in cases[:40]]
-    assert first == [("rigl", "mlp", 0.99)] * 40
+    first = [(case["method"], case["model"], case["sparsity"]) for case in cases[:50]]
+    assert first == [("rigl", "mlp", 0.99)] * 50
     assert [case["method"] for case in cases[: len(cases) // 2]] == (
-        ["rigl"] * 3 * 3 * 4 * 10 + ["set"] * 3 * 3 * 2 * 10 + ["static"] * 3 * 3 * 10
+        ["rigl"] * 3 * 3 * 5 * 10 + ["set"] * 3 * 3 * 2 * 10 + ["static"] * 3 * 3 * 10
     )
 
 
 def test_a_remedy_is_what_it_says():
-    """Which limit the optimizer has and whether updates of the masks cost a step."""
+    """The limit of the optimizer, whether updates of the masks cost a step, the inputs that neurons keep."""
     found = {}
-    for remedy in ("none", "clip", "skip", "both"):
+    for remedy in small_table.REMEDIES:
         case = {"model": "mlp", "method": "rigl", "sparsity": 0.9, "optimizer": "eq12", "remedy": remedy}
         run = TINY_SMALL._run({**case, "lr": 0.1, "seed": 0}, Settings())
+        assert run.topology is not None
         (group,) = run.optimizer.param_groups
-        found[remedy] = (group["correction"], group["max_grad_norm"], run.topology.skip_step)
+        assert group["correction"] == "layer"
+        found[remedy] = (group["max_grad_norm"], run.topology.skip_step, run.topology.min_fan_in)
     assert found == {
-        "none": ("layer", None, False),
-        "clip": ("layer", 1.0, False),
-        "skip": ("layer", None, True),
-        "both": ("layer", 1.0, True),
+        "none": (None, False, 0),
+        "clip": (1.0, False, 0),
+        "skip": (None, True, 0),
+        "both": (1.0, True, 0),
+        "alive": (None, False, 1),
     }
 
 
@@ -246,7 +249,7 @@ def test_a_run_that_diverges_has_no_accuracy():
 
 @pytest.mark.parametrize(
     ("experiment", "count"),
-    [(TINY_SMALL, 8 * (5 + 2)), (TINY_PREDICTION, 2 * 3 * 2 * 3)],
+    [(TINY_SMALL, 10 * (5 + 2)), (TINY_PREDICTION, 2 * 3 * 2 * 3)],
     ids=lambda x: str(x)[:10],
 )
 @pytest.mark.slow
@@ -275,6 +278,7 @@ def made_up(experiment, accuracy, **columns):
             **case,
             "held_out_accuracy": 0.9 if case["lr"] == 0.03 else 0.5,
             "train_loss": 0.5,
+            "dead_share": 0.1 if case["remedy"] == "none" else 0.0,
             "test_accuracy": accuracy(case) if case["lr"] == 0.03 else 0.95,
             **{name: value(case) for name, value in columns.items()},
         }
@@ -303,18 +307,21 @@ def test_small_concludes_from_made_up_rows():
 
     lines = experiment.table(made_up(experiment, accuracy))
     cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "test accuracy") if cell.strip()]
-    assert cells[:5] == ["80.10 (0.03)", "81.10 (0.03)", "80.10 (0.03)", "81.10 (0.03)", "78.10 (0.03)"]
+    assert cells[:4] == ["80.10 (0.03)", "81.10 (0.03)", "80.10 (0.03)", "81.10 (0.03)"]
+    assert cells[5:7] == ["78.10 (0.03)", "81.10 (0.03)"]
     cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "what a remedy") if cell.strip()]
     # Equal differences: one of 600 test images is 0.17 points.
-    assert cells[:3] == ["+1.00 ± 0.17**", "+0.00 ± 0.17", "+1.00 ± 0.17**"]
-    assert cells[3:] == ["+3.00 ± 0.17**", "+0.00 ± 0.17", "+3.00 ± 0.17**"]
+    assert cells[:4] == ["+1.00 ± 0.17**", "+0.00 ± 0.17", "+1.00 ± 0.17**", "+0.00 ± 0.17"]
+    assert cells[4:] == ["+3.00 ± 0.17**", "+0.00 ± 0.17", "+3.00 ± 0.17**", "+0.00 ± 0.17"]
     cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "what Eq. 12 adds") if cell.strip()]
-    assert cells == ["-2.00 ± 0.17**", "+0.00 ± 0.17", "-2.00 ± 0.17**", "+0.00 ± 0.17"]
+    assert cells == ["-2.00 ± 0.17**", "+0.00 ± 0.17", "-2.00 ± 0.17**", "+0.00 ± 0.17", "-2.00 ± 0.17**"]
+    assert line_of(lines, "RigL: masked SGD, none ", "neurons without")[-1].strip() == "10.0"
+    assert line_of(lines, "RigL: Eq. 12, clip ", "neurons without")[-1].strip() == "0.0"
     text = "\n".join(lines)
-    assert "Holm's correction for 10 comparisons" in text
-    assert "a remedy, Eq. 12: better beyond noise in 2 of 3 comparisons, worse in 0; after" in text
-    assert "Eq. 12: better beyond noise in 0 of 4 comparisons, worse in 2; after" in text
-    assert "at an end of its grid in 0 of 8" in text
+    assert "Holm's correction for 13 comparisons" in text
+    assert "a remedy, Eq. 12: better beyond noise in 2 of 4 comparisons, worse in 0; after" in text
+    assert "Eq. 12: better beyond noise in 0 of 5 comparisons, worse in 3; after" in text
+    assert "at an end of its grid in 0 of 10" in text
     title = small_table.title(small_table.compared(experiment._at_best(made_up(experiment, accuracy)), 0.1))
     assert title.splitlines()[1] == (
         "-2.0 without a remedy, +0.0 with a clip, -2.0 with the skipped step, +0.0 with both"
