@@ -24,6 +24,7 @@ from . import distributed
 from .by_hand import MaskedSGD
 from .config import Config
 from .data import Data, split_order, steps_per_epoch
+from .epoch_updates import EpochUpdates
 from .errors import TrainingError
 from .models import build_model
 
@@ -43,6 +44,9 @@ class Row:
     ``train_loss`` and ``train_accuracy`` are averages over the epoch while the weights change. ``lr`` is
     that of the epoch's last step, ``seconds`` the time of its training steps, testing excluded.
     ``status`` is ``"ok"``, or ``"diverged"`` when a loss was not finite: it is the run's last row then.
+    ``dead_share`` is the fraction of the neurons that have no active weight; what follows it is of the
+    epoch's updates of the masks, as in :class:`EpochUpdates`. NaN: a checkpoint is from before they were
+    counted.
     """
 
     optimizer: str
@@ -57,6 +61,10 @@ class Row:
     lr: float
     seconds: float
     status: str
+    dead_share: float = math.nan
+    grown: float = math.nan
+    died: float = math.nan
+    largest_share: float = math.nan
 
 
 class Run:
@@ -159,6 +167,7 @@ class Run:
             on_step: called after each step.
         """
         started = time.perf_counter()
+        self._updates = EpochUpdates()
         with self._own_random_state(), _reproducible(self._device):
             train_loss, train_accuracy, lr = self._train(on_step)
         seconds = time.perf_counter() - started
@@ -182,6 +191,8 @@ class Run:
             lr=lr,
             seconds=seconds,
             status="diverged" if self.diverged else "ok",
+            dead_share=self.masks.dead_share(),
+            **self._updates._asdict(),
         )
 
     def _train(self, on_step: Callable[[], object]) -> tuple[float, float, float]:
@@ -205,6 +216,8 @@ class Run:
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if self.topology:
                 self.topology.step()
+                if self.topology.updated:
+                    self._updates = self._updates.with_update(self.topology.last_update)
             lr = float(self.optimizer.param_groups[0]["lr"])
             self._scaler.step(self.optimizer)
             self._scaler.update()

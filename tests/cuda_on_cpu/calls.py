@@ -154,7 +154,7 @@ def step(
 
 
 def squared_norm(weights: Sequence[Weight], rules: Sequence[Rule]) -> float:
-    return float(plan_of(weights, walked=True).squared_norm(inputs_of(weights, rules)))
+    return float(plan_of(weights, walked=True).squared_norm(inputs_of(weights, rules), "active"))
 
 
 def inputs_of(

@@ -50,6 +50,9 @@ def test_files_and_their_content(uninterrupted):
     assert {r["status"] for r in found} == {"ok"}
     assert float(found[-1]["train_accuracy"]) > 0.9
     assert abs(float(found[-1]["sparsity"]) - 0.95) < 1e-4
+    assert float(found[0]["grown"]) > 0
+    assert 0.0 <= float(found[0]["largest_share"]) <= 1.0
+    assert float(found[3]["grown"]) == 0.0  # in the last quarter the masks stay
     assert float(found[3]["exploration_rate"]) > float(found[0]["exploration_rate"]) >= 0.0499
 
 

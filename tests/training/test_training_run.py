@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.layer_update import LayerUpdate
 from sparseopt_kernels.training.config import new_config
 from sparseopt_kernels.training.data import Dataset
+from sparseopt_kernels.training.epoch_updates import EpochUpdates
 from sparseopt_kernels.training.run import Run
 
 
@@ -33,3 +35,28 @@ def test_what_set_draws_depends_on_the_seed_of_the_run():
         run.topology.step()
         masks.append(run.masks[weight])
     assert not torch.equal(*masks)
+
+
+def test_an_epoch_counts_what_its_updates_did():
+    images, labels = (
+        torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(300) % 10,
+    )
+    config = new_config({"batch_size": 100, "update_every": 2, "device": "cpu"})
+    run = Run(config, Dataset(images, labels, images, labels), "sgd", 5)
+    before = {name: run.masks[p].clone() for name, p in run.masks.named().items()}
+    row = run.train_epoch()
+    assert row.grown > 0
+    assert 0 < row.largest_share <= 1
+    assert row.dead_share == run.masks.dead_share()
+    assert any(not torch.equal(run.masks[p], before[name]) for name, p in run.masks.named().items())
+    static = make_run("static", 5).train_epoch()
+    assert (static.grown, static.died, static.largest_share) == (0, 0, 0.0)
+
+
+def test_the_numbers_of_an_epoch_by_hand():
+    first = {"a": LayerUpdate(10, 10, 1, 0, 6), "b": LayerUpdate(4, 4, 2, 2, 1)}
+    second = {"a": LayerUpdate(5, 5, 0, 0, 2), "b": LayerUpdate()}
+    updates = EpochUpdates().with_update(first)
+    assert updates == (14, 3, 0.6)
+    assert updates.with_update(second) == (19, 3, 0.6)

@@ -12,7 +12,7 @@ from side_by_side import SideBySide, Spec, pattern_mask, same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.kernels.contract import Inputs
+from sparseopt_kernels.kernels.contract import Inputs, NormOver
 from sparseopt_kernels.kernels.native import NativePlan
 from sparseopt_kernels.optimizer import SparseOpt
 
@@ -95,8 +95,8 @@ def test_thread_count_changes_no_bit(
     norms: list[Tensor] = []
     squared_norm = NativePlan.squared_norm
 
-    def recorded(plan: NativePlan, inputs: Inputs) -> Tensor:
-        norms.append(squared_norm(plan, inputs))
+    def recorded(plan: NativePlan, inputs: Inputs, over: NormOver) -> Tensor:
+        norms.append(squared_norm(plan, inputs, over))
         return norms[-1]
 
     monkeypatch.setattr(NativePlan, "squared_norm", recorded)
