@@ -18,12 +18,14 @@ import torch
 from ..text_table import aligned
 from .experiment import Case, Row, Settings
 from .one_neuron import CORRECTIONS, OneNeuron
+from .picture_titles import draw_title
 from .student_teacher import DENSE_STD, radius_on_curve
 from .trajectory_rows import (
     COLOURS,
     CORRECTION_LABELS,
     OPTIMIZER_LABELS,
     OPTIMIZERS,
+    crossings,
     method_label,
     trajectories,
 )
@@ -110,7 +112,7 @@ class Balance:
         for (optimizer, alpha), colour in zip(OPTIMIZERS.items(), COLOURS, strict=True):
             level = trajectories(rows, optimizer=optimizer)[0][0]["balance"]
             label = OPTIMIZER_LABELS[optimizer]
-            axes.plot(a, radius_on_curve(a, level, alpha), color=colour, label=f"{label}: closed form")
+            axes.plot(a, radius_on_curve(a, level, alpha), color=colour, label=f"{label}: by the lemma")
             for correction, marker in _MARKERS.items():
                 own = [
                     row
@@ -122,22 +124,25 @@ class Balance:
                     [_radius(row) for row in own],
                     marker,
                     color=colour,
-                    markersize=5,
+                    markersize=4,
+                    markeredgewidth=0.8,
                     markerfacecolor="none",
-                    alpha=0.7,
                     label=f"{label}: measured, {CORRECTION_LABELS[correction]}",
                 )
         axes.plot([-1], [1], "k*", markersize=13, linestyle="none", label="start")
         axes.plot([1], [1], "kP", markersize=9, linestyle="none", label="teacher")
-        axes.vlines(0, -0.02, 1.3, color="#000000", linewidth=0.8)
+        axes.axvline(0, color="#000000", linewidth=0.8, zorder=1)
         axes.set_xlabel("outer weight a")
-        axes.set_ylabel("sqrt(gamma² + beta²)")
-        axes.set_ylim(-0.02, 1.75)  # the legend is above the curves
-        axes.legend(loc="upper center", ncols=2)
-        figure.suptitle(
-            "Trajectories stay on the curves: gradient descent's ends at 0, HAM's passes a = 0",
-            fontweight="bold",
+        axes.set_ylabel("√(gamma² + beta²) of batch norm")
+        axes.set_ylim(bottom=-0.02)
+        distance = max(
+            _distance(row, run[0]["balance"], OPTIMIZERS[row["optimizer"]])
+            for run in trajectories(rows)
+            for row in run
         )
+        axes.set_title(f"measured points are at most {distance:.1g} above or below their curve", loc="left")
+        figure.legend(loc="outside lower center", ncols=3)
+        draw_title(figure, crossings(rows))
 
 
 def _radius(row: Row) -> float:

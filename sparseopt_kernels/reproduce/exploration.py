@@ -18,6 +18,7 @@ from ..training.data import load_dataset
 from ..training.paired import t_quantile
 from ..training.run import Run
 from .experiment import Case, Row, Settings
+from .picture_titles import beyond_noise, draw_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,9 @@ ARMS = {
     Arm("sparseopt", "original"): "SparseOpt, grown by g",
     Arm("sparseopt", "corrected"): "SparseOpt, grown by c g",
 }
+_COMPARED = tuple(arm for arm in ARMS if arm != BASELINE)
 _COLOURS = dict(zip(ARMS, ("#d55e00", "#0072b2", "#009e73"), strict=True))  # Okabe and Ito
+_MARKERS = dict(zip(ARMS, ("o", "s", "^"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Exploration:
                 cells = [shown(list(rates[arm].values())) for arm in ARMS]
                 cells += [
                     "-" if d is None else f"{d.mean:+.2f} ± {d.half_width:.2f}"
-                    for d in (difference(rates[arm], rates[BASELINE]) for arm in ARMS if arm != BASELINE)
+                    for d in (difference(rates[arm], rates[BASELINE]) for arm in _COMPARED)
                 ]
                 body.append((f"{epochs:3d}, {sparsity:g}", *cells))
         updates = ", ".join(str(max(self._updates(rows, epochs), default=0)) for epochs in self.epochs)
@@ -185,10 +188,11 @@ class Exploration:
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         """Above R_m over sparsity, one panel per length; below, the difference to masked SGD."""
         figure.set_size_inches(8, 6)
-        figure.suptitle(
-            "Exploration of RigL: what changes when the gradient is corrected (c g) for the weights,\n"
-            "and for the choice of what grows",
-            fontsize=11,
+        by_corrected, by_g = (self._counted(rows, arm) for arm in reversed(_COMPARED))
+        draw_title(
+            figure,
+            f"against masked SGD, RigL grown by c g tries {by_corrected} settings;",
+            f"grown by g, {by_g} settings",
         )
         grid = figure.subplots(
             2, len(self.epochs), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 2)
@@ -200,40 +204,54 @@ class Exploration:
             updates = max(self._updates(rows, epochs), default=0)
             upper.set_title(f"{epochs} epochs, {updates} mask updates", loc="left")
             lower.set_xlabel("sparsity")
-            lower.set_xticks(range(len(self.sparsities)), [f"{s:g}" for s in self.sparsities])
+            lower.set_xticks(self.sparsities, [f"{s:g}" for s in self.sparsities])
         grid[0, 0].set_ylim(bottom=0)  # of all panels, so not before the last of them is drawn
-        grid[0, 0].set_ylabel("ever active, R_m (% of weights)")
+        grid[0, 0].set_ylabel("weights ever active, R_m (%)")
         grid[1, 0].set_ylabel("R_m minus that of\nmasked SGD (points)")
         figure.legend(
-            *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ARMS) + 1
+            *grid[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(ARMS) + 1,
+            title=f"{self.model} on {self.data}, {len(self.seeds)} seeds. g: the gradient, c g: corrected by "
+            "Eq. 12.\nAbove: mean ± standard deviation. Below: mean and 95% interval; counted are those "
+            "without 0.",
+            title_fontsize=8,
         )
 
     def _draw_rates(self, axes: Axes, rows: Sequence[Row], epochs: int) -> None:
-        places = list(range(len(self.sparsities)))
         for arm, label in ARMS.items():
             rates = [list(self.rates(rows, arm, epochs, s).values()) for s in self.sparsities]
             axes.errorbar(
-                [place for place, values in zip(places, rates, strict=True) if values],
+                [s for s, values in zip(self.sparsities, rates, strict=True) if values],
                 [mean(values) for values in rates if values],
                 [stdev(values) if len(values) > 1 else 0.0 for values in rates if values],
                 color=_COLOURS[arm],
                 label=label,
-                marker="o",
+                marker=_MARKERS[arm],
                 markersize=4,
                 capsize=3,
             )
         initial = [100 * (1 - sparsity) for sparsity in self.sparsities]
-        axes.plot(places, initial, color="#999999", linestyle=":", label="static masks")
+        axes.plot(self.sparsities, initial, color="#999999", linestyle=":", label="static masks")
 
     def _draw_differences(self, axes: Axes, rows: Sequence[Row], epochs: int) -> None:
         axes.axhline(0, color=_COLOURS[BASELINE], linewidth=1)
-        for shift, arm in zip((-0.06, 0.06), [arm for arm in ARMS if arm != BASELINE], strict=True):
-            for place, sparsity in enumerate(self.sparsities):
-                rates = (self.rates(rows, a, epochs, sparsity) for a in (arm, BASELINE))
-                d = difference(*rates)
-                if d is not None:
-                    style: dict[str, Any] = {"color": _COLOURS[arm], "marker": "o", "markersize": 4}
-                    axes.errorbar([place + shift], [d.mean], [d.half_width], capsize=3, **style)
+        width = max(self.sparsities) - min(self.sparsities)
+        for shift, arm in zip((-0.015 * width, 0.015 * width), _COMPARED, strict=True):
+            for sparsity, d in self._differences(rows, arm, epochs).items():
+                style: dict[str, Any] = {"color": _COLOURS[arm], "marker": _MARKERS[arm], "markersize": 4}
+                axes.errorbar([sparsity + shift], [d.mean], [d.half_width], capsize=3, **style)
+
+    def _counted(self, rows: Sequence[Row], arm: Arm) -> str:
+        found = [d for epochs in self.epochs for d in self._differences(rows, arm, epochs).values()]
+        return beyond_noise(found, "more weights", "fewer weights")
+
+    def _differences(self, rows: Sequence[Row], arm: Arm, epochs: int) -> dict[float, Difference]:
+        """From masked SGD, by sparsity, where there is one."""
+        found = {
+            s: difference(*(self.rates(rows, a, epochs, s) for a in (arm, BASELINE))) for s in self.sparsities
+        }
+        return {s: d for s, d in found.items() if d is not None}
 
 
 class Difference(NamedTuple):

@@ -16,13 +16,14 @@ from ..text_table import aligned
 from ..topology.sparsify import sparsify
 from .experiment import Case, Row, Settings
 from .gradient_ratio import HIDDEN, SEEDS, SPARSITIES, Norm, load_images, measure_gradients, theory
+from .picture_titles import draw_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NORMS: tuple[tuple[Norm, str, str], ...] = (
     ("batch", "with batch norm", "#0072b2"),
-    ("none", "without", "#d55e00"),
+    ("none", "without batch norm", "#d55e00"),
 )
 
 
@@ -92,15 +93,11 @@ class Figure2:
                 yerr=[stdev(r) for r in ratios],
                 color=colour,
                 label=f"measured, {label}",
-                fmt="o",
+                fmt="o" if norm == "batch" else "s",
                 capsize=3,
             )
-        figure.suptitle(
-            f"With batch norm, gradients follow Eq. 11 within {_deviation(rows, 'batch'):.1%}; "
-            "without, they do not",
-            fontsize=11,
-            fontweight="bold",
-        )
+        off = [f"{_deviation(rows, norm):.1%} {label}" for norm, label, _ in _NORMS]
+        draw_title(figure, f"gradients are off Eq. 11 by at most {', '.join(off)}")
         axes.set_title(
             f"MLP 784-{HIDDEN}-10 at initialisation, {rows[0]['data']}, "
             f"mean ± standard deviation over {len(SEEDS)} seeds",

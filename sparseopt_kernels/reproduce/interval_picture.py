@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 def draw_intervals(
-    axes: Axes, points: Iterable[tuple[float, Paired]], colour: str, label: str, *, upright: bool = False
+    axes: Axes,
+    points: Iterable[tuple[float, Paired]],
+    colour: str,
+    label: str,
+    *,
+    marker: str = "o",
+    upright: bool = False,
 ) -> None:
     """Draw one series of differences.
 
@@ -21,6 +27,7 @@ def draw_intervals(
         points: where each is, and what it is; without a number (a run diverged) it is left out, and with too
             few pairs for an interval it is a dot alone.
         label: for the legend.
+        marker: of the means, as Matplotlib names it.
         upright: whether differences are on the y axis, and places on the x axis.
     """
     shown = [(place, result) for place, result in points if not math.isnan(result.mean)]
@@ -32,7 +39,7 @@ def draw_intervals(
         means if upright else places,
         xerr=None if upright else bars,
         yerr=bars if upright else None,
-        fmt="o",
+        fmt=marker,
         markersize=3.5,
         capsize=2,
         linewidth=1.2,

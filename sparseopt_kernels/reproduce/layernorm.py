@@ -26,6 +26,7 @@ from .gradient_ratio import (
     measure_gradients,
     theory,
 )
+from .picture_titles import draw_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _MIXED = (0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.975)
 _AVERAGE = mean(_MIXED)
 _OF_EACH = HIDDEN // len(_MIXED)
+_NEAR = 0.1  # of an exponent, to that which is said of a norm
 _NORMS: tuple[tuple[Norm, str, str], ...] = (
     ("batch", "batch norm", "#0072b2"),
     ("layer", "layer norm", "#009e73"),
@@ -108,11 +110,8 @@ class LayerNorm:
         return lines
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        figure.suptitle(
-            "Layer norm scales all neurons of a layer alike, batch norm each by its own sparsity",
-            fontsize=11,
-            fontweight="bold",
-        )
+        findings = [_finding(label, mean(_exponents(rows, norm))) for norm, label, _ in _NORMS]
+        draw_title(figure, *(f"{finding};" for finding in findings[:-1]), findings[-1])
         left, right = figure.subplots(1, 2, sharey=True)
         curve = torch.linspace(0.0, 0.975, 300).tolist()
         for axes in (left, right):
@@ -127,16 +126,17 @@ class LayerNorm:
         _draw_ratios(right, rows, "mixed", _MIXED)
         right.axhline(theory(_AVERAGE), color="black", linestyle=":", label="1/√(1 - s_avg)")
         left.set_title("every neuron has the same sparsity", loc="left")
-        slopes = ", ".join(f"{mean(_exponents(rows, norm)):.2f} {norm}" for norm, label, _ in _NORMS)
+        slopes = ", ".join(f"{label} {mean(_exponents(rows, norm)):.2f}" for norm, label, _ in _NORMS)
         right.set_title(
-            f"neurons of {len(_MIXED)} sparsities in one layer\nexponent of 1 - sᵢ: {slopes} norm", loc="left"
+            f"neurons of {len(_MIXED)} sparsities in one layer\npower of 1 - sᵢ: {slopes}", loc="left"
         )
         left.set_ylabel("mean |gradient| of active weights, sparse / dense (log)")
         for axes in (left, right):
             axes.legend(loc="upper left")
+            axes.set_xlabel("sparsity sᵢ of the neuron (log of 1 - sᵢ)")
         figure.supxlabel(
-            f"sparsity sᵢ of the neuron (scale: log of 1 - sᵢ). MLP 784-{HIDDEN}-10 at initialisation, "
-            f"{rows[0]['data']}, mean ± std over {len(SEEDS)} seeds",
+            f"MLP 784-{HIDDEN}-10 at initialisation, {rows[0]['data']}, mean ± standard deviation over "
+            f"{len(SEEDS)} seeds",
             fontsize=8,
         )
 
@@ -175,6 +175,14 @@ def _exponents(rows: Sequence[Row], norm: Norm) -> list[float]:
         linear_regression(densities, [math.log(ratios[seed]) for ratios in by_sparsity]).slope
         for seed in range(len(SEEDS))
     ]
+
+
+def _finding(label: str, exponent: float) -> str:
+    if abs(exponent + 0.5) < _NEAR:
+        return f"{label} scales each neuron's gradient by its own sparsity"
+    if abs(exponent) < _NEAR:
+        return f"{label} scales all gradients of a layer alike"
+    return f"{label} scales each neuron's gradient by 1 - sᵢ to the power of {exponent:.2f}"
 
 
 def _draw_ratios(axes: Axes, rows: Sequence[Row], layer: str, sparsities: Sequence[float]) -> None:

@@ -16,6 +16,7 @@ import torch
 from ..neurons import Correction
 from ..text_table import aligned
 from .experiment import Case, Row, Settings
+from .picture_titles import draw_title, only_with
 from .student_teacher import (
     DENSE_STD,
     INPUTS,
@@ -31,6 +32,10 @@ from .trajectory_rows import (
     CORRECTION_LABELS,
     OPTIMIZER_LABELS,
     OPTIMIZERS,
+    STEP_LABEL,
+    by_optimizer,
+    crossings,
+    draw_runs,
     flipped,
     found,
     median_step,
@@ -41,7 +46,6 @@ from .trajectory_rows import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # In a layer of one neuron, c_i of Eq. 12 is 1: the paper's scaling is D alone.
@@ -152,39 +156,35 @@ class OneNeuron:
         figure.set_size_inches(8, 7)
         grid = figure.subplots(3, 2, sharex=True, sharey="row", squeeze=False)
         for column, optimizer in enumerate(OPTIMIZERS):
-            for correction, colour in zip(CORRECTIONS, COLOURS, strict=True):
+            counts = []
+            for correction, colour, width in zip(CORRECTIONS, COLOURS, (2.0, 0.8), strict=True):
+                label = CORRECTION_LABELS[correction]
                 runs = trajectories(rows, optimizer=optimizer, correction=correction, init_std=std)
-                count = share([run[-1] for run in runs], found)
-                label = f"{CORRECTION_LABELS[correction]}: {count} found the teacher"
+                counts.append(f"{share([run[-1] for run in runs], found)} {label}")
                 for axes, what in zip(grid[:, column], ("loss", "a", "drift"), strict=True):
-                    _draw_runs(axes, runs, what, colour, label)
-            grid[0, column].set_title(OPTIMIZER_LABELS[optimizer], loc="left")
-            grid[0, column].legend(loc="lower left")
-            grid[1, column].axhline(0, color="#000000", linewidth=0.8)
-            grid[2, column].set_xlabel("step (log)")
-        grid[0, 0].set_ylabel("loss (log, from 1e-10)")
+                    draw_runs(axes, runs, what, colour, label, width)  # both are seen where they coincide
+            grid[0, column].set_title(
+                f"{OPTIMIZER_LABELS[optimizer]}, teacher found:\n{', '.join(counts)}", loc="left"
+            )
+            grid[1, column].axhline(0, color="#000000", linewidth=0.8, zorder=1)
+            grid[2, column].set_xlabel(STEP_LABEL)
+        grid[0, 0].set_ylabel("loss (log, cut at 1e-10)")
         grid[0, 0].set_yscale("log")
         grid[0, 0].set_ylim(bottom=1e-10)
         grid[1, 0].set_ylabel("outer weight a (teacher: 1)")
-        grid[2, 0].set_ylabel("drift of the balance so far")
-        figure.suptitle(
-            f"Only HAM lets a pass 0; not every start then finds the teacher (learning rate {self._lr:g})",
-            fontweight="bold",
+        grid[2, 0].set_ylabel("largest drift of\nthe balance so far")
+        figure.legend(
+            *grid[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            title=f"learning rate {self._lr:g}; {len(self._seeds)} starts, with a standard deviation of w of "
+            f"{std:.2f}; balance: what Lemmas A.1 and A.3 say is constant",
+            title_fontsize=8,
         )
-
-
-def _draw_runs(axes: Axes, runs: Sequence[list[Row]], what: str, colour: str, label: str) -> None:
-    for i, run in enumerate(runs):
-        axes.plot(
-            [row["step"] for row in run],
-            [row[what] for row in run],
-            color=colour,
-            linewidth=2.0 if colour == COLOURS[0] else 0.8,  # both are seen where they coincide
-            alpha=0.7,
-            label=label if i == 0 else None,
-        )
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(left=0)
+        drawn = [row for row in rows if row["init_std"] == std]
+        ends = by_optimizer(drawn, found)
+        teacher = only_with(ends, "the teacher is found", "is the teacher found")
+        draw_title(figure, f"{crossings(drawn)};", teacher)
 
 
 def _scaling_compared(rows: Sequence[Row], std: float) -> str:

@@ -29,6 +29,7 @@ from ..training.run import Run
 from .experiment import Case, Row, Settings
 from .first_steps import first_losses
 from .interval_picture import draw_intervals
+from .picture_titles import beyond_noise, draw_title
 from .searched import RESULTS, Images, Search, Setting, at_rate, differences, images, measured
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _WHEN = {
     "test_accuracy": "end (test)",
 }
 _COLOURS = ("#56b4e9", "#009e73", "#e69f00", "#0072b2")
+_MARKERS = ("o", "^", "s", "D")
 
 
 @dataclass(frozen=True)
@@ -168,23 +170,39 @@ class Prediction:
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         figure.set_size_inches(8, 6.6)
-        figure.suptitle(
-            "A factor per neuron against masked SGD, at the same learning rate",
-            fontsize=11,
-            fontweight="bold",
-        )
         factors = OPTIMIZERS[1:]
-        grid = figure.subplots(len(factors), len(self.fan_ins), squeeze=False, sharey=True)
+        findings = (self._finding(rows, optimizer) for optimizer in factors)
+        draw_title(figure, "settings that differ from masked SGD beyond noise:", *findings)
+        grid = figure.subplots(len(factors), len(self.fan_ins), squeeze=False, sharex=True, sharey=True)
         for i, optimizer in enumerate(factors):
             for j, fan_in in enumerate(self.fan_ins):
                 self._draw_panel(grid[i, j], rows, optimizer, fan_in)
-                grid[i, j].set_title(f"{_LABELS[optimizer]}, fan-in {fan_in}")
+                grid[i, j].set_title(f"factor: {_LABELS[optimizer]}, {fan_in} fan-in", loc="left")
             grid[i, 0].set_ylabel("masks, weight decay")
-        for axes in grid.flat:
-            axes.set_xlabel("accuracy difference (points, 95% interval)")
+        for axes in grid[-1]:
+            axes.set_xlabel("accuracy minus that of masked SGD (points)")
         grid[0, 0].invert_yaxis()
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(_WHEN))
+        figure.legend(
+            *grid[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(_WHEN),
+            title="at the learning rate that is best for masked SGD; mean and 95% interval over "
+            f"{len(self.seeds)} seeds; counted are\nintervals without 0; norm(w) / rms: the norm of a "
+            "neuron's weights by the root mean square of those of its layer",
+            title_fontsize=8,
+        )
+
+    def _finding(self, rows: Sequence[Row], optimizer: str) -> str:
+        """When a factor differs from masked SGD in most settings before the end, and at the end."""
+        places = product(self.fan_ins, self.updates, self.weight_decays)
+        found = [same for place in places if (same := self.differences(rows, place, optimizer))]
+        *before, end = _WHEN
+        most = max(before, key=lambda column: sum(same[column].beyond_noise for same in found))
+        said = (
+            f"{beyond_noise([same[column][:2] for same in found], 'better', 'worse')} at {when}"
+            for column, when in ((most, _WHEN[most]), (end, "the end"))
+        )
+        return f"{_LABELS[optimizer]}: {', '.join(said)}"
 
     def differences(
         self, rows: Sequence[Row], place: tuple[str, int, float], optimizer: str
@@ -239,7 +257,7 @@ class Prediction:
                 for y, (update, decay) in enumerate(places)
                 if (found := self.differences(rows, (fan_in, update, decay), optimizer))
             ]
-            draw_intervals(axes, points, _COLOURS[k], label)
+            draw_intervals(axes, points, _COLOURS[k], label, marker=_MARKERS[k])
         axes.axvline(0, color="black", linewidth=0.8)
         labels = [f"{f'RigL, every {u}' if u else 'static'}, decay {d:g}" for u, d in places]
         axes.set_yticks(range(len(places)), labels, fontsize=7.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ..training.data import load_dataset
 from ..training.run import Run
 from .experiment import Case, Row, Settings
 from .first_steps import first_losses
+from .picture_titles import draw_title
 from .skew_probe import COLUMNS, QUARTERS, Probe
 
 if TYPE_CHECKING:
@@ -26,7 +28,13 @@ if TYPE_CHECKING:
 _OPTIMIZERS = {"sgd": "masked SGD", "sparseopt": "SparseOpt"}
 _METHODS = {"rigl": "RigL", "set": "SET"}
 _COLOURS = {"sgd": "#d55e00", "sparseopt": "#0072b2"}  # Okabe and Ito
-_GREY = "#999999"
+_LIGHT = {"sgd": "#eebf99", "sparseopt": "#99c7e0"}
+_HATCHES = {"sgd": "", "sparseopt": "///"}
+_LINES: dict[str, dict[str, Any]] = {
+    optimizer: {"color": _COLOURS[optimizer], "marker": marker, "markersize": 4}
+    for optimizer, marker in (("sgd", "o"), ("sparseopt", "^"))
+}
+_GROUPS = list(product(_METHODS, (25, 100)))
 # The gradient that the optimizer goes by: g, or c_i * g.
 _APPLIED = {"sgd": "raw", "sparseopt": "corrected"}
 
@@ -185,83 +193,97 @@ class Skew:
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         """Above, angles; in the middle, c_i over time; below, turns of neurons."""
         figure.set_size_inches(8, 9.5)
-        figure.suptitle(
-            "What a mask update does to the gradient, what happens to c_i, how far neurons turn", fontsize=12
-        )
-        grid = figure.subplots(3, 2)
-        self._draw_consecutive(grid[0, 0], rows)
-        self._draw_same_batch(grid[0, 1], rows)
-        self._draw_over_time(grid[1, 0], rows, "c_spread", fmean)
-        grid[1, 0].set_title("Spread of c_i", loc="left")
-        grid[1, 0].set_ylabel("standard deviation / mean")
-        self._draw_over_time(grid[1, 1], rows, "c_largest", max)
-        grid[1, 1].set_title("Largest c_i of a neuron", loc="left")
-        grid[1, 1].set_ylabel("largest c_i")
-        self._draw_turns_over_time(grid[2, 0], rows)
-        self._draw_turns_by_fan_in(grid[2, 1], rows)
+        draw_title(figure, *self._finding(rows))
+        parts = figure.subfigures(3, 1, squeeze=False)[:, 0]
+        grid = [part.subplots(1, 2) for part in parts]
+        self._draw_consecutive(grid[0][0], rows)
+        self._draw_same_batch(grid[0][1], rows)
+        self._draw_over_time(grid[1][0], rows, "c_spread", fmean, "spread of c_i")
+        grid[1][0].set_ylabel("standard deviation / mean")
+        self._draw_over_time(grid[1][1], rows, "c_largest", max, "largest c_i")
+        grid[1][1].set_ylabel("largest c_i of a neuron")
+        self._draw_turns_over_time(grid[2][0], rows)
+        self._draw_turns_by_fan_in(grid[2][1], rows)
+        for part, (left, _) in zip(parts[1:], grid[1:], strict=True):  # both panels have the same lines
+            lines, labels = left.get_legend_handles_labels()
+            columns = (len(lines) + 1) // 2
+            part.legend(
+                lines, labels, fontsize=7.5, ncols=columns, handlelength=4, loc="outside lower center"
+            )
+
+    def _finding(self, rows: Sequence[Row]) -> list[str]:
+        runs: dict[tuple[object, ...], list[Row]] = {}
+        for row in rows:
+            runs.setdefault(tuple(row[column] for column in self.key), []).append(row)
+        raw, corrected = "same_batch_raw", "same_batch_corrected"
+        more = sum(average(own, corrected) > average(own, raw) for own in runs.values())
+        return [
+            "at a mask update, the gradient of one and the same batch turns more",
+            f"if it is corrected by Eq. 12 (c g) than if it is not (g): in {more} of {len(runs)} runs",
+        ]
 
     def _draw_consecutive(self, axes: Axes, rows: Sequence[Row]) -> None:
         bars = [
-            (f"{_OPTIMIZERS[optimizer]}, {label}", f"{kind}_{_APPLIED[optimizer]}", optimizer, alpha)
-            for optimizer in _OPTIMIZERS
-            for kind, label, alpha in (("ordinary", "no update", 0.4), ("update", "mask update between", 1.0))
+            (f"{name}, {label}", f"{kind}_{_APPLIED[optimizer]}", optimizer, colours)
+            for optimizer, name in _OPTIMIZERS.items()
+            for kind, label, colours in (
+                ("ordinary", "no update", _LIGHT),
+                ("update", "mask update between", _COLOURS),
+            )
         ]
-        for place, (label, column, optimizer, alpha) in enumerate(bars):
-            _draw_bars(axes, place, len(bars), select(rows, optimizer=optimizer), column, label,
-                       color=_COLOURS[optimizer], alpha=alpha)  # fmt: skip
-        axes.set_ylim(0, 145)
-        axes.set_title("Two gradients in a row, two batches", loc="left")
-        _finish_bars(axes)
+        heights = _draw_bars(axes, rows, bars)
+        axes.set_title(f"two batches, one step apart: {_range(heights)}", loc="left")
+        axes.set_ylim(0, 180)
+        axes.set_yticks(range(0, 181, 30))
+        axes.legend(fontsize=7.5, loc="upper left")
 
     def _draw_same_batch(self, axes: Axes, rows: Sequence[Row]) -> None:
         bars = [
-            (f"{name} run: {gradient}", f"same_batch_{column}", optimizer, _COLOURS[optimizer], alpha)
+            (f"{name} run: {gradient}", f"same_batch_{column}", optimizer, colours)
             for optimizer, name in _OPTIMIZERS.items()
-            for gradient, column, alpha in (("g", "raw", 0.4), ("c g", "corrected", 1.0))
+            for gradient, column, colours in (("g", "raw", _LIGHT), ("c g", "corrected", _COLOURS))
         ]
-        bars.append(("Eq. 11, of masked SGD's g", "same_batch_predicted", "sgd", _GREY, 1.0))
-        for place, (label, column, optimizer, color, alpha) in enumerate(bars):
-            _draw_bars(axes, place, len(bars), select(rows, optimizer=optimizer), column, label,
-                       color=color, alpha=alpha)  # fmt: skip
-        axes.set_title("The same batch, old and new mask", loc="left")
-        axes.set_ylim(0, 1.6 * axes.get_ylim()[1])
-        _finish_bars(axes)
+        heights = _draw_bars(axes, rows, bars)
+        by_paper = [average(own, "same_batch_predicted") for own in _groups(rows, "sgd")]
+        places = [_place(group, 0, len(bars)) for group in range(len(by_paper))]
+        axes.plot(places, by_paper, "k_", label="Eq. 11, for g of the masked SGD run")
+        axes.set_title(f"one batch, old and new mask: {_range(heights)}", loc="left")
+        axes.set_ylim(0, 1.8 * axes.get_ylim()[1])
+        axes.legend(fontsize=7.5, loc="upper left")
 
     def _draw_over_time(
-        self, axes: Axes, rows: Sequence[Row], column: str, over: Callable[[list[float]], float]
+        self, axes: Axes, rows: Sequence[Row], column: str, over: Callable[[list[float]], float], name: str
     ) -> None:
+        highest = {}
         for method, dashes in (("rigl", "-"), ("set", "--")):
             for optimizer in _OPTIMIZERS:
                 own = select(rows, method=method, optimizer=optimizer, update_every=25)
                 steps = sorted({row["step"] for row in own})
                 values = [over([row[column] for row in own if row["step"] == step]) for step in steps]
-                axes.plot(
-                    steps, values, dashes, color=_COLOURS[optimizer], marker=".",
-                    label=f"{_METHODS[method]}, {_OPTIMIZERS[optimizer]}",
-                )  # fmt: skip
+                label = f"{_METHODS[method]}, {_OPTIMIZERS[optimizer]}"
+                axes.plot(steps, values, dashes, label=label, **_LINES[optimizer])
+                highest[label] = max(values, default=math.nan)
+        most = max(highest, key=lambda label: highest[label])
+        axes.set_title(f"{name}: up to {highest[most]:.2g}, with {most}", loc="left")
         axes.set_xlabel("step (a mask update every 25)")
-        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
-        axes.legend(fontsize=7.5, ncols=2, loc="upper left")
+        axes.set_ylim(bottom=0)
 
     def _draw_turns_over_time(self, axes: Axes, rows: Sequence[Row]) -> None:
+        steps = sorted({row["step"] for row in rows})
         for weight_decay, dashes in ((5e-4, "-"), (0.0, "--")):
             for optimizer in _OPTIMIZERS:
                 own = select(rows, optimizer=optimizer, weight_decay=weight_decay)
-                steps = sorted({row["step"] for row in own})
                 turns = [average(select(own, step=step), "turn") for step in steps]
-                axes.plot(
-                    steps, turns, dashes, color=_COLOURS[optimizer], marker=".",
-                    label=f"{_OPTIMIZERS[optimizer]}, weight decay {weight_decay:g}",
-                )  # fmt: skip
+                label = f"{_OPTIMIZERS[optimizer]}, weight decay {weight_decay:g}"
+                axes.plot(steps, turns, dashes, label=label, **_LINES[optimizer])
         own = select(rows, weight_decay=5e-4)
-        steps = sorted({row["step"] for row in own})
         predicted = [average(select(own, step=step), "turn_predicted") for step in steps]
         axes.plot(steps, predicted, ":", color="black", label="equilibrium at weight decay 0.0005")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("step")
         axes.set_ylabel("degrees per step")
-        axes.set_title("How far a neuron turns in a step", loc="left")
-        axes.legend(fontsize=7.5)
+        first, last = (average(select(rows, step=step), "turn") for step in (steps[0], steps[-1]))
+        axes.set_title(f"turn of a neuron in a step: {first:.2g}° to {last:.2g}°", loc="left")
 
     def _draw_turns_by_fan_in(self, axes: Axes, rows: Sequence[Row]) -> None:
         late = second_half(rows)
@@ -270,14 +292,15 @@ class Skew:
             for optimizer in _OPTIMIZERS:
                 own = select(late, optimizer=optimizer, weight_decay=weight_decay)
                 turns = [average(own, f"turn_quarter_{quarter}") for quarter in quarters]
-                axes.plot(quarters, turns, dashes, color=_COLOURS[optimizer], marker="o", markersize=4)
+                axes.plot(quarters, turns, dashes, **_LINES[optimizer])
         predicted = average(select(late, weight_decay=5e-4), "turn_predicted")
         axes.plot(quarters, [predicted] * QUARTERS, ":", color="black")
         axes.set_xticks(quarters, ["fewest\ninputs", "2nd", "3rd", "most\ninputs"])
         axes.set_xlabel("quarter of the neurons, by fan-in")
         axes.set_ylabel("degrees per step")
         axes.set_ylim(bottom=0)
-        axes.set_title("The same by fan-in, second half of the run", loc="left")
+        fewest, most = (average(late, f"turn_quarter_{quarter}") for quarter in (1, QUARTERS))
+        axes.set_title(f"second half: {most - fewest:+.2g}° from fewest to most", loc="left")
 
 
 def select(rows: Sequence[Row], **values: object) -> list[Row]:
@@ -297,26 +320,48 @@ def second_half(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["step"] > last / 2]
 
 
+def _groups(rows: Sequence[Row], optimizer: str) -> list[list[Row]]:
+    """The rows of each method and interval."""
+    own = select(rows, optimizer=optimizer)
+    return [select(own, method=method, update_every=every) for method, every in _GROUPS]
+
+
 def _draw_bars(
-    axes: Axes, place: int, places: int, rows: Sequence[Row], column: str, label: str, **style: Any
-) -> None:
-    """A bar for each method and interval; ``place`` of ``places`` side by side."""
-    width = 0.8 / places
-    values = [
-        average(select(rows, method=method, update_every=every), column)
-        for method in _METHODS
-        for every in (25, 100)
-    ]
-    shift = (place - (places - 1) / 2) * width
-    axes.bar([i + shift for i in range(len(values))], values, width, label=label, **style)
+    axes: Axes, rows: Sequence[Row], bars: Sequence[tuple[str, str, str, Mapping[str, str]]]
+) -> list[float]:
+    """Draw bars side by side for each method and interval, and return their heights.
 
-
-def _finish_bars(axes: Axes) -> None:
-    labels = [f"{label}\nevery {every}" for label in _METHODS.values() for every in (25, 100)]
-    axes.set_xticks(range(len(labels)), labels)
+    Args:
+        bars: of each the label, the column that is averaged, the optimizer of the runs, and the colours.
+    """
+    heights = []
+    for i, (label, column, optimizer, colours) in enumerate(bars):
+        values = [average(own, column) for own in _groups(rows, optimizer)]
+        axes.bar(
+            [_place(group, i, len(bars)) for group in range(len(values))],
+            values,
+            0.8 / len(bars),
+            label=label,
+            color=colours[optimizer],
+            hatch=_HATCHES[optimizer],
+            edgecolor="white",
+        )
+        heights += values
+    axes.set_xticks(range(len(_GROUPS)), [f"{_METHODS[m]}\nevery {every}" for m, every in _GROUPS])
+    axes.set_xlabel("a mask update every so many steps")
     axes.set_ylabel("angle (degrees)")
-    axes.legend(fontsize=7.5, loc="upper left")
     axes.grid(visible=False, axis="x")
+    return heights
+
+
+def _place(group: int, bar: int, bars: int) -> float:
+    """The middle of one of ``bars`` bars side by side."""
+    return group + (bar - (bars - 1) / 2) * 0.8 / bars
+
+
+def _range(angles: Sequence[float]) -> str:
+    known = [angle for angle in angles if not math.isnan(angle)]
+    return f"{min(known):.0f}° to {max(known):.0f}°" if known else "no update yet"
 
 
 SKEW = Skew(examples=(5120, 1000), epochs=8, seeds=(0, 1), seconds_per_run=8.0)

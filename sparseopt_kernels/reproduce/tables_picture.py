@@ -6,21 +6,24 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from .picture_titles import draw_title
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = tuple[Mapping[int, Sequence[float]], Mapping[int, float]]
 """By epochs: the accuracies measured, one for each seed, and the paper's mean, both in per cent."""
 
-# Distinct to the colour-blind too (Okabe and Ito).
-_COLOURS = {
-    "SparseOpt, HAM": "#009e73",
-    "SparseOpt": "#0072b2",
-    "SGD, HAM": "#e69f00",
-    "SGD": "#d55e00",
-    "D alone": "#cc79a7",
-    "scalar": "#000000",
+# Distinct to the colour-blind too (Okabe and Ito), and in grey by the markers.
+_STYLES = {
+    "SparseOpt, HAM": ("#009e73", "^"),
+    "SparseOpt": ("#0072b2", "s"),
+    "SGD, HAM": ("#e69f00", "v"),
+    "SGD": ("#d55e00", "o"),
+    "D alone": ("#cc79a7", "P"),
+    "scalar": ("#000000", "X"),
 }
+_BASELINE = "SGD"
 _DST = {"rigl": "RigL", "set": "SET"}
 
 
@@ -29,26 +32,26 @@ def draw_table(figure: Figure, title: str, panels: Mapping[tuple[str, float], Ma
 
     Args:
         figure: empty.
-        title: of the whole.
-        panels: by DST method (a row of panels) and sparsity (a column), a curve for each method.
+        title: of the whole; below it is said how far the methods are above masked SGD.
+        panels: by DST method (a row of panels) and sparsity (a column), a curve for each method, the same
+            methods in all panels.
     """
     rows = list(dict.fromkeys(dst for dst, _ in panels))
     columns = list(dict.fromkeys(sparsity for _, sparsity in panels))
-    figure.set_size_inches(8, 1.5 + 2.8 * len(rows))
-    kinds = "filled: measured here, mean and standard deviation; dashed: the paper"
-    figure.suptitle(f"{title}\n{kinds}", fontsize=10)
+    figure.set_size_inches(8, 2.2 + 2.8 * len(rows))
+    draw_title(figure, f"{title}.", _finding(list(panels.values())))
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True)
     for (dst, sparsity), curves in panels.items():
         axes = grid[rows.index(dst), columns.index(sparsity)]
         for name, (ours, paper) in curves.items():
-            colour = _COLOURS[name]
-            axes.plot(list(paper), list(paper.values()), "o--", mfc="none", lw=1, ms=4, color=colour)
+            colour, marker = _STYLES[name]
+            axes.plot(list(paper), list(paper.values()), marker + "--", mfc="none", lw=1, ms=4, color=colour)
             there = {epochs: values for epochs, values in ours.items() if values}
             axes.errorbar(
                 list(there),
                 [mean(values) for values in there.values()],
                 [stdev(values) if len(values) > 1 else 0.0 for values in there.values()],
-                fmt="s-",
+                fmt=marker + "-",
                 ms=5,
                 capsize=2,
                 color=colour,
@@ -61,4 +64,29 @@ def draw_table(figure: Figure, title: str, panels: Mapping[tuple[str, float], Ma
         if axes in grid[:, 0]:
             axes.set_ylabel("test accuracy in %")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=6,
+        title="filled: measured here, mean ± standard deviation over seeds; hollow, dashed: the paper",
+        title_fontsize=8,
+    )
+
+
+def _finding(panels: Sequence[Mapping[str, Curve]]) -> str:
+    """How far each method is above masked SGD, here and in the paper, where both are measured."""
+    found = []
+    for name in (name for name in panels[0] if name != _BASELINE):
+        here, paper = [], []
+        for curves in panels:
+            (ours, of_paper), (base, base_of_paper) = curves[name], curves[_BASELINE]
+            for epochs in [epochs for epochs, values in ours.items() if values and base.get(epochs)]:
+                here.append(mean(ours[epochs]) - mean(base[epochs]))
+                if epochs in of_paper and epochs in base_of_paper:
+                    paper.append(of_paper[epochs] - base_of_paper[epochs])
+        if here:
+            found.append(f"{name} {mean(here):+.1f}" + (f" ({mean(paper):+.1f})" if paper else ""))
+    if not found:
+        return f"Nothing is measured yet that can be compared with {_BASELINE}"
+    return f"Points above {_BASELINE} here (in the paper): {', '.join(found)}"

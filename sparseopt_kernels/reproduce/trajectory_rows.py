@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from .experiment import Case, Row
+from .picture_titles import only_with
 from .student_teacher import Point, angles, balance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS: dict[str, type] = {
     "seed": int,
@@ -28,11 +33,13 @@ COLUMNS: dict[str, type] = {
     "found_at": int,  # the first step with the teacher's loss, -1 before it
 }
 """Those of a point; an experiment puts the columns of its cases before them."""
+STEP_LABEL = "step (log; linear below 1)"
+"""Of the axis of ``draw_runs``."""
 OPTIMIZERS = {"gd": 0.0, "ham": 4.0}
 """``alpha`` of each (Appendix A.1)."""
 OPTIMIZER_LABELS = {"gd": "gradient descent", "ham": "HAM"}
 CORRECTION_LABELS = {"none": "not scaled", "unnormalized": "scaled by D", "layer": "scaled by Eq. 12"}
-COLOURS = ("#d55e00", "#0072b2")  # distinct to the colour-blind too (Okabe and Ito)
+COLOURS = ("#e69f00", "#0072b2")  # distinct to the colour-blind and in grey, too (Okabe and Ito)
 _TEACHERS_LOSS = 1e-4
 """Below it a student has found the teacher, whose loss is 0; without any output it is about 0.25."""
 
@@ -130,6 +137,39 @@ def found(end: Row) -> bool:
 def share(rows: Sequence[Row], says: Callable[[Row], bool]) -> str:
     """In how many of the rows it is so: ``7/10``."""
     return f"{sum(map(says, rows))}/{len(rows)}"
+
+
+def by_optimizer(
+    rows: Sequence[Row], says: Callable[[Row], bool], **columns: object
+) -> dict[str, list[bool]]:
+    """Return by the label of the optimizer, for each run with these values, if it is so at its end."""
+    return {
+        label: [says(run[-1]) for run in trajectories(rows, optimizer=optimizer, **columns)]
+        for optimizer, label in OPTIMIZER_LABELS.items()
+    }
+
+
+def crossings(rows: Sequence[Row]) -> str:
+    """Say with which optimizers the outer weight crosses zero."""
+    inverted = "does the outer weight cross zero"
+    return only_with(by_optimizer(rows, flipped), "the outer weight crosses zero", inverted)
+
+
+def draw_runs(
+    axes: Axes, runs: Sequence[list[Row]], column: str, colour: str, label: str, linewidth: float = 1.0
+) -> None:
+    """Draw a column of each run over its steps, which are kept evenly on a logarithmic axis."""
+    for i, run in enumerate(runs):
+        axes.plot(
+            [row["step"] for row in run],
+            [row[column] for row in run],
+            color=colour,
+            linewidth=linewidth,
+            alpha=0.7,
+            label=label if i == 0 else None,
+        )
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=0)
 
 
 def median_step(rows: Sequence[Row], column: str) -> str:

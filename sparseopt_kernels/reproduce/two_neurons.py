@@ -17,6 +17,7 @@ import torch
 from ..neurons import Correction
 from ..text_table import aligned
 from .experiment import Case, Row, Settings
+from .picture_titles import draw_title, only_with
 from .student_teacher import DENSE_STD, INPUTS, RELEVANT, Method, Students, new_tasks, trajectory
 from .trajectory_rows import (
     COLOURS,
@@ -24,6 +25,9 @@ from .trajectory_rows import (
     CORRECTION_LABELS,
     OPTIMIZER_LABELS,
     OPTIMIZERS,
+    STEP_LABEL,
+    by_optimizer,
+    draw_runs,
     flipped,
     found,
     method_label,
@@ -33,7 +37,6 @@ from .trajectory_rows import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CORRECTIONS: tuple[Correction, ...] = ("none", "unnormalized", "layer")
@@ -142,31 +145,26 @@ class TwoNeurons:
                 runs = trajectories(
                     rows, optimizer=optimizer, correction=correction, dense_start=start, neuron="dense"
                 )
-                _draw_runs(axes, runs, colour, OPTIMIZER_LABELS[optimizer])
+                draw_runs(axes, runs, "a", colour, OPTIMIZER_LABELS[optimizer])
             off = share([run[-1] for run in runs], _off)
+            axes.axhline(0, color="#000000", linewidth=0.8, zorder=1)
             axes.set_title(f"{CORRECTION_LABELS[correction]}\nHAM: {off} switched off", loc="left")
-            axes.set_xlabel("step (log)" if i == len(_DENSE_STARTS) - 1 else "")
-            axes.set_ylabel(f"a_dense, from {start:g}" if j == 0 else "")
-        grid[0, 0].legend(loc="upper left")
-        figure.suptitle(
-            "Whether the dense neuron is switched off depends on the start more than on scaling",
-            fontweight="bold",
+            axes.set_xlabel(STEP_LABEL if i == len(_DENSE_STARTS) - 1 else "")
+            axes.set_ylabel(f"outer weight of the dense\nneuron, starting at {start:g}" if j == 0 else "")
+        figure.legend(
+            *grid[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(OPTIMIZERS),
+            title=f"learning rate {self._lr:g}; a line for each of {len(self._seeds)} starts; switched off: "
+            f"within {_OFF} of 0 at the end",
         )
-
-
-def _draw_runs(axes: Axes, runs: Sequence[list[Row]], colour: str, label: str) -> None:
-    for i, run in enumerate(runs):
-        axes.plot(
-            [row["step"] for row in run],
-            [row["a"] for row in run],
-            color=colour,
-            linewidth=1.0,
-            alpha=0.7,
-            label=label if i == 0 else None,
+        ends = by_optimizer(rows, _off, neuron="dense")
+        said = only_with(ends, "the dense neuron is switched off", "is the dense neuron switched off")
+        by_scaling = (
+            f"{sum(_off(run[-1]) for run in trajectories(rows, neuron='dense', correction=which))} {label}"
+            for which, label in CORRECTION_LABELS.items()
         )
-    axes.axhline(0, color="#000000", linewidth=0.8)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(left=0)
+        draw_title(figure, f"{said},", ", ".join(by_scaling))
 
 
 def _scaling_compared(rows: Sequence[Row], correction: Correction) -> str:

@@ -178,7 +178,7 @@ class TestResults:
         bottom, top = upper.get_ylim()
         assert bottom == 0
         assert top > 36.5
-        points = [line for line in lower.lines if line.get_marker() == "o"]
+        points = [line for line in lower.lines if line.get_marker() in ("s", "^")]
         assert {float(np.round(np.asarray(point.get_ydata(), dtype=float), 6)[0]) for point in points} == {
             -4.0,
             5.0,

@@ -75,7 +75,7 @@ class TestExperiment:
         heights = [bar.get_height() for bar in figure.axes[1].patches if isinstance(bar, Rectangle)]
         expected = average(select(rows, optimizer="sgd", method="rigl", update_every=25), "same_batch_raw")
         assert heights[0] == pytest.approx(expected)
-        assert len(heights) == 20
+        assert len(heights) == 16
 
 
 def test_the_experiment_is_in_the_catalogue():

@@ -296,7 +296,7 @@ def test_an_experiment_measures_keeps_and_shows(experiment, tmp_path):
     experiment.draw(rows, figure)
     assert all(axes.lines for axes in figure.axes)
     assert any(axes.get_xlabel() for axes in figure.axes)
-    assert any(axes.get_legend() for axes in figure.axes)
+    assert figure.legends
     lines = experiment.table(rows)
     assert max(map(len, lines)) < 160
     assert any(line.startswith("paper: ") for line in lines)

@@ -1,0 +1,53 @@
+"""Titles of pictures: sentences that follow from the numbers that are drawn."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MORE = 1 + 1e-9  # as Paired.beyond_noise: rounding is no difference
+_CHARACTERS = 84  # bold letters of this size on 8 inches
+
+
+def draw_title(figure: Figure, *parts: str) -> None:
+    """Draw a sentence above all panels, each part of it on lines of its own."""
+    text = "\n".join(line for part in parts for line in textwrap.wrap(part, _CHARACTERS))
+    figure.suptitle(text[:1].upper() + text[1:], fontsize=11, fontweight="bold")
+
+
+def only_with(runs: Mapping[str, Sequence[bool]], statement: str, inverted: str) -> str:
+    """Say with what something happens, and in how many runs.
+
+    Args:
+        runs: by what they are made with, whether it happened in each; without a run, nothing is said of it.
+        statement: ``the neuron dies``.
+        inverted: the same behind "only": ``does the neuron die``.
+    """
+    made = {name: happened for name, happened in runs.items() if happened}
+    counts = {name: f"in {sum(happened)} of {len(happened)} runs" for name, happened in made.items()}
+    where = [name for name, happened in made.items() if any(happened)]
+    if not where:
+        return f"in no run {inverted}"
+    if len(where) == 1 and len(made) > 1:
+        return f"only with {where[0]} {inverted}: {counts[where[0]]}"
+    return f"{statement} " + ", ".join(f"{counts[name]} with {name}" for name in where)
+
+
+def beyond_noise(results: Iterable[tuple[float, float]], more: str, less: str) -> str:
+    """Count the settings that differ beyond noise: ``better in 1 and worse in 2 of 9``.
+
+    Args:
+        results: of each setting, a mean difference and half the width of its interval; NaN is no difference.
+        more, less: for those above 0 and those below it.
+    """
+    results = list(results)
+    counts = {
+        more: sum(mean > half_width * _MORE for mean, half_width in results),
+        less: sum(-mean > half_width * _MORE for mean, half_width in results),
+    }
+    found = " and ".join(f"{word} in {count}" for word, count in counts.items() if count)
+    return f"{found or f'neither {more} nor {less} in any'} of {len(results)}"
