@@ -205,7 +205,7 @@ PYBIND11_MODULE(_native, module) {
            py::arg("reader"), py::arg("table"), py::arg("positions"), py::arg("snapshot"),
            py::arg("versions"), py::keep_alive<1, 3>())
       .def("make", &ReadyStep::make, py::arg("optimizer"), py::arg("updated"), py::arg("increment_version"),
-           py::arg("threads"))
+           py::arg("threads"), py::arg("dense_norm"))
       .def("versions", &ReadyStep::versions);
 
   define_steps(module);

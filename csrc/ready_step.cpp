@@ -1,5 +1,8 @@
 #include "ready_step.h"
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -24,10 +27,19 @@ bool read_bool(py::handle group, const py::str& name, bool& to) {
   return value && PyBool_Check(value.ptr());
 }
 
-// False where a group asks for what is not known here. Sets `is_auto` where layers decide on the correction.
-bool read_rule(py::handle group, cpu::Rule& rule, bool& is_auto) {
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+
+bool read_limit(py::handle group, double& limit) {
+  limit = kNoLimit;
   const Names& key = names();
-  if (!PyDict_Check(group.ptr()) || item(group, key.max_grad_norm).ptr() != Py_None) return false;
+  if (item(group, key.max_grad_norm).ptr() == Py_None) return true;
+  return read_number(group, key.max_grad_norm, limit) && limit > 0;
+}
+
+// False where a group asks for what is not known here. Sets `is_auto` where layers decide on the correction.
+bool read_rule(py::handle group, cpu::Rule& rule, double& limit, bool& is_auto) {
+  const Names& key = names();
+  if (!PyDict_Check(group.ptr()) || !read_limit(group, limit)) return false;
   const py::handle correction = item(group, key.correction);
   if (!correction || !PyUnicode_Check(correction.ptr())) return false;
   const auto name = py::cast<std::string>(correction);
@@ -43,20 +55,36 @@ bool read_rule(py::handle group, cpu::Rule& rule, bool& is_auto) {
          read_number(group, key.ham_alpha, rule.ham_alpha) && read_number(group, key.ham_beta, rule.ham_beta);
 }
 
-// Those of all groups; once more without a correction, where layers decide.
-bool read_rules(py::handle groups, std::vector<cpu::Rule>& rules) {
+// Those of all groups; once more without a correction, where layers decide. `limits` are of the gradient's
+// norm, one for each rule.
+bool read_rules(py::handle groups, std::vector<cpu::Rule>& rules, std::vector<double>& limits) {
   if (!PyList_Check(groups.ptr())) return false;
   bool has_auto = false;
   for (const py::handle group : py::reinterpret_borrow<py::list>(groups)) {
     rules.emplace_back();
-    if (!read_rule(group, rules.back(), has_auto)) return false;
+    limits.emplace_back();
+    if (!read_rule(group, rules.back(), limits.back(), has_auto)) return false;
   }
   const size_t count = rules.size();
   for (size_t i = 0; has_auto && i < count; ++i) {
     rules.push_back(rules[i]);
+    limits.push_back(limits[i]);
     rules.back().correction = Correction::kNone;
   }
   return true;
+}
+
+// Puts the coefficient of Appendix F into the rules that have a limit.
+void limit_norm(const std::vector<cpu::Update>& updates, int threads, bool dense,
+                const std::vector<double>& limits, std::vector<cpu::Rule>& rules) {
+  const auto is_limit = [](double limit) { return limit != kNoLimit; };
+  if (std::none_of(limits.begin(), limits.end(), is_limit)) return;
+  const double norm = std::sqrt(cpu::squared_norm(updates, threads, dense));
+  for (size_t i = 0; i < rules.size(); ++i) {
+    const double ratio = norm / limits[i];
+    // As max() of Python: a norm that is NaN stays one.
+    if (is_limit(limits[i])) rules[i].gamma = 1.0 / (1.0 > ratio ? 1.0 : ratio);
+  }
 }
 
 }  // namespace
@@ -70,10 +98,11 @@ ReadyStep::ReadyStep(const StepReader& reader, const cpu::Table& table, std::vec
       versions_(std::move(versions)) {}
 
 bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const py::object& increment_version,
-                     int threads) {
+                     int threads, bool dense_norm) {
   std::vector<cpu::Rule> rules;
+  std::vector<double> limits;
   Look found;
-  if (!read_rules(optimizer.groups, rules) || !reader_.look(optimizer, found) || found.any_negated ||
+  if (!read_rules(optimizer.groups, rules, limits) || !reader_.look(optimizer, found) || found.any_negated ||
       !(found.snapshot == snapshot_) || found.versions != versions_ || cpu::any_written(table_, false))
     return false;
   std::vector<const cpu::Rule*> rule_of;
@@ -89,6 +118,7 @@ bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const 
   increment_version(updated);
   {
     py::gil_scoped_release release;
+    limit_norm(updates, threads, dense_norm, limits, rules);
     cpu::step(updates, threads);
   }
   read_versions(optimizer.watched, versions_);

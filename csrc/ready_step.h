@@ -20,9 +20,10 @@ class ReadyStep {
             Snapshot snapshot, std::vector<int64_t> versions);
 
   // Calls `increment_version` with `updated`, and makes a step. False, and nothing has happened, if it is not
-  // the same step any more, or needs what is not known here: it is to be made in Python.
+  // the same step any more, or needs what is not known here: it is to be made in Python. `dense_norm`: of the
+  // gradients, where it is limited, all positions count.
   bool make(const Optimizer& optimizer, const pybind11::list& updated,
-            const pybind11::object& increment_version, int threads);
+            const pybind11::object& increment_version, int threads, bool dense_norm);
 
   // Of what is watched, after the last step.
   const std::vector<int64_t>& versions() const { return versions_; }

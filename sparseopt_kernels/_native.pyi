@@ -121,8 +121,12 @@ class ReadyStep:
         updated: list[Any],
         increment_version: Callable[[list[Any]], None],
         threads: int,
+        dense_norm: bool,
     ) -> bool:
-        """Make it. False, and nothing has happened, if something has changed, or needs Python."""
+        """Make it. False, and nothing has happened, if something has changed, or needs Python.
+
+        ``dense_norm``: of the gradients, where their norm is limited, all positions count.
+        """
 
     def versions(self) -> list[int]:
         """Of what is watched, after the last step."""

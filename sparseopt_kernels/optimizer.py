@@ -306,7 +306,7 @@ class SparseOpt(Optimizer):
         if ready is None:
             return False
         is_plain = not is_skipped and self._amp() == (None, None)
-        if is_plain and ready.make(self.param_groups, self.state, self._own_masks):
+        if is_plain and ready.make(self.param_groups, self.state, self._own_masks, self._max_grad_norm_over):
             self._ready = ready
             return True
         self._versions = ready.versions()

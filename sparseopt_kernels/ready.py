@@ -13,6 +13,7 @@ from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
 from . import snapshot
+from .kernels.contract import NormOver
 from .kernels.native import NativePlan
 from .preparation import Prepared
 from .snapshot import Look, State, owners_and_masks
@@ -37,13 +38,25 @@ class Ready:
     def __init__(self, step: ReadyStep, prepared: Prepared) -> None:
         self._step, self._prepared = step, prepared
 
-    def make(self, groups: list[dict[str, Any]], state: State, masks: Mapping[Parameter, Tensor]) -> bool:
+    def make(
+        self,
+        groups: list[dict[str, Any]],
+        state: State,
+        masks: Mapping[Parameter, Tensor],
+        norm_over: NormOver,
+    ) -> bool:
         """Make the step. False, and nothing has happened, if it is not the same any more."""
         prepared = self._prepared
         optimizer = _native.Optimizer(
             groups, state, *owners_and_masks(masks), prepared.parameters, prepared.watched
         )
-        return self._step.make(optimizer, prepared.updated, increment_version, torch.get_num_threads())
+        return self._step.make(
+            optimizer,
+            prepared.updated,
+            increment_version,
+            torch.get_num_threads(),
+            dense_norm=norm_over == "dense",
+        )
 
     def versions(self) -> list[int]:
         """Of what is watched, after the last step."""

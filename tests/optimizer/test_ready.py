@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -79,6 +80,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dampening": {"dampening": 0.5, "weight_decay": 1},
     "ham": {"ham_alpha": 80.0, "ham_beta": 0.1},
     "unnormalized": {"correction": "unnormalized"},
+    "clip": {"max_grad_norm": 0.5},
+    "clip-that-leaves-all": {"max_grad_norm": 1e6},
+    "clip-over-all-positions": {"max_grad_norm": 1, "max_grad_norm_over": "dense"},
     "bfloat16": {"dtype": torch.bfloat16},
     "float64": {"dtype": torch.float64},
 }
@@ -120,6 +124,7 @@ def test_auto_goes_it(monkeypatch: pytest.MonkeyPatch) -> None:
                 masks=run.masks,
                 correction="auto",
                 feeding_norm=feeding,
+                max_grad_norm=0.5,
                 backend="cpu",
             )
             run.settle()
@@ -226,7 +231,7 @@ def test_an_optimizer_that_its_parameter_refers_to_can_be_freed(reference: str) 
 
 ALWAYS: dict[str, Callable[[Run], object]] = {
     "lr-tensor": lambda run: run.optimizer.param_groups[0].update(lr=torch.tensor(0.1)),
-    "max-grad-norm": lambda run: run.optimizer.param_groups[1].update(max_grad_norm=1.0),
+    "max-grad-norm-tensor": lambda run: run.optimizer.param_groups[1].update(max_grad_norm=torch.tensor(1.0)),
     "grad-scale": lambda run: setattr(run.optimizer, "grad_scale", torch.tensor(2.0)),
     "found-inf": lambda run: setattr(run.optimizer, "found_inf", torch.tensor(0.0)),
 }
@@ -250,6 +255,9 @@ def test_hyperparameters_may_change_at_any_step(monkeypatch: pytest.MonkeyPatch)
         {"ham_beta": 0.5},
         {"nesterov": False},
         {"dampening": 0},
+        {"max_grad_norm": 0.5},
+        {"max_grad_norm": 2},
+        {"max_grad_norm": None},
     ]
     found = []
     for way in ("short", "long"):
@@ -260,6 +268,37 @@ def test_hyperparameters_may_change_at_any_step(monkeypatch: pytest.MonkeyPatch)
             for change in changes:
                 run.optimizer.param_groups[0].update(change)
                 assert run.step() == (way == "long")
+            found.append(run.tensors())
+    for a, b in zip(*found, strict=True):
+        assert same_bits(a, b)
+
+
+def test_a_norm_that_is_no_number(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coefficient of NaN reaches every weight, as in the long way; an infinite norm makes it 0."""
+    for value, want in ((math.nan, math.nan), (math.inf, 0.0)):
+        run = Run(monkeypatch, momentum=0.0, max_grad_norm=1.0).settle()
+        p, other = run.params[1], run.params[0]
+        before = p.detach().clone()
+        for q in run.params[:3]:
+            q.grad = torch.ones_like(q)
+        assert other.grad is not None
+        other.grad[run.masks[other]] = value
+        run.optimizer.step()
+        moved = p.detach() - before
+        assert moved.isnan().all() if math.isnan(want) else torch.equal(moved, torch.zeros(7))
+
+
+def test_limits_of_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for way in ("short", "long"):
+        with monkeypatch.context() as patch:
+            if way == "long":
+                patch.setattr(optimizer_module, "ready_again", lambda *_: None)
+            run = Run(patch).settle()
+            run.optimizer.param_groups[1]["max_grad_norm"] = 0.25
+            assert [run.step() for _ in range(2)] == [int(way == "long")] * 2
+            run.optimizer.param_groups[0]["max_grad_norm"] = 4.0
+            run.step()
             found.append(run.tensors())
     for a, b in zip(*found, strict=True):
         assert same_bits(a, b)
