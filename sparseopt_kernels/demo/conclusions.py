@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..bench.checks import WRONG
 from ..text_table import aligned
 from ..timing import speed
 from ..training.config import Config
-from ..training.paired import FEWEST_PAIRS, paired
+from ..training.paired import FEWEST_PAIRS, Paired, paired
 from ..training.report import accuracy_differences, last_rows
 from ..training.run import Row
 from .step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, StepTimes
@@ -25,6 +26,7 @@ _FOREACH_NAMES = {
     ("sgd fused, no mask", DENSE): "foreach SGD, no mask",
     ("eager chain, tuned", TUNED): "by hand, tuned (foreach)",
 }
+_SHORT = {PLAIN: "masked SGD", CORRECTED: "Eq. 12"}
 _ROUNDING = 1e-4  # of the largest change: float32 has seven digits, and each step loses some
 
 
@@ -86,19 +88,58 @@ def agreement(measured: StepTimes) -> str:
     )
 
 
-def accuracy_title(rows: Sequence[Row], config: Config, test_examples: int) -> str:
-    """The accuracies of all optimizers against those by hand, in a line."""
-    final = last_rows(rows, config)
-    by_seed = {
-        name: accuracy_differences(name, BY_HAND, final) for name in config.optimizer if name != BY_HAND
-    }
-    if any(len(differences) < FEWEST_PAIRS for differences in by_seed.values()):
+def without_remedies(config: Config) -> Config:
+    """Return the runs of SparseOpt of ``config``, without a clip and without the skipped step."""
+    names = tuple(name for name in config.optimizer if name != "by-hand")
+    return replace(config, optimizer=names, max_grad_norm=None, skip_step=False)
+
+
+def remedy_worth(
+    rows: Sequence[Row], former: Sequence[Row], config: Config, test_examples: int
+) -> dict[str, Paired]:
+    """Return what clip and skipped step are worth to each optimizer of ``config``, in points of final test
+    accuracy, paired by seed.
+
+    Args:
+        rows, former: with them, and without.
+        config: that of ``former``.
+        test_examples: how many were tested.
+    """
+    final, without = last_rows(rows, config), last_rows(former, config)
+    worth = {}
+    for name in config.optimizer:
+        both = {
+            (label, seed): row
+            for label, own in (("with", final), ("without", without))
+            for (optimizer, seed), row in own.items()
+            if optimizer == name
+        }
+        differences = accuracy_differences("with", "without", both)
+        if len(differences) >= FEWEST_PAIRS:
+            worth[name] = paired(differences, 100 / test_examples)
+    return worth
+
+
+def remedy_conclusions(
+    rows: Sequence[Row], former: Sequence[Row], config: Config, test_examples: int
+) -> list[str]:
+    """Return a sentence for each optimizer. For the arguments see :func:`remedy_worth`."""
+    return [
+        f"{name}: with both {worth.mean:+.2f} points ± {worth.half_width:.2f} "
+        f"({'more than' if worth.beyond_noise else 'within'} the noise of the seeds)"
+        for name, worth in remedy_worth(rows, former, config, test_examples).items()
+    ]
+
+
+def accuracy_title(worth: Mapping[str, Paired]) -> str:
+    """Return the worth of clip and skipped step, in a line."""
+    if not worth:
         return "Test accuracy by epoch"
-    found = {name: paired(differences, 100 / test_examples) for name, differences in by_seed.items()}
     differing = [
-        f"{NAMES[name]} {difference.mean:+.1f} points"
-        for name, difference in found.items()
+        f"{_SHORT[name]} {difference.mean:+.1f}"
+        for name, difference in worth.items()
         if difference.beyond_noise
     ]
-    within_noise = f"no difference beyond noise ({len(config.seeds)} seeds)"
-    return "Final test accuracy: " + (", ".join(differing) or within_noise)
+    return "With clip and skipped step: " + (
+        f"{', '.join(differing)} points" if differing else "no difference beyond noise"
+    )

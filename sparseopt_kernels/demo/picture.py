@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..machine import machine
 from ..training.checkpoint import Progress
 from ..training.config import Config
 from ..training.plots import ACCURACY_SCALE, COLOURS, STYLE, draw_accuracy, draw_fan_in
-from .conclusions import NAMES, accuracy_title, names_of, speed_title
+from ..training.run import Row
+from .conclusions import NAMES, accuracy_title, names_of, remedy_worth, speed_title, without_remedies
 from .step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, StepTimes
 
 if TYPE_CHECKING:
@@ -21,8 +23,11 @@ _COLOURS = {**COLOURS, TUNED: "#666666", DENSE: "#ffffff"}
 _ORDER = (BY_HAND, TUNED, DENSE, PLAIN, CORRECTED)
 
 
-def demo_png(progress: Progress, config: Config, measured: StepTimes, test_examples: int) -> bytes:
-    """The picture as a PNG file; at least one run is finished."""
+def demo_png(
+    progress: Progress, former: Sequence[Row], config: Config, measured: StepTimes, test_examples: int
+) -> bytes:
+    """The picture as a PNG file; at least one run is finished. ``former``: rows without clip and skipped
+    step."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,8 +42,9 @@ def demo_png(progress: Progress, config: Config, measured: StepTimes, test_examp
         parts = figure.subfigures(2, 1, height_ratios=heights, hspace=0.04, squeeze=False)
         above, below = parts[0, 0], parts[1, 0]
         accuracy, times = above.subplots(1, 2)
-        draw_accuracy(accuracy, progress.rows, config, NAMES)
-        accuracy.set_title(accuracy_title(progress.rows, config, test_examples), loc="left")
+        draw_accuracy(accuracy, progress.rows, config, NAMES, former, "without clip and skipped step")
+        worth = remedy_worth(progress.rows, former, without_remedies(config), test_examples)
+        accuracy.set_title(accuracy_title(worth), loc="left", x=-0.12)
         accuracy.set_ylabel(f"test accuracy on {config.data} in % ({ACCURACY_SCALE})")
         _draw_times(times, measured)
         draw_fan_in(below, progress.finished, config, layers, rows_below, NAMES)

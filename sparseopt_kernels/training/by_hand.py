@@ -54,9 +54,18 @@ class MaskedSGD(torch.optim.SGD):
             if p.grad is not None:
                 p.grad.mul_(mask)
         if self._max_grad_norm is not None:
-            parameters = [p for group in self.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
+            self._clip(self._max_grad_norm)
         loss = super().step(closure)
         for p, mask in self._masks.items():
             p.mul_(mask)
         return loss
+
+    def _clip(self, limit: float) -> None:
+        """As ``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the norm: two runs that differ by so little
+        choose other weights to grow, a few updates later."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        coefficient = 1.0 / max(float(torch.linalg.vector_norm(torch.stack(norms))) / limit, 1.0)
+        for gradient in gradients:
+            gradient.mul_(coefficient)

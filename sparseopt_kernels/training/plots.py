@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,19 +97,27 @@ def _draw_curves(figure: Figure, rows: Sequence[Row], config: Config) -> None:
 
 
 def draw_accuracy(
-    axes: Axes, rows: Sequence[Row], config: Config, labels: Mapping[str, str] = LABELS
+    axes: Axes,
+    rows: Sequence[Row],
+    config: Config,
+    labels: Mapping[str, str] = LABELS,
+    others: Sequence[Row] = (),
+    difference: str = "",
 ) -> None:
     """Test accuracy in per cent by epoch, for each optimizer: the mean over seeds, and a band of one standard
-    deviation. ``labels`` names the optimizers in the legend."""
+    deviation. ``labels`` names the optimizers in the legend. Rows of ``others`` are dashed; ``difference``
+    says there what they are."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     lowest = []
-    for name in config.optimizer:
-        own = _rows_of(name, rows)
+    for dashed, name in product((False, True), config.optimizer):
+        own = _rows_of(name, others if dashed else rows)
         if own:
             accuracy = _by_epoch([(row.epoch, 100 * row.test_accuracy) for row in own])
             lowest.append(float(np.min(accuracy[1] - accuracy[2])))
-            _draw_band(axes, accuracy, name, labels[name])
+            _draw_band(axes, accuracy, name, "" if dashed else labels[name], dashed=dashed)
+    if others:
+        axes.plot([], [], color="#666666", linestyle="--", label=difference)
     if lowest:
         # On a linear axis the first epochs would squeeze all that follows into a line.
         axes.set_yscale("function", functions=(_of_accuracy, _accuracy_of))
@@ -149,7 +158,13 @@ def _by_epoch(values: Sequence[tuple[int, float]]) -> tuple[NDArray[np.float64],
 
 
 def _draw_band(
-    axes: Axes, curve: tuple[NDArray[np.float64], ...], name: str, label: str, *, log: bool = False
+    axes: Axes,
+    curve: tuple[NDArray[np.float64], ...],
+    name: str,
+    label: str,
+    *,
+    log: bool = False,
+    dashed: bool = False,
 ) -> None:
     """A line and its band; with ``log``, the values are logarithms to the base of ten."""
     epochs, means, spreads = curve
@@ -158,7 +173,8 @@ def _draw_band(
         middle, low, high = (np.power(10.0, v) for v in (middle, low, high))
     axes.fill_between(epochs, low, high, color=COLOURS[name], alpha=0.18, linewidth=0)
     marker = "o" if len(epochs) == 1 else None  # one epoch makes no line
-    axes.plot(epochs, middle, color=COLOURS[name], label=label, linewidth=1.8, marker=marker)
+    style = {"linestyle": "--" if dashed else "-", "linewidth": 1.2 if dashed else 1.8, "marker": marker}
+    axes.plot(epochs, middle, color=COLOURS[name], label=label, **style)  # type: ignore[arg-type]
 
 
 def draw_fan_in(
