@@ -75,7 +75,7 @@ class SparseOpt(Optimizer):
 
     Args:
         params: parameters, named parameters, or parameter groups; every keyword below except ``masks``,
-            ``feeding_norm`` and ``backend`` may be set per group.
+            ``feeding_norm``, ``max_grad_norm_over`` and ``backend`` may be set per group.
         lr: learning rate ``eta``, a number or a one-element tensor.
         momentum: momentum factor ``mu``; with 0 there is no ``momentum_buffer``.
         dampening: dampening ``tau`` of the momentum.
@@ -98,6 +98,9 @@ class SparseOpt(Optimizer):
         ham_beta: ``beta`` of HAM.
         max_grad_norm: limit for the global l2 norm of all corrected, masked gradients (Appendix F).
             The norm is over all groups; each group is scaled by its own limit.
+        max_grad_norm_over: what counts in that norm: the gradients of ``"active"`` weights, or of all
+            positions, ``"dense"``, those of masked ones with the ``c_i`` of their neuron. The latter is most
+            likely what the paper's experiments did (see "The paper, claim by claim").
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the environment
             variable ``SPARSEOPT_BACKEND`` overrides ``"auto"``, which takes ``"cpu"`` for CPU tensors and
             ``"cuda"`` (where it was built), else ``"triton"``, for those of a GPU.
@@ -247,8 +250,9 @@ class SparseOpt(Optimizer):
             ValueError: a mask was replaced by one that does not fit its parameter, a masked parameter has
                 a sparse gradient, the momentum of a checkpoint has another shape than its parameter, or
                 parameters share memory and their masks differ there. Nothing has been changed then.
-            RuntimeError: the first step, or the first after a mask or a weight was written, is captured in a
-                CUDA graph; CUDA reports an error, by its name; or ``SPARSEOPT_CHECK=1`` and the check fails.
+            RuntimeError: the first step, or the first after a mask or a weight was written, or one that an
+                update of the masks leaves out (``skip_step``), is captured in a CUDA graph; CUDA reports an
+                error, by its name; or ``SPARSEOPT_CHECK=1`` and the check fails.
         """
         loss = None
         if closure is not None:
@@ -276,7 +280,7 @@ class SparseOpt(Optimizer):
         if skips and capturing():
             raise RuntimeError(
                 "the step after an update of the masks is left out (skip_step), and a CUDA graph that is "
-                "captured of it would move no weight: make this step outside the graph, capture the next one"
+                "captured of it would move no weight: make this step and the next outside the graph"
             )
         if self._made_again(is_skipped=bool(skips)):
             return

@@ -155,6 +155,10 @@ def test_it_is_registered(
     assert re.search(r"toy +cpu +available, results match", printed)
 
 
+def test_the_norm_over_all_positions(toy: ModuleType) -> None:
+    SideBySide(TOY, SPECS, [EVERYTHING, NESTEROV], norm_over="dense").run()
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -140,6 +140,6 @@ def accuracy_title(worth: Mapping[str, Paired]) -> str:
         for name, difference in worth.items()
         if difference.beyond_noise
     ]
-    return "With clip and skipped step: " + (
-        f"{', '.join(differing)} points" if differing else "no difference beyond noise"
+    return "With clip and skipped step:\n" + (
+        f"{', '.join(differing)} points" if differing else "no difference of accuracy beyond noise"
     )

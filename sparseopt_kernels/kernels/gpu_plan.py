@@ -106,6 +106,8 @@ class GpuPlan:
         self._placed: _Placed | None = None
 
     def step(self, inputs: Inputs) -> None:
+        if self._new:  # made in a step that AMP or an update of the masks has left out
+            refuse_capture()
         placed = self._place(inputs.addresses, self._new)
         with made_current(self._device):
             for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):

@@ -214,8 +214,9 @@ class SET(_DropAndGrow):
 
     Warns:
         UserWarning: the masks will never change; nothing would be trained (``update_every=1`` with
-            ``skip_step``); or, in the first step, they have other values than when
-            this object was made (the model's checkpoint was loaded, and that of this object was not).
+            ``skip_step``); in the first step, they have other values than when this object was made (the
+            model's checkpoint was loaded, and that of this object was not); or, once for each layer, one
+            neuron of it got more than a third of what grew.
     """
 
     _settings = (*_DropAndGrow._settings, "seed")

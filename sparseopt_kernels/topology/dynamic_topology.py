@@ -83,8 +83,10 @@ class DynamicTopology:
 
     @property
     def last_update(self) -> dict[str, LayerUpdate]:
-        """What the last update did, by the name of the layer: weights that were dropped and grown, neurons
-        that died and that were revived, and the share of the growth that one neuron got.
+        """The numbers of the last update, by the name of the layer.
+
+        They count weights that were dropped and grown, neurons that died and that were revived, and the share
+        of the growth that one neuron got.
 
         It is empty before the first update of this object, also of a resumed run.
         """
@@ -92,9 +94,9 @@ class DynamicTopology:
 
     @property
     def skip_next(self) -> bool:
-        """True from an update of the masks until the next call of :meth:`step`: the optimizer's step between
-        them is to be left out.
+        """True from an update of the masks until the next call of :meth:`step`.
 
+        The optimizer's step between the two is to be left out.
         ``SparseOpt`` sees to that by itself. With another optimizer, apply the masks to weights and momentum
         then, and do not call its ``step``. It is always False with ``skip_step=False``, and of :class:`GMP`.
         """

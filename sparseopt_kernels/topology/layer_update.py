@@ -31,7 +31,7 @@ class LayerUpdate(NamedTuple):
 
     @property
     def largest_share(self) -> float:
-        """The part of the new weights that one neuron got, the one with most: in [0, 1]."""
+        """The part of the new weights that went to the neuron with most of them, in [0, 1]."""
         return self.most_grown / max(1, self.grown)
 
 

@@ -61,8 +61,11 @@ class MaskedSGD(torch.optim.SGD):
         return loss
 
     def _clip(self, limit: float) -> None:
-        """As ``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the norm: two runs that differ by so little
-        choose other weights to grow, a few updates later."""
+        """Divide the gradients by ``max(norm / limit, 1)``.
+
+        ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the norm. Two runs that differ by so little choose
+        other weights to grow, a few updates later.
+        """
         parameters = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]

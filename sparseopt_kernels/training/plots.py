@@ -125,7 +125,10 @@ def draw_accuracy(
         axes.yaxis.set_major_locator(FixedLocator([0, 20, 40, 60, 80, 90, 95, 98, 100]))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.legend(loc="lower right")
+        if others:  # no corner is free
+            axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=2, columnspacing=1.0)
+        else:
+            axes.legend(loc="lower right")
     _set_epochs(axes, config)
 
 
