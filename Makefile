@@ -14,7 +14,7 @@ NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup
 .PHONY: demo test test-fast sanitize lint format docs bench traffic gpu-model call-cost mask-update mask-orders \
   sparse-forward gpu-report clean help FORCE
 help:
-	@echo "make demo        train a 95% sparse network on real data with and without this package, and time a step"
+	@echo "make demo        train a 98% sparse network on real data with and without this package, and time a step"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run what needs no compiler, on the reference and the best instruction set: two minutes"
 	@echo "make sanitize    run the CPU loops under the address and undefined behaviour sanitizers"
