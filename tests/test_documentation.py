@@ -22,6 +22,7 @@ loader = [(torch.randn(8, 256), torch.randint(4, (8,))) for _ in range(3)]
 epochs = 100
 """,
     "docs/guide.md": "",
+    "docs/when-does-it-help.md": "",
 }
 
 

@@ -108,8 +108,8 @@ class _DropAndGrow(DynamicTopology):
             more = f" (and likewise in {len(found) - 1} more layers)" if len(found) > 1 else ""
             warn(
                 f"one neuron of {name!r} got {update.most_grown} of the {update.grown} weights that "
-                f"grew{more}. Behind a batch norm, a neuron that has lost its inputs has a gradient a "
-                "hundred times the others'. Clip gradients, unless you do: SparseOpt(max_grad_norm=1). "
+                f"grew{more}. Behind a batch norm, a neuron that has lost its inputs has a gradient "
+                "many times the others'. Clip gradients, unless you do: SparseOpt(max_grad_norm=1). "
                 "min_fan_in keeps neurons alive. Or update less often (update_every), or drop less "
                 "(drop_fraction)"
             )
