@@ -19,21 +19,28 @@ from ..text_table import aligned
 from ..training.data import load_dataset
 from ..training.paired import Paired, paired
 from .experiment import Case, Row, Settings
-from .interval_picture import draw_intervals
+from .interval_picture import draw_intervals, legend_of
 from .pairs import CLIPS, FACTORS, RESULTS, Parts, Recipe, Training, Way, parts, trained
 from .paper_figures import PAPER, Cell
+from .picture_titles import draw_title
 from .searched import Search, Setting, at_rate, differences
+from .table_text import seeds_of, still_missing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _METHODS = {"set": "SET", "rigl": "RigL"}
-_CLIPS = {"none": "no clip", "active": "clip, active", "dense": "clip, all"}
+_CLIPS = {"none": "no clip", "active": "clip over active", "dense": "clip over all"}
 _LABELS = {"none": "masked SGD", "layer": "Eq. 12", "D": "D", "scalar": "scalar"}
 _COLOURS = {"none": "#000000", "layer": "#0072b2", "D": "#d55e00", "scalar": "#009e73"}
 _PAPER_TABLES = {"set": (3, 9), "rigl": (2, 8)}  # without renormalisation, with it
 _PAPER_EPOCHS = 100
+_FACTORS = ("layer", "D", "scalar")  # beside masked SGD
 _SECONDS = 55.0  # of one thread of an AMD EPYC that others were using, too
+
+
+_Found = Mapping[tuple[object, ...], Mapping[int, Row]]
+"""By method, sparsity, clip and factor: rows at one rate, by seed."""
 
 
 @dataclass(frozen=True)
@@ -93,46 +100,57 @@ class AppendixF:
         return [float(next(losses)) for _ in range(steps)]
 
     def table(self, rows: Sequence[Row]) -> list[str]:
+        found = self._at_lr(rows)
         lines = [
+            *(line for said in self._finding(found) for line in wrapped(said)),
+            "",
             f"test accuracy in %, learning rate {self.lr:g}, and differences in points",
-            *self._by_clip(rows),
-        ]
-        lines += [
-            "(the clip limits the norm to 1 over active weights or over all positions; 'costs': masked SGD "
-            "under it minus masked SGD without; factors: minus masked SGD under the same clip; ± is the 95% "
-            "interval of paired seeds, * beyond it, not corrected for the number of comparisons; the clip's "
-            "coefficient, the norms over all positions and over active weights, and the share of dead "
-            "neurons are those of masked SGD)",
+            *self._differences(found, self.sparsities),
+            *wrapped(
+                "(the clip limits the gradient norm to 1, over active weights or over all positions; 'clip "
+                "costs': masked SGD under it minus masked SGD without; Eq. 12, D, scalar: minus masked SGD "
+                "under the same clip; ± is the 95% interval of paired seeds, * beyond it, not corrected for "
+                "the number of comparisons)"
+            ),
+            "",
+            "gradients of masked SGD, and the share of neurons without an active weight at the end, in %",
+            *self._gradients(found),
+            *wrapped(
+                "(coefficient: of the clip, 1 where it does nothing; norms over all positions and over "
+                "active weights; all are means over steps and seeds)"
+            ),
             "",
             "what is left of the loss of accuracy that the clip over all positions costs masked SGD",
-            *self._left(rows),
-            "(1: nothing is given back; 'own': each against itself without a clip, where the factor is "
-            f"Eq. 12; paper: ResNet-20 on CIFAR-100, {_PAPER_EPOCHS} epochs, no HAM, Tables 2, 3, 8 and 9)",
+            *self._left(found),
+            *wrapped(
+                "(1: nothing is given back; 'own': each against itself without a clip, where the factor is "
+                f"Eq. 12; paper: ResNet-20 on CIFAR-100, {_PAPER_EPOCHS} epochs, no HAM, Tables 2, 3, 8, 9)"
+            ),
         ]
         for sparsity in self.searched:
+            best = self._search(sparsity).at_best_rate(rows)
             lines += [
                 "",
-                f"sparsity {sparsity:g}, each at its best rate (the rate)",
-                *self._at_best(rows, sparsity),
+                f"sparsity {sparsity:g}, each at its best rate: test accuracy in % (the rate)",
+                *_accuracies(best, sparsity),
+                "",
+                f"sparsity {sparsity:g}, each at its best rate: differences in points, as above",
+                *self._differences(best, (sparsity,)),
             ]
-        missing = len(self.cases(rows)) - len(rows)
-        if missing:
-            lines.append(f"{missing} of {missing + len(rows)} runs that are known of are still to be made")
-        return lines
+        return [*lines, *still_missing(self, rows)]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        figure.set_size_inches(8.6, 6)
-        figure.suptitle(self._title(rows), fontsize=10.5, fontweight="bold")
+        figure.set_size_inches(8, 6.6)
+        found = self._at_lr(rows)
+        draw_title(figure, *self._finding(found), *still_missing(self, rows))
         places = list(product(self.sparsities, CLIPS))
-        for axes, (method, name) in zip(
-            figure.subplots(1, 2, sharey=True, sharex=True), _METHODS.items(), strict=True
-        ):
+        grid = figure.subplots(1, 2, sharey=True, sharex=True)
+        for axes, (method, name) in zip(grid, _METHODS.items(), strict=True):
             for offset, factor in zip((-0.24, -0.08, 0.08, 0.24), FACTORS, strict=True):
                 points = []
                 for place, (sparsity, clip) in enumerate(places):
-                    result = self._difference(
-                        rows, (method, sparsity, clip, factor), (method, sparsity, "none", "none")
-                    )
+                    ours = _own(found, method, sparsity, clip)[factor]
+                    result = self._paired(ours, _own(found, method, sparsity, "none")["none"])
                     if result is not None and (clip, factor) != ("none", "none"):
                         points.append((place + offset, result))
                 if points:
@@ -144,53 +162,60 @@ class AppendixF:
             axes.set_ylim(len(places) - 0.5, -0.5)
             axes.set_title(name, loc="left")
             axes.set_xlabel("test accuracy minus that of masked SGD\nwithout a clip (points)")
-        handles, labels = axes.get_legend_handles_labels()
+        grid[0].set_ylabel("sparsity, clip")
+        own = [row for row in rows if row["lr"] == self.lr]
         figure.legend(
-            handles,
-            labels,
+            *legend_of(grid),
             loc="outside lower center",
             ncols=4,
-            title=f"95% intervals over seeds, rate {self.lr:g}",
+            title=f"mean and 95% interval over {seeds_of(own)}, learning rate {self.lr:g}; D: gradients of "
+            "neuron i times √(1 - sᵢ), scalar: of a layer times √(1 - s)",
+            title_fontsize=8,
         )
 
-    def _by_clip(self, rows: Sequence[Row]) -> list[tuple[str, ...]] | list[str]:
-        header = (
-            "",
-            "masked SGD",
-            "clip costs",
-            *(_LABELS[f] for f in ("layer", "D", "scalar")),
-            "D - scalar",
-        )
-        lines: list[tuple[str, ...]] = [(*header, "coefficient", "norm, all", "active", "dead, %")]
-        for method, sparsity, clip in product(_METHODS, self.sparsities, CLIPS):
-            baseline = self._at(rows, (method, sparsity, clip, "none"))
-            if not baseline:
+    def _differences(self, found: _Found, sparsities: Sequence[float]) -> list[str]:
+        header = ("", "masked SGD", "clip costs", *(_LABELS[factor] for factor in _FACTORS), "D - scalar")
+        lines = []
+        for method, sparsity, clip in product(_METHODS, sparsities, CLIPS):
+            own = _own(found, method, sparsity, clip)
+            if not any(own.values()):
                 continue
-            place = (method, sparsity, clip)
-            compared = [((*place, factor), (*place, "none")) for factor in ("layer", "D", "scalar")]
-            compared.append(((*place, "D"), (*place, "scalar")))
-            costs = self._difference(rows, (*place, "none"), (method, sparsity, "none", "none"))
+            pairs = [(own[factor], own["none"]) for factor in _FACTORS]
+            pairs = [
+                (own["none"], _own(found, method, sparsity, "none")["none"]),
+                *pairs,
+                (own["D"], own["scalar"]),
+            ]
+            costs, *others = (_shown(self._paired(*pair)) for pair in pairs)
             lines.append(
                 (
                     f"{_METHODS[method]} {sparsity:g}, {_CLIPS[clip]}",
-                    f"{100 * _mean(baseline, 'test_accuracy'):.2f}",
-                    "-" if clip == "none" else _shown(costs),
-                    *(_shown(self._difference(rows, *pair)) for pair in compared),
-                    f"{_mean(baseline, 'clip_coefficient'):.3f}",
-                    f"{_mean(baseline, 'norm_all'):.2f}",
-                    f"{_mean(baseline, 'norm_active'):.2f}",
-                    f"{100 * _mean(baseline, 'dead_share'):.1f}",
+                    _cell(100 * _mean(own["none"], "test_accuracy"), 2),
+                    "-" if clip == "none" else costs,
+                    *others,
                 )
             )
-        return aligned(lines)
+        return aligned([header, *lines])
 
-    def _left(self, rows: Sequence[Row]) -> list[str]:
+    def _gradients(self, found: _Found) -> list[str]:
+        dead = [f"dead, {'SGD' if factor == 'none' else _LABELS[factor]}" for factor in FACTORS]
+        lines = []
+        for method, sparsity, clip in product(_METHODS, self.sparsities, CLIPS):
+            own = _own(found, method, sparsity, clip)
+            if any(own.values()):
+                columns = {"clip_coefficient": 3, "norm_all": 2, "norm_active": 2}
+                cells = [_cell(_mean(own["none"], column), digits) for column, digits in columns.items()]
+                cells += [_cell(100 * _mean(rows, "dead_share"), 1) for rows in own.values()]
+                lines.append((f"{_METHODS[method]} {sparsity:g}, {_CLIPS[clip]}", *cells))
+        return aligned([("", "coefficient", "norm, all", "norm, active", *dead), *lines])
+
+    def _left(self, found: _Found) -> list[str]:
         lines: list[tuple[str, ...]] = [("", "D", "D, own", "scalar", "Eq. 12", "paper", "paper, own")]
         for method, sparsity in product(_METHODS, self.sparsities):
             means = {
-                (clip, factor): _mean(own, "test_accuracy")
-                for clip, factor in product(CLIPS, FACTORS)
-                if (own := self._at(rows, (method, sparsity, clip, factor)))
+                (clip, factor): _mean(rows, "test_accuracy")
+                for clip in CLIPS
+                for factor, rows in _own(found, method, sparsity, clip).items()
             }
             lines.append(
                 (
@@ -204,56 +229,42 @@ class AppendixF:
             )
         return aligned(lines)
 
-    def _at_best(self, rows: Sequence[Row], sparsity: float) -> list[str]:
-        best = self._search(sparsity).at_best_rate(rows)
-        lines: list[tuple[str, ...]] = [
-            (
-                "",
-                *_LABELS.values(),
-                *(f"{_LABELS[f]} - masked SGD" for f in ("layer", "D", "scalar")),
-                "clip costs",
-            )
-        ]
-        for method, clip in product(_METHODS, CLIPS):
-            own = {factor: best.get((method, sparsity, clip, factor), {}) for factor in FACTORS}
-            unclipped = best.get((method, sparsity, "none", "none"), {})
-            accuracies = [
-                f"{100 * _mean(found, 'test_accuracy'):.2f} ({_lr(found):g})" if found else "-"
-                for found in own.values()
-            ]
-            compared = [_shown(self._paired(own[f], own["none"])) for f in ("layer", "D", "scalar")]
-            costs = "-" if clip == "none" else _shown(self._paired(own["none"], unclipped))
-            lines.append((f"{_METHODS[method]}, {_CLIPS[clip]}", *accuracies, *compared, costs))
-        return aligned(lines)
-
-    def _title(self, rows: Sequence[Row]) -> str:
-        words = []
-        for method, name in _METHODS.items():
-            place = (method, self.sparsities[0], "dense")
-            costs = self._difference(rows, (*place, "none"), (*place[:2], "none", "none"))
-            back = [self._difference(rows, (*place, f), (*place, "none")) for f in ("D", "scalar")]
-            if costs is not None and all(back):
-                d, scalar = (f"{result.mean:+.1f}" for result in back if result is not None)
-                words.append(
-                    f"{name}: masked SGD {costs.mean:+.1f} points, D gives back {d}, a scalar {scalar}"
-                )
-        about = f"A clip over all positions at sparsity {self.sparsities[0]:g}"
-        return "\n".join([about, *words])
-
-    def _difference(
-        self, rows: Sequence[Row], ours: tuple[str, float, str, str], baseline: tuple[str, float, str, str]
-    ) -> Paired | None:
-        """In points of test accuracy, at ``lr``; None if no seed has both."""
-        return self._paired(self._at(rows, ours), self._at(rows, baseline))
+    def _finding(self, found: _Found) -> list[str]:
+        """Say at the first sparsity where it is known what the clips cost, and what is given back."""
+        for sparsity in self.sparsities:
+            said = []
+            for method, name in _METHODS.items():
+                by_clip = {clip: _own(found, method, sparsity, clip) for clip in CLIPS}
+                costs = {
+                    words: self._paired(by_clip[clip]["none"], by_clip["none"]["none"])
+                    for clip, words in (("active", "over active weights"), ("dense", "over all positions"))
+                }
+                back = {
+                    _LABELS[factor]: self._paired(by_clip["dense"][factor], by_clip["dense"]["none"])
+                    for factor in _FACTORS
+                }
+                if any(costs.values()):
+                    said.append(f"{name}: a clip {_listed(costs)}")
+                if any(back.values()):
+                    said.append(f"given back of that under {name}: {_listed(back)}")
+            if said:
+                return [
+                    f"masked SGD at sparsity {sparsity:g}, points of test accuracy (*: beyond noise)",
+                    *said,
+                ]
+        return ["no clip can be compared yet"]
 
     def _paired(self, a: Mapping[int, Row], b: Mapping[int, Row]) -> Paired | None:
+        """In points of test accuracy; None if no seed has both."""
         if not a.keys() & b.keys():
             return None
         return paired(differences(a, b, "test_accuracy"), 100 / self.recipe.test_pairs)
 
-    def _at(self, rows: Sequence[Row], setting: tuple[str, float, str, str]) -> dict[int, Row]:
-        own = (row for row in rows if tuple(row[name] for name in self.key[:4]) == setting)
-        return at_rate(own, self.lr)
+    def _at_lr(self, rows: Sequence[Row]) -> _Found:
+        by_setting: dict[tuple[object, ...], list[Row]] = {}
+        for row in rows:
+            by_setting.setdefault(tuple(row[name] for name in self.key[:4]), []).append(row)
+        return {setting: at_rate(own, self.lr) for setting, own in by_setting.items()}
 
     def _settings(self, sparsity: float) -> list[Setting]:
         return [
@@ -271,13 +282,31 @@ class AppendixF:
         return parts(self.data, settings.data_dir, self.held_out_images)
 
 
+def _own(found: _Found, method: str, sparsity: float, clip: str) -> dict[str, Mapping[int, Row]]:
+    """By factor."""
+    return {factor: found.get((method, sparsity, clip, factor), {}) for factor in FACTORS}
+
+
+def _accuracies(found: _Found, sparsity: float) -> list[str]:
+    lines = []
+    for method, clip in product(_METHODS, CLIPS):
+        own = _own(found, method, sparsity, clip).values()
+        if any(own):
+            cells = [
+                f"{_cell(100 * _mean(rows, 'test_accuracy'), 2)} ({next(iter(rows.values()))['lr']:g})"
+                if rows
+                else "-"
+                for rows in own
+            ]
+            lines.append((f"{_METHODS[method]}, {_CLIPS[clip]}", *cells))
+    return aligned([("", *_LABELS.values()), *lines])
+
+
 def _share_left(means: Mapping[tuple[str, str], float], unclipped: str, factor: str) -> str:
     """Of what the clip over all positions costs masked SGD, what it costs the factor."""
-    needed = [("none", unclipped), ("dense", factor), ("none", "none"), ("dense", "none")]
-    if not all(way in means for way in needed):
-        return "-"
-    without, clipped, sgd, sgd_clipped = (means[way] for way in needed)
-    return f"{(without - clipped) / (sgd - sgd_clipped):.2f}" if sgd > sgd_clipped else "-"
+    costs_sgd = means["none", "none"] - means["dense", "none"]
+    costs = means["none", unclipped] - means["dense", factor]
+    return f"{costs / costs_sgd:.2f}" if costs_sgd > 0 and not math.isnan(costs) else "-"
 
 
 def _paper_left(method: str, sparsity: float) -> tuple[str, str]:
@@ -298,15 +327,24 @@ def _paper_left(method: str, sparsity: float) -> tuple[str, str]:
 
 
 def _mean(rows: Mapping[int, Row], column: str) -> float:
-    return fmean(row[column] for row in rows.values())
+    """NaN without rows, or if a run diverged."""
+    return fmean(row[column] for row in rows.values()) if rows else math.nan
 
 
-def _lr(rows: Mapping[int, Row]) -> float:
-    return float(next(iter(rows.values()))["lr"])
+def _cell(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _listed(results: Mapping[str, Paired | None]) -> str:
+    return ", ".join(
+        f"{words} {result.mean:+.1f}{'*' if result.beyond_noise else ''}"
+        for words, result in results.items()
+        if result is not None
+    )
 
 
 def _shown(result: Paired | None) -> str:
-    if result is None:
+    if result is None or math.isnan(result.mean):
         return "-"
     spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
     return f"{result.mean:+.2f}{spread}{'*' if result.beyond_noise else ''}"

@@ -20,6 +20,7 @@ from .experiment import Case, Row, Settings
 from .one_neuron import CORRECTIONS, OneNeuron
 from .picture_titles import draw_title
 from .student_teacher import DENSE_STD, radius_on_curve
+from .table_text import still_missing
 from .trajectory_rows import (
     COLOURS,
     CORRECTION_LABELS,
@@ -83,6 +84,8 @@ class Balance:
         lines = []
         for optimizer, correction in product(OPTIMIZERS, CORRECTIONS):
             runs = trajectories(rows, optimizer=optimizer, correction=correction)
+            if not runs:
+                continue
             level, alpha = runs[0][0]["balance"], OPTIMIZERS[optimizer]
             radii = [radius for run in runs if (radius := _radius_at_zero(run)) is not None]
             ends = [run[-1]["a"] for run in runs]
@@ -102,6 +105,7 @@ class Balance:
             *aligned([header, *lines]),
             "radius: sqrt(gamma^2 + beta^2); where it is 0 at a = 0, the neuron is dead and a cannot pass",
             _PAPER,
+            *still_missing(self, rows),
         ]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
@@ -110,15 +114,16 @@ class Balance:
         axes = figure.subplots()
         a = torch.linspace(-1.2, 1.2, 481, dtype=torch.float64)
         for (optimizer, alpha), colour in zip(OPTIMIZERS.items(), COLOURS, strict=True):
-            level = trajectories(rows, optimizer=optimizer)[0][0]["balance"]
+            runs = trajectories(rows, optimizer=optimizer)
+            if not runs:
+                continue
+            level = runs[0][0]["balance"]
             label = OPTIMIZER_LABELS[optimizer]
             axes.plot(a, radius_on_curve(a, level, alpha), color=colour, label=f"{label}: by the lemma")
             for correction, marker in _MARKERS.items():
-                own = [
-                    row
-                    for run in trajectories(rows, optimizer=optimizer, correction=correction)
-                    for row in run
-                ]
+                own = [row for run in runs for row in run if row["correction"] == correction]
+                if not own:
+                    continue
                 axes.plot(
                     [row["a"] for row in own],
                     [_radius(row) for row in own],
@@ -135,14 +140,16 @@ class Balance:
         axes.set_xlabel("outer weight a")
         axes.set_ylabel("√(gamma² + beta²) of batch norm")
         axes.set_ylim(bottom=-0.02)
-        distance = max(
+        distances = [
             _distance(row, run[0]["balance"], OPTIMIZERS[row["optimizer"]])
             for run in trajectories(rows)
             for row in run
-        )
-        axes.set_title(f"measured points are at most {distance:.1g} above or below their curve", loc="left")
+        ]
+        if distances:
+            apart = f"at most {max(distances):.1g} above or below their curve"
+            axes.set_title(f"measured points are {apart}", loc="left")
         figure.legend(loc="outside lower center", ncols=3)
-        draw_title(figure, crossings(rows))
+        draw_title(figure, crossings(rows), *still_missing(self, rows))
 
 
 def _radius(row: Row) -> float:

@@ -18,7 +18,9 @@ from ..training.data import load_dataset
 from ..training.paired import t_quantile
 from ..training.run import Run
 from .experiment import Case, Row, Settings
+from .interval_picture import draw_means, legend_of
 from .picture_titles import beyond_noise, draw_title
+from .table_text import mean_and_spread, seeds_of, still_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,7 +156,7 @@ class Exploration:
         for epochs in self.epochs:
             for sparsity in self.sparsities:
                 rates = {arm: self.rates(rows, arm, epochs, sparsity) for arm in ARMS}
-                cells = [shown(list(rates[arm].values())) for arm in ARMS]
+                cells = [mean_and_spread(list(rates[arm].values()), 2) for arm in ARMS]
                 cells += [
                     "-" if d is None else f"{d.mean:+.2f} ± {d.half_width:.2f}"
                     for d in (difference(rates[arm], rates[BASELINE]) for arm in _COMPARED)
@@ -164,12 +166,13 @@ class Exploration:
         diverged = sum(row["diverged"] for row in rows)
         return [
             *aligned([header, *body]),
-            f"R_m in % (weights ever active): mean ± standard deviation over {len(self.seeds)} seeds.",
+            f"R_m in % (weights ever active): mean ± standard deviation over {seeds_of(rows)}.",
             "Differences: mean ± half width of the paired 95% confidence interval; further from 0 than that",
             "is more than the noise of seeds.",
             f"{self.model} on {self.data}, a mask update every {self.update_every} steps ({updates} in all).",
             self.paper,
             *([f"{diverged} runs diverged and are left out"] if diverged else []),
+            *still_missing(self, rows),
         ]
 
     def rates(self, rows: Sequence[Row], arm: Arm, epochs: int, sparsity: float) -> dict[int, float]:
@@ -188,12 +191,7 @@ class Exploration:
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         """Above R_m over sparsity, one panel per length; below, the difference to masked SGD."""
         figure.set_size_inches(8, 6)
-        by_corrected, by_g = (self._counted(rows, arm) for arm in reversed(_COMPARED))
-        draw_title(
-            figure,
-            f"against masked SGD, RigL grown by c g tries {by_corrected} settings;",
-            f"grown by g, {by_g} settings",
-        )
+        draw_title(figure, *self._finding(rows), *still_missing(self, rows))
         grid = figure.subplots(
             2, len(self.epochs), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 2)
         )
@@ -209,10 +207,10 @@ class Exploration:
         grid[0, 0].set_ylabel("weights ever active, R_m (%)")
         grid[1, 0].set_ylabel("R_m minus that of\nmasked SGD (points)")
         figure.legend(
-            *grid[0, 0].get_legend_handles_labels(),
+            *legend_of(grid[0]),
             loc="outside lower center",
             ncols=len(ARMS) + 1,
-            title=f"{self.model} on {self.data}, {len(self.seeds)} seeds. g: the gradient, c g: corrected by "
+            title=f"{self.model} on {self.data}, {seeds_of(rows)}. g: the gradient, c g: corrected by "
             "Eq. 12.\nAbove: mean ± standard deviation. Below: mean and 95% interval; counted are those "
             "without 0.",
             title_fontsize=8,
@@ -220,11 +218,9 @@ class Exploration:
 
     def _draw_rates(self, axes: Axes, rows: Sequence[Row], epochs: int) -> None:
         for arm, label in ARMS.items():
-            rates = [list(self.rates(rows, arm, epochs, s).values()) for s in self.sparsities]
-            axes.errorbar(
-                [s for s, values in zip(self.sparsities, rates, strict=True) if values],
-                [mean(values) for values in rates if values],
-                [stdev(values) if len(values) > 1 else 0.0 for values in rates if values],
+            draw_means(
+                axes,
+                {s: list(self.rates(rows, arm, epochs, s).values()) for s in self.sparsities},
                 color=_COLOURS[arm],
                 label=label,
                 marker=_MARKERS[arm],
@@ -242,9 +238,19 @@ class Exploration:
                 style: dict[str, Any] = {"color": _COLOURS[arm], "marker": _MARKERS[arm], "markersize": 4}
                 axes.errorbar([sparsity + shift], [d.mean], [d.half_width], capsize=3, **style)
 
-    def _counted(self, rows: Sequence[Row], arm: Arm) -> str:
-        found = [d for epochs in self.epochs for d in self._differences(rows, arm, epochs).values()]
-        return beyond_noise(found, "more weights", "fewer weights")
+    def _finding(self, rows: Sequence[Row]) -> list[str]:
+        """Count the settings in which RigL tries more or fewer weights than with masked SGD."""
+        words = dict(zip(_COMPARED, ("grown by g", "grown by c g"), strict=True))
+        said: list[str] = []
+        for arm in reversed(_COMPARED):
+            found = [d for epochs in self.epochs for d in self._differences(rows, arm, epochs).values()]
+            if found:
+                counted = f"{beyond_noise(found, 'more weights', 'fewer weights')} settings"
+                start = f"{words[arm]}," if said else f"against masked SGD, RigL {words[arm]} tries"
+                said.append(f"{start} {counted}")
+        if not said:
+            return ["no setting has two seeds yet that can be compared with masked SGD"]
+        return [*(f"{part};" for part in said[:-1]), said[-1]]
 
     def _differences(self, rows: Sequence[Row], arm: Arm, epochs: int) -> dict[float, Difference]:
         """From masked SGD, by sparsity, where there is one."""
@@ -267,13 +273,6 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     if len(paired) < 2:
         return None
     return Difference(mean(paired), t_quantile(len(paired) - 1) * stdev(paired) / sqrt(len(paired)))
-
-
-def shown(values: Sequence[float]) -> str:
-    """Mean and standard deviation, such as can be had."""
-    if not values:
-        return "-"
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 FIGURE5 = Exploration(

@@ -6,7 +6,7 @@ How a ratio is measured is in ``gradient_ratio.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from ..text_table import aligned
 from ..topology.sparsify import sparsify
 from .experiment import Case, Row, Settings
-from .gradient_ratio import HIDDEN, SEEDS, SPARSITIES, Norm, load_images, measure_gradients, theory
+from .gradient_ratio import HIDDEN, SEEDS, SPARSITIES, Norm, data_of, load_images, measure_gradients, theory
+from .interval_picture import draw_means
 from .picture_titles import draw_title
+from .table_text import mean_and_spread, seeds_of, still_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,19 +66,20 @@ class Figure2:
             (
                 f"{s:g}",
                 f"{theory(s):.3f}",
-                *(_mean_and_spread(_ratios(rows, norm, s)) for norm, _, _ in _NORMS),
+                *(mean_and_spread(_ratios(rows, norm, s)) for norm, _, _ in _NORMS),
             )
             for s in SPARSITIES
         ]
         return [
-            f"mean |gradient|, sparse / dense, over active weights; data: {rows[0]['data']}",
+            f"mean |gradient|, sparse / dense, over active weights; data: {data_of(rows)}",
             *aligned([header, *body]),
-            f"(mean ± standard deviation over {len(SEEDS)} seeds)",
+            f"(mean ± standard deviation over {seeds_of(rows)})",
             *(
                 f"{label}, largest deviation from theory: {_deviation(rows, norm):.1%} of the mean, "
                 f"{_deviation_of_a_seed(rows, norm):.1%} of a single seed"
-                for norm, label, _ in _NORMS
+                for norm, label, _ in _measured(rows)
             ),
+            *still_missing(self, rows),
         ]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
@@ -86,27 +89,30 @@ class Figure2:
             curve, [theory(s) for s in curve], color="black", linestyle="--", label="theory: 1/√(1 - s)"
         )
         for norm, label, colour in _NORMS:
-            ratios = [_ratios(rows, norm, s) for s in SPARSITIES]
-            axes.errorbar(
-                SPARSITIES,
-                [mean(r) for r in ratios],
-                yerr=[stdev(r) for r in ratios],
+            draw_means(
+                axes,
+                {s: _ratios(rows, norm, s) for s in SPARSITIES},
                 color=colour,
                 label=f"measured, {label}",
                 fmt="o" if norm == "batch" else "s",
                 capsize=3,
             )
-        off = [f"{_deviation(rows, norm):.1%} {label}" for norm, label, _ in _NORMS]
-        draw_title(figure, f"gradients are off Eq. 11 by at most {', '.join(off)}")
+        off = [f"{_deviation(rows, norm):.1%} {label}" for norm, label, _ in _measured(rows)]
+        said = f"gradients are off Eq. 11 by at most {', '.join(off)}" if off else "no run is made yet"
+        draw_title(figure, said, *still_missing(self, rows))
         axes.set_title(
-            f"MLP 784-{HIDDEN}-10 at initialisation, {rows[0]['data']}, "
-            f"mean ± standard deviation over {len(SEEDS)} seeds",
+            f"MLP 784-{HIDDEN}-10 at initialisation, {data_of(rows)}, "
+            f"mean ± standard deviation over {seeds_of(rows)}",
             loc="left",
         )
         axes.set_xlabel("sparsity s of the first layer")
         axes.set_ylabel("mean |gradient| of active weights, sparse / dense")
         axes.set_ylim(bottom=0.0)
         axes.legend(loc="upper left")
+
+
+def _measured(rows: Sequence[Row]) -> list[tuple[Norm, str, str]]:
+    return [norm for norm in _NORMS if any(row["norm"] == norm[0] for row in rows)]
 
 
 def _random_mask(inputs: int, sparsity: float, seed: int) -> Tensor:
@@ -119,13 +125,10 @@ def _ratios(rows: Sequence[Row], norm: Norm, sparsity: float) -> list[float]:
     return [row["ratio"] for row in rows if (row["norm"], row["sparsity"]) == (norm, sparsity)]
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.3f} ± {stdev(values):.3f}"
-
-
 def _deviation(rows: Sequence[Row], norm: Norm) -> float:
     """The largest one of the mean over seeds, as a fraction of the theory."""
-    return max(abs(mean(_ratios(rows, norm, s)) / theory(s) - 1.0) for s in SPARSITIES)
+    by_sparsity = {s: _ratios(rows, norm, s) for s in SPARSITIES}
+    return max(abs(mean(own) / theory(s) - 1.0) for s, own in by_sparsity.items() if own)
 
 
 def _deviation_of_a_seed(rows: Sequence[Row], norm: Norm) -> float:

@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ..training import fashion_mnist
 from ..training.errors import TrainingError
+from .experiment import Row
 
 HIDDEN = 64
 BATCHES = 100
@@ -105,6 +106,11 @@ def measure_gradients(norm: Norm, masks: Sequence[Tensor], images: Images, seed:
             sparse[i] += (masked * mask).sum(dim=1)
             dense[i] += (whole * mask).sum(dim=1)
     return Gradients(sparse, dense)
+
+
+def data_of(rows: Sequence[Row]) -> str:
+    """The name of the data set, which is the same in all rows."""
+    return str(rows[0]["data"]) if rows else "none"
 
 
 def theory(sparsity: float) -> float:

@@ -1,14 +1,17 @@
-"""Paired differences as they are drawn: a dot for the mean, a bar for the 95% interval."""
+"""Means as they are drawn: a dot, and a bar for the 95% interval of paired differences or for the spread."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, Any
 
 from ..training.paired import Paired
+from .table_text import spread
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 
@@ -46,3 +49,25 @@ def draw_intervals(
         color=colour,
         label=label,
     )
+
+
+def draw_means(axes: Axes, values: Mapping[float, Sequence[float]], **style: Any) -> None:
+    """Draw upright the mean and standard deviation of the values at each place; nothing where there are none.
+
+    Args:
+        values: by place.
+        style: of ``Axes.errorbar``.
+    """
+    there = {place: own for place, own in values.items() if own}
+    if there:
+        means, spreads = map(mean, there.values()), map(spread, there.values())
+        axes.errorbar(list(there), list(means), list(spreads), **style)
+
+
+def legend_of(all_axes: Iterable[Axes]) -> tuple[list[Artist], list[str]]:
+    """Return the handles and labels of a legend for several panels, each label once."""
+    handles: dict[str, Artist] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    return list(handles.values()), list(handles)

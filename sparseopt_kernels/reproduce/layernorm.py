@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import linear_regression, mean, stdev
+from statistics import linear_regression, mean
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -22,11 +22,14 @@ from .gradient_ratio import (
     SEEDS,
     SPARSITIES,
     Norm,
+    data_of,
     load_images,
     measure_gradients,
     theory,
 )
+from .interval_picture import draw_means
 from .picture_titles import draw_title
+from .table_text import mean_and_spread, seeds_of, still_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,32 +89,37 @@ class LayerNorm:
         return [{**case, "sparsity": s, "data": images.name, "ratio": r} for s, r in ratios.items()]
 
     def table(self, rows: Sequence[Row]) -> list[str]:
-        lines = [f"mean |gradient|, sparse / dense, over active weights; data: {rows[0]['data']}"]
+        lines = [f"mean |gradient|, sparse / dense, over active weights; data: {data_of(rows)}"]
         for layer, sparsities in (("uniform", SPARSITIES), ("mixed", _MIXED)):
             header = ("sparsity", "1/sqrt(1 - s)", *(label for _, label, _ in _NORMS))
             body = [
                 (
                     f"{s:g}",
                     f"{theory(s):.3f}",
-                    *(_shown(_ratios(rows, layer, norm, s)) for norm, _, _ in _NORMS),
+                    *(mean_and_spread(_ratios(rows, layer, norm, s)) for norm, _, _ in _NORMS),
                 )
                 for s in sparsities
             ]
             lines += ["", _TITLES[layer], *aligned([header, *body])]
         lines += [
-            f"(mean ± standard deviation over {len(SEEDS)} seeds)",
+            f"(mean ± standard deviation over {seeds_of(rows)})",
             "",
             "uniform, largest deviation of the mean from 1/sqrt(1 - s): "
-            + ", ".join(f"{label} {_deviation(rows, norm):.1%}" for norm, label, _ in _NORMS),
+            + ", ".join(f"{label} {_deviation(rows, norm)}" for norm, label, _ in _NORMS),
             f"mixed, the common factor 1/sqrt(1 - s_avg) would be {theory(_AVERAGE):.3f}",
             "mixed, exponent p in ratio ~ (1 - s_i)^p (-0.5: each neuron its own factor; 0: one for all): "
-            + ", ".join(f"{label} {_shown(_exponents(rows, norm))}" for norm, label, _ in _NORMS),
+            + ", ".join(f"{label} {mean_and_spread(_exponents(rows, norm))}" for norm, label, _ in _NORMS),
+            *still_missing(self, rows),
         ]
         return lines
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        findings = [_finding(label, mean(_exponents(rows, norm))) for norm, label, _ in _NORMS]
-        draw_title(figure, *(f"{finding};" for finding in findings[:-1]), findings[-1])
+        exponents = {label: mean(own) for norm, label, _ in _NORMS if (own := _exponents(rows, norm))}
+        findings = [_finding(label, exponent) for label, exponent in exponents.items()]
+        findings = findings or ["no layer with neurons of several sparsities is measured yet"]
+        draw_title(
+            figure, *(f"{finding};" for finding in findings[:-1]), findings[-1], *still_missing(self, rows)
+        )
         left, right = figure.subplots(1, 2, sharey=True)
         curve = torch.linspace(0.0, 0.975, 300).tolist()
         for axes in (left, right):
@@ -126,17 +134,17 @@ class LayerNorm:
         _draw_ratios(right, rows, "mixed", _MIXED)
         right.axhline(theory(_AVERAGE), color="black", linestyle=":", label="1/√(1 - s_avg)")
         left.set_title("every neuron has the same sparsity", loc="left")
-        slopes = ", ".join(f"{label} {mean(_exponents(rows, norm)):.2f}" for norm, label, _ in _NORMS)
+        slopes = ", ".join(f"{label} {exponent:.2f}" for label, exponent in exponents.items())
         right.set_title(
-            f"neurons of {len(_MIXED)} sparsities in one layer\npower of 1 - sᵢ: {slopes}", loc="left"
+            f"neurons of {len(_MIXED)} sparsities in one layer\npower of 1 - sᵢ: {slopes or '-'}", loc="left"
         )
         left.set_ylabel("mean |gradient| of active weights, sparse / dense (log)")
         for axes in (left, right):
             axes.legend(loc="upper left")
             axes.set_xlabel("sparsity sᵢ of the neuron (log of 1 - sᵢ)")
         figure.supxlabel(
-            f"MLP 784-{HIDDEN}-10 at initialisation, {rows[0]['data']}, mean ± standard deviation over "
-            f"{len(SEEDS)} seeds",
+            f"MLP 784-{HIDDEN}-10 at initialisation, {data_of(rows)}, mean ± standard deviation over "
+            f"{seeds_of(rows)}",
             fontsize=8,
         )
 
@@ -159,21 +167,24 @@ def _ratios(rows: Sequence[Row], layer: str, norm: Norm, sparsity: float) -> lis
     return [row["ratio"] for row in rows if (row["layer"], row["norm"], row["sparsity"]) == wanted]
 
 
-def _shown(values: Sequence[float]) -> str:
-    return f"{mean(values):.3f} ± {stdev(values):.3f}"
-
-
-def _deviation(rows: Sequence[Row], norm: Norm) -> float:
-    return max(abs(mean(_ratios(rows, "uniform", norm, s)) / theory(s) - 1.0) for s in SPARSITIES)
+def _deviation(rows: Sequence[Row], norm: Norm) -> str:
+    by_sparsity = {s: _ratios(rows, "uniform", norm, s) for s in SPARSITIES}
+    found = [abs(mean(own) / theory(s) - 1.0) for s, own in by_sparsity.items() if own]
+    return f"{max(found):.1%}" if found else "-"
 
 
 def _exponents(rows: Sequence[Row], norm: Norm) -> list[float]:
-    """The slope of log ratio over log density, of each seed."""
-    densities = [math.log(1.0 - s) for s in _MIXED]
-    by_sparsity = [_ratios(rows, "mixed", norm, s) for s in _MIXED]
+    """The slope of log ratio over log density, of each seed with several sparsities."""
+    by_seed: dict[int, list[Row]] = {}
+    for row in rows:
+        if (row["layer"], row["norm"]) == ("mixed", norm):
+            by_seed.setdefault(row["seed"], []).append(row)
     return [
-        linear_regression(densities, [math.log(ratios[seed]) for ratios in by_sparsity]).slope
-        for seed in range(len(SEEDS))
+        linear_regression(
+            [math.log(1.0 - row["sparsity"]) for row in own], [math.log(row["ratio"]) for row in own]
+        ).slope
+        for own in by_seed.values()
+        if len(own) > 1
     ]
 
 
@@ -187,11 +198,9 @@ def _finding(label: str, exponent: float) -> str:
 
 def _draw_ratios(axes: Axes, rows: Sequence[Row], layer: str, sparsities: Sequence[float]) -> None:
     for norm, label, colour in _NORMS:
-        ratios = [_ratios(rows, layer, norm, s) for s in sparsities]
-        axes.errorbar(
-            [1.0 - s for s in sparsities],
-            [mean(r) for r in ratios],
-            yerr=[stdev(r) for r in ratios],
+        draw_means(
+            axes,
+            {1.0 - s: _ratios(rows, layer, norm, s) for s in sparsities},
             color=colour,
             label=f"measured, {label}",
             fmt="o" if norm == "batch" else "s",

@@ -16,6 +16,7 @@ import torch
 from ..neurons import Correction
 from ..text_table import aligned
 from .experiment import Case, Row, Settings
+from .interval_picture import legend_of
 from .picture_titles import draw_title, only_with
 from .student_teacher import (
     DENSE_STD,
@@ -26,6 +27,7 @@ from .student_teacher import (
     new_tasks,
     trajectory,
 )
+from .table_text import still_missing
 from .trajectory_rows import (
     COLOURS,
     COLUMNS,
@@ -128,6 +130,8 @@ class OneNeuron:
         lines = []
         for optimizer, correction, std in product(OPTIMIZERS, CORRECTIONS, self._init_stds):
             runs = trajectories(rows, optimizer=optimizer, correction=correction, init_std=std)
+            if not runs:
+                continue
             ends = [run[-1] for run in runs]
             lines.append(
                 (
@@ -146,25 +150,29 @@ class OneNeuron:
         return [
             *aligned([header, *lines]),
             "medians over seeds; degrees: between w and the teacher's at the start; drift: of the balance",
-            *(_scaling_compared(rows, std) for std in self._init_stds),
+            *(line for std in self._init_stds for line in _scaling_compared(rows, std)),
             *_PAPER,
+            *still_missing(self, rows),
         ]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         """Loss, ``a`` and the drift of the balance over steps: left gradient descent, right HAM."""
-        std = self._init_stds[0]
+        there = {row["init_std"] for row in rows}
+        std = next((std for std in self._init_stds if std in there), self._init_stds[0])
+        drawn = [row for row in rows if row["init_std"] == std]
         figure.set_size_inches(8, 7)
         grid = figure.subplots(3, 2, sharex=True, sharey="row", squeeze=False)
         for column, optimizer in enumerate(OPTIMIZERS):
             counts = []
             for correction, colour, width in zip(CORRECTIONS, COLOURS, (2.0, 0.8), strict=True):
                 label = CORRECTION_LABELS[correction]
-                runs = trajectories(rows, optimizer=optimizer, correction=correction, init_std=std)
-                counts.append(f"{share([run[-1] for run in runs], found)} {label}")
+                runs = trajectories(drawn, optimizer=optimizer, correction=correction)
+                if runs:
+                    counts.append(f"{share([run[-1] for run in runs], found)} {label}")
                 for axes, what in zip(grid[:, column], ("loss", "a", "drift"), strict=True):
                     draw_runs(axes, runs, what, colour, label, width)  # both are seen where they coincide
             grid[0, column].set_title(
-                f"{OPTIMIZER_LABELS[optimizer]}, teacher found:\n{', '.join(counts)}", loc="left"
+                f"{OPTIMIZER_LABELS[optimizer]}, teacher found:\n{', '.join(counts) or '-'}", loc="left"
             )
             grid[1, column].axhline(0, color="#000000", linewidth=0.8, zorder=1)
             grid[2, column].set_xlabel(STEP_LABEL)
@@ -173,34 +181,37 @@ class OneNeuron:
         grid[0, 0].set_ylim(bottom=1e-10)
         grid[1, 0].set_ylabel("outer weight a (teacher: 1)")
         grid[2, 0].set_ylabel("largest drift of\nthe balance so far")
+        starts = len({row["seed"] for row in drawn})
         figure.legend(
-            *grid[0, 0].get_legend_handles_labels(),
+            *legend_of(grid[0]),
             loc="outside lower center",
             ncols=2,
-            title=f"learning rate {self._lr:g}; {len(self._seeds)} starts, with a standard deviation of w of "
+            title=f"learning rate {self._lr:g}; {starts} starts, with a standard deviation of w of "
             f"{std:.2f}; balance: what Lemmas A.1 and A.3 say is constant",
             title_fontsize=8,
         )
-        drawn = [row for row in rows if row["init_std"] == std]
         ends = by_optimizer(drawn, found)
         teacher = only_with(ends, "the teacher is found", "is the teacher found")
-        draw_title(figure, f"{crossings(drawn)};", teacher)
+        draw_title(figure, f"{crossings(drawn)};", teacher, *still_missing(self, rows))
 
 
-def _scaling_compared(rows: Sequence[Row], std: float) -> str:
-    """The same starts with and without scaling, with HAM."""
+def _scaling_compared(rows: Sequence[Row], std: float) -> list[str]:
+    """The same starts with and without scaling, with HAM; nothing while no start has both."""
     plain, scaled = (
         {
-            run[0]["seed"]: run[-1]["found_at"]
+            run[0]["seed"]: run[-1]
             for run in trajectories(rows, optimizer="ham", correction=correction, init_std=std)
-            if found(run[-1])
         }
         for correction in CORRECTIONS
     )
-    both = plain.keys() & scaled.keys()
-    sooner = sum(scaled[seed] < plain[seed] for seed in both)
-    only_scaled, only_plain = len(scaled.keys() - plain.keys()), len(plain.keys() - scaled.keys())
-    return (
+    starts = sorted(plain.keys() & scaled.keys())
+    if not starts:
+        return []
+    both = [seed for seed in starts if found(plain[seed]) and found(scaled[seed])]
+    sooner = sum(scaled[seed]["found_at"] < plain[seed]["found_at"] for seed in both)
+    only_scaled = sum(found(scaled[seed]) and not found(plain[seed]) for seed in starts)
+    only_plain = sum(found(plain[seed]) and not found(scaled[seed]) for seed in starts)
+    return [
         f"HAM, std {std:.2f}, the same starts: teacher found only with scaling {only_scaled}, only without "
         f"{only_plain}, both {len(both)} (sooner with scaling: {sooner})"
-    )
+    ]

@@ -23,13 +23,15 @@ def only_with(runs: Mapping[str, Sequence[bool]], statement: str, inverted: str)
     """Say with what something happens, and in how many runs.
 
     Args:
-        runs: by what they are made with, whether it happened in each; without a run, nothing is said of it.
+        runs: by what they are made with, whether it happened in each; nothing is said of what has no run.
         statement: ``the neuron dies``.
         inverted: the same behind "only": ``does the neuron die``.
     """
     made = {name: happened for name, happened in runs.items() if happened}
     counts = {name: f"in {sum(happened)} of {len(happened)} runs" for name, happened in made.items()}
     where = [name for name, happened in made.items() if any(happened)]
+    if not made:
+        return "no run is made yet"
     if not where:
         return f"in no run {inverted}"
     if len(where) == 1 and len(made) > 1:

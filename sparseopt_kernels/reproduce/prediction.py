@@ -28,9 +28,10 @@ from ..training.paired import Paired, paired
 from ..training.run import Run
 from .experiment import Case, Row, Settings
 from .first_steps import first_losses
-from .interval_picture import draw_intervals
+from .interval_picture import draw_intervals, legend_of
 from .picture_titles import beyond_noise, draw_title
 from .searched import RESULTS, Images, Search, Setting, at_rate, differences, images, measured
+from .table_text import still_missing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +154,7 @@ class Prediction:
                 (fan_in, masks, f"{decay:g}", _LABELS[optimizer], f"{lr:g}", *cells, own, f"{factor:.1f}")
             )
         text = aligned(lines)
-        text.append(
+        text += wrapped(
             "(accuracy minus that of masked SGD in points, at the rate lr that is best for masked SGD: on "
             "held-out images, at the end on the test images; ± is the 95% interval of paired seeds, * beyond "
             "it; the last difference is with each at its own rate; max c_i is that of Eq. 12 for the last "
@@ -166,13 +167,18 @@ class Prediction:
             f"{sum(r.beyond_noise and r.mean < 0 for r in results)} (not corrected for their number)"
             for (optimizer, column), results in beyond.items()
         ]
-        return text
+        return [*text, *still_missing(self, rows)]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         figure.set_size_inches(8, 6.6)
         factors = OPTIMIZERS[1:]
         findings = (self._finding(rows, optimizer) for optimizer in factors)
-        draw_title(figure, "settings that differ from masked SGD beyond noise:", *findings)
+        draw_title(
+            figure,
+            "settings that differ from masked SGD beyond noise:",
+            *findings,
+            *still_missing(self, rows),
+        )
         grid = figure.subplots(len(factors), len(self.fan_ins), squeeze=False, sharex=True, sharey=True)
         for i, optimizer in enumerate(factors):
             for j, fan_in in enumerate(self.fan_ins):
@@ -183,7 +189,7 @@ class Prediction:
             axes.set_xlabel("accuracy minus that of masked SGD (points)")
         grid[0, 0].invert_yaxis()
         figure.legend(
-            *grid[0, 0].get_legend_handles_labels(),
+            *legend_of(grid.flat),
             loc="outside lower center",
             ncols=len(_WHEN),
             title="at the learning rate that is best for masked SGD; mean and 95% interval over "
@@ -196,6 +202,8 @@ class Prediction:
         """When a factor differs from masked SGD in most settings before the end, and at the end."""
         places = product(self.fan_ins, self.updates, self.weight_decays)
         found = [same for place in places if (same := self.differences(rows, place, optimizer))]
+        if not found:
+            return f"{_LABELS[optimizer]}: not compared yet"
         *before, end = _WHEN
         most = max(before, key=lambda column: sum(same[column].beyond_noise for same in found))
         said = (
@@ -257,7 +265,8 @@ class Prediction:
                 for y, (update, decay) in enumerate(places)
                 if (found := self.differences(rows, (fan_in, update, decay), optimizer))
             ]
-            draw_intervals(axes, points, _COLOURS[k], label, marker=_MARKERS[k])
+            if points:
+                draw_intervals(axes, points, _COLOURS[k], label, marker=_MARKERS[k])
         axes.axvline(0, color="black", linewidth=0.8)
         labels = [f"{f'RigL, every {u}' if u else 'static'}, decay {d:g}" for u, d in places]
         axes.set_yticks(range(len(places)), labels, fontsize=7.5)

@@ -18,8 +18,10 @@ from ..training.data import load_dataset
 from ..training.run import Run
 from .experiment import Case, Row, Settings
 from .first_steps import first_losses
+from .interval_picture import legend_of
 from .picture_titles import draw_title
 from .skew_probe import COLUMNS, QUARTERS, Probe
+from .table_text import still_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,6 +144,7 @@ class Skew:
             "c_i: spread is the standard deviation over neurons by their mean. Turns of neurons in a step,",
             "in degrees; predicted: for a norm in equilibrium, sqrt(2 lr weight_decay / (1 + momentum));",
             "'by fan-in': Spearman's correlation. Means over the second half of the run, layers and seeds.",
+            *still_missing(self, rows),
         ]
 
     def _table_of_angles(self, rows: Sequence[Row]) -> list[str]:
@@ -159,9 +162,11 @@ class Skew:
         body = []
         for method, optimizer, every in self._groups():
             own = select(rows, method=method, optimizer=optimizer, update_every=every)
-            exponents = (f"{average(own, c):+.2f}" for c in ("same_batch_exponent", "later_exponent"))
+            if not own:
+                continue
+            exponents = (_cell(average(own, c), "+.2f") for c in ("same_batch_exponent", "later_exponent"))
             label = f"{_METHODS[method]} every {every}, {_OPTIMIZERS[optimizer]}"
-            body.append((label, *(f"{average(own, c):.1f}" for c in columns.values()), *exponents))
+            body.append((label, *(_cell(average(own, c), ".1f") for c in columns.values()), *exponents))
         return aligned([header, *body])
 
     def _table_of_neurons(self, rows: Sequence[Row]) -> list[str]:
@@ -173,15 +178,17 @@ class Skew:
                 own = select(
                     late, method=method, optimizer=optimizer, update_every=every, weight_decay=weight_decay
                 )
+                if not own:
+                    continue
                 body.append(
                     (
                         f"{_METHODS[method]} every {every}, {_OPTIMIZERS[optimizer]}",
                         f"{weight_decay:g}",
-                        f"{average(own, 'c_spread'):.2f}",
-                        f"{max((row['c_largest'] for row in own), default=math.nan):.1f}",
-                        f"{average(own, 'turn'):.2f}",
-                        f"{average(own, 'turn_predicted'):.2f}",
-                        f"{average(own, 'turn_rank_correlation'):+.2f}",
+                        _cell(average(own, "c_spread"), ".2f"),
+                        _cell(max(row["c_largest"] for row in own), ".1f"),
+                        _cell(average(own, "turn"), ".2f"),
+                        _cell(average(own, "turn_predicted"), ".2f"),
+                        _cell(average(own, "turn_rank_correlation"), "+.2f"),
                     )
                 )
         return aligned([header, *body])
@@ -193,7 +200,7 @@ class Skew:
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         """Above, angles; in the middle, c_i over time; below, turns of neurons."""
         figure.set_size_inches(8, 9.5)
-        draw_title(figure, *self._finding(rows))
+        draw_title(figure, *self._finding(rows), *still_missing(self, rows))
         parts = figure.subfigures(3, 1, squeeze=False)[:, 0]
         grid = [part.subplots(1, 2) for part in parts]
         self._draw_consecutive(grid[0][0], rows)
@@ -206,12 +213,14 @@ class Skew:
         self._draw_turns_by_fan_in(grid[2][1], rows)
         for part, (left, _) in zip(parts[1:], grid[1:], strict=True):  # both panels have the same lines
             lines, labels = left.get_legend_handles_labels()
-            columns = (len(lines) + 1) // 2
+            columns = max(1, (len(lines) + 1) // 2)
             part.legend(
                 lines, labels, fontsize=7.5, ncols=columns, handlelength=4, loc="outside lower center"
             )
 
     def _finding(self, rows: Sequence[Row]) -> list[str]:
+        if not rows:
+            return ["no run is made yet"]
         runs: dict[tuple[object, ...], list[Row]] = {}
         for row in rows:
             runs.setdefault(tuple(row[column] for column in self.key), []).append(row)
@@ -235,7 +244,7 @@ class Skew:
         axes.set_title(f"two batches, one step apart: {_range(heights)}", loc="left")
         axes.set_ylim(0, 180)
         axes.set_yticks(range(0, 181, 30))
-        axes.legend(fontsize=7.5, loc="upper left")
+        axes.legend(*legend_of([axes]), fontsize=7.5, loc="upper left")
 
     def _draw_same_batch(self, axes: Axes, rows: Sequence[Row]) -> None:
         bars = [
@@ -246,10 +255,11 @@ class Skew:
         heights = _draw_bars(axes, rows, bars)
         by_paper = [average(own, "same_batch_predicted") for own in _groups(rows, "sgd")]
         places = [_place(group, 0, len(bars)) for group in range(len(by_paper))]
-        axes.plot(places, by_paper, "k_", label="Eq. 11, for g of the masked SGD run")
+        if not all(map(math.isnan, by_paper)):
+            axes.plot(places, by_paper, "k_", label="Eq. 11, for g of the masked SGD run")
         axes.set_title(f"one batch, old and new mask: {_range(heights)}", loc="left")
         axes.set_ylim(0, 1.8 * axes.get_ylim()[1])
-        axes.legend(fontsize=7.5, loc="upper left")
+        axes.legend(*legend_of([axes]), fontsize=7.5, loc="upper left")
 
     def _draw_over_time(
         self, axes: Axes, rows: Sequence[Row], column: str, over: Callable[[list[float]], float], name: str
@@ -258,13 +268,16 @@ class Skew:
         for method, dashes in (("rigl", "-"), ("set", "--")):
             for optimizer in _OPTIMIZERS:
                 own = select(rows, method=method, optimizer=optimizer, update_every=25)
+                if not own:
+                    continue
                 steps = sorted({row["step"] for row in own})
                 values = [over([row[column] for row in own if row["step"] == step]) for step in steps]
                 label = f"{_METHODS[method]}, {_OPTIMIZERS[optimizer]}"
                 axes.plot(steps, values, dashes, label=label, **_LINES[optimizer])
-                highest[label] = max(values, default=math.nan)
-        most = max(highest, key=lambda label: highest[label])
-        axes.set_title(f"{name}: up to {highest[most]:.2g}, with {most}", loc="left")
+                highest[label] = max(values)
+        most = max(highest, key=lambda label: highest[label], default=None)
+        found = "not measured yet" if most is None else f"up to {highest[most]:.2g}, with {most}"
+        axes.set_title(f"{name}: {found}", loc="left")
         axes.set_xlabel("step (a mask update every 25)")
         axes.set_ylim(bottom=0)
 
@@ -273,17 +286,21 @@ class Skew:
         for weight_decay, dashes in ((5e-4, "-"), (0.0, "--")):
             for optimizer in _OPTIMIZERS:
                 own = select(rows, optimizer=optimizer, weight_decay=weight_decay)
+                if not own:
+                    continue
                 turns = [average(select(own, step=step), "turn") for step in steps]
                 label = f"{_OPTIMIZERS[optimizer]}, weight decay {weight_decay:g}"
                 axes.plot(steps, turns, dashes, label=label, **_LINES[optimizer])
         own = select(rows, weight_decay=5e-4)
-        predicted = [average(select(own, step=step), "turn_predicted") for step in steps]
-        axes.plot(steps, predicted, ":", color="black", label="equilibrium at weight decay 0.0005")
+        if own:
+            predicted = [average(select(own, step=step), "turn_predicted") for step in steps]
+            axes.plot(steps, predicted, ":", color="black", label="equilibrium at weight decay 0.0005")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("step")
         axes.set_ylabel("degrees per step")
-        first, last = (average(select(rows, step=step), "turn") for step in (steps[0], steps[-1]))
-        axes.set_title(f"turn of a neuron in a step: {first:.2g}° to {last:.2g}°", loc="left")
+        if steps:
+            first, last = (average(select(rows, step=step), "turn") for step in (steps[0], steps[-1]))
+            axes.set_title(f"turn of a neuron in a step: {first:.2g}° to {last:.2g}°", loc="left")
 
     def _draw_turns_by_fan_in(self, axes: Axes, rows: Sequence[Row]) -> None:
         late = second_half(rows)
@@ -300,7 +317,8 @@ class Skew:
         axes.set_ylabel("degrees per step")
         axes.set_ylim(bottom=0)
         fewest, most = (average(late, f"turn_quarter_{quarter}") for quarter in (1, QUARTERS))
-        axes.set_title(f"second half: {most - fewest:+.2g}° from fewest to most", loc="left")
+        if late:
+            axes.set_title(f"second half: {most - fewest:+.2g}° from fewest to most", loc="left")
 
 
 def select(rows: Sequence[Row], **values: object) -> list[Row]:
@@ -312,6 +330,10 @@ def average(rows: Sequence[Row], column: str) -> float:
     """The mean of a column where it is known; NaN if it never is."""
     known = [row[column] for row in rows if not math.isnan(row[column])]
     return fmean(known) if known else math.nan
+
+
+def _cell(value: float, spec: str) -> str:
+    return "-" if math.isnan(value) else format(value, spec)
 
 
 def second_half(rows: Sequence[Row]) -> list[Row]:
@@ -337,6 +359,8 @@ def _draw_bars(
     heights = []
     for i, (label, column, optimizer, colours) in enumerate(bars):
         values = [average(own, column) for own in _groups(rows, optimizer)]
+        if all(map(math.isnan, values)):
+            continue
         axes.bar(
             [_place(group, i, len(bars)) for group in range(len(values))],
             values,

@@ -3,8 +3,8 @@ choose masks, three sparsities, masked SGD and Eq. 12; with a limit of the gradi
 out that follows an update of the masks, with both and with neither; each at the learning rate that is best
 for it on held-out images.
 
-How rates are searched is in ``searched.py``, what is compared and the table in ``small_table.py``. What a
-per-neuron factor should do by theory is tested in ``prediction.py``.
+How rates are searched is in ``searched.py``, what is compared and the table in ``small_table.py``, the
+picture in ``small_picture.py``. What a per-neuron factor should do by theory is tested in ``prediction.py``.
 """
 
 from __future__ import annotations
@@ -19,29 +19,16 @@ from ..training.data import load_dataset
 from ..training.run import Run
 from .experiment import Case, Row, Settings
 from .first_steps import first_losses
-from .interval_picture import draw_intervals
 from .searched import RESULTS, Images, Search, Setting, images, measured
-from .small_table import (
-    METHODS,
-    MODELS,
-    OPTIMIZERS,
-    REMEDIES,
-    Comparison,
-    Place,
-    TrainedAs,
-    compared,
-    title,
-    written,
-)
+from .small_picture import draw_small
+from .small_table import OPTIMIZERS, REMEDIES, AtBest, Place, compared, written
+from .table_text import still_missing
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _CORRECTION = {"sgd": "sgd", "eq12": "sparseopt"}
 
-
-_COLOURS = {"none": "#000000", "clip": "#0072b2", "skip": "#e69f00", "both": "#cc79a7", "alive": "#009e73"}
 # SET grows at random, and static masks have no step that follows an update.
 REMEDIES_OF = {
     "rigl": ("none", "clip", "skip", "both", "alive"),
@@ -127,47 +114,13 @@ class Small:
             lines.append(
                 f"{unknown} of {unknown + len(at_best)} settings have no best rate: not searched, or diverged"
             )
-        missing = len(self.cases(rows)) - len(rows)
-        if missing:
-            lines.append(f"{missing} of {missing + len(rows)} runs that are known of are still to be made")
-        return lines
+        return [*lines, *still_missing(self, rows)]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        comparisons = compared(self._at_best(rows), 100 / self.test_images)
-        figure.suptitle(title(comparisons), fontsize=10.5, fontweight="bold")
-        panels = {
-            "a remedy, masked SGD": "remedy - none, SGD",
-            "a remedy, Eq. 12": "remedy - none, Eq. 12",
-            "Eq. 12": "Eq. 12 - masked SGD",
-        }
-        count = len(self.models)
-        figure.set_size_inches(8.6, 10 if count > 1 else 4.6)
-        if count > 1:
-            grid = figure.subplots(len(panels), count, squeeze=False, sharex=True)
-        else:
-            grid = figure.subplots(count, len(panels), squeeze=False, sharex=True).T
-        for i, (kind, label) in enumerate(panels.items()):
-            for j, model in enumerate(self.models):
-                own = [c for c in comparisons if c.kind == kind and c.place.model == model]
-                self._draw_panel(grid[i, j], own)
-                grid[i, j].set_title(f"{MODELS[model]}: {label}", loc="left", fontsize=8.5)
-        for axes in grid[-1] if count > 1 else grid.flat:
-            axes.set_xlabel("points (log beyond 1)")
-        handles = {
-            label: handle
-            for axes in grid.flat
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        shown = [remedy.label for remedy in REMEDIES.values() if remedy.label in handles]
-        figure.legend(
-            [handles[remedy] for remedy in shown],
-            shown,
-            loc="outside lower center",
-            ncols=5,
-            title="the remedy (of both that are compared, for Eq. 12 - masked SGD); 95% intervals over seeds",
-        )
+        resolution = 100 / self.test_images
+        draw_small(figure, self._at_best(rows), self.sparsities, resolution, still_missing(self, rows))
 
-    def _at_best(self, rows: Sequence[Row]) -> dict[TrainedAs, Mapping[int, Row]]:
+    def _at_best(self, rows: Sequence[Row]) -> AtBest:
         best = self._search().at_best_rate(rows)
         return {(Place(*key[:3]), *key[3:]): own for key, own in best.items()}  # type: ignore[arg-type,misc]
 
@@ -212,24 +165,6 @@ class Small:
         )
         dataset = self._images(case, settings).dataset
         return Run(config, dataset, _CORRECTION[case["optimizer"]], case["seed"])
-
-    def _draw_panel(self, axes: Axes, comparisons: Sequence[Comparison]) -> None:
-        places = list(product(self.methods, self.sparsities))
-        for offset, remedy in zip((-0.3, -0.15, 0.0, 0.15, 0.3), REMEDIES, strict=True):
-            points = [
-                (places.index((c.place.method, c.place.sparsity)) + offset, c.result)
-                for c in comparisons
-                if c.remedy == remedy
-            ]
-            if points:
-                draw_intervals(axes, points, _COLOURS[remedy], REMEDIES[remedy].label)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(places)), [f"{METHODS[m]} {s:g}" for m, s in places], fontsize=7.5)
-        axes.set_ylim(len(places) - 0.5, -0.5)
-        for border in range(len(self.sparsities), len(places), len(self.sparsities)):
-            axes.axhline(border - 0.5, color="#bbbbbb", linewidth=0.8)
-        axes.set_xscale("symlog", linthresh=1.0)
-        axes.set_xticks([-10, -1, 0, 1, 10], ["-10", "-1", "0", "1", "10"])
 
 
 def _lr(rows: Mapping[int, Row]) -> float:

@@ -1,4 +1,6 @@
-"""What the experiments ``small`` and ``resnet20`` compare, their table, and the title of their picture."""
+"""What the experiments ``small`` and ``resnet20`` compare, what they find, and their table. The picture is in
+``small_picture.py``.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from ..text_table import aligned
 from ..training.paired import Paired, holm, paired
 from .experiment import Row
 from .searched import differences
+from .table_text import wrapped
 
 OPTIMIZERS = {"sgd": "masked SGD", "eq12": "Eq. 12"}
 MODELS = {"mlp": "MLP", "convnet": "convnet", "resnet8": "ResNet-8", "resnet20": "ResNet-20"}
-METHODS = {"rigl": "RigL", "set": "SET", "static": "static"}
+METHODS = {"rigl": "RigL", "set": "SET", "static": "static masks"}
 
 
 class Remedy(NamedTuple):
@@ -34,6 +37,12 @@ REMEDIES = {
     "both": Remedy("clip and skipped step", max_grad_norm=1.0, skip_step=True),
     "alive": Remedy("min_fan_in=1", min_fan_in=1),
 }
+_IN_SENTENCES = {**{name: remedy.label for name, remedy in REMEDIES.items()}, "skip": "skip", "both": "both"}
+_TO_SGD, _TO_EQ12, _ADDS = "worth to masked SGD", "worth to Eq. 12", "Eq. 12 adds"
+KINDS = (_TO_SGD, _TO_EQ12, _ADDS)
+"""Of comparisons: a remedy against none, for masked SGD and for Eq. 12; Eq. 12 against masked SGD, both under
+the same remedy."""
+_SURE = 0.05
 
 
 class Place(NamedTuple):
@@ -48,7 +57,7 @@ class Comparison(NamedTuple):
     """Two ways to train in one place, each at its own best rate."""
 
     kind: str
-    """``"a remedy, masked SGD"``, ``"a remedy, Eq. 12"``: against none; ``"Eq. 12"``: against masked SGD."""
+    """One of ``KINDS``."""
     place: Place
     remedy: str
     rows: Mapping[int, Row]
@@ -57,187 +66,228 @@ class Comparison(NamedTuple):
     """In percentage points of test accuracy."""
 
     @property
-    def column(self) -> tuple[str, str]:
-        return self.kind, self.remedy
+    def is_judged(self) -> bool:
+        """Whether there are seeds enough for an interval."""
+        return not math.isnan(self.result.p_value)
 
 
 TrainedAs = tuple[Place, str, str]
 """A place, an optimizer, a remedy."""
-_REMEDY_COLUMNS = [
-    (f"a remedy, {optimizer}", remedy) for optimizer in OPTIMIZERS.values() for remedy in list(REMEDIES)[1:]
-]
-_EQ12_COLUMNS = [("Eq. 12", remedy) for remedy in REMEDIES]
+AtBest = Mapping[TrainedAs, Mapping[int, Row]]
+"""Rows at the best rate, by seed."""
 
 
-def compared(at_best: Mapping[TrainedAs, Mapping[int, Row]], resolution: float) -> list[Comparison]:
-    """Return each remedy against none, for either optimizer, and Eq. 12 against masked SGD under each remedy,
-    wherever both best rates are known.
+def compared(at_best: AtBest, resolution: float) -> list[Comparison]:
+    """Return all comparisons of which both best rates are known.
 
     Args:
         at_best: rows at the best rate, by seed.
         resolution: one test image, in percentage points.
     """
     found = []
-    for place in dict.fromkeys(place for place, _, _ in at_best):
-        pairs = [
-            (f"a remedy, {label}", remedy, (optimizer, remedy), (optimizer, "none"))
-            for optimizer, label in OPTIMIZERS.items()
-            for remedy in list(REMEDIES)[1:]
-        ]
-        pairs += [("Eq. 12", remedy, ("eq12", remedy), ("sgd", remedy)) for remedy in REMEDIES]
-        for kind, remedy, ours, baseline in pairs:
-            a, b = (at_best.get((place, *way), {}) for way in (ours, baseline))
+    for place, remedy in product(dict.fromkeys(place for place, _, _ in at_best), REMEDIES):
+        ways = {_ADDS: (("eq12", remedy), ("sgd", remedy))}
+        if remedy != "none":
+            ways[_TO_SGD] = ("sgd", remedy), ("sgd", "none")
+            ways[_TO_EQ12] = ("eq12", remedy), ("eq12", "none")
+        for kind, pair in ways.items():
+            a, b = (at_best.get((place, *way), {}) for way in pair)
             if a.keys() & b.keys():
                 result = paired(differences(a, b, "test_accuracy"), resolution)
                 found.append(Comparison(kind, place, remedy, a, b, result))
     return found
 
 
+def select(
+    comparisons: Iterable[Comparison],
+    kind: str,
+    remedy: str,
+    method: str | None = None,
+    sparsity: float | None = None,
+) -> list[Comparison]:
+    """Return the comparisons of a kind and remedy; None: of any method, of any sparsity."""
+    return [
+        c
+        for c in comparisons
+        if (c.kind, c.remedy) == (kind, remedy)
+        and method in (None, c.place.method)
+        and sparsity in (None, c.place.sparsity)
+    ]
+
+
+def averaged(
+    comparisons: Sequence[Comparison], resolution: float, column: str = "test_accuracy"
+) -> Paired | None:
+    """Return each seed's mean over the comparisons: one setting tells little. Those with too few seeds for an
+    interval count only if all have too few; None if no seed has all, or a run diverged in each."""
+    counted = [c for c in comparisons if c.is_judged]
+    counted = counted or [c for c in comparisons if not math.isnan(c.result.mean)]
+    if not counted:
+        return None
+    seeds = sorted(set.intersection(*(c.rows.keys() & c.baseline_rows.keys() for c in counted)))
+    if not seeds:
+        return None
+    by_seed = [100 * mean(c.rows[s][column] - c.baseline_rows[s][column] for c in counted) for s in seeds]
+    return paired(by_seed, resolution)
+
+
+def findings(comparisons: Sequence[Comparison], resolution: float, method: str) -> list[str]:
+    """Say of a method of choosing masks what each remedy is worth, and what Eq. 12 adds under each; nothing
+    where nothing is compared."""
+    own = [c for c in comparisons if c.place.method == method]
+    said = []
+    for kind in KINDS:
+        parts = []
+        for remedy, words in _IN_SENTENCES.items():
+            found = averaged(select(own, kind, remedy), resolution)
+            if found is not None:
+                parts.append(f"{words} {found.mean:+.1f}{'*' if found.beyond_noise else ''}")
+        if parts:
+            said.append(f"{kind}: {', '.join(parts)}")
+    if not said:
+        return []
+    places = len({c.place for c in own if c.is_judged} or {c.place for c in own})
+    over = f"mean over {places} settings" if places > 1 else "one setting"
+    return [f"{METHODS[method]}: points of test accuracy, {over} (*: beyond noise)", *said]
+
+
 def written(
-    at_best: Mapping[TrainedAs, Mapping[int, Row]],
-    comparisons: Sequence[Comparison],
-    sparsities: Sequence[float],
-    resolution: float,
+    at_best: AtBest, comparisons: Sequence[Comparison], sparsities: Sequence[float], resolution: float
 ) -> list[str]:
     """Return the lines of the table.
 
     Args:
         at_best: rows at the best rate by seed, of each place, optimizer and remedy.
         comparisons: all of them; Holm's correction is for their number.
+        sparsities: in the order of the table.
         resolution: one test image, in percentage points.
     """
-    judged = [c for c in comparisons if not math.isnan(c.result.p_value)]
+    judged = [c for c in comparisons if c.is_judged]
     adjusted = holm([c.result.p_value for c in judged])
-    sure = {(c.place, c.column) for c, p in zip(judged, adjusted, strict=True) if p < 0.05}
-    places = list(dict.fromkeys(place for place, _, _ in at_best))
-    ways = [(optimizer, remedy) for optimizer in OPTIMIZERS for remedy in REMEDIES]
-    header = [f"{'SGD' if o == 'sgd' else 'Eq. 12'}, {r}" for o, r in ways]
-    lines = ["test accuracy in %, mean over seeds at the best rate (the rate)"]
-    lines += _by_place(
-        header, {place: [_accuracy(at_best.get((place, *way))) for way in ways] for place in places}
+    sure = [c for c, p in zip(judged, adjusted, strict=True) if p < _SURE]
+    lines = []
+    for method in METHODS:
+        lines += [line for said in findings(comparisons, resolution, method) for line in wrapped(said)]
+    lines += ["", "means over networks and seeds, differences in points of test accuracy"]
+    lines += _means(at_best, comparisons, sparsities, resolution)
+    lines += wrapped(
+        "(worth: the same optimizer without a remedy is subtracted; Eq. 12 adds: masked SGD under the same "
+        "remedy is subtracted; settings: networks and sparsities with Eq. 12 and masked SGD; ± is the 95% "
+        "interval over seeds, not corrected for the number of means; dead: neurons without an active weight "
+        "at the end, in %, at the best rate)"
     )
-    by_column = {(c.place, c.column): c for c in comparisons}
-    for columns, about in (
-        (_REMEDY_COLUMNS, "what a remedy is worth: the same without it is subtracted"),
-        (_EQ12_COLUMNS, "what Eq. 12 adds under a remedy: masked SGD under the same is subtracted"),
-    ):
-        header = [f"{kind.removeprefix('a remedy, ')}, {remedy}" for kind, remedy in columns]
-        cells = {
-            place: [_cell(by_column.get((place, column)), sure) for column in columns] for place in places
-        }
-        lines += ["", f"{about}, in points", *_by_place(header, cells)]
-    lines.append(
-        "(± is the 95% interval of paired seeds; * beyond noise by itself, ** also after Holm's correction "
-        f"for {len(judged)} comparisons; a clip limits the gradient norm over active weights to 1; a skipped "
-        "step is the one that follows an update of the masks, so that static masks have none; alive: "
-        "min_fan_in=1)"
-    )
-    lines += ["", "mean differences", *_pooled(judged, sparsities, resolution)]
-    lines.append(
-        "(each seed's mean over networks; ± over seeds, not corrected for the number of means; the training "
-        "loss is over all sparsities)"
-    )
-    lines += ["", "neurons without an active weight at the end, in %, mean over networks and seeds"]
-    lines += [*_dead(at_best, sparsities), ""]
-    for kind in dict.fromkeys(c.kind for c in judged):
-        lines.append(_count(kind, [c for c in judged if c.kind == kind], sure))
-    return lines
-
-
-def title(comparisons: Iterable[Comparison]) -> str:
-    """Return what Eq. 12 adds under RigL without and with each remedy, as far as it is known."""
-    found = []
-    words_of = {"none": "without a remedy", "clip": "with a clip", "skip": "with the skipped step"}
-    for remedy, words in {**words_of, "both": "with both"}.items():
-        own = [
-            c.result.mean
-            for c in comparisons
-            if c.column == ("Eq. 12", remedy) and c.place.method == "rigl" and not math.isnan(c.result.mean)
-        ]
-        if own:
-            found.append(f"{mean(own):+.1f} {words}")
-    about = "Final test accuracy under RigL, Eq. 12 minus masked SGD, mean in points"
-    return f"{about}:\n{', '.join(found)}" if found else about
-
-
-def _by_place(header: Sequence[str], cells: Mapping[Place, Sequence[str]]) -> list[str]:
-    used = [i for i in range(len(header)) if any(own[i] != "-" for own in cells.values())]
-    lines = [
-        (f"{MODELS[p.model]}, {METHODS[p.method]}, {p.sparsity:g}", *(own[i] for i in used))
-        for p, own in cells.items()
-        if any(cell != "-" for cell in own)
+    lines += [
+        "",
+        "each setting: test accuracy in %, mean over seeds at the best rate (the rate); differences",
     ]
-    return aligned([("", *(header[i] for i in used)), *lines])
+    lines += _settings(at_best, comparisons, sure)
+    lines += wrapped(
+        "(± is the 95% interval of paired seeds; * beyond noise by itself, ** also after Holm's correction "
+        f"for {len(judged)} comparisons; a clip limits the gradient norm over active weights to 1; the "
+        "skipped step is the one that follows an update of the masks; static masks have no update)"
+    )
+    lines += ["", "100 x training loss of the last epoch, mean differences over all settings"]
+    lines += _losses(comparisons)
+    lines += ["", "settings that are better/worse beyond noise of all, in brackets after Holm's correction"]
+    return [*lines, *_counts(judged, sure)]
+
+
+def dead_share(at_best: AtBest, places: Iterable[Place], optimizer: str, remedy: str) -> float:
+    """Return the share of neurons without an active weight at the end, over places and seeds; NaN if none is
+    known."""
+    runs = [own for place in places for own in at_best.get((place, optimizer, remedy), {}).values()]
+    return mean(row["dead_share"] for row in runs) if runs else math.nan
+
+
+def _means(
+    at_best: AtBest, comparisons: Sequence[Comparison], sparsities: Sequence[float], resolution: float
+) -> list[str]:
+    header = ("", "settings", *KINDS, "dead, SGD", "dead, Eq. 12")
+    lines = []
+    for method, sparsity, remedy in product(METHODS, (None, *sparsities), REMEDIES):
+        places = [
+            place
+            for place in dict.fromkeys(place for place, _, _ in at_best)
+            if place.method == method and sparsity in (None, place.sparsity)
+        ]
+        groups = [select(comparisons, kind, remedy, method, sparsity) for kind in KINDS]
+        dead = [dead_share(at_best, places, optimizer, remedy) for optimizer in OPTIMIZERS]
+        if all(map(math.isnan, dead)):
+            continue
+        where = f"{METHODS[method]}, {'all' if sparsity is None else f'{sparsity:g}'}"
+        lines.append(
+            (
+                f"{where}, {REMEDIES[remedy].label}",
+                str(len(groups[-1])),
+                *(_shown(averaged(group, resolution)) for group in groups),
+                *("-" if math.isnan(share) else f"{100 * share:.1f}" for share in dead),
+            )
+        )
+    return aligned([header, *lines])
+
+
+def _settings(at_best: AtBest, comparisons: Sequence[Comparison], sure: Sequence[Comparison]) -> list[str]:
+    lines = []
+    for place, remedy in product(dict.fromkeys(place for place, _, _ in at_best), REMEDIES):
+        accuracies = [_accuracy(at_best.get((place, optimizer, remedy))) for optimizer in OPTIMIZERS]
+        if accuracies == ["-", "-"]:
+            continue
+        own = {c.kind: c for c in comparisons if (c.place, c.remedy) == (place, remedy)}
+        where = f"{MODELS[place.model]}, {METHODS[place.method]}, {place.sparsity:g}"
+        cells = [_starred(own.get(kind), sure) for kind in KINDS]
+        lines.append((f"{where}, {REMEDIES[remedy].label}", *accuracies, *cells))
+    return aligned([("", *OPTIMIZERS.values(), "to masked SGD", "to Eq. 12", "Eq. 12 adds"), *lines])
+
+
+def _losses(comparisons: Sequence[Comparison]) -> list[str]:
+    lines = []
+    for method, remedy in product(METHODS, REMEDIES):
+        groups = [select(comparisons, kind, remedy, method) for kind in KINDS]
+        if any(groups):
+            cells = [_shown(averaged(group, 1e-6, "train_loss")) for group in groups]
+            lines.append((f"{METHODS[method]}, {REMEDIES[remedy].label}", *cells))
+    return aligned([("", *KINDS), *lines])
+
+
+def _counts(judged: Sequence[Comparison], sure: Sequence[Comparison]) -> list[str]:
+    lines = []
+    for method, remedy in product(METHODS, REMEDIES):
+        cells = []
+        for kind in KINDS:
+            own = select(judged, kind, remedy, method)
+            (better, worse), (sure_better, sure_worse) = (
+                _counted(own),
+                _counted([c for c in own if c in sure]),
+            )
+            counts = f"{better}/{worse} of {len(own)} ({sure_better}/{sure_worse})"
+            cells.append(counts if own else "-")
+        if any(cell != "-" for cell in cells):
+            lines.append((f"{METHODS[method]}, {REMEDIES[remedy].label}", *cells))
+    return aligned([("", *KINDS), *lines])
+
+
+def _counted(comparisons: Sequence[Comparison]) -> tuple[int, int]:
+    """How many are better beyond noise, and how many worse."""
+    found = [c.result.mean for c in comparisons if c.is_judged and c.result.beyond_noise]
+    return sum(value > 0 for value in found), sum(value < 0 for value in found)
 
 
 def _accuracy(rows: Mapping[int, Row] | None) -> str:
     if not rows:
         return "-"
-    values = [row["test_accuracy"] for row in rows.values()]
-    return f"{100 * mean(values):.2f} ({next(iter(rows.values()))['lr']:g})"
+    accuracy = 100 * mean(row["test_accuracy"] for row in rows.values())
+    shown = "diverged" if math.isnan(accuracy) else f"{accuracy:.2f}"
+    return f"{shown} ({next(iter(rows.values()))['lr']:g})"
 
 
-def _cell(c: Comparison | None, sure: set[tuple[Place, tuple[str, str]]]) -> str:
+def _starred(c: Comparison | None, sure: Sequence[Comparison]) -> str:
     if c is None:
         return "-"
-    star = "**" if (c.place, c.column) in sure else "*" if c.result.beyond_noise else ""
-    return _shown(c.result) + star
+    return _shown(c.result) + ("**" if c in sure else "*" if c.result.beyond_noise else "")
 
 
-def _shown(result: Paired) -> str:
+def _shown(result: Paired | None) -> str:
+    if result is None or math.isnan(result.mean):
+        return "-"
     spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
     return f"{result.mean:+.2f}{spread}"
-
-
-def _pooled(comparisons: Sequence[Comparison], sparsities: Sequence[float], resolution: float) -> list[str]:
-    """Over the networks and sparsities of a method, and over the networks of one sparsity: a single setting
-    tells little."""
-    lines = []
-    for method in METHODS:
-        for kind, remedy in (*_REMEDY_COLUMNS, *_EQ12_COLUMNS):
-            own = [c for c in comparisons if c.place.method == method and c.column == (kind, remedy)]
-            if not own:
-                continue
-            groups = [own, *([c for c in own if c.place.sparsity == s] for s in sparsities)]
-            cells = [_mean_of(group, "test_accuracy", resolution) for group in groups]
-            what = f"{REMEDIES[remedy].label} - none, {kind.removeprefix('a remedy, ')}"
-            if kind == "Eq. 12":
-                what = f"Eq. 12 - masked SGD, remedy {REMEDIES[remedy].label}"
-            cells.append(_mean_of(own, "train_loss", 1e-6))
-            lines.append((f"{METHODS[method]}: {what}", *cells))
-    return aligned([("", "all", *(f"{s:g}" for s in sparsities), "100 x training loss"), *lines])
-
-
-def _mean_of(comparisons: Sequence[Comparison], column: str, resolution: float) -> str:
-    if not comparisons:
-        return "-"
-    by_place = [differences(c.rows, c.baseline_rows, column) for c in comparisons]
-    return _shown(paired([mean(values) for values in zip(*by_place, strict=False)], resolution))
-
-
-def _dead(at_best: Mapping[TrainedAs, Mapping[int, Row]], sparsities: Sequence[float]) -> list[str]:
-    """With the masks of each method, at the best rate."""
-    lines = []
-    for method, optimizer, remedy in product(METHODS, OPTIMIZERS, REMEDIES):
-        cells = []
-        for sparsity in sparsities:
-            shares = [
-                row["dead_share"]
-                for (place, *way), rows in at_best.items()
-                if (place.method, place.sparsity) == (method, sparsity) and way == [optimizer, remedy]
-                for row in rows.values()
-            ]
-            cells.append(f"{100 * mean(shares):.1f}" if shares else "-")
-        if any(cell != "-" for cell in cells):
-            lines.append((f"{METHODS[method]}: {OPTIMIZERS[optimizer]}, {remedy}", *cells))
-    return aligned([("", *(f"{s:g}" for s in sparsities)), *lines])
-
-
-def _count(kind: str, own: Sequence[Comparison], sure: set[tuple[Place, tuple[str, str]]]) -> str:
-    better = [c for c in own if c.result.beyond_noise and c.result.mean > 0]
-    worse = [c for c in own if c.result.beyond_noise and c.result.mean < 0]
-    counted = [sum((c.place, c.column) in sure for c in group) for group in (better, worse)]
-    return (
-        f"{kind}: better beyond noise in {len(better)} of {len(own)} comparisons, worse in {len(worse)}; "
-        f"after Holm's correction in {counted[0]} and {counted[1]}"
-    )

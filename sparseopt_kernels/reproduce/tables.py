@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +26,9 @@ from ..training.run import Run
 from .direction_free import scale_by_layer
 from .experiment import Case, Row, Settings
 from .paper_figures import PAPER, Cell
+from .paper_figures import Figure as Printed
 from .recipes import CIFAR100, IMAGENET, MAX_GRAD_NORM, Recipe
+from .table_text import mean_and_spread, seeds_of, still_missing
 from .tables_picture import draw_table
 
 if TYPE_CHECKING:
@@ -208,19 +209,14 @@ class Table:
                     for epochs in self.epochs:
                         cell = Cell(dst, sparsity, optimizer, ham, epochs)
                         figure = paper.get(cell)
-                        there = _shown(figure.mean, figure.std) if figure else "-"
-                        line += [_measured(rows, cell), there]
+                        line += [mean_and_spread(_accuracies(rows, cell), 2), _printed(figure)]
                     lines.append(line)
-        seeds = (
-            f"mean ± standard deviation over {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
-        )
-        missing = len(self.cases(rows)) - len(rows)
         diverged = sum(row["status"] == "diverged" for row in rows)
         return [
             *aligned([header, *lines]),
-            f"test accuracy in %, after the last epoch; {seeds}",
+            f"test accuracy in %, after the last epoch; mean ± standard deviation over {seeds_of(rows)}",
             *(_RENORMALISED if self.max_grad_norm else ()),
-            *([f"{missing} of {missing + len(rows)} runs are still to be made"] if missing else []),
+            *still_missing(self, rows),
             *([f"{diverged} runs diverged and are not in the table"] if diverged else []),
         ]
 
@@ -243,6 +239,7 @@ class Table:
                 for dst in self.dst
                 for s in _SPARSITIES
             },
+            still_missing(self, rows),
         )
 
 
@@ -260,15 +257,11 @@ def _accuracies(rows: Sequence[Row], cell: Cell) -> list[float]:
     return [row["test_accuracy"] for row in rows if _cell(row) == cell and row["status"] == "ok"]
 
 
-def _measured(rows: Sequence[Row], cell: Cell) -> str:
-    accuracies = _accuracies(rows, cell)
-    if not accuracies:
+def _printed(figure: Printed | None) -> str:
+    """As the paper prints it, ``-`` where it prints none."""
+    if figure is None:
         return "-"
-    return _shown(mean(accuracies), stdev(accuracies) if len(accuracies) > 1 else None)
-
-
-def _shown(middle: float, std: float | None) -> str:
-    return f"{middle:.2f}" if std is None else f"{middle:.2f} ± {std:.2f}"
+    return f"{figure.mean:.2f}" if figure.std is None else f"{figure.mean:.2f} ± {figure.std:.2f}"
 
 
 def _save(run: Run, seconds: float, checkpoint: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING
 
+from .interval_picture import draw_means, legend_of
 from .picture_titles import draw_title
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ _BASELINE = "SGD"
 _DST = {"rigl": "RigL", "set": "SET"}
 
 
-def draw_table(figure: Figure, title: str, panels: Mapping[tuple[str, float], Mapping[str, Curve]]) -> None:
+def draw_table(
+    figure: Figure,
+    title: str,
+    panels: Mapping[tuple[str, float], Mapping[str, Curve]],
+    missing: Sequence[str] = (),
+) -> None:
     """A panel for each DST method and sparsity.
 
     Args:
@@ -35,38 +41,27 @@ def draw_table(figure: Figure, title: str, panels: Mapping[tuple[str, float], Ma
         title: of the whole; below it is said how far the methods are above masked SGD.
         panels: by DST method (a row of panels) and sparsity (a column), a curve for each method, the same
             methods in all panels.
+        missing: what is said of what is not measured yet.
     """
     rows = list(dict.fromkeys(dst for dst, _ in panels))
     columns = list(dict.fromkeys(sparsity for _, sparsity in panels))
     figure.set_size_inches(8, 2.2 + 2.8 * len(rows))
-    draw_title(figure, f"{title}.", _finding(list(panels.values())))
+    draw_title(figure, f"{title}.", _finding(list(panels.values())), *missing)
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True)
     for (dst, sparsity), curves in panels.items():
         axes = grid[rows.index(dst), columns.index(sparsity)]
         for name, (ours, paper) in curves.items():
             colour, marker = _STYLES[name]
             axes.plot(list(paper), list(paper.values()), marker + "--", mfc="none", lw=1, ms=4, color=colour)
-            there = {epochs: values for epochs, values in ours.items() if values}
-            axes.errorbar(
-                list(there),
-                [mean(values) for values in there.values()],
-                [stdev(values) if len(values) > 1 else 0.0 for values in there.values()],
-                fmt=marker + "-",
-                ms=5,
-                capsize=2,
-                color=colour,
-                label=name,
-            )
+            draw_means(axes, ours, fmt=marker + "-", ms=5, capsize=2, color=colour, label=name)
         axes.set_title(f"{_DST[dst]}, sparsity {sparsity:.2f}", loc="left")
         axes.set_xticks(list(next(iter(curves.values()))[0]))
         if axes in grid[-1]:
             axes.set_xlabel("training epochs in all")
         if axes in grid[:, 0]:
             axes.set_ylabel("test accuracy in %")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles,
-        labels,
+        *legend_of(grid.flat),
         loc="outside lower center",
         ncols=6,
         title="filled: measured here, mean ± standard deviation over seeds; hollow, dashed: the paper",

@@ -33,6 +33,7 @@ COLUMNS: dict[str, type] = {
     "found_at": int,  # the first step with the teacher's loss, -1 before it
 }
 """Those of a point; an experiment puts the columns of its cases before them."""
+_OF_A_POINT = COLUMNS.keys() - {"seed", "neuron"}
 STEP_LABEL = "step (log; linear below 1)"
 """Of the axis of ``draw_runs``."""
 OPTIMIZERS = {"gd": 0.0, "ham": 4.0}
@@ -113,10 +114,12 @@ def _rounded(value: torch.Tensor) -> float:
 
 def trajectories(rows: Sequence[Row], **columns: object) -> list[list[Row]]:
     """The rows of each case, seed and neuron; only those with these values in these columns."""
-    own = [row for row in rows if all(row[name] == value for name, value in columns.items())]
-    # A trajectory starts at step 0.
-    starts = [i for i, row in enumerate(own) if row["step"] == 0]
-    return [own[i:j] for i, j in zip(starts, [*starts[1:], len(own)], strict=True)]
+    runs: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if all(row[name] == value for name, value in columns.items()):
+            key = tuple(value for name, value in row.items() if name not in _OF_A_POINT)
+            runs.setdefault(key, []).append(row)
+    return list(runs.values())
 
 
 def method_label(optimizer: str, correction: str) -> str:
@@ -135,8 +138,8 @@ def found(end: Row) -> bool:
 
 
 def share(rows: Sequence[Row], says: Callable[[Row], bool]) -> str:
-    """In how many of the rows it is so: ``7/10``."""
-    return f"{sum(map(says, rows))}/{len(rows)}"
+    """In how many of the rows it is so: ``7/10``; ``-`` without rows."""
+    return f"{sum(map(says, rows))}/{len(rows)}" if rows else "-"
 
 
 def by_optimizer(

@@ -17,8 +17,10 @@ import torch
 from ..neurons import Correction
 from ..text_table import aligned
 from .experiment import Case, Row, Settings
+from .interval_picture import legend_of
 from .picture_titles import draw_title, only_with
 from .student_teacher import DENSE_STD, INPUTS, RELEVANT, Method, Students, new_tasks, trajectory
+from .table_text import still_missing
 from .trajectory_rows import (
     COLOURS,
     COLUMNS,
@@ -115,6 +117,8 @@ class TwoNeurons:
             ]
             dense = [end for end in ends if end["neuron"] == "dense"]
             sparse = [end for end in ends if end["neuron"] == "sparse"]
+            if not dense or not sparse:
+                continue
             lines.append(
                 (
                     method_label(optimizer, correction),
@@ -131,8 +135,9 @@ class TwoNeurons:
         return [
             *aligned([header, *lines]),
             "drift: of the balance of either neuron, where the teacher was found and where not",
-            *(_scaling_compared(rows, correction) for correction in CORRECTIONS if correction != "none"),
+            *(line for correction in CORRECTIONS[1:] for line in _scaling_compared(rows, correction)),
             *_PAPER,
+            *still_missing(self, rows),
         ]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
@@ -151,36 +156,44 @@ class TwoNeurons:
             axes.set_title(f"{CORRECTION_LABELS[correction]}\nHAM: {off} switched off", loc="left")
             axes.set_xlabel(STEP_LABEL if i == len(_DENSE_STARTS) - 1 else "")
             axes.set_ylabel(f"outer weight of the dense\nneuron, starting at {start:g}" if j == 0 else "")
+        starts = len({row["seed"] for row in rows})
         figure.legend(
-            *grid[0, 0].get_legend_handles_labels(),
+            *legend_of(grid.flat),
             loc="outside lower center",
             ncols=len(OPTIMIZERS),
-            title=f"learning rate {self._lr:g}; a line for each of {len(self._seeds)} starts; switched off: "
+            title=f"learning rate {self._lr:g}; a line for each of {starts} starts; switched off: "
             f"within {_OFF} of 0 at the end",
         )
         ends = by_optimizer(rows, _off, neuron="dense")
         said = only_with(ends, "the dense neuron is switched off", "is the dense neuron switched off")
-        by_scaling = (
-            f"{sum(_off(run[-1]) for run in trajectories(rows, neuron='dense', correction=which))} {label}"
+        by_scaling = [
+            f"{sum(_off(run[-1]) for run in runs)} {label}"
             for which, label in CORRECTION_LABELS.items()
-        )
-        draw_title(figure, f"{said},", ", ".join(by_scaling))
+            if (runs := trajectories(rows, neuron="dense", correction=which))
+        ]
+        found_in = [f"{said},", ", ".join(by_scaling)] if by_scaling else [said]
+        draw_title(figure, *found_in, *still_missing(self, rows))
 
 
-def _scaling_compared(rows: Sequence[Row], correction: Correction) -> str:
-    """The same starts with and without this scaling, with HAM."""
+def _scaling_compared(rows: Sequence[Row], correction: Correction) -> list[str]:
+    """The same starts with and without this scaling, with HAM; nothing while no start has both."""
     plain, scaled = (
         {
-            (run[0]["seed"], run[0]["dense_start"])
+            (run[0]["seed"], run[0]["dense_start"]): _off(run[-1])
             for run in trajectories(rows, optimizer="ham", correction=which, neuron="dense")
-            if _off(run[-1])
         }
         for which in ("none", correction)
     )
-    return (
+    starts = plain.keys() & scaled.keys()
+    if not starts:
+        return []
+    only_scaled = sum(scaled[start] and not plain[start] for start in starts)
+    only_plain = sum(plain[start] and not scaled[start] for start in starts)
+    both = sum(plain[start] and scaled[start] for start in starts)
+    return [
         f"HAM, the same starts, {CORRECTION_LABELS[correction]} or not: dense neuron off only if scaled "
-        f"{len(scaled - plain)}, only if not {len(plain - scaled)}, both {len(plain & scaled)}"
-    )
+        f"{only_scaled}, only if not {only_plain}, both {both}"
+    ]
 
 
 def _largest_drift(ends: Sequence[Row]) -> str:

@@ -155,11 +155,6 @@ class TestResults:
         assert seen == pytest.approx((2.0, 12.706), abs=1e-3)
         assert difference({0: 1.0}, {0: 2.0}) is None
 
-    def test_shown(self):
-        assert shown([]) == "-"
-        assert shown([1.0]) == "1.00"
-        assert shown([1.0, 3.0]) == "2.00 ± 1.41"
-
     def test_table(self):
         table = TINY.table(FULL)
         line = next(line for line in table if line.lstrip().startswith("2, 0.97"))

@@ -1,0 +1,48 @@
+"""What tables of experiments have in common: means in cells, notes below, and what is still to be made."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .experiment import Experiment, Row
+
+WIDTH = 118
+"""Characters of a line, of tables and of what is written below them."""
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the standard deviation; 0 of a single value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Return mean and standard deviation, such as can be had: ``-`` of nothing."""
+    if not values:
+        return "-"
+    middle = f"{mean(values):.{digits}f}"
+    return f"{middle} ± {stdev(values):.{digits}f}" if len(values) > 1 else middle
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    """Return the number of seeds that rows have: ``3 seeds``."""
+    count = len({row["seed"] for row in rows})
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def wrapped(text: str) -> list[str]:
+    """Return a note as lines that are no longer than those of tables."""
+    return textwrap.wrap(text, WIDTH)
+
+
+def still_missing(experiment: Experiment, rows: Sequence[Row]) -> list[str]:
+    """Return a sentence that counts the cases without rows, among those that are known of; none if all have
+    some."""
+    key = experiment.key
+    measured = {tuple(row[name] for name in key) for row in rows}
+    cases = [tuple(case[name] for name in key) for case in experiment.cases(rows)]
+    missing = sum(case not in measured for case in cases)
+    return [f"{missing} of {len(cases)} runs are still to be made"] if missing else []
