@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..text_table import aligned
 from ..training.data import load_dataset
-from ..training.paired import Paired, paired
+from ..training.paired import FEWEST_PAIRS, Paired, paired
 from .experiment import Case, Row, Settings
 from .interval_picture import draw_intervals, legend_of
 from .pairs import CLIPS, FACTORS, RESULTS, Parts, Recipe, Training, Way, parts, trained
@@ -137,6 +137,8 @@ class AppendixF:
                 f"sparsity {sparsity:g}, each at its best rate: differences in points, as above",
                 *self._differences(best, (sparsity,)),
             ]
+        diverged = sum(math.isnan(row["test_accuracy"]) for row in rows)
+        lines += [f"{diverged} runs diverged"] if diverged else []
         return [*lines, *still_missing(self, rows)]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
@@ -168,8 +170,9 @@ class AppendixF:
             *legend_of(grid),
             loc="outside lower center",
             ncols=4,
-            title=f"mean and 95% interval over {seeds_of(own)}, learning rate {self.lr:g}; D: gradients of "
-            "neuron i times √(1 - sᵢ), scalar: of a layer times √(1 - s)",
+            title=f"mean and 95% interval over {seeds_of(own)} (a dot alone: fewer than {FEWEST_PAIRS}), "
+            f"learning rate {self.lr:g}\nD: gradients of neuron i times √(1 - sᵢ); scalar: those of a layer "
+            "times √(1 - s)",
             title_fontsize=8,
         )
 
@@ -255,10 +258,11 @@ class AppendixF:
         return ["no clip can be compared yet"]
 
     def _paired(self, a: Mapping[int, Row], b: Mapping[int, Row]) -> Paired | None:
-        """In points of test accuracy; None if no seed has both."""
-        if not a.keys() & b.keys():
+        """In points of test accuracy; None if no seed has both, or a run diverged."""
+        found = differences(a, b, "test_accuracy")
+        if not found or any(map(math.isnan, found)):
             return None
-        return paired(differences(a, b, "test_accuracy"), 100 / self.recipe.test_pairs)
+        return paired(found, 100 / self.recipe.test_pairs)
 
     def _at_lr(self, rows: Sequence[Row]) -> _Found:
         by_setting: dict[tuple[object, ...], list[Row]] = {}
@@ -344,7 +348,7 @@ def _listed(results: Mapping[str, Paired | None]) -> str:
 
 
 def _shown(result: Paired | None) -> str:
-    if result is None or math.isnan(result.mean):
+    if result is None:
         return "-"
     spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
     return f"{result.mean:+.2f}{spread}{'*' if result.beyond_noise else ''}"

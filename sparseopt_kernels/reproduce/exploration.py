@@ -171,8 +171,8 @@ class Exploration:
             "is more than the noise of seeds.",
             f"{self.model} on {self.data}, a mask update every {self.update_every} steps ({updates} in all).",
             self.paper,
-            *([f"{diverged} runs diverged and are left out"] if diverged else []),
             *still_missing(self, rows),
+            *([f"{diverged} runs diverged and are left out"] if diverged else []),
         ]
 
     def rates(self, rows: Sequence[Row], arm: Arm, epochs: int, sparsity: float) -> dict[int, float]:

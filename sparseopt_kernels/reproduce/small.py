@@ -1,7 +1,7 @@
 """What makes RigL stable at a laptop's size, and what does Eq. 12 add then? Three networks, three ways to
 choose masks, three sparsities, masked SGD and Eq. 12; with a limit of the gradient's norm, with the step left
-out that follows an update of the masks, with both and with neither; each at the learning rate that is best
-for it on held-out images.
+out that follows an update of the masks, with both, with an input kept for each neuron, and with none of them;
+each at the learning rate that is best for it on held-out images.
 
 How rates are searched is in ``searched.py``, what is compared and the table in ``small_table.py``, the
 picture in ``small_picture.py``. What a per-neuron factor should do by theory is tested in ``prediction.py``.

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, product
 from typing import TYPE_CHECKING, Any
 
+from ..training.paired import FEWEST_PAIRS
 from .interval_picture import draw_intervals, legend_of
 from .picture_titles import draw_title
 from .small_table import (
@@ -157,6 +158,7 @@ def _draw_legend(figure: Figure, grid: Sequence[Sequence[Axes]]) -> None:
         [*shown, *shown_dead],
         loc="outside lower center",
         ncols=5 if len(shown) < len(REMEDIES) else 4,
-        title="colour: the remedy; mean and 95% interval over seeds; each way to train at its best rate",
+        title="colour: the remedy; mean and 95% interval over seeds (a dot alone: fewer than "
+        f"{FEWEST_PAIRS}); each way to train at its best rate",
         title_fontsize=8.5,
     )

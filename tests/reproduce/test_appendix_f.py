@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -192,13 +193,34 @@ def test_what_is_given_back():
         if case["lr"] == 0.1
     ]
     lines = TINY.table(rows)
-    clipped = next(line for line in lines if line.startswith("SET 0.8, clip, all"))
+    clipped = next(line for line in lines if line.startswith("SET 0.8, clip over all"))
     cells = [cell.strip() for cell in clipped.split("  ") if cell.strip()]
     assert cells[1:6] == ["50.10", "-20.00 ± 0.20*", "+0.00 ± 0.20", "+10.00 ± 0.20*", "+12.00 ± 0.20*"]
     assert cells[6] == "-2.00 ± 0.20*"
-    left = next(line for line in lines[lines.index(clipped) :] if line.startswith("SET 0.8 "))
+    below = lines[lines.index(clipped) + 1 :]
+    gradients = next(line for line in below if line.startswith("SET 0.8, clip over all"))
+    assert gradients.split()[-7:] == ["0.500", "0.50", "0.50", "50.0", "50.0", "50.0", "50.0"]
+    left = next(line for line in below if line.startswith("SET 0.8 "))
     assert left.split() == ["SET", "0.8", "0.50", "0.50", "0.40", "1.00", "-", "-"]
-    assert "SET: masked SGD -20.0 points, D gives back +10.0, a scalar +12.0" in TINY._title(rows)
+    said = [
+        "masked SGD at sparsity 0.8, points of test accuracy (*: beyond noise)",
+        "SET: a clip over active weights +0.0, over all positions -20.0*",
+        "given back of that under SET: Eq. 12 +0.0, D +10.0*, scalar +12.0*",
+    ]
+    assert lines[:3] == said
+    figure = Figure()
+    TINY.draw(rows, figure)
+    assert figure.get_suptitle().splitlines()[1:3] == said[1:]
+
+
+def test_a_run_that_diverged_leaves_no_number():
+    rows = [row(case, math.nan if case["clip"] == "dense" else 0.5) for case in TINY.cases([])]
+    lines = TINY.table(rows)
+    assert not any("nan" in line for line in lines)
+    assert f"{sum(row['clip'] == 'dense' for row in rows)} runs diverged" in lines
+    figure = Figure()
+    TINY.draw(rows, figure)
+    assert "nan" not in figure.get_suptitle()
 
 
 def test_what_is_left_in_the_papers_tables():

@@ -16,7 +16,6 @@ from sparseopt_kernels.reproduce.exploration import (
     FIGURE10,
     Arm,
     difference,
-    shown,
 )
 from sparseopt_kernels.training import run as run_module
 from sparseopt_kernels.training.data import load_dataset

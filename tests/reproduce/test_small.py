@@ -1,7 +1,6 @@
 """Experiments that search learning rates: what is chosen by what, and runs on a few real images."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -269,80 +268,6 @@ def test_rows_table_and_picture(experiment, count, tmp_path):
 def test_table_and_picture_of_nothing_yet(experiment):
     assert experiment.table([])
     assert _png(experiment, []).startswith(b"\x89PNG")
-
-
-def made_up(experiment, accuracy, **columns):
-    """Rows of all cases, best at a rate of 0.03, where the test accuracy is ``accuracy(case)``."""
-    return [
-        {
-            **case,
-            "held_out_accuracy": 0.9 if case["lr"] == 0.03 else 0.5,
-            "train_loss": 0.5,
-            "dead_share": 0.1 if case["remedy"] == "none" else 0.0,
-            "test_accuracy": accuracy(case) if case["lr"] == 0.03 else 0.95,
-            **{name: value(case) for name, value in columns.items()},
-        }
-        for case in experiment.cases([])
-    ]
-
-
-def line_of(lines, start, after):
-    """The cells of the first line that begins so, below the line that begins with ``after``."""
-    below = next(i for i, line in enumerate(lines) if line.startswith(after))
-    return next(line for line in lines[below:] if line.startswith(start)).removeprefix(start).split("  ")
-
-
-def test_small_concludes_from_made_up_rows():
-    """Without a remedy Eq. 12 is two points worse, with a clip as good; the clip is worth one point."""
-    experiment = replace(TINY_SMALL, searching=3)
-
-    def accuracy(case):
-        clipped = case["remedy"] in ("clip", "both")
-        return (
-            0.80
-            + 0.001 * case["seed"]
-            + 0.01 * clipped
-            - 0.02 * (case["optimizer"] == "eq12") * (not clipped)
-        )
-
-    lines = experiment.table(made_up(experiment, accuracy))
-    cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "test accuracy") if cell.strip()]
-    assert cells[:4] == ["80.10 (0.03)", "81.10 (0.03)", "80.10 (0.03)", "81.10 (0.03)"]
-    assert cells[5:7] == ["78.10 (0.03)", "81.10 (0.03)"]
-    cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "what a remedy") if cell.strip()]
-    # Equal differences: one of 600 test images is 0.17 points.
-    assert cells[:4] == ["+1.00 ± 0.17**", "+0.00 ± 0.17", "+1.00 ± 0.17**", "+0.00 ± 0.17"]
-    assert cells[4:] == ["+3.00 ± 0.17**", "+0.00 ± 0.17", "+3.00 ± 0.17**", "+0.00 ± 0.17"]
-    cells = [cell.strip() for cell in line_of(lines, "MLP, RigL, 0.9 ", "what Eq. 12 adds") if cell.strip()]
-    assert cells == ["-2.00 ± 0.17**", "+0.00 ± 0.17", "-2.00 ± 0.17**", "+0.00 ± 0.17", "-2.00 ± 0.17**"]
-    assert line_of(lines, "RigL: masked SGD, none ", "neurons without")[-1].strip() == "10.0"
-    assert line_of(lines, "RigL: Eq. 12, clip ", "neurons without")[-1].strip() == "0.0"
-    text = "\n".join(lines)
-    assert "Holm's correction for 13 comparisons" in text
-    assert "a remedy, Eq. 12: better beyond noise in 2 of 4 comparisons, worse in 0; after" in text
-    assert "Eq. 12: better beyond noise in 0 of 5 comparisons, worse in 3; after" in text
-    assert "at an end of its grid in 0 of 10" in text
-    title = small_table.title(small_table.compared(experiment._at_best(made_up(experiment, accuracy)), 0.1))
-    assert title.splitlines()[1] == (
-        "-2.0 without a remedy, +0.0 with a clip, -2.0 with the skipped step, +0.0 with both"
-    )
-
-
-def test_small_averages_over_settings_within_each_seed():
-    """Plus three points at one sparsity, minus one at the other: plus one for every seed."""
-    experiment = replace(TINY_SMALL, searching=3, sparsities=(0.9, 0.95))
-    rows = made_up(
-        experiment,
-        lambda case: (
-            0.8
-            + 0.01 * case["seed"]
-            + (case["optimizer"] == "eq12") * (0.03 if case["sparsity"] == 0.9 else -0.01)
-        ),
-        train_loss=lambda case: 0.5 - 0.01 * case["seed"] * (case["optimizer"] == "eq12"),
-    )
-    cells = line_of(experiment.table(rows), "RigL: Eq. 12 - masked SGD, remedy clip", "mean differences")
-    cells = [cell.strip() for cell in cells if cell.strip()]
-    assert cells == ["+1.00 ± 0.17", "+3.00 ± 0.17", "-1.00 ± 0.17", "-1.00 ± 2.48"]
 
 
 def mean_of_last(rows):
