@@ -51,7 +51,9 @@ def draw_intervals(
     )
 
 
-def draw_means(axes: Axes, values: Mapping[float, Sequence[float]], **style: Any) -> None:
+def draw_means(
+    axes: Axes, values: Mapping[int, Sequence[float]] | Mapping[float, Sequence[float]], **style: Any
+) -> None:
     """Draw upright the mean and standard deviation of the values at each place; nothing where there are none.
 
     Args:

@@ -136,7 +136,7 @@ class LayerNorm:
         left.set_title("every neuron has the same sparsity", loc="left")
         slopes = ", ".join(f"{label} {exponent:.2f}" for label, exponent in exponents.items())
         right.set_title(
-            f"neurons of {len(_MIXED)} sparsities in one layer\npower of 1 - sᵢ: {slopes or '-'}", loc="left"
+            f"neurons of {len(_MIXED)} sparsities in one layer\npower of 1 - sᵢ: {slopes or 'not measured yet'}", loc="left"
         )
         left.set_ylabel("mean |gradient| of active weights, sparse / dense (log)")
         for axes in (left, right):

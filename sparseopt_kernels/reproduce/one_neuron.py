@@ -172,7 +172,7 @@ class OneNeuron:
                 for axes, what in zip(grid[:, column], ("loss", "a", "drift"), strict=True):
                     draw_runs(axes, runs, what, colour, label, width)  # both are seen where they coincide
             grid[0, column].set_title(
-                f"{OPTIMIZER_LABELS[optimizer]}, teacher found:\n{', '.join(counts) or '-'}", loc="left"
+                f"{OPTIMIZER_LABELS[optimizer]}, teacher found:\n{', '.join(counts) or 'no run yet'}", loc="left"
             )
             grid[1, column].axhline(0, color="#000000", linewidth=0.8, zorder=1)
             grid[2, column].set_xlabel(STEP_LABEL)

@@ -7,7 +7,7 @@ A row of panels for each sparsity, as differences at one sparsity are ten times 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, product
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def draw_small(
         row[0].set_ylabel(f"sparsity {sparsity:g}", fontweight="bold")
     for axes, text in zip(grid[0], _TITLES, strict=True):
         axes.set_title(text, loc="left", fontsize=9)
-    _draw_legend(figure, grid)
+    _draw_legend(figure, grid.flat)
 
 
 def _places_of_lines(at_best: AtBest, sparsity: float) -> dict[tuple[Place, str], float]:
@@ -142,10 +142,10 @@ def _same_width(panels: Sequence[Axes]) -> None:
             axes.set_xlim(min(ends), max(ends))
 
 
-def _draw_legend(figure: Figure, grid: Sequence[Sequence[Axes]]) -> None:
+def _draw_legend(figure: Figure, panels: Iterable[Axes]) -> None:
     from matplotlib.lines import Line2D
 
-    handles, labels = legend_of(axes for row in grid for axes in row)
+    handles, labels = legend_of(panels)
     by_label = dict(zip(labels, handles, strict=True))
     shown = [remedy.label for remedy in REMEDIES.values() if remedy.label in by_label]
     dead = [

@@ -171,8 +171,9 @@ def draw_runs(
             alpha=0.7,
             label=label if i == 0 else None,
         )
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(left=0)
+    if runs:  # the limits of a panel without any would be those of all that share its axis
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=0)
 
 
 def median_step(rows: Sequence[Row], column: str) -> str:

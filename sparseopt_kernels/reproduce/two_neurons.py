@@ -151,9 +151,9 @@ class TwoNeurons:
                     rows, optimizer=optimizer, correction=correction, dense_start=start, neuron="dense"
                 )
                 draw_runs(axes, runs, "a", colour, OPTIMIZER_LABELS[optimizer])
-            off = share([run[-1] for run in runs], _off)
+            off = f"{share([run[-1] for run in runs], _off)} switched off" if runs else "no run yet"
             axes.axhline(0, color="#000000", linewidth=0.8, zorder=1)
-            axes.set_title(f"{CORRECTION_LABELS[correction]}\nHAM: {off} switched off", loc="left")
+            axes.set_title(f"{CORRECTION_LABELS[correction]}\nHAM: {off}", loc="left")
             axes.set_xlabel(STEP_LABEL if i == len(_DENSE_STARTS) - 1 else "")
             axes.set_ylabel(f"outer weight of the dense\nneuron, starting at {start:g}" if j == 0 else "")
         starts = len({row["seed"] for row in rows})

@@ -90,6 +90,16 @@ def test_scaling_of_two_neurons_is_compared_on_starts_that_have_both():
     )
 
 
+@pytest.mark.parametrize(("name", "optimizer"), [("figure7", "ham"), ("figure9", "gd")])
+def test_runs_are_seen_whole_beside_panels_without_any(name, optimizer):
+    experiment = EXPERIMENTS[name]
+    rows = [row for row in committed(experiment) if row["optimizer"] == optimizer]
+    figure = Figure()
+    experiment.draw([row for row in rows if row["correction"] == "unnormalized"], figure)
+    assert {axes.get_xlim() for axes in figure.axes if axes.lines} == {figure.axes[0].get_xlim()}
+    assert figure.axes[0].get_xlim()[1] >= max(row["step"] for row in rows)
+
+
 def test_what_is_counted_is_what_is_there():
     """Ten seeds are asked for, three are there."""
     experiment = EXPERIMENTS["figure2"]
