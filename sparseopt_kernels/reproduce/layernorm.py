@@ -135,8 +135,9 @@ class LayerNorm:
         right.axhline(theory(_AVERAGE), color="black", linestyle=":", label="1/√(1 - s_avg)")
         left.set_title("every neuron has the same sparsity", loc="left")
         slopes = ", ".join(f"{label} {exponent:.2f}" for label, exponent in exponents.items())
+        slopes = slopes or "not measured yet"
         right.set_title(
-            f"neurons of {len(_MIXED)} sparsities in one layer\npower of 1 - sᵢ: {slopes or 'not measured yet'}", loc="left"
+            f"neurons of {len(_MIXED)} sparsities in one layer\npower of 1 - sᵢ: {slopes}", loc="left"
         )
         left.set_ylabel("mean |gradient| of active weights, sparse / dense (log)")
         for axes in (left, right):

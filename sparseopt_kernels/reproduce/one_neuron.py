@@ -171,9 +171,8 @@ class OneNeuron:
                     counts.append(f"{share([run[-1] for run in runs], found)} {label}")
                 for axes, what in zip(grid[:, column], ("loss", "a", "drift"), strict=True):
                     draw_runs(axes, runs, what, colour, label, width)  # both are seen where they coincide
-            grid[0, column].set_title(
-                f"{OPTIMIZER_LABELS[optimizer]}, teacher found:\n{', '.join(counts) or 'no run yet'}", loc="left"
-            )
+            said = ", ".join(counts) or "no run yet"
+            grid[0, column].set_title(f"{OPTIMIZER_LABELS[optimizer]}, teacher found:\n{said}", loc="left")
             grid[1, column].axhline(0, color="#000000", linewidth=0.8, zorder=1)
             grid[2, column].set_xlabel(STEP_LABEL)
         grid[0, 0].set_ylabel("loss (log, cut at 1e-10)")
