@@ -78,3 +78,43 @@ def test_what_a_collective_writes_is_applied_in_the_next_step(backend: str, tmp_
     if backend == "cpu":  # the reference has nothing to say: it reads masks at each step
         assert "the mask of '0.weight'" in second["broadcast_by_ddp"]["said"][0]
         assert same_bits(first["broadcast"]["masks"][0], first["broadcast_by_ddp"]["masks"][0])
+
+
+TRAINING = """
+import sparseopt_kernels as sk
+from torch.nn.parallel import DistributedDataParallel
+
+def train(model, forward, own, process_group="world"):
+    masks = sk.sparsify(model, 0.8)
+    optimizer = sk.SparseOpt(
+        model.parameters(), lr=0.5, momentum=0.9, masks=masks, max_grad_norm=0.02, max_grad_norm_over=OVER
+    )
+    dst = sk.RigL(masks, update_every=3, stop_at=20, process_group=process_group)
+    for step in range(10):
+        x = torch.randn(16, 30, generator=torch.Generator().manual_seed(step)).double()[own]
+        optimizer.zero_grad()
+        forward(x).square().mean().backward()
+        dst.step()
+        optimizer.step()
+    return [t.detach().clone() for t in (*model.parameters(), *masks.values())]
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10)).double()
+
+model = network()
+shared = train(model, DistributedDataParallel(model), slice(rank * 8, rank * 8 + 8))
+model = network()
+result = shared, train(model, model, slice(None), process_group=None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("over", ["active", "dense"])
+def test_a_clip_and_skipped_steps_over_ranks(over: str, tmp_path: Path) -> None:
+    """Two ranks with half of each batch train as one process with the whole of it."""
+    found = on_ranks(TRAINING.replace("OVER", repr(over)), tmp_path)
+    for shared, alone in found:
+        for a, b in zip(shared, alone, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert all(map(same_bits, found[0][0], found[1][0]))
