@@ -136,7 +136,7 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-grad-norm",
-        type=lambda text: None if text == "none" else positive(text),
+        type=_limit,
         metavar="NORM",
         help=f"limit of the global gradient norm, or none (default: {Config.max_grad_norm:g})",
     )
@@ -226,6 +226,11 @@ def number(parse: Callable[[str], _T], accepts: Callable[[_T], bool], expected: 
         return value
 
     return convert
+
+
+def _limit(text: str) -> float | None:
+    limit = number(float, lambda v: 0 < v < math.inf, "a positive number, or none")
+    return None if text == "none" else limit(text)
 
 
 def _by_data(name: str) -> str:

@@ -82,7 +82,8 @@ class Run:
         seed: of everything random.
 
     Raises:
-        TrainingError: a batch is too small to be shared by the ranks.
+        TrainingError: a batch is too small to be shared by the ranks, or ``min_fan_in`` too large for the
+            sparsity.
     """
 
     def __init__(self, config: Config, dataset: Data, optimizer: str, seed: int) -> None:
@@ -101,9 +102,12 @@ class Run:
             if config.channels_last:
                 self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._random_state = self._get_random_state()
-        self.masks = sparsify(
-            self.model, config.sparsity, config.distribution, min_fan_in=config.min_fan_in, seed=seed
-        )
+        try:
+            self.masks = sparsify(
+                self.model, config.sparsity, config.distribution, min_fan_in=config.min_fan_in, seed=seed
+            )
+        except ValueError as error:  # --min-fan-in asks for more weights than there are
+            raise TrainingError(str(error)) from error
         self.initial_fan_in = self.fan_in()
         self.optimizer = self._make_optimizer()
         self._scaler = _scaler(config.amp, self._device)

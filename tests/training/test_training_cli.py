@@ -11,6 +11,7 @@ import torch
 from launch import DRIVER, TINY, rows, start, train, wait_until
 
 import sparseopt_kernels
+from sparseopt_kernels.__main__ import main
 from sparseopt_kernels.training import cli, run
 from sparseopt_kernels.training.checkpoint import load_checkpoint
 
@@ -54,6 +55,18 @@ def test_files_and_their_content(uninterrupted):
     assert 0.0 <= float(found[0]["largest_share"]) <= 1.0
     assert float(found[3]["grown"]) == 0.0  # in the last quarter the masks stay
     assert float(found[3]["exploration_rate"]) > float(found[0]["exploration_rate"]) >= 0.0499
+
+
+def test_min_fan_in_that_asks_for_more_weights_than_there_are(tmp_path, capsys):
+    assert main(["train", "--min-fan-in", "50", "--output", str(tmp_path / "new")]) == 2
+    assert "min_fan_in is 50: the 512 neurons of 'fc1.weight' need 25600" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "abc", "inf"])
+def test_a_limit_of_the_norm_is_a_number_or_none(value, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--max-grad-norm", value])
+    assert f"'{value}' is not a positive number, or none" in capsys.readouterr().err
 
 
 def test_weights_are_masked_and_can_be_loaded(uninterrupted):
