@@ -83,6 +83,9 @@ class Masks(Mapping[Parameter, Tensor]):
             raise ValueError(f"the mask of {place.name!r} is gone from the model: make Masks(model) anew")
         return mask
 
+    def __contains__(self, parameter: object) -> bool:
+        return parameter in self._places
+
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self._places)
 

@@ -68,6 +68,9 @@ class SparseOpt(Optimizer):
     ``torch.autograd.graph.increment_version(tensor)`` after such a write, and the next step sees it. Without
     that call, a write to a mask on a CPU is noticed within 256 steps, and one on a GPU never.
 
+    Where :class:`SET` or :class:`RigL` has updated one of these masks (``skip_step``), the next step applies
+    the masks and does nothing else.
+
     On a GPU no step waits for the device, except a first step with dampening under GradScaler. So the host
     does not know whether AMP skipped a step, and ``momentum_buffer`` may hold zeros before the first step
     that was not skipped. A step can be captured in a CUDA graph, after one outside of it (two with

@@ -31,9 +31,6 @@ from .user_warning import warn
 
 _CONCENTRATED = 3
 """Of a neuron with a larger c_i there is a warning."""
-_ADVICE = (
-    ". Compare with correction='none' or 'unnormalized' in the parameter group of this layer, or with SET"
-)
 
 
 class Batch(NamedTuple):
@@ -249,8 +246,9 @@ def _warn_of_concentration(f: _Found, name: str, warned: set[Parameter]) -> None
     warn(
         f"{name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
         f"c_i = {math.sqrt(largest * neurons / active):.2f}: its fan-in is {largest}, the mean of the layer "
-        f"{active / neurons:.1f}. With RigL at high sparsity this was seen to cost accuracy"
-        f"{_ADVICE if f.is_clipped else f', unless gradients are clipped: set max_grad_norm=1{_ADVICE}'}"
+        f"{active / neurons:.1f}. With RigL at high sparsity this was seen to cost accuracy, unless "
+        f"gradients are clipped{', as they are' if f.is_clipped else ': set max_grad_norm=1'}. Compare with "
+        "correction='none' or 'unnormalized' in the parameter group of this layer, or with SET"
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from .tensor_memory import memory_of
+
 
 class SkippedStep:
     """A step that each optimizer of these masks leaves out once, for as long as this object lives.
@@ -21,7 +23,7 @@ class SkippedStep:
     """
 
     def __init__(self, masks: Mapping[Parameter, Tensor]) -> None:
-        self._masks = masks
+        self._masks = [*masks.items()]  # as they are now: they may be gone before an optimizer asks
         self._taken_by: weakref.WeakSet[Any] = weakref.WeakSet()
         key = id(self)
         _PENDING[key] = weakref.ref(self, lambda _: _PENDING.pop(key, None))
@@ -29,7 +31,7 @@ class SkippedStep:
     def concerns(self, optimizer: object, masks: Mapping[Parameter, Tensor]) -> bool:
         """Tell if that optimizer, which has these masks, has yet to leave the step out."""
         return optimizer not in self._taken_by and any(
-            _is_same(mask, masks.get(parameter)) for parameter, mask in self._masks.items()
+            parameter in masks and _is_same(mask, masks[parameter]) for parameter, mask in self._masks
         )
 
     def take(self, optimizer: object) -> None:
@@ -53,8 +55,6 @@ def pending_skips(optimizer: object, masks: Mapping[Parameter, Tensor]) -> list[
     return [skip for skip in asked if skip.concerns(optimizer, masks)]
 
 
-def _is_same(mask: Tensor, other: Tensor | None) -> bool:
-    """Tell if both are one tensor, or two for the same memory."""
-    if other is None or mask is other:
-        return mask is other
-    return mask.dtype == other.dtype and mask.device == other.device and mask.is_set_to(other)
+def _is_same(mask: Tensor, other: Tensor) -> bool:
+    """Tell if both are one tensor, or lie in the same memory alike."""
+    return mask is other or memory_of([mask]) == memory_of([other])

@@ -26,6 +26,7 @@ from sparseopt_kernels import kernels
 from sparseopt_kernels.kernels import device, gpu_plan, gpu_tables, triton
 from sparseopt_kernels.kernels.contract import Inputs, Tensors, UnseenWrite
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.skipped_steps import SkippedStep
 
 Launches = list[dict[str, Any]]
 
@@ -267,6 +268,27 @@ def test_a_mask_that_changed_is_refused_in_a_graph(backend_name: str, capture: l
     optimizer.step()
     capture[0] = True
     optimizer.step()
+
+
+def test_the_step_after_one_that_was_left_out_is_refused_in_a_graph(
+    backend_name: str, capture: list[bool]
+) -> None:
+    """The masks are known by then, but no step was made with them."""
+    parameters, masks = parameters_and_masks([(8, 64)])
+    optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, masks=masks, backend=backend_name)
+    for _ in range(2):
+        optimizer.step()
+    new_mask(optimizer)
+    left_out = SkippedStep(masks)
+    optimizer.step()
+    capture[0] = True
+    with pytest.raises(RuntimeError, match="make one step outside the graph first"):
+        optimizer.step()
+    capture[0] = False
+    optimizer.step()
+    capture[0] = True
+    optimizer.step()
+    del left_out
 
 
 def test_a_kernel_that_is_not_loaded_is_refused_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:

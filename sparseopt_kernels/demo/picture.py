@@ -44,7 +44,7 @@ def demo_png(
         accuracy, times = above.subplots(1, 2)
         draw_accuracy(accuracy, progress.rows, config, NAMES, former, "without clip and skipped step")
         worth = remedy_worth(progress.rows, former, without_remedies(config), test_examples)
-        accuracy.set_title(accuracy_title(worth), loc="left", x=-0.12)
+        accuracy.set_title(accuracy_title(worth), loc="left")
         accuracy.set_ylabel(f"test accuracy on {config.data} in % ({ACCURACY_SCALE})")
         _draw_times(times, measured)
         draw_fan_in(below, progress.finished, config, layers, rows_below, NAMES)

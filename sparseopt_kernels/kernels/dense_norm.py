@@ -11,6 +11,7 @@ from torch import Tensor
 from ..neurons import Correction, correction_factors
 from .contract import Inputs, Tensors
 from .derived import Derived
+from .device import keep_for_graph, refuse_capture
 
 
 def dense_squared_norm(tensors: Sequence[Tensors], inputs: Inputs) -> Tensor:
@@ -20,7 +21,10 @@ def dense_squared_norm(tensors: Sequence[Tensors], inputs: Inputs) -> Tensor:
     """
     total = torch.zeros((), dtype=torch.float64, device=tensors[0].parameter.device)
     squared = _SQUARED_FACTORS(tensors)
+    keep_for_graph(squared)
     for own, gradient, factors in zip(tensors, inputs.gradients, squared, strict=True):
+        if not gradient.numel():
+            continue
         neurons = gradient.reshape(*own.parameter.shape[: own.neurons.dim + 1], -1)
         norms = torch.linalg.vector_norm(neurons, dim=-1, dtype=torch.float64)
         correction = inputs.rules[own.group].correction
@@ -33,6 +37,7 @@ def _squared_factors(tensors: Tensors) -> dict[Correction, Tensor]:
     """The squares of c_i, of shape ``parameter.shape[:neurons.dim + 1]``; empty: they are 1."""
     if tensors.mask is None:
         return {}
+    refuse_capture()  # a graph computes nothing before it is replayed
     shape = tensors.mask.shape[: tensors.neurons.dim + 1]
     corrections: tuple[Correction, ...] = ("layer", "unnormalized")
     return {

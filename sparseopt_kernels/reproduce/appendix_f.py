@@ -94,6 +94,13 @@ class AppendixF:
     def measure(self, case: Case, settings: Settings) -> list[Row]:
         return [{**case, **trained(self._training(case, settings))}]
 
+    def kept_case(self) -> Case:
+        """RigL with Eq. 12 and the clip over all positions."""
+        return max(
+            self.cases([]),
+            key=lambda case: (case["clip"] == "dense", case["factor"] == "layer", case["method"] == "rigl"),
+        )
+
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
         steps = min(steps, self.recipe.steps)
         losses = self._training(case, settings).losses()

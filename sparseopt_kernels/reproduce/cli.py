@@ -19,7 +19,7 @@ from ..training.errors import TrainingError, check_packages
 from ..training.options import add_speed
 from .catalogue import EXPERIMENTS
 from .experiment import Case, Experiment, PaperSized, Row, Settings, Trained
-from .first_steps import write_first_steps
+from .first_steps import check_or_write_first_steps
 from .results import Results, parse_value
 from .runner import measure_all
 
@@ -178,7 +178,7 @@ def _reproduce(experiment: Experiment, settings: Settings, args: argparse.Namesp
         experiment.check(settings)
         results.save()  # a folder that cannot be written to is found out now, not after the first case
         if isinstance(experiment, Trained):
-            write_first_steps(experiment, settings, results.path)
+            check_or_write_first_steps(experiment, settings, results)
         _measure(results, settings, workers, show=is_first and not args.quiet)
     if not is_first:
         return 0

@@ -109,9 +109,12 @@ class Trained(Experiment, Protocol):
     """An experiment that trains networks, so that its rows go stale when the code changes.
 
     Its CSV file has one more column, ``commit``, of the code that made the row: ``Results`` adds it, so that
-    neither ``columns`` nor what ``measure`` returns has it. The losses of the first steps of its first case
-    are kept beside that file (``first_steps.py``).
+    neither ``columns`` nor what ``measure`` returns has it. The losses of the first steps of one case are
+    kept beside that file (``first_steps.py``).
     """
+
+    def kept_case(self) -> Case:
+        """A case that uses as much as one can of what the experiment compares."""
 
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
         """The losses of the first steps of a case, fewer if it has fewer steps."""

@@ -97,6 +97,11 @@ class Prediction:
     def measure(self, case: Case, settings: Settings) -> list[Row]:
         return [{**case, **measured(self._run(case, settings), self._images(settings))}]
 
+    def kept_case(self) -> Case:
+        """Eq. 12, with the most frequent updates of the masks."""
+        moving = [case for case in self.cases([]) if case["update_every"]]
+        return max(moving, key=lambda case: (case["optimizer"] == "eq12", -case["update_every"]))
+
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
         return first_losses(self._run(case, settings), steps)
 

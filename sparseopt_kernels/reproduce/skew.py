@@ -108,6 +108,17 @@ class Skew:
             run.train_epoch(probe)
         return [{**case, **row} for row in probe.rows()]
 
+    def kept_case(self) -> Case:
+        """RigL with Eq. 12, with the most frequent updates of the masks."""
+        return max(
+            self.cases([]),
+            key=lambda case: (
+                case["method"] == "rigl",
+                case["optimizer"] == "sparseopt",
+                -case["update_every"],
+            ),
+        )
+
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
         return first_losses(self._run(case, settings), steps)
 

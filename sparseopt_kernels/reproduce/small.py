@@ -99,6 +99,12 @@ class Small:
     def measure(self, case: Case, settings: Settings) -> list[Row]:
         return [{**case, **measured(self._run(case, settings), self._images(case, settings))}]
 
+    def kept_case(self) -> Case:
+        clipped = [case for case in self.cases([]) if REMEDIES[case["remedy"]].max_grad_norm]
+        return max(
+            clipped, key=lambda case: (case["optimizer"] == "eq12", REMEDIES[case["remedy"]].skip_step)
+        )
+
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
         return first_losses(self._run(case, settings), steps)
 

@@ -70,8 +70,8 @@ class _DropAndGrow(DynamicTopology):
             )
         if skip_step and update_every == 1:
             warn(
-                "update_every is 1 and skip_step is True: every step updates the masks and no weight, so "
-                "nothing is trained. Update less often, or pass skip_step=False"
+                "update_every is 1 and skip_step is True: until stop_at, every step updates the masks and no "
+                "weight, so nothing is trained. Update less often, or pass skip_step=False"
             )
         self.drop_fraction = float(drop_fraction)
         self.drop_schedule = drop_schedule
@@ -108,9 +108,9 @@ class _DropAndGrow(DynamicTopology):
             more = f" (and likewise in {len(found) - 1} more layers)" if len(found) > 1 else ""
             warn(
                 f"one neuron of {name!r} got {update.most_grown} of the {update.grown} weights that "
-                f"grew{more}. Behind a batch norm, a neuron that has lost its inputs has a gradient "
-                "many times the others'. Clip gradients, unless you do: SparseOpt(max_grad_norm=1). "
-                "min_fan_in keeps neurons alive. Or update less often (update_every), or drop less "
+                f"grew{more}. Behind a normalisation layer, a neuron with few inputs or none may have a "
+                "gradient many times the others'. Clip gradients, unless you do: "
+                "SparseOpt(max_grad_norm=1). Or update less often (update_every), or drop less "
                 "(drop_fraction)"
             )
 

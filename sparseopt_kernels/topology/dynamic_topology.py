@@ -323,6 +323,7 @@ class DynamicTopology:
         self._step = state_dict["step"]
         self._due = state_dict["due"]
         self._updated, self._skipped_step = False, None
+        self._last_update = {}
         self._is_compared = False
         self._is_new = False
         pairs = zip(state_dict["explored"], self.masks.values(), strict=True)

@@ -43,19 +43,23 @@ class MaskedSGD(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Unlike SparseOpt it writes into ``p.grad``: what RigL ranks by must be read before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         if self._skips():
             for p, mask in self._masks.items():
                 p.mul_(mask)
                 buffer = self.state[p].get("momentum_buffer")
                 if buffer is not None:
                     buffer.mul_(mask)
-            return None
+            return loss
         for p, mask in self._masks.items():
             if p.grad is not None:
                 p.grad.mul_(mask)
         if self._max_grad_norm is not None:
             self._clip(self._max_grad_norm)
-        loss = super().step(closure)
+        super().step()
         for p, mask in self._masks.items():
             p.mul_(mask)
         return loss

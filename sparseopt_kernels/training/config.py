@@ -171,4 +171,6 @@ def check_device(name: str, backend: str) -> None:
 
 
 def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "on", False: "off"}[value]
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,14 +74,21 @@ class Experiment:
             TrainingError: a file cannot be written.
         """
         with _threads(self.config.threads):
+            runs = self._runs()
+            first = next(runs, None)  # what cannot be made is found out before anything is written
             self.write(CONFIG, json.dumps(self._description(), indent=2).encode() + b"\n")
             self._write_results()
             # From the start: a run that is killed in its first epoch can be resumed like any other.
             self._save_checkpoint()
-            for seed in self.config.seeds:
-                for optimizer in self.config.optimizer:
-                    if not self.progress.is_finished(optimizer, seed):
-                        self._train_run(Run(self.config, self.dataset, optimizer, seed), watcher)
+            for run in runs if first is None else chain([first], runs):
+                self._train_run(run, watcher)
+
+    def _runs(self) -> Iterator[Run]:
+        """Make those that are not finished, one after the other."""
+        for seed in self.config.seeds:
+            for optimizer in self.config.optimizer:
+                if not self.progress.is_finished(optimizer, seed):
+                    yield Run(self.config, self.dataset, optimizer, seed)
 
     def _train_run(self, run: Run, watcher: Watcher) -> None:
         progress = self.progress

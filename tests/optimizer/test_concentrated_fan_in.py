@@ -196,3 +196,15 @@ def test_only_masks_that_changed_are_counted(backend: Backend, monkeypatch: pyte
     step(optimizer)
     assert len(counted) == 1
     assert counted[0] is model.layer1.weight_mask
+
+
+def test_what_is_advised_depends_on_the_clip_of_the_group(backend: Backend) -> None:
+    model = network(concentrated())
+    limits = {model[0]: None, model[1]: 1.0}
+    groups = [{"params": layer.parameters(), "max_grad_norm": limit} for layer, limit in limits.items()]
+    optimizer = SparseOpt(groups, lr=0.1, masks=Masks(model), backend=backend.name)
+    plain, clipped = step(optimizer)
+    assert "'layer0.weight'" in plain
+    assert "unless gradients are clipped: set max_grad_norm=1. Compare" in plain
+    assert "'layer1.weight'" in clipped
+    assert "unless gradients are clipped, as they are. Compare" in clipped

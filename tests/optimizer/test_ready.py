@@ -288,6 +288,29 @@ def test_a_norm_that_is_no_number(way: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert moved.isnan().all() if math.isnan(want) else torch.equal(moved, torch.zeros(7))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_limit_by_infinity(way: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, momentum=0.0, max_grad_norm=math.inf).settle()
+    p = run.params[1]
+    before = p.detach().clone()
+    for q in run.params[:3]:
+        q.grad = torch.ones_like(q)
+    p.grad[2] = value  # type: ignore[index]
+    run.optimizer.step()
+    others = torch.arange(7) != 2
+    assert torch.equal(p[others], torch.addcmul(before, torch.ones(7), torch.tensor(-0.1))[others])
+
+
+@pytest.mark.parametrize("limit", [0, 0.0, -1.0, math.nan])
+def test_a_bad_limit_is_an_error_at_any_step(way: str, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch).settle()
+    run.optimizer.param_groups[1]["max_grad_norm"] = limit
+    before = run.tensors()
+    with pytest.raises(ValueError, match=r"max_grad_norm is .*, it must be a number > 0"):
+        run.step()
+    assert all(map(same_bits, run.tensors(), before))
+
+
 def test_limits_of_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for way in ("short", "long"):

@@ -8,29 +8,43 @@ import pytest
 import torch
 from fake_experiment import Fake
 
-from sparseopt_kernels import kernels
 from sparseopt_kernels.__main__ import main
+from sparseopt_kernels.kernels import native
 from sparseopt_kernels.machine import machine
 from sparseopt_kernels.reproduce import results as results_module
 from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
 from sparseopt_kernels.reproduce.code_commit import commit_of
 from sparseopt_kernels.reproduce.experiment import Settings, Trained
-from sparseopt_kernels.reproduce.first_steps import STEPS, first_losses, losses_of
+from sparseopt_kernels.reproduce.first_steps import (
+    STEPS,
+    first_losses,
+    first_steps_path,
+    repeats,
+)
 from sparseopt_kernels.reproduce.results import Results
 from sparseopt_kernels.reproduce.searched import images
 from sparseopt_kernels.training.config import Config
 from sparseopt_kernels.training.errors import TrainingError
 from sparseopt_kernels.training.run import Run
 
-COMMITTED = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*-first-steps.json"))
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+COMMITTED = sorted(RESULTS.glob("*-first-steps.json"))
 
 
 class Trains(Fake):
     """The fake experiment with losses that can be made again."""
 
+    def kept_case(self):
+        return self.cases([])[0]
+
     def first_losses(self, case, settings, steps):
         assert torch.get_num_threads() == 1
         return [case["number"] + 1 / (step + 1) for step in range(steps)]
+
+
+class TrainsOtherwise(Trains):
+    def first_losses(self, case, settings, steps):
+        return [loss + 0.01 for loss in super().first_losses(case, settings, steps)]
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
@@ -44,13 +58,49 @@ def test_committed_results_are_of_todays_code(path):
         experiment.check(Settings())
     except TrainingError as error:
         pytest.skip(str(error))
-    here = kernels.backend_for(kernels.chosen_name("auto"), torch.device("cpu"))
-    is_same = (kept["machine"], kept["torch"]) == (machine(), torch.__version__)
-    if is_same and here is kernels.BACKENDS["cpu"]:  # other backends round otherwise
-        assert losses_of(experiment, kept["case"], Settings(), STEPS) == kept["losses"]
-    else:
-        again = losses_of(experiment, kept["case"], Settings(), 20)
-        assert again == pytest.approx(kept["losses"][:20], abs=1e-4)
+    assert repeats(experiment, Settings(), kept)
+
+
+def test_rows_that_name_their_code_have_their_first_steps():
+    for path in RESULTS.glob("*.csv"):
+        if "commit" in path.read_text().splitlines()[0].split(","):
+            assert first_steps_path(path) in COMMITTED, path
+
+
+def test_the_case_that_is_kept_tells_much():
+    kept = {name: e.kept_case() for name, e in EXPERIMENTS.items() if isinstance(e, Trained)}
+    assert (kept["small"]["method"], kept["small"]["remedy"], kept["small"]["optimizer"]) == (
+        *("rigl", "both", "eq12"),
+    )
+    assert (kept["resnet20"]["remedy"], kept["resnet20"]["optimizer"]) == ("clip", "eq12")
+    assert (kept["prediction"]["update_every"], kept["prediction"]["optimizer"]) == (25, "eq12")
+    assert (kept["appendixF"]["clip"], kept["appendixF"]["factor"]) == ("dense", "layer")
+    assert (kept["skew"]["method"], kept["skew"]["optimizer"]) == ("rigl", "sparseopt")
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same processor", "another"])
+@pytest.mark.parametrize(("off", "is_same"), [(0.0, True), (1e-6, False), (1e-3, False)])
+def test_what_repeats(tmp_path, same, off, is_same):
+    experiment = Trains(tmp_path / "trace")
+    losses = [1 / (step + 1) for step in range(STEPS)]
+    losses[3] += off
+    kept = {"case": experiment.kept_case(), "losses": losses, "torch": torch.__version__}
+    kept["machine"] = machine() if same else "another"
+    expected = is_same if same else off < 1e-4
+    if same and native.is_missing():
+        expected = off < 1e-4
+    assert repeats(experiment, Settings(), kept) == expected
+
+
+def test_code_that_trains_otherwise_adds_no_rows(tmp_path, monkeypatch, capsys):
+    command = ["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]
+    monkeypatch.setitem(EXPERIMENTS, "fake", Trains(tmp_path / "trace"))
+    assert main(command) == 0
+    before = (tmp_path / "fake.csv").read_bytes()
+    monkeypatch.setitem(EXPERIMENTS, "fake", TrainsOtherwise(tmp_path / "trace", count=5))
+    assert main(command) == 2
+    assert "this code trains otherwise: name another folder" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "fake.csv").read_bytes() == before
 
 
 def test_the_experiments_that_train_networks():

@@ -131,7 +131,7 @@ def test_an_update_that_is_not_made_leaves_it() -> None:
 class TestSummary:
     def setup_method(self) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3))
+        self.model: Any = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3))
         weight, mask = layer()
         self.model[0].weight = nn.Parameter(weight.detach())
         self.model[0].register_buffer("weight_mask", mask)
@@ -170,6 +170,35 @@ class TestSummary:
         assert set(rule) == {"-"}
         assert line.split() == ["0.weight", "6", "0.5625", "1", "of", "4", "3", "3", "1", "1", "67%"]
 
+    def test_loading_a_state_forgets_the_update(self) -> None:
+        state = self.dst.state_dict()
+        self.dst.step()
+        self.dst.load_state_dict(state)
+        assert self.dst.last_update == {}
+
+    def test_died_and_revived_are_told_apart(self) -> None:
+        weight = self.model[0].weight
+        weight.grad[3] = 0.0  # neuron 3 gets nothing, neuron 2 all
+        weight.grad[2, 2:] = 9.0
+        self.dst.step()
+        (record,) = self.dst.summary()
+        assert (record["died"], record["revived"], record["dead_neurons"]) == (1, 0, 2)
+        assert str(self.dst).splitlines()[3].split()[-3:-1] == ["1", "0"]
+
+    def test_dead_share(self) -> None:
+        masks = Masks(self.model)
+        assert masks.dead_share() == 1 / 4
+        self.model[0].weight_mask[:] = torch.eye(4, dtype=torch.bool)
+        assert masks.dead_share() == 0.0
+
+    def test_neurons_of_a_transposed_convolution(self) -> None:
+        model: Any = nn.Sequential(nn.ConvTranspose1d(3, 2, 2))
+        mask = torch.zeros(3, 2, 2, dtype=torch.bool)
+        mask[:, 0] = True
+        model[0].register_buffer("weight_mask", mask)
+        (record,) = RigL(Masks(model), stop_at=1000).summary()
+        assert (record["neurons"], record["dead_neurons"]) == (2, 1)
+
     def test_of_all_kinds(self) -> None:
         for cls in (SET, GMP):
             options: dict[str, Any] = {"sparsity": 0.9} if cls is GMP else {}
@@ -206,8 +235,7 @@ class TestConcentratedGrowth:
         (message,) = self.warnings_of(dst)
         assert dst.last_update["parameter 0"].most_grown == 30
         assert "one neuron of 'parameter 0' got 30 of the 50 weights that grew" in message
-        first = message.index("SparseOpt(max_grad_norm=1)")
-        assert first < message.index("min_fan_in")
+        assert message.index("SparseOpt(max_grad_norm=1)") < message.index("update_every")
 
     @pytest.mark.parametrize(
         ("grown", "to_one", "neurons", "warned"),

@@ -7,6 +7,7 @@ import gc
 import math
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,11 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import optimizer as optimizer_module
+from sparseopt_kernels.finalized import finalize
 from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.schedules import warmup_cosine
+from sparseopt_kernels.skipped_steps import _PENDING, pending_skips
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.sparsify import sparsify
@@ -267,9 +270,18 @@ class TestWhichOptimizers:
     def test_one_with_views_of_the_masks(self) -> None:
         assert self.skips({p: mask.view(mask.shape) for p, mask in self.training.masks.items()})
 
-    def test_one_with_one_of_the_masks(self) -> None:
-        (p, mask), *_ = self.training.masks.items()
+    @pytest.mark.parametrize("layer", [0, 1])
+    def test_one_with_one_of_the_masks(self, layer: int) -> None:
+        p, mask = [*self.training.masks.items()][layer]
         assert self.skips({p: mask})
+
+    def test_one_with_the_memory_of_the_masks_through_numpy(self) -> None:
+        assert self.skips({p: torch.from_numpy(mask.numpy()) for p, mask in self.training.masks.items()})
+
+    def test_not_one_with_numbers_in_the_memory_of_the_masks(self) -> None:
+        pairs = self.training.masks.items()
+        found = pending_skips(object.__new__(Foreign), {p: mask.view(torch.uint8) for p, mask in pairs})
+        assert found == []
 
     def test_not_one_with_masks_of_its_own(self) -> None:
         assert not self.skips({p: mask.clone() for p, mask in self.training.masks.items()})
@@ -319,6 +331,39 @@ def test_without_its_topology_nothing_is_left_out() -> None:
     del training.dst
     gc.collect()
     assert training.steps(training.opt.step)
+
+
+class Foreign:
+    """Stands in for an optimizer."""
+
+
+def test_masks_that_are_gone_do_not_disturb_others() -> None:
+    """A model is finalized, and a layer replaced, while a step is to be left out: another one trains on."""
+    training, other = Training(), Training()
+    training.to_update()
+    finalize(training.model)
+    training.model[0] = nn.Linear(12, 16)
+    other.backward()
+    assert other.steps(other.opt.step)
+    alone = SparseOpt([p := Parameter(torch.zeros(2))], lr=1.0, masks={})
+    p.grad = torch.ones(2)
+    alone.step()
+    assert p.tolist() == [-1.0, -1.0]
+
+
+def test_nothing_is_kept_alive() -> None:
+    training = Training()
+    training.to_update()
+    training.opt.step()
+    assert len(_PENDING) >= 1
+    freed = weakref.ref(training.opt)
+    del training.opt
+    gc.collect()
+    assert freed() is None
+    before = len(_PENDING)
+    del training.dst
+    gc.collect()
+    assert len(_PENDING) == before - 1
 
 
 def test_an_overflow_uses_it_up(backend: Backend) -> None:

@@ -21,7 +21,7 @@ from sparseopt_kernels.training.run import Row
 
 
 def a_checkpoint(epoch):
-    row = Row("sgd", 0, epoch, 0.1, 0.2, 0.3, 1 / 3, 0.95, 0.1, 0.05, 1.0, "ok")
+    row = Row("sgd", 0, epoch, 0.1, 0.2, 0.3, 1 / 3, 0.95, 0.1, 0.05, 1.0, "ok", 0.1, 30, 1, 0.5)
     finished = FinishedRun("sgd", 0, {"fc.weight": [1, 2]}, {"fc.weight": [2, 1]})
     current = {"model": {"w": torch.arange(3000.0)}, "epoch": epoch}
     return Checkpoint({"lr": 0.1, "seeds": [0, 1]}, ".", Progress([row], [finished], current))

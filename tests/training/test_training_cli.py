@@ -58,8 +58,15 @@ def test_files_and_their_content(uninterrupted):
 
 
 def test_min_fan_in_that_asks_for_more_weights_than_there_are(tmp_path, capsys):
-    assert main(["train", "--min-fan-in", "50", "--output", str(tmp_path / "new")]) == 2
+    for _ in range(2):  # the folder is not taken by a run that could not begin
+        assert main(["train", "--min-fan-in", "50", "--output", str(tmp_path / "new")]) == 2
     assert "min_fan_in is 50: the 512 neurons of 'fc1.weight' need 25600" in capsys.readouterr().err
+
+
+def test_no_limit_of_the_norm(tmp_path):
+    options = ["--max-grad-norm", "none", "--epochs", "1", "--seeds", "0", "--output", str(tmp_path / "new")]
+    assert main(["train", *options, "--quiet"]) == 0
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["options"]["max_grad_norm"] is None
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "abc", "inf"])

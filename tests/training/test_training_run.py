@@ -1,13 +1,18 @@
 """What a run makes of its configuration."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.layer_update import LayerUpdate
-from sparseopt_kernels.training.config import new_config
+from sparseopt_kernels.training.by_hand import MaskedSGD
+from sparseopt_kernels.training.config import new_config, saved_config
 from sparseopt_kernels.training.data import Dataset
 from sparseopt_kernels.training.epoch_updates import EpochUpdates
+from sparseopt_kernels.training.errors import TrainingError
 from sparseopt_kernels.training.run import Run
 
 
@@ -60,3 +65,42 @@ def test_the_numbers_of_an_epoch_by_hand():
     updates = EpochUpdates().with_update(first)
     assert updates == (14, 3, 0.6)
     assert updates.with_update(second) == (19, 3, 0.6)
+
+
+def test_what_the_options_make_of_optimizer_and_topology():
+    images, labels = torch.zeros(300, 1, 8, 8), torch.arange(300) % 10
+    given = {"max_grad_norm": 0.5, "max_grad_norm_over": "dense", "skip_step": False, "min_fan_in": 2}
+    config = new_config({**given, "batch_size": 100, "device": "cpu"})
+    run = Run(config, Dataset(images, labels, images, labels), "sgd", 0)
+    assert run.optimizer.param_groups[0]["max_grad_norm"] == 0.5
+    assert isinstance(run.optimizer, SparseOpt)
+    assert run.optimizer._max_grad_norm_over == "dense"
+    assert run.topology is not None
+    assert (run.topology.skip_step, run.topology.min_fan_in) == (False, 2)
+    assert min(min(counts) for counts in run.initial_fan_in.values()) >= 2
+
+
+def test_an_experiment_from_before_goes_on_as_it_was():
+    saved = new_config({"device": "cpu"}).to_dict()
+    for name in ("max_grad_norm", "max_grad_norm_over", "skip_step", "min_fan_in"):
+        del saved[name]
+    config = saved_config(saved, {}, Path("checkpoint.pt"))
+    assert (config.max_grad_norm, config.skip_step, config.min_fan_in) == (None, False, 0)
+    assert config.max_grad_norm_over == "active"
+    with pytest.raises(TrainingError, match=r"--skip-step is on, but the experiment .* was started with off"):
+        saved_config(saved, {"skip_step": True}, Path("checkpoint.pt"))
+    with pytest.raises(TrainingError, match=r"--max-grad-norm is 1.0, but .* was started with none"):
+        saved_config(saved, {"max_grad_norm": 1.0}, Path("checkpoint.pt"))
+
+
+def test_a_closure_by_hand_is_called_when_a_step_is_left_out():
+    weight = torch.nn.Parameter(torch.ones(3))
+    mask = torch.tensor([True, False, True])
+    optimizer = MaskedSGD([weight], {weight: mask}, skips=lambda: True, lr=1.0)
+
+    def closure():
+        weight.grad = torch.ones(3)
+        return 7.0
+
+    assert optimizer.step(closure) == 7.0
+    assert weight.tolist() == [1.0, 0.0, 1.0]

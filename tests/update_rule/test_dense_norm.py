@@ -68,6 +68,13 @@ def test_overflows_and_groups(backend: Backend) -> None:
         run.step(run.random_grads(1024.0), grad_scale=1024.0, found_inf=found_inf)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,), ()], ids=str)
+def test_empty_tensors(backend: Backend, shape: tuple[int, ...]) -> None:
+    SideBySide(
+        backend, [Spec(shape, "half"), Spec(shape, None), Spec((3, 4))], [RULE], norm_over="dense"
+    ).run()
+
+
 def test_memory_formats(backend: Backend) -> None:
     """A channels_last weight with a gradient of either format, one of a view with gaps, and a complex one."""
     norms = []
