@@ -201,11 +201,12 @@ PYBIND11_MODULE(_native, module) {
       .def(py::init<const MemoryReader&>(), py::arg("memory"))
       .def("read", &StepReader::read, py::arg("optimizer"));
   py::class_<ReadyStep>(module, "ReadyStep")
-      .def(py::init<const StepReader&, const Table&, std::vector<size_t>, Snapshot, std::vector<int64_t>>(),
+      .def(py::init<const StepReader&, const Table&, std::vector<size_t>, Snapshot, std::vector<int64_t>,
+                    bool>(),
            py::arg("reader"), py::arg("table"), py::arg("positions"), py::arg("snapshot"),
-           py::arg("versions"), py::keep_alive<1, 3>())
+           py::arg("versions"), py::arg("dense_norm"), py::keep_alive<1, 3>())
       .def("make", &ReadyStep::make, py::arg("optimizer"), py::arg("updated"), py::arg("increment_version"),
-           py::arg("threads"), py::arg("dense_norm"))
+           py::arg("threads"))
       .def("versions", &ReadyStep::versions);
 
   define_steps(module);

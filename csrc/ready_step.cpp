@@ -90,15 +90,16 @@ void limit_norm(const std::vector<cpu::Update>& updates, int threads, bool dense
 }  // namespace
 
 ReadyStep::ReadyStep(const StepReader& reader, const cpu::Table& table, std::vector<size_t> positions,
-                     Snapshot snapshot, std::vector<int64_t> versions)
+                     Snapshot snapshot, std::vector<int64_t> versions, bool dense_norm)
     : reader_(reader),
       table_(table),
       positions_(std::move(positions)),
       snapshot_(std::move(snapshot)),
-      versions_(std::move(versions)) {}
+      versions_(std::move(versions)),
+      dense_norm_(dense_norm) {}
 
 bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const py::object& increment_version,
-                     int threads, bool dense_norm) {
+                     int threads) {
   std::vector<cpu::Rule> rules;
   std::vector<double> limits;
   Look found;
@@ -118,7 +119,7 @@ bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const 
   increment_version(updated);
   {
     py::gil_scoped_release release;
-    limit_norm(updates, threads, dense_norm, limits, rules);
+    limit_norm(updates, threads, dense_norm_, limits, rules);
     cpu::step(updates, threads);
   }
   read_versions(optimizer.watched, versions_);

@@ -15,15 +15,15 @@ namespace sparseopt {
 class ReadyStep {
  public:
   // A step was made that updated the tensors of `table`, depends on `snapshot`, and left what is watched with
-  // `versions`. `positions` are those of the tensors among the optimizer's parameters.
+  // `versions`. `positions` are those of the tensors among the optimizer's parameters. `dense_norm`: of the
+  // gradients, where their norm is limited, all positions count.
   ReadyStep(const StepReader& reader, const cpu::Table& table, std::vector<size_t> positions,
-            Snapshot snapshot, std::vector<int64_t> versions);
+            Snapshot snapshot, std::vector<int64_t> versions, bool dense_norm);
 
   // Calls `increment_version` with `updated`, and makes a step. False, and nothing has happened, if it is not
-  // the same step any more, or needs what is not known here: it is to be made in Python. `dense_norm`: of the
-  // gradients, where it is limited, all positions count.
+  // the same step any more, or needs what is not known here: it is to be made in Python.
   bool make(const Optimizer& optimizer, const pybind11::list& updated,
-            const pybind11::object& increment_version, int threads, bool dense_norm);
+            const pybind11::object& increment_version, int threads);
 
   // Of what is watched, after the last step.
   const std::vector<int64_t>& versions() const { return versions_; }
@@ -34,6 +34,7 @@ class ReadyStep {
   std::vector<size_t> positions_;
   Snapshot snapshot_;
   std::vector<int64_t> versions_;
+  bool dense_norm_;
 };
 
 }  // namespace sparseopt

@@ -114,19 +114,18 @@ class ReadyStep:
         positions: list[int],
         snapshot: Snapshot,
         versions: list[int],
-    ) -> None: ...
+        dense_norm: bool,
+    ) -> None:
+        """``dense_norm``: of the gradients, where their norm is limited, all positions count."""
+
     def make(
         self,
         optimizer: Optimizer,
         updated: list[Any],
         increment_version: Callable[[list[Any]], None],
         threads: int,
-        dense_norm: bool,
     ) -> bool:
-        """Make it. False, and nothing has happened, if something has changed, or needs Python.
-
-        ``dense_norm``: of the gradients, where their norm is limited, all positions count.
-        """
+        """Make it. False, and nothing has happened, if something has changed, or needs Python."""
 
     def versions(self) -> list[int]:
         """Of what is watched, after the last step."""

@@ -5,7 +5,7 @@ There is no arithmetic here: the update rule is in ``kernels``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -34,7 +34,7 @@ from .preparation import NOTHING, Prepared, prepare
 from .ready import Ready, ready_again
 from .registered_masks import remember, remembered_places
 from .scalars import Amp, inputs_of, limit_norm
-from .skipped_steps import pending_skips
+from .skipped_steps import PENDING, SkippedStep, pending_skips
 from .snapshot import Look, Snapshot, look, versions_of
 from .unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
 from .user_warning import warn
@@ -279,13 +279,13 @@ class SparseOpt(Optimizer):
 
     def _update_all(self) -> None:
         """Make the step: the last one again, or what changed since then is prepared anew first."""
-        skips = pending_skips(self, self._masks)
+        skips = pending_skips(self, self._masks) if PENDING else []
         if skips and capturing():
             raise RuntimeError(
                 "the step after an update of the masks is left out (skip_step), and a CUDA graph that is "
                 "captured of it would move no weight: make this step and the next outside the graph"
             )
-        if self._made_again(is_skipped=bool(skips)):
+        if self._made_again(skips):
             return
         found = self._look()
         if not self._is_as_before(found):
@@ -301,19 +301,19 @@ class SparseOpt(Optimizer):
             self._make_step(found.gradients)
         versions = versions_of(self._prepared.watched)
         if self._full_check is None:
-            self._ready = ready_again(self._prepared, found, versions)
+            self._ready = ready_again(self._prepared, found, versions, self._max_grad_norm_over)
         self._snapshot, self._masks_found = found.snapshot, found.masks
         self._versions = versions if self._ready is None else None
         for skip in skips:
             skip.take(self)
 
-    def _made_again(self, is_skipped: bool) -> bool:
-        """Whether the last step could be made again, and was."""
+    def _made_again(self, skips: Sequence[SkippedStep]) -> bool:
+        """Whether the last step could be made again, and was. One that is left out is not."""
         ready, self._ready = self._ready, None  # until it has come to its end
         if ready is None:
             return False
-        is_plain = not is_skipped and self._amp() == (None, None)
-        if is_plain and ready.make(self.param_groups, self.state, self._own_masks, self._max_grad_norm_over):
+        is_plain = not skips and self._amp() == (None, None)
+        if is_plain and ready.make(self.param_groups, self.state, self._own_masks):
             self._ready = ready
             return True
         self._versions = ready.versions()

@@ -38,38 +38,27 @@ class Ready:
     def __init__(self, step: ReadyStep, prepared: Prepared) -> None:
         self._step, self._prepared = step, prepared
 
-    def make(
-        self,
-        groups: list[dict[str, Any]],
-        state: State,
-        masks: Mapping[Parameter, Tensor],
-        norm_over: NormOver,
-    ) -> bool:
+    def make(self, groups: list[dict[str, Any]], state: State, masks: Mapping[Parameter, Tensor]) -> bool:
         """Make the step. False, and nothing has happened, if it is not the same any more."""
         prepared = self._prepared
         optimizer = _native.Optimizer(
             groups, state, *owners_and_masks(masks), prepared.parameters, prepared.watched
         )
-        return self._step.make(
-            optimizer,
-            prepared.updated,
-            increment_version,
-            torch.get_num_threads(),
-            dense_norm=norm_over == "dense",
-        )
+        return self._step.make(optimizer, prepared.updated, increment_version, torch.get_num_threads())
 
     def versions(self) -> list[int]:
         """Of what is watched, after the last step."""
         return self._step.versions()
 
 
-def ready_again(prepared: Prepared, before: Look, versions: list[int]) -> Ready | None:
+def ready_again(prepared: Prepared, before: Look, versions: list[int], norm_over: NormOver) -> Ready | None:
     """A step that was made, to be made again. None where it takes more than the native library.
 
     Args:
         prepared: what it was prepared from.
         before: what was found before it.
         versions: of what is watched, after it.
+        norm_over: what counts in the norm of the gradients, where it is limited.
     """
     if snapshot.READER is None or not isinstance(before.snapshot, _native.Snapshot):
         return None
@@ -78,5 +67,6 @@ def ready_again(prepared: Prepared, before: Look, versions: list[int]) -> Ready 
     plan, positions = prepared.batches[0].plan, prepared.batches[0].positions
     if not isinstance(plan, NativePlan):
         return None
-    step = _native.ReadyStep(snapshot.READER, plan.table, positions, before.snapshot, versions)
+    dense_norm = norm_over == "dense"
+    step = _native.ReadyStep(snapshot.READER, plan.table, positions, before.snapshot, versions, dense_norm)
     return Ready(step, prepared)

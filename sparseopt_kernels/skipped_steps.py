@@ -26,7 +26,7 @@ class SkippedStep:
         self._masks = [*masks.items()]  # as they are now: they may be gone before an optimizer asks
         self._taken_by: weakref.WeakSet[Any] = weakref.WeakSet()
         key = id(self)
-        _PENDING[key] = weakref.ref(self, lambda _: _PENDING.pop(key, None))
+        PENDING[key] = weakref.ref(self, lambda _: PENDING.pop(key, None))
 
     def concerns(self, optimizer: object, masks: Mapping[Parameter, Tensor]) -> bool:
         """Tell if that optimizer, which has these masks, has yet to leave the step out."""
@@ -39,7 +39,8 @@ class SkippedStep:
         self._taken_by.add(optimizer)
 
 
-_PENDING: dict[int, weakref.ref[SkippedStep]] = {}
+PENDING: dict[int, weakref.ref[SkippedStep]] = {}
+"""Those that live. Most of the time there is none."""
 
 
 def pending_skips(optimizer: object, masks: Mapping[Parameter, Tensor]) -> list[SkippedStep]:
@@ -49,9 +50,7 @@ def pending_skips(optimizer: object, masks: Mapping[Parameter, Tensor]) -> list[
         optimizer: any object that can be weakly referenced.
         masks: all that it was given, also those of parameters that it does not update.
     """
-    if not _PENDING:
-        return []
-    asked = [skip for reference in [*_PENDING.values()] if (skip := reference()) is not None]
+    asked = [skip for reference in [*PENDING.values()] if (skip := reference()) is not None]
     return [skip for skip in asked if skip.concerns(optimizer, masks)]
 
 

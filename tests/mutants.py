@@ -390,7 +390,7 @@ MUTANTS = {
     ),
     "made-again-though-it-is-left-out": Mutant(
         "optimizer.py",
-        "is_plain = not is_skipped and ",
+        "is_plain = not skips and ",
         "is_plain = ",
         "topology/test_skip_step.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
     ),
@@ -402,8 +402,8 @@ MUTANTS = {
     ),
     "taken-before-a-step-that-fails": Mutant(
         "optimizer.py",
-        "        if self._made_again(is_skipped=bool(skips)):",
-        "        [skip.take(self) for skip in skips]\n        if self._made_again(is_skipped=bool(skips)):",
+        "        if self._made_again(skips):",
+        "        [skip.take(self) for skip in skips]\n        if self._made_again(skips):",
         "topology/test_skip_step.py::test_a_step_that_fails_is_left_out_when_it_is_made",
     ),
     "one-that-was-not-used-does-not-end": Mutant(
@@ -420,8 +420,8 @@ MUTANTS = {
     ),
     "only-masks-of-its-own-parameters-count": Mutant(
         "optimizer.py",
-        "pending_skips(self, self._masks)",
-        "pending_skips(self, masks_of(self._masks, self._names()))",
+        "pending_skips(self, self._masks) if",
+        "pending_skips(self, masks_of(self._masks, self._names())) if",
         "topology/test_skip_step.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
     ),
     "views-of-masks-do-not-count": Mutant(

@@ -25,7 +25,7 @@ from sparseopt_kernels.finalized import finalize
 from sparseopt_kernels.masks import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.schedules import warmup_cosine
-from sparseopt_kernels.skipped_steps import _PENDING, pending_skips
+from sparseopt_kernels.skipped_steps import PENDING, pending_skips
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.sparsify import sparsify
@@ -355,15 +355,15 @@ def test_nothing_is_kept_alive() -> None:
     training = Training()
     training.to_update()
     training.opt.step()
-    assert len(_PENDING) >= 1
+    assert len(PENDING) >= 1
     freed = weakref.ref(training.opt)
     del training.opt
     gc.collect()
     assert freed() is None
-    before = len(_PENDING)
+    before = len(PENDING)
     del training.dst
     gc.collect()
-    assert len(_PENDING) == before - 1
+    assert len(PENDING) == before - 1
 
 
 def test_an_overflow_uses_it_up(backend: Backend) -> None:
