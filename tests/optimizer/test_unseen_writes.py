@@ -79,7 +79,7 @@ def steps_until_masked(p: Parameter, mask: Tensor, optimizer: SparseOpt) -> int:
 
 
 @each_write
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1e6}], ids=["ready", "long-way"])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": torch.tensor(1e6)}], ids=["ready", "long-way"])
 @pytest.mark.parametrize("shape", [(7,), (9, 4), (64, 64), (300, 300)], ids=str)
 def test_a_mask_that_changes_everywhere_is_noticed_by_the_next_step(
     noticing: Backend, how: str, shape: tuple[int, ...], options: dict[str, Any]
@@ -236,7 +236,7 @@ def test_a_mask_in_another_order_than_its_parameter(noticing: Backend) -> None:
 
 
 @pytest.mark.skipif(native.is_missing(), reason="there is no native library")
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1e6}], ids=["ready", "long-way"])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": torch.tensor(1e6)}], ids=["ready", "long-way"])
 def test_many_tensors_take_turns(options: dict[str, Any]) -> None:
     """Of 400, each step looks at 133 or 134: all of them have had their turn after three."""
     generator = torch.Generator().manual_seed(0)
@@ -329,7 +329,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @pytest.mark.skipif(native.is_missing(), reason="there is no native library")
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1e6}], ids=["ready", "long-way"])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": torch.tensor(1e6)}], ids=["ready", "long-way"])
 def test_versions_are_raised_before_weights_are_written(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
