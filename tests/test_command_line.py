@@ -183,7 +183,7 @@ import sparseopt_kernels as sk, torch
 model = torch.nn.Linear(64, 64)
 masks = sk.sparsify(model, 0.5)
 opt = sk.SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=masks)
-dst = sk.RigL(masks, update_every=1, stop_at=10)
+dst = sk.RigL(masks, update_every=1, stop_at=10, skip_step=False)
 model(torch.ones(2, 64)).sum().backward(); dst.step(); opt.step()
 from sparseopt_kernels.bench import cli, measure
 from sparseopt_kernels.timing import Rounds

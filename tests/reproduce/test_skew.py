@@ -69,7 +69,7 @@ class TestExperiment:
         mean = average(select(rows, method="set"), "same_batch_raw")
         line = next(line for line in table if line.startswith("SET every 25, masked SGD"))
         assert f"{mean:.1f}" in line.split()
-        assert sum("RigL every 25, SparseOpt" in line for line in table) == 3  # one of angles, two of neurons
+        assert sum("RigL every 25, SparseOpt" in line for line in table) == 2  # of angles, of neurons
         figure = Figure()
         experiment.draw(rows, figure)
         heights = [bar.get_height() for bar in figure.axes[1].patches if isinstance(bar, Rectangle)]
