@@ -6,7 +6,7 @@ import copy
 import gc
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,15 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
+def both_ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, pytest.MonkeyPatch]]:
+    """The name of each way, and a patch that holds while it is gone."""
+    for way in ("short", "long"):
+        with monkeypatch.context() as patch:
+            if way == "long":
+                patch.setattr(optimizer_module, "ready_again", lambda *_: None)
+            yield way, patch
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_most_steps_go_it_and_are_the_same(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Run(monkeypatch, **OPTIONS[options])
@@ -110,26 +119,23 @@ def test_most_steps_go_it_and_are_the_same(options: str, monkeypatch: pytest.Mon
 
 def test_auto_goes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = []
-    for way in ("short", "long"):
-        with monkeypatch.context() as patch:
-            if way == "long":
-                patch.setattr(optimizer_module, "ready_again", lambda *_: None)
-            run = Run(patch)
-            feeding = {"0": run.params[0]}
-            groups = [{"params": run.params[:2]}, {"params": run.params[2:]}]
-            run.optimizer = SparseOpt(
-                groups,
-                lr=0.1,
-                momentum=0.9,
-                masks=run.masks,
-                correction="auto",
-                feeding_norm=feeding,
-                max_grad_norm=0.5,
-                backend="cpu",
-            )
-            run.settle()
-            assert run.step() == (way == "long")
-            ways.append(run.tensors())
+    for way, patch in both_ways(monkeypatch):
+        run = Run(patch)
+        feeding = {"0": run.params[0]}
+        groups = [{"params": run.params[:2]}, {"params": run.params[2:]}]
+        run.optimizer = SparseOpt(
+            groups,
+            lr=0.1,
+            momentum=0.9,
+            masks=run.masks,
+            correction="auto",
+            feeding_norm=feeding,
+            max_grad_norm=0.5,
+            backend="cpu",
+        )
+        run.settle()
+        assert run.step() == (way == "long")
+        ways.append(run.tensors())
     for a, b in zip(*ways, strict=True):
         assert same_bits(a, b)
 
@@ -260,15 +266,12 @@ def test_hyperparameters_may_change_at_any_step(monkeypatch: pytest.MonkeyPatch)
         {"max_grad_norm": None},
     ]
     found = []
-    for way in ("short", "long"):
-        with monkeypatch.context() as patch:
-            if way == "long":
-                patch.setattr(optimizer_module, "ready_again", lambda *_: None)
-            run = Run(patch).settle()
-            for change in changes:
-                run.optimizer.param_groups[0].update(change)
-                assert run.step() == (way == "long")
-            found.append(run.tensors())
+    for way, patch in both_ways(monkeypatch):
+        run = Run(patch).settle()
+        for change in changes:
+            run.optimizer.param_groups[0].update(change)
+            assert run.step() == (way == "long")
+        found.append(run.tensors())
     for a, b in zip(*found, strict=True):
         assert same_bits(a, b)
 
@@ -313,16 +316,13 @@ def test_a_bad_limit_is_an_error_at_any_step(way: str, limit: float, monkeypatch
 
 def test_limits_of_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for way in ("short", "long"):
-        with monkeypatch.context() as patch:
-            if way == "long":
-                patch.setattr(optimizer_module, "ready_again", lambda *_: None)
-            run = Run(patch).settle()
-            run.optimizer.param_groups[1]["max_grad_norm"] = 0.25
-            assert [run.step() for _ in range(2)] == [int(way == "long")] * 2
-            run.optimizer.param_groups[0]["max_grad_norm"] = 4.0
-            run.step()
-            found.append(run.tensors())
+    for way, patch in both_ways(monkeypatch):
+        run = Run(patch).settle()
+        run.optimizer.param_groups[1]["max_grad_norm"] = 0.25
+        assert [run.step() for _ in range(2)] == [int(way == "long")] * 2
+        run.optimizer.param_groups[0]["max_grad_norm"] = 4.0
+        run.step()
+        found.append(run.tensors())
     for a, b in zip(*found, strict=True):
         assert same_bits(a, b)
 
