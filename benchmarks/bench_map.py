@@ -10,9 +10,9 @@ import pytest
 from comparison import Case, Comparison, checked_entrants, timed
 from networks import nearly_square
 
-from sparseopt_kernels.bench.contestants import SGD, TUNED_CHAIN
-from sparseopt_kernels.bench.network import Shape
-from sparseopt_kernels.timing import Rounds
+from sparseopt_kernels.lab.bench.contestants import SGD, TUNED_CHAIN
+from sparseopt_kernels.lab.bench.network import Shape
+from sparseopt_kernels.lab.timing import Rounds
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
 _SIZES = [round(10 ** (half / 2)) for half in range(17)]  # 1 to 10^8

@@ -14,9 +14,9 @@ import pytest
 import torch
 from comparison import Case, Comparison, checked_entrants, timed
 
-from sparseopt_kernels.bench.contestants import SGD
-from sparseopt_kernels.bench.network import Shape
-from sparseopt_kernels.timing import Rounds
+from sparseopt_kernels.lab.bench.contestants import SGD
+from sparseopt_kernels.lab.bench.network import Shape
+from sparseopt_kernels.lab.timing import Rounds
 
 SPARSITIES = (0.0, 0.9, 0.95, 0.99)
 _WEIGHTS = 1 << 23

@@ -16,8 +16,8 @@ from comparison import Case, Comparison, checked_entrants, timed
 from compiled_chains import compiled_chain, compiled_function
 from networks import LAYERS_4096X2048, RESNET20
 
-from sparseopt_kernels.bench.contestants import SGD, TUNED_CHAIN, Maker, eager_chain
-from sparseopt_kernels.timing import Rounds
+from sparseopt_kernels.lab.bench.contestants import SGD, TUNED_CHAIN, Maker, eager_chain
+from sparseopt_kernels.lab.timing import Rounds
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.95, 0.97, 0.99)
 RIVALS: tuple[tuple[Maker, ...], ...] = (

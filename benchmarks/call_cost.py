@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import SparseOpt
-from sparseopt_kernels.kernels import cuda, triton
+from sparseopt_kernels.kernels.gpu import cuda, triton
+from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Turn, take_turns
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.timing import CpuTimer, Rounds, Turn, take_turns
 
 _OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 _CUDA_LAUNCHES = ("count_rows", "list_sectors", "masked_step", "walk_step", "walk_squares")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from networks import floor_bytes_of
 
-from sparseopt_kernels.bench.checks import WRONG, Admitted, References, admitted
-from sparseopt_kernels.bench.contestants import Maker, sparseopt
-from sparseopt_kernels.bench.network import Network, Shape
-from sparseopt_kernels.timing import CpuTimer, Rounds, Summary, copied_gb_per_s, copying, take_turns
+from sparseopt_kernels.lab.bench.checks import WRONG, Admitted, References, admitted
+from sparseopt_kernels.lab.bench.contestants import Maker, sparseopt
+from sparseopt_kernels.lab.bench.network import Network, Shape
+from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Summary, copied_gb_per_s, copying, take_turns
 
 OURS = "sparseopt"  # the name of this package among the contestants
 THREADS = 2

@@ -1,12 +1,19 @@
-"""Contestants under ``torch.compile``; the others are in ``sparseopt_kernels/bench/contestants.py``."""
+"""Contestants under ``torch.compile``; the others are in ``sparseopt_kernels/lab/bench/contestants.py``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sparseopt_kernels.bench.contestants import LR, MOMENTUM, WEIGHT_DECAY, Contestant, chain, correction_of
-from sparseopt_kernels.bench.network import Network
+from sparseopt_kernels.lab.bench.contestants import (
+    LR,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    Contestant,
+    chain,
+    correction_of,
+)
+from sparseopt_kernels.lab.bench.network import Network
 
 
 def compiled_chain(network: Network) -> Contestant:

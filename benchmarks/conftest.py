@@ -15,9 +15,9 @@ from comparison import THREADS, Comparison
 from cpu_report import table, worst_of_map
 from cpu_results import MAP, STEP, instruction_set, own_rows, path_of, picture_of, replace, rows_of
 
-from sparseopt_kernels.atomic import write_atomically
-from sparseopt_kernels.machine import machine
-from sparseopt_kernels.timing import QUIET, processor_share
+from sparseopt_kernels.lab.atomic import write_atomically
+from sparseopt_kernels.lab.machine import machine
+from sparseopt_kernels.lab.timing import QUIET, processor_share
 
 RESULTS = Path(__file__).parent / "results"
 _FOUND = pytest.StashKey[dict[str, list[Comparison]]]()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from comparison import OURS, Comparison
 
-from sparseopt_kernels.bench.checks import WRONG
+from sparseopt_kernels.lab.bench.checks import WRONG
 from sparseopt_kernels.text_table import aligned
 
 _CLAIMED_SPARSITY, _CLAIMED_RATIO = 0.9, 0.95  # up to that sparsity no more than 5% slower: what is aimed at

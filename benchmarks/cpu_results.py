@@ -14,8 +14,8 @@ import torch
 from comparison import THREADS, Comparison
 
 from sparseopt_kernels import __version__, build_info
-from sparseopt_kernels.atomic import write_atomically
-from sparseopt_kernels.bench.checks import WRONG
+from sparseopt_kernels.lab.atomic import write_atomically
+from sparseopt_kernels.lab.bench.checks import WRONG
 
 STEP, MAP = "cpu_step", "cpu_map"  # the kinds
 # The status of a row. What is not checked was measured before SGD without masks was checked: in bfloat16 and

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from comparison import OURS
 from cpu_results import Row, caption, timed
 
-from sparseopt_kernels.training.plots import STYLE
+from sparseopt_kernels.lab.training.plots import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

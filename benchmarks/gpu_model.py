@@ -46,9 +46,9 @@ from torch.nn.parameter import Parameter
 from triton_code import compiled_by
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.bench.network import Shape
-from sparseopt_kernels.kernels.sectors import LISTED, weights_per_sector
-from sparseopt_kernels.kernels.triton import PROGRAMS, REGISTERS, TritonKernels
+from sparseopt_kernels.kernels.gpu.lists import LISTED, weights_per_sector
+from sparseopt_kernels.kernels.gpu.triton import PROGRAMS, REGISTERS, TritonKernels
+from sparseopt_kernels.lab.bench.network import Shape
 from sparseopt_kernels.text_table import aligned
 
 CLOCK = 1.755  # GHz

@@ -45,13 +45,13 @@ from gpu_runs import (
 from networks import LAYERS_8192X8192, RESNET20, RESNET50
 
 from sparseopt_kernels import __version__
-from sparseopt_kernels.atomic import write_atomically
-from sparseopt_kernels.bench.checks import WRONG
-from sparseopt_kernels.bench.contestants import Maker
-from sparseopt_kernels.bench.network import Shape
 from sparseopt_kernels.kernels import BACKENDS
+from sparseopt_kernels.lab.atomic import write_atomically
+from sparseopt_kernels.lab.bench.checks import WRONG
+from sparseopt_kernels.lab.bench.contestants import Maker
+from sparseopt_kernels.lab.bench.network import Shape
+from sparseopt_kernels.lab.timing import CudaTimer, Timer
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.timing import CudaTimer, Timer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,10 +20,10 @@ import torch
 from compiled_chains import compiled_function
 from networks import floor_bytes_of
 
-from sparseopt_kernels.bench.checks import WRONG, References
-from sparseopt_kernels.bench.contestants import Contestant, Maker, eager_chain, sgd, sparseopt
-from sparseopt_kernels.bench.network import Network, Shape
-from sparseopt_kernels.timing import Rounds, Timer, copied_gb_per_s, copying, take_turns
+from sparseopt_kernels.lab.bench.checks import WRONG, References
+from sparseopt_kernels.lab.bench.contestants import Contestant, Maker, eager_chain, sgd, sparseopt
+from sparseopt_kernels.lab.bench.network import Network, Shape
+from sparseopt_kernels.lab.timing import Rounds, Timer, copied_gb_per_s, copying, take_turns
 
 SGD_FUSED, SGD_FOREACH = "SGD fused, no mask", "SGD foreach, no mask"
 OURS = "SparseOpt "  # how the names of this package's contestants begin

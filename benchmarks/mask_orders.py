@@ -38,11 +38,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sparseopt_kernels as sk
+from sparseopt_kernels.lab.training.config import new_config
+from sparseopt_kernels.lab.training.data import load_dataset
+from sparseopt_kernels.lab.training.models import build_model
+from sparseopt_kernels.lab.training.run import Run
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.training.config import new_config
-from sparseopt_kernels.training.data import load_dataset
-from sparseopt_kernels.training.models import build_model
-from sparseopt_kernels.training.run import Run
 
 SPARSITIES = (0.9, 0.95, 0.99)
 RESULTS = Path(__file__).parent / "results" / "mask_orders.csv"

@@ -20,13 +20,13 @@ from torch import nn
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import sparsify
-from sparseopt_kernels.bench.contestants import sparseopt
-from sparseopt_kernels.bench.network import Network, Shape
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.kernels.memory import DTYPE_NAMES
-from sparseopt_kernels.machine import machine
+from sparseopt_kernels.lab.bench.contestants import sparseopt
+from sparseopt_kernels.lab.bench.network import Network, Shape
+from sparseopt_kernels.lab.machine import machine
+from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Summary, Turn, take_turns
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.timing import CpuTimer, Rounds, Summary, Turn, take_turns
 from sparseopt_kernels.topology import dynamic_topology
 from sparseopt_kernels.topology.densities import Distribution
 from sparseopt_kernels.topology.drop_schedules import DropSchedule

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sparseopt_kernels.bench.contestants import Contestant
-from sparseopt_kernels.bench.network import Shape
-from sparseopt_kernels.kernels.sectors import LISTED
-from sparseopt_kernels.training.models import resnet
+from sparseopt_kernels.kernels.gpu.lists import LISTED
+from sparseopt_kernels.lab.bench.contestants import Contestant
+from sparseopt_kernels.lab.bench.network import Shape
+from sparseopt_kernels.lab.training.models import resnet
 
 
 def resnet50() -> nn.Module:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from sparseopt_kernels import finalize, sparsify, to_sparse
-from sparseopt_kernels.machine import machine
+from sparseopt_kernels.lab.machine import machine
+from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Turn, processor_share, take_turns
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.timing import CpuTimer, Rounds, Turn, processor_share, take_turns
 
 _BATCHES = {1: 20, 32: 4, 256: 1}  # passes in a row, timed as one
 

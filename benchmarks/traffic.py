@@ -33,13 +33,13 @@ from tqdm import tqdm
 from triton.runtime import interpreter
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.kernels import gpu_plan
 from sparseopt_kernels.kernels.contract import Inputs
-from sparseopt_kernels.kernels.gpu_plan import GpuPlan
-from sparseopt_kernels.kernels.gpu_tables import WalkLaunch, WalkRow
-from sparseopt_kernels.kernels.triton import TritonKernels
+from sparseopt_kernels.kernels.gpu import plan as gpu_plan
+from sparseopt_kernels.kernels.gpu.plan import GpuPlan
+from sparseopt_kernels.kernels.gpu.tables import WalkLaunch, WalkRow
+from sparseopt_kernels.kernels.gpu.triton import TritonKernels
+from sparseopt_kernels.lab.training.models import resnet
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.training.models import resnet
 
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.97, 0.99)
 BOUND, BOUND_COLUMNS, BOUND_WEIGHTS = 1.02, 27, 100_000

@@ -13,7 +13,7 @@ from unittest import mock
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from sparseopt_kernels.kernels import triton as backend
+from sparseopt_kernels.kernels.gpu import triton as backend
 
 H100 = GPUTarget("cuda", 90, 32)
 

@@ -17,15 +17,15 @@ except ModuleNotFoundError as error:
     ) from None
 
 from ._version import __version__
-from .averaged import apply_masks
-from .dense_checkpoint import load_dense
-from .feeding_norm import layers_feeding_norm
-from .finalized import finalize
+from .finished.apply_masks import apply_masks
+from .finished.finalize import finalize
+from .finished.load_dense import load_dense
+from .finished.to_sparse import to_sparse
 from .kernels import build_info
-from .masks import Masks
+from .masks.feeding_norm import layers_feeding_norm
+from .masks.mapping import Masks
 from .optimizer import SparseOpt
 from .schedules import warmup_cosine
-from .sparse_copy import to_sparse
 from .topology.densities import layer_densities
 from .topology.dynamic import SET, RigL
 from .topology.gmp import GMP

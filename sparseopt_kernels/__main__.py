@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import doctor
 from ._version import __version__
-from .bench import cli as bench
-from .demo import cli as demo
-from .reproduce import cli as reproduce
-from .training import cli as training
+from .lab import doctor
+from .lab.bench import cli as bench
+from .lab.demo import cli as demo
+from .lab.reproduce import cli as reproduce
+from .lab.training import cli as training
 from .user_warning import show_as_notes
 
 

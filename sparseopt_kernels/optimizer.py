@@ -16,10 +16,10 @@ from torch.nn.parameter import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
-from .gradients import Gradients
 from .kernels.contract import NormOver
-from .kernels.device import capturing
-from .masks import Masks, masks_of
+from .kernels.gpu.device import capturing
+from .masks.mapping import Masks, masks_of
+from .masks.registered_masks import remember, remembered_places
 from .neurons import Correction
 from .optimizer_arguments import (
     check_correction,
@@ -30,13 +30,13 @@ from .optimizer_arguments import (
     take_out_arguments,
     warn_of_forgotten_masks,
 )
-from .preparation import NOTHING, Prepared, prepare
-from .ready import Ready, ready_again
-from .registered_masks import remember, remembered_places
-from .scalars import Amp, inputs_of, limit_norm
 from .skipped_steps import PENDING, SkippedStep, pending_skips
-from .snapshot import Look, Snapshot, look, versions_of
-from .unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
+from .step.gradients import Gradients
+from .step.inputs import Amp, inputs_of, limit_norm
+from .step.preparation import NOTHING, Prepared, prepare
+from .step.ready import Ready, ready_again
+from .step.snapshot import Look, Snapshot, look, versions_of
+from .step.unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
 from .user_warning import warn
 
 if TYPE_CHECKING:

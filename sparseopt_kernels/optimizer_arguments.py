@@ -11,9 +11,9 @@ from torch.nn.parameter import Parameter
 
 from . import kernels
 from .kernels.contract import NormOver
-from .masks import Masks, masks_of
+from .masks.mapping import Masks, masks_of
+from .masks.registered_masks import check_mask, remembered_mask
 from .neurons import Correction
-from .registered_masks import check_mask, remembered_mask
 from .user_warning import warn
 
 _CORRECTIONS = (*get_args(Correction), "auto")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from .tensor_memory import memory_of
+from .kernels.tensor_memory import memory_of
 
 
 class SkippedStep:

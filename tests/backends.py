@@ -102,7 +102,7 @@ def why_not(backend: Backend) -> str | None:
         return None if compiler() else "there is no C++ compiler"
     reason = kernels.BACKENDS[backend.name].unavailable(torch.device("cpu"))
     if reason is None and backend.name == "cpu":
-        from sparseopt_kernels.kernels import native
+        from sparseopt_kernels.kernels import cpu as native
 
         if backend.isa not in native.available_isas():
             return f"this CPU has no {backend.isa}"
@@ -111,7 +111,7 @@ def why_not(backend: Backend) -> str | None:
 
 def emulate(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the backend "cuda" run what was compiled for the CPU, on CPU tensors."""
-    from sparseopt_kernels.kernels import cuda
+    from sparseopt_kernels.kernels.gpu import cuda
 
     monkeypatch.setattr(cuda, "_MISSING", None)
     monkeypatch.setattr(cuda, "_cuda", library, raising=False)

@@ -13,7 +13,8 @@ import torch
 from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
 from cuda_on_cpu.build import build, load
 
-from sparseopt_kernels.kernels import BACKENDS, native
+from sparseopt_kernels.kernels import BACKENDS
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.kernels.reference import REFERENCE
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from sparseopt_kernels.reproduce.experiment import Case, Row, Settings
-from sparseopt_kernels.training.errors import TrainingError
+from sparseopt_kernels.lab.reproduce.experiment import Case, Row, Settings
+from sparseopt_kernels.lab.training.errors import TrainingError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from sparseopt_kernels.kernels import triton as triton_backend
 from sparseopt_kernels.kernels.contract import Rule
+from sparseopt_kernels.kernels.gpu import triton as triton_backend
 
 # A program costs milliseconds here, whatever it does: few programs with much each, instead of many.
 # test_gpu_backends.py has the true tiles.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sparseopt_kernels
-from sparseopt_kernels.training.cli import add_parser
+from sparseopt_kernels.lab.training.cli import add_parser
 
 # A few steps per epoch, and masks that change within three epochs.
 TINY: tuple[str, ...] = (
@@ -34,7 +34,7 @@ TINY += ("--warmup-epochs", "1", "--device", "cpu")
 
 DRIVER = """
 import argparse, sys
-from sparseopt_kernels.training.cli import add_parser
+from sparseopt_kernels.lab.training.cli import add_parser
 parser = argparse.ArgumentParser()
 add_parser(parser.add_subparsers())
 args = parser.parse_args()

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import SparseOpt
-from sparseopt_kernels.kernels import gpu_plan
-from sparseopt_kernels.kernels.gpu_plan import GpuPlan
-from sparseopt_kernels.kernels.sectors import LISTED, Sectors, weights_per_sector
+from sparseopt_kernels.kernels.gpu import plan as gpu_plan
+from sparseopt_kernels.kernels.gpu.lists import LISTED, Sectors, weights_per_sector
+from sparseopt_kernels.kernels.gpu.plan import GpuPlan
 from sparseopt_kernels.neurons import arithmetic_dtype
 
 

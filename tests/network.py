@@ -10,7 +10,7 @@ from side_by_side import pattern_mask, same_bits
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 
 HYPERS: dict[str, dict[str, Any]] = {
     "plain": {"lr": 0.1},

@@ -6,8 +6,8 @@ import csv
 import random
 from pathlib import Path
 
-from sparseopt_kernels.reproduce.experiment import Case, Experiment, Row
-from sparseopt_kernels.reproduce.results import parse_value
+from sparseopt_kernels.lab.reproduce.experiment import Case, Experiment, Row
+from sparseopt_kernels.lab.reproduce.results import parse_value
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 _DEFAULTS = {str: "ok", int: 1, bool: False}

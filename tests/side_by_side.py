@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.kernels.contract import NormOver
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 PATTERNS = (

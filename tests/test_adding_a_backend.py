@@ -19,8 +19,9 @@ from oracle import Hyper
 from rules import EVERYTHING, FLOATS, NESTEROV
 from side_by_side import PATTERNS, SideBySide, Spec
 
-from sparseopt_kernels import doctor, kernels
+from sparseopt_kernels import kernels
 from sparseopt_kernels.kernels.contract import Tensors
+from sparseopt_kernels.lab import doctor
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding_a_backend.md"

@@ -6,7 +6,7 @@ import mask_update
 import pytest
 import torch
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 
 
 @pytest.mark.skipif(native.is_missing(), reason="there is no native library to measure")

@@ -19,9 +19,16 @@ import comparison
 import networks
 from comparison import Case
 
-from sparseopt_kernels.bench.contestants import SGD, TUNED_CHAIN, Contestant, Maker, eager_chain, sparseopt
-from sparseopt_kernels.bench.network import Network
-from sparseopt_kernels.timing import (
+from sparseopt_kernels.lab.bench.contestants import (
+    SGD,
+    TUNED_CHAIN,
+    Contestant,
+    Maker,
+    eager_chain,
+    sparseopt,
+)
+from sparseopt_kernels.lab.bench.network import Network
+from sparseopt_kernels.lab.timing import (
     CpuTimer,
     Rounds,
     Summary,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.timing import Rounds
+from sparseopt_kernels.lab.timing import Rounds
 
 MISSING = {
     "triton": kernels.BACKENDS["triton"].unavailable(torch.device("cuda")),

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 import sparseopt_kernels as sk
-from sparseopt_kernels import __main__, doctor
+from sparseopt_kernels import __main__
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.bench import cli as bench
-from sparseopt_kernels.demo import cli as demo
-from sparseopt_kernels.reproduce import cli as reproduce
-from sparseopt_kernels.reproduce import runner
-from sparseopt_kernels.training import cli as training
+from sparseopt_kernels.lab import doctor
+from sparseopt_kernels.lab.bench import cli as bench
+from sparseopt_kernels.lab.demo import cli as demo
+from sparseopt_kernels.lab.reproduce import cli as reproduce
+from sparseopt_kernels.lab.reproduce import runner
+from sparseopt_kernels.lab.training import cli as training
 from sparseopt_kernels.user_warning import show_as_notes, warn
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +100,7 @@ def test_warnings_are_warnings_again_afterwards(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_note_has_no_source_line() -> None:
-    script = "import sparseopt_kernels.kernels.native as n; n._MISSING = 'the native library was not built'\n"
+    script = "import sparseopt_kernels.kernels.cpu as n; n._MISSING = 'the native library was not built'\n"
     run = run_without((), script + command("doctor"))
     assert run.returncode == 0, run.stderr
     notes = [line for line in run.stderr.splitlines() if line]
@@ -185,8 +186,8 @@ masks = sk.sparsify(model, 0.5)
 opt = sk.SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=masks)
 dst = sk.RigL(masks, update_every=1, stop_at=10, skip_step=False)
 model(torch.ones(2, 64)).sum().backward(); dst.step(); opt.step()
-from sparseopt_kernels.bench import cli, measure
-from sparseopt_kernels.timing import Rounds
+from sparseopt_kernels.lab.bench import cli, measure
+from sparseopt_kernels.lab.timing import Rounds
 measure._ROUNDS = Rounds(2, warmup=0)
 from sparseopt_kernels.__main__ import main
 assert main(["bench", "--layers", "8x8", "--sparsity", "0.5"]) == 0

@@ -22,10 +22,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton_launches import AMD, NVIDIA, SETTINGS, TARGETS, Launch, launches, launches_of_steps
 
-from sparseopt_kernels.kernels import triton as backend
-from sparseopt_kernels.kernels import triton_step
 from sparseopt_kernels.kernels.contract import Rule
-from sparseopt_kernels.kernels.gpu_tables import WalkRow
+from sparseopt_kernels.kernels.gpu import triton as backend
+from sparseopt_kernels.kernels.gpu import triton_step
+from sparseopt_kernels.kernels.gpu.tables import WalkRow
 
 pytestmark = pytest.mark.compiled
 needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")

@@ -22,8 +22,8 @@ import cpu_step_picture
 from comparison import Comparison
 from cpu_results import Row, path_of, replace, rows_of
 
-from sparseopt_kernels.machine import machine
-from sparseopt_kernels.timing import Summary
+from sparseopt_kernels.lab.machine import machine
+from sparseopt_kernels.lab.timing import Summary
 
 BENCHMARKS = Path(cpu_report.__file__).parent
 HERE, THERE = "AMD EPYC (Zen 5), 2 cores", "AMD EPYC (Zen 3), 2 cores"
@@ -253,7 +253,7 @@ def test_the_caption_names_the_instruction_set_and_all_dates() -> None:
 
 BENCH = """
 from comparison import Comparison
-from sparseopt_kernels.timing import Summary
+from sparseopt_kernels.lab.timing import Summary
 
 def bench_made_up(record_step, record_map):
     times = {name: Summary(1.0, 2.0, 3.0, 2.0, 9) for name in ("sparseopt", "sgd fused, no mask")}

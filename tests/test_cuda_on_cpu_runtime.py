@@ -26,9 +26,9 @@ from cuda_on_cpu.calls import (
 )
 
 from sparseopt_kernels.kernels.contract import Rule
-from sparseopt_kernels.kernels.cuda import CudaKernels
-from sparseopt_kernels.kernels.gpu_tables import StepRow, WalkRow
-from sparseopt_kernels.kernels.sectors import ListRow
+from sparseopt_kernels.kernels.gpu.cuda import CudaKernels
+from sparseopt_kernels.kernels.gpu.lists import ListRow
+from sparseopt_kernels.kernels.gpu.tables import StepRow, WalkRow
 from sparseopt_kernels.neurons import Correction
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparseopt_kernels.kernels import device
-from sparseopt_kernels.kernels.device import Shared
+from sparseopt_kernels.kernels.gpu import device
+from sparseopt_kernels.kernels.gpu.device import Shared
 
 CUDA = torch.device("cuda")
 

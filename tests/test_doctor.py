@@ -10,7 +10,7 @@ import torch
 
 from sparseopt_kernels import kernels
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.kernels.contract import Inputs, Tensors
 from sparseopt_kernels.kernels.reference import Reference, ReferencePlan
 

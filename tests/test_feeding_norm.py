@@ -12,11 +12,11 @@ from refusals import words
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sparseopt_kernels.feeding_norm import layers_feeding_norm
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.lab.training.models import build_model
+from sparseopt_kernels.masks.feeding_norm import layers_feeding_norm
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.topology.sparsify import sparsify
-from sparseopt_kernels.training.models import build_model
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 ROWS = torch.zeros(4, 6)

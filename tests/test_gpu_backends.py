@@ -19,8 +19,8 @@ from oracle import Hyper
 from side_by_side import SideBySide, Spec, pattern_mask
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.kernels import cuda as cuda_backend
-from sparseopt_kernels.kernels import triton as triton_backend
+from sparseopt_kernels.kernels.gpu import cuda as cuda_backend
+from sparseopt_kernels.kernels.gpu import triton as triton_backend
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 SPECS = [Spec((9, columns), "half", torch.float32) for columns in (3, 27, 64, 1031)]

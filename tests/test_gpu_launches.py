@@ -23,8 +23,10 @@ from torch.nn.parameter import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.kernels import device, gpu_plan, gpu_tables, triton
 from sparseopt_kernels.kernels.contract import Inputs, Tensors, UnseenWrite
+from sparseopt_kernels.kernels.gpu import device, triton
+from sparseopt_kernels.kernels.gpu import plan as gpu_plan
+from sparseopt_kernels.kernels.gpu import tables as gpu_tables
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.skipped_steps import SkippedStep
 
@@ -199,7 +201,7 @@ def test_nothing_waits_for_the_device(
     """Not AMP, not the gradient norm, not a tensor learning rate, not a mask that changed, not the first
     step. (test_gpu.py asks PyTorch itself, which sees more, on a GPU.)"""
     # It looks at masks on the CPU, where all of them are here.
-    monkeypatch.setattr("sparseopt_kernels.preparation._warn_of_concentration", lambda *_: None)
+    monkeypatch.setattr("sparseopt_kernels.step.preparation._warn_of_concentration", lambda *_: None)
     parameters, masks = parameters_and_masks([(8, 64), (5, 27), (9,)])
     optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, dampening=0.1, masks=masks, backend=backend_name)
     with Operations():

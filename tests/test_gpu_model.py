@@ -17,7 +17,7 @@ import gpu_model
 from gpu_model import Kernels, Layer, Multiprocessor, Phases, Program, floor_ns, layers_of, walk_ns
 from networks import RESNET50
 
-from sparseopt_kernels.kernels.sectors import weights_per_sector
+from sparseopt_kernels.kernels.gpu.lists import weights_per_sector
 
 pytestmark = pytest.mark.compiled
 

@@ -24,11 +24,11 @@ import gpu_report
 import gpu_runs
 from gpu_runs import LEFT_OUT, NO_MEMORY, OK, SGD_FOREACH, SGD_FUSED, Deadline, Result, Run
 
-from sparseopt_kernels import timing
-from sparseopt_kernels.bench.checks import WRONG
-from sparseopt_kernels.bench.contestants import Contestant, Maker, sgd, sparseopt
-from sparseopt_kernels.bench.network import Network
-from sparseopt_kernels.timing import CudaTimer, Rounds
+from sparseopt_kernels.lab import timing
+from sparseopt_kernels.lab.bench.checks import WRONG
+from sparseopt_kernels.lab.bench.contestants import Contestant, Maker, sgd, sparseopt
+from sparseopt_kernels.lab.bench.network import Network
+from sparseopt_kernels.lab.timing import CudaTimer, Rounds
 
 pytestmark = pytest.mark.slow
 

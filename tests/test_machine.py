@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparseopt_kernels.machine import machine, machine_of
+from sparseopt_kernels.lab.machine import machine, machine_of
 
 
 def x86(vendor: str, family: int, model: int, name: str, cores: int = 2) -> str:

@@ -14,7 +14,7 @@ import torch
 from mutants import MUTANTS
 
 import sparseopt_kernels
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 
 REASON = native.NATIVE.unavailable(torch.device("cpu"))
 pytestmark = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 
 REASON = native.NATIVE.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 
 
 def random_mask(groups: int, segments: int, neurons: int, length: int, density: float, seed: int) -> Tensor:

@@ -21,11 +21,11 @@ from lists import assert_lists
 from side_by_side import same_bits
 from torch import Tensor
 
-from sparseopt_kernels.kernels import cuda as backend
-from sparseopt_kernels.kernels.gpu_tables import StepLaunch, StepRow, WalkLaunch, WalkRow
+from sparseopt_kernels.kernels.gpu import cuda as backend
+from sparseopt_kernels.kernels.gpu.lists import LISTED, Sectors, list_masks, weights_per_sector
+from sparseopt_kernels.kernels.gpu.tables import StepLaunch, StepRow, WalkLaunch, WalkRow
 from sparseopt_kernels.kernels.memory import Rows
-from sparseopt_kernels.kernels.sectors import LISTED, Sectors, list_masks, weights_per_sector
-from sparseopt_kernels.tensor_memory import addresses_of
+from sparseopt_kernels.kernels.tensor_memory import addresses_of
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 

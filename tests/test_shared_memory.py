@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparseopt_kernels.shared_memory import overlapping_pairs
+from sparseopt_kernels.masks.shared_memory import overlapping_pairs
 
 BASE = torch.zeros(6, 8)
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels import Masks, SparseOpt, snapshot, sparsify
-from sparseopt_kernels.snapshot import Look, look
+from sparseopt_kernels import Masks, SparseOpt, sparsify
+from sparseopt_kernels.step import snapshot
+from sparseopt_kernels.step.snapshot import Look, look
 
 
 class Subclass(Tensor):

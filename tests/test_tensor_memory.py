@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from sparseopt_kernels import tensor_memory
-from sparseopt_kernels.tensor_memory import Memory, memory_of
+from sparseopt_kernels.kernels import tensor_memory
+from sparseopt_kernels.kernels.tensor_memory import Memory, memory_of
 
 Reader = Callable[[Sequence[Tensor | None]], Memory | None]
 

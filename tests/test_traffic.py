@@ -38,7 +38,7 @@ from torch import nn
 
 import traffic
 from sparseopt_kernels.kernels import sectors, triton_step
-from sparseopt_kernels.kernels.triton import TritonKernels
+from sparseopt_kernels.kernels.gpu.triton import TritonKernels
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -18,8 +18,8 @@ from torch.nn.utils import parametrizations
 from torch.optim import lr_scheduler
 
 from sparseopt_kernels import RigL, SparseOpt, kernels, layer_densities, sparsify
-from sparseopt_kernels.kernels import native
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.user_warning import warn
 
 ROOT = Path(__file__).parents[1]

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import SparseOpt
-from sparseopt_kernels.kernels import gpu_plan, gpu_tables
-from sparseopt_kernels.kernels.gpu_tables import WalkRow
-from sparseopt_kernels.kernels.sectors import LISTED
+from sparseopt_kernels.kernels.gpu import plan as gpu_plan
+from sparseopt_kernels.kernels.gpu import tables as gpu_tables
+from sparseopt_kernels.kernels.gpu.lists import LISTED
+from sparseopt_kernels.kernels.gpu.tables import WalkRow
 
 COLUMNS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 27, 31, 64, 100, 147, 255, 256, 257, 513, 1000, 2048, 4096, 5000)
 DTYPES = [torch.float32, torch.float16]

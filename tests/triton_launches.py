@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sparseopt_kernels import SparseOpt
-from sparseopt_kernels.kernels.triton import TritonKernels
+from sparseopt_kernels.kernels.gpu.triton import TritonKernels
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget

@@ -14,7 +14,7 @@ from side_by_side import assert_close, pattern_mask, same_bits
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 RULE = Hyper(lr=0.1, momentum=0.9, weight_decay=0.01, max_grad_norm=4.0)

@@ -46,7 +46,7 @@ endforeach()
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-set(sources bindings.cpp driver.cu lists.cu masked_step.cu walk_squares.cu walk_step.cu)
+set(sources ../python/cuda_module.cpp driver.cu lists.cu masked_step.cu walk_squares.cu walk_step.cu)
 list(TRANSFORM sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 # Without link-time optimisation, which pybind11 would turn on: it does not mix with nvcc's objects.
 pybind11_add_module(_cuda MODULE NO_EXTRAS ${sources})
@@ -54,6 +54,6 @@ set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 # As for the CPU: rounding is decided in update_rule.h.
 target_compile_options(_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-fmad=false;-Xcompiler=-Wall,-Wextra>")
 set_source_files_properties(
-  ${CMAKE_CURRENT_LIST_DIR}/bindings.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/../python/cuda_module.cpp
   PROPERTIES COMPILE_DEFINITIONS
              "SPARSEOPT_CUDA_VERSION=\"${CMAKE_CUDA_COMPILER_VERSION}\";SPARSEOPT_CUDA_ARCHITECTURES=${machine_code};SPARSEOPT_CUDA_PTX=${ptx}")

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from ..user_warning import warn
-from . import cuda, native
+from . import cpu as native
 from .contract import Backend
-from .cuda import CUDA
-from .native import NATIVE
+from .cpu import NATIVE
+from .gpu import cuda
+from .gpu.cuda import CUDA
+from .gpu.triton import TRITON
 from .reference import REFERENCE
-from .triton import TRITON
 
 BACKENDS: dict[str, Backend] = {"reference": REFERENCE, "cpu": NATIVE, "triton": TRITON, "cuda": CUDA}
 """By the name that ``SparseOpt(backend=)`` takes. Put yours in here, to be asked for by that name:

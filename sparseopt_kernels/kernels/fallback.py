@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..tensor_memory import addresses_of
 from .contract import Backend, Inputs, NormOver, Plan, Tensors, UnseenWrite
 from .reference import REFERENCE
+from .tensor_memory import addresses_of
 
 
 def plan_with_fallback(backend: Backend, tensors: Sequence[Tensors]) -> Plan:

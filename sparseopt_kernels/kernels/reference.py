@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..masks.registered_masks import as_boolean
 from ..neurons import arithmetic_dtype, correction_factors
-from ..registered_masks import as_boolean
 from .contract import Inputs, NormOver, Rule, Tensors, UnseenWrite
 
 

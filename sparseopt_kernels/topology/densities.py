@@ -12,8 +12,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from ..layers import maskable_weights, names_of_parameters
-from ..patterns import Patterns
+from ..masks.layers import maskable_weights, names_of_parameters
+from ..masks.patterns import Patterns
 
 Distribution = Literal["uniform", "er", "erk"]
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..masks import neurons_in
+from ..masks.mapping import neurons_in
+from ..masks.registered_masks import as_boolean
 from ..neurons import correction_factors
-from ..registered_masks import as_boolean
 from ..skipped_steps import SkippedStep
 from ..user_warning import warn
 from .agreement import Group

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..masks import Masks, neurons_in
+from ..masks.mapping import Masks, neurons_in
+from ..masks.registered_masks import as_boolean, check_mask, remember, remembered_places
 from ..neurons import Neurons
-from ..registered_masks import as_boolean, check_mask, remember, remembered_places
 from ..skipped_steps import SkippedStep
 from ..user_warning import warn
 from . import topology_table

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..patterns import Patterns
+from ..masks.patterns import Patterns
 from .agreement import Group
 from .densities import Distribution, check_request, layer_densities
 from .dynamic_topology import DynamicTopology

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..layers import MaskableWeight
+from ..masks.layers import MaskableWeight
 from ..neurons import Neurons, fan_in
 from .mask_update import grow_largest
 from .random_choice import choose_random, draw_seed, random_places

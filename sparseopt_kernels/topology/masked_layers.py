@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..masks import Masks
-from ..registered_masks import check_mask
+from ..masks.mapping import Masks
+from ..masks.registered_masks import check_mask
 
 
 def check_masks(masks: Mapping[Parameter, Tensor]) -> list[str]:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
-from ..kernels import native
+from ..kernels import cpu as native
 from ..kernels.memory import DTYPE_NAMES
+from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
-from ..registered_masks import as_boolean
 from .layer_update import LayerUpdate
 from .random_choice import draw_seed
 from .updates import Layer, Ranking, score_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import native
+from ..kernels import cpu as native
 
 
 def draw_seed(generator: torch.Generator) -> int:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from ..dense_checkpoint import register_load_advice, remove_load_advice
-from ..layers import MaskableWeight, maskable_weights, names_of_parameters
-from ..masks import Masks, check_model
-from ..registered_masks import masked_parameters
-from ..shared_memory import overlapping_pairs
+from ..finished.load_dense import register_load_advice, remove_load_advice
+from ..masks.layers import MaskableWeight, maskable_weights, names_of_parameters
+from ..masks.mapping import Masks, check_model
+from ..masks.registered_masks import masked_parameters
+from ..masks.shared_memory import overlapping_pairs
 from ..user_warning import warn
 from .densities import Distribution, check_request, share_densities
 from .initial_masks import Init, check_min_fan_in, initial_mask

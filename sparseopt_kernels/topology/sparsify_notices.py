@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from ..layers import MaskableWeight, all_weights, names_of_parameters
+from ..masks.layers import MaskableWeight, all_weights, names_of_parameters
+from ..masks.patterns import Patterns
 from ..neurons import fan_in
-from ..patterns import Patterns
 
 _MOST_NAMES = 6
 

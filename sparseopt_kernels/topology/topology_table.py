@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from ..masks import neurons_in
+from ..masks.mapping import neurons_in
 from ..neurons import fan_in
 from ..text_table import aligned
 from .layer_update import LayerUpdate

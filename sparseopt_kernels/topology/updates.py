@@ -9,17 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
-from ..registered_masks import as_boolean
 from .layer_update import LayerUpdate, compare_masks
-from .mask_update import (
-    drop_smallest,
-    fill_neurons,
-    grow_largest,
-    grow_random,
-    missing_inputs,
-    random_scores,
-)
+from .mask_update import drop_smallest, fill_neurons, grow_largest, grow_random, missing_inputs, random_scores
 
 
 class Layer(NamedTuple):

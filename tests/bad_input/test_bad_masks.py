@@ -11,7 +11,7 @@ from refusals import BAD_MASKS, each_bad_mask, mask_like, weights, words
 from side_by_side import same_bits
 from torch import nn
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.topology.sparsify import sparsify
 

@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter
 from watched import settled
 
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.ready import Ready
+from sparseopt_kernels.step.ready import Ready
 
 
 def snapshot(params: list[Parameter], optimizer: SparseOpt, masks: dict[Parameter, Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from side_by_side import same_bits
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.masks import Masks, neurons_in
+from sparseopt_kernels.masks.mapping import Masks, neurons_in
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.topology.dynamic import SET, RigL

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.bench import cli, measure
-from sparseopt_kernels.bench.contestants import Contestant, sparseopt
-from sparseopt_kernels.bench.measure import Measured
-from sparseopt_kernels.bench.network import Network
-from sparseopt_kernels.bench.report import share_of_training, table, verdict
-from sparseopt_kernels.bench.training_pass import training_pass
-from sparseopt_kernels.machine import machine
-from sparseopt_kernels.timing import Rounds, Summary
+from sparseopt_kernels.lab.bench import cli, measure
+from sparseopt_kernels.lab.bench.contestants import Contestant, sparseopt
+from sparseopt_kernels.lab.bench.measure import Measured
+from sparseopt_kernels.lab.bench.network import Network
+from sparseopt_kernels.lab.bench.report import share_of_training, table, verdict
+from sparseopt_kernels.lab.bench.training_pass import training_pass
+from sparseopt_kernels.lab.machine import machine
+from sparseopt_kernels.lab.timing import Rounds, Summary
 
 SMALL = ("--layers", "16x40", "8x3x3x3", "--sparsity", "0.5", "0.9", "--device", "cpu")
 

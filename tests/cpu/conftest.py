@@ -6,7 +6,7 @@ import pytest
 import torch
 from backends import ISA_VARIABLE, NATIVE_ISAS
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 
 
 @pytest.fixture(params=NATIVE_ISAS)

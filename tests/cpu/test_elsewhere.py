@@ -13,7 +13,7 @@ from backends import INTERPRETED
 from cpu_elsewhere import program as elsewhere
 from cpu_elsewhere.program import Case, build, cases
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 
 pytestmark = [
     pytest.mark.compiled,

@@ -14,7 +14,7 @@ from side_by_side import pattern_mask, same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.optimizer import SparseOpt
 
 STRATEGY_VARIABLE = "SPARSEOPT_CPU_STRATEGY"

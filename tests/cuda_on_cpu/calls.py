@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparseopt_kernels.kernels import cuda as backend
 from sparseopt_kernels.kernels.contract import Inputs, Rule, Tensors
-from sparseopt_kernels.kernels.gpu_plan import GpuPlan, Keeper
+from sparseopt_kernels.kernels.gpu import cuda as backend
+from sparseopt_kernels.kernels.gpu.plan import GpuPlan, Keeper
+from sparseopt_kernels.kernels.tensor_memory import addresses_of
 from sparseopt_kernels.neurons import Correction, Neurons
-from sparseopt_kernels.tensor_memory import addresses_of
 
 DTYPES = {
     "float32": torch.float32,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.dense_checkpoint import register_load_advice
+from sparseopt_kernels.finished.load_dense import register_load_advice
 
 
 def small() -> Any:

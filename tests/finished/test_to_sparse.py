@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.sparse_copy import LARGEST_DENSITY, LEAST_WEIGHTS, SparseLinear
+from sparseopt_kernels.finished.to_sparse import LARGEST_DENSITY, LEAST_WEIGHTS, SparseLinear
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkl.is_available(), reason="PyTorch was built without MKL: nothing is converted"

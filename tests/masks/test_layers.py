@@ -10,7 +10,7 @@ from masked_model import NAMES, make_model
 from torch import nn
 from torch.nn.utils import prune
 
-from sparseopt_kernels.layers import maskable_weights, neurons_of
+from sparseopt_kernels.masks.layers import maskable_weights, neurons_of
 from sparseopt_kernels.neurons import Neurons, fan_in
 
 

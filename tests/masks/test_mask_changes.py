@@ -9,9 +9,9 @@ from side_by_side import pattern_mask, same_bits
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from sparseopt_kernels.kernels import native
-from sparseopt_kernels.mask_changes import largest_fan_in, zero_outside
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.neurons import Neurons, fan_in
+from sparseopt_kernels.step.zero_outside import largest_fan_in, zero_outside
 
 SHAPES = [(), (1,), (7,), (3, 5), (65, 63), (64, 64), (5, 4099), (300, 700), (8, 3, 3, 3), (0, 4)]
 ANYTHING = [

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt_kernels.mask_table import summary, table
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
+from sparseopt_kernels.masks.mask_table import summary, table
 from sparseopt_kernels.topology.sparsify import sparsify
 
 

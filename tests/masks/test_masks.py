@@ -10,9 +10,9 @@ import pytest
 import torch
 from masked_model import NAMES, assert_same, make_model, masks_of
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
+from sparseopt_kernels.masks.registered_masks import check_mask
 from sparseopt_kernels.neurons import Neurons
-from sparseopt_kernels.registered_masks import check_mask
 from sparseopt_kernels.topology.sparsify import sparsify
 
 

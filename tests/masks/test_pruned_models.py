@@ -14,9 +14,9 @@ from side_by_side import same_bits
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
+from sparseopt_kernels.masks.registered_masks import registered_masks
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.registered_masks import registered_masks
 
 
 def make_model(dtype: torch.dtype = torch.float32) -> Any:

@@ -14,11 +14,11 @@ import torch
 from side_by_side import same_bits
 from torch import nn
 
-from sparseopt_kernels.finalized import finalize
-from sparseopt_kernels.masks import Masks, neurons_in
+from sparseopt_kernels.finished.finalize import finalize
+from sparseopt_kernels.masks.mapping import Masks, neurons_in
+from sparseopt_kernels.masks.registered_masks import remembered_mask
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.registered_masks import remembered_mask
 from sparseopt_kernels.topology.dynamic import SET
 from sparseopt_kernels.topology.sparsify import sparsify
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import Parameter
 from watched import give_gradient, masked_layer, random_mask, settled
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 

@@ -13,10 +13,10 @@ from backends import Backend
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.mask_changes import largest_fan_in
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.step.zero_outside import largest_fan_in
 
 CONCENTRATED = r"fan-in is concentrated"
 
@@ -187,7 +187,7 @@ def test_only_masks_that_changed_are_counted(backend: Backend, monkeypatch: pyte
         counted.append(mask)
         return largest_fan_in(mask, neurons)
 
-    monkeypatch.setattr("sparseopt_kernels.preparation.largest_fan_in", count)
+    monkeypatch.setattr("sparseopt_kernels.step.preparation.largest_fan_in", count)
     step(optimizer)
     model.layer0.bias.grad = None  # all is prepared anew
     optimizer.step()

@@ -13,7 +13,7 @@ from backends import Backend
 from network import Network, assert_same, assert_same_state, each_mapping, run
 from side_by_side import same_bits
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 

@@ -14,7 +14,7 @@ from refusals import words
 from torch import nn
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 UNKNOWN = words("correction is 'auto'", "not known", "feeding_norm=")

@@ -9,7 +9,7 @@ import torch
 from backends import Backend
 from network import Network, assert_same, each_mapping, run
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 

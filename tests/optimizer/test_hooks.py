@@ -11,7 +11,7 @@ from network import Network, assert_same, run
 from side_by_side import same_bits
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 

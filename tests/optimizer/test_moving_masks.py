@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from watched import MaskedLinear, give_gradient, masked_layer, random_mask, settled
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 

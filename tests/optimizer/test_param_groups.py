@@ -14,7 +14,7 @@ from side_by_side import pattern_mask, same_bits
 from torch.nn.parameter import Parameter
 from torch.optim import SGD
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 OWN_VALUES: dict[str, Any] = {

@@ -9,7 +9,7 @@ import torch
 from ranks import on_ranks
 from side_by_side import same_bits
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 
 SCRIPT = """
 import warnings

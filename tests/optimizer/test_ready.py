@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import optimizer as optimizer_module
-from sparseopt_kernels import snapshot
 from sparseopt_kernels.kernels.contract import Inputs
-from sparseopt_kernels.kernels.native import NativePlan
+from sparseopt_kernels.kernels.cpu import NativePlan
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.step import snapshot
 
 pytestmark = [
     pytest.mark.skipif(snapshot.READER is None, reason="there is no native library that can read tensors"),

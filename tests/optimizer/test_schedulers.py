@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter
 from torch.optim import SGD, lr_scheduler
 from torch.optim.swa_utils import SWALR
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {

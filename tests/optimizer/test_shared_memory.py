@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.overlap import sharing_pairs, turns_of
+from sparseopt_kernels.step.overlap import sharing_pairs, turns_of
 
 SIZE = 300  # large enough for two threads
 

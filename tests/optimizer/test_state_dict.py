@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 from torch.optim import SGD
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 

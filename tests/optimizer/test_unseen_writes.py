@@ -16,7 +16,7 @@ from torch.nn.parameter import Parameter
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from sparseopt_kernels import optimizer as optimizer_module
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.optimizer import SparseOpt
 
 MASK_TURNS, WEIGHT_TURNS = 256, 2048  # csrc/cpu/write_watch.h
@@ -343,7 +343,7 @@ def test_versions_are_raised_before_weights_are_written(
         increment_version(tensors)
 
     monkeypatch.setattr(optimizer_module, "increment_version", counting)
-    monkeypatch.setattr("sparseopt_kernels.ready.increment_version", counting)
+    monkeypatch.setattr("sparseopt_kernels.step.ready.increment_version", counting)
     optimizer.step()
     assert seen == [True]
     assert p._version > version

@@ -10,14 +10,23 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from sparseopt_kernels import SparseOpt
-from sparseopt_kernels.reproduce.appendix_f import AppendixF
-from sparseopt_kernels.reproduce.cli import _png
-from sparseopt_kernels.reproduce.direction_free import scale_by_layer
-from sparseopt_kernels.reproduce.experiment import Settings
-from sparseopt_kernels.reproduce.pairs import CLIPS, FACTORS, RESULTS, Recipe, Training, Way, parts, trained
-from sparseopt_kernels.reproduce.results import Results
-from sparseopt_kernels.reproduce.runner import measure_all
-from sparseopt_kernels.training.data import load_dataset
+from sparseopt_kernels.lab.reproduce.appendix_f import AppendixF
+from sparseopt_kernels.lab.reproduce.cli import _png
+from sparseopt_kernels.lab.reproduce.direction_free import scale_by_layer
+from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.pairs import (
+    CLIPS,
+    FACTORS,
+    RESULTS,
+    Recipe,
+    Training,
+    Way,
+    parts,
+    trained,
+)
+from sparseopt_kernels.lab.reproduce.results import Results
+from sparseopt_kernels.lab.reproduce.runner import measure_all
+from sparseopt_kernels.lab.training.data import load_dataset
 
 RECIPE = Recipe(steps=60, batch_size=32, update_every=10, test_pairs=500)
 TINY = AppendixF(

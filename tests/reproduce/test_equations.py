@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parameter import Parameter
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.reproduce.gradient_ratio import (
+from sparseopt_kernels.lab.reproduce.gradient_ratio import (
     BATCH_SIZE,
     BATCHES,
     HIDDEN,

@@ -7,18 +7,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.experiment import Settings
-from sparseopt_kernels.reproduce.exploration import (
-    ARMS,
-    BASELINE,
-    FIGURE5,
-    FIGURE10,
-    Arm,
-    difference,
-)
-from sparseopt_kernels.training import run as run_module
-from sparseopt_kernels.training.data import load_dataset
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.exploration import ARMS, BASELINE, FIGURE5, FIGURE10, Arm, difference
+from sparseopt_kernels.lab.training import run as run_module
+from sparseopt_kernels.lab.training.data import load_dataset
 
 BY_G, BY_CORRECTED = Arm("sparseopt", "original"), Arm("sparseopt", "corrected")
 TINY = dataclasses.replace(
@@ -121,7 +114,7 @@ class TestMeasurement:
                 seen.append([mask.clone() for mask in self.masks.values()])
                 return super().train_epoch(watch)
 
-        monkeypatch.setattr("sparseopt_kernels.reproduce.exploration.Run", Watched)
+        monkeypatch.setattr("sparseopt_kernels.lab.reproduce.exploration.Run", Watched)
         row = TINY.measure(case_of(BY_G), Settings())[0]
         unions = [torch.stack(masks).any(dim=0) for masks in zip(*seen, strict=True)]
         active = sum(int(union.sum()) for union in unions)
@@ -129,7 +122,7 @@ class TestMeasurement:
         assert row == measured[BY_G]
 
     def test_the_data_are_looked_for_first(self, tmp_path):
-        from sparseopt_kernels.training.errors import TrainingError
+        from sparseopt_kernels.lab.training.errors import TrainingError
 
         with pytest.raises(TrainingError, match="does not have"):
             FIGURE5.check(Settings(str(tmp_path)))

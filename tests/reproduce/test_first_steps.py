@@ -9,23 +9,18 @@ import torch
 from fake_experiment import Fake
 
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.kernels import native
-from sparseopt_kernels.machine import machine
-from sparseopt_kernels.reproduce import results as results_module
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.code_commit import commit_of
-from sparseopt_kernels.reproduce.experiment import Settings, Trained
-from sparseopt_kernels.reproduce.first_steps import (
-    STEPS,
-    first_losses,
-    first_steps_path,
-    repeats,
-)
-from sparseopt_kernels.reproduce.results import Results
-from sparseopt_kernels.reproduce.searched import images
-from sparseopt_kernels.training.config import Config
-from sparseopt_kernels.training.errors import TrainingError
-from sparseopt_kernels.training.run import Run
+from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.lab.machine import machine
+from sparseopt_kernels.lab.reproduce import results as results_module
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.code_commit import commit_of
+from sparseopt_kernels.lab.reproduce.experiment import Settings, Trained
+from sparseopt_kernels.lab.reproduce.first_steps import STEPS, first_losses, first_steps_path, repeats
+from sparseopt_kernels.lab.reproduce.results import Results
+from sparseopt_kernels.lab.reproduce.searched import images
+from sparseopt_kernels.lab.training.config import Config
+from sparseopt_kernels.lab.training.errors import TrainingError
+from sparseopt_kernels.lab.training.run import Run
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 COMMITTED = sorted(RESULTS.glob("*-first-steps.json"))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.experiment import Settings
-from sparseopt_kernels.reproduce.gradient_ratio import BATCH_SIZE, BATCHES, HIDDEN, load_images
-from sparseopt_kernels.reproduce.results import Results
-from sparseopt_kernels.training.errors import TrainingError
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.gradient_ratio import BATCH_SIZE, BATCHES, HIDDEN, load_images
+from sparseopt_kernels.lab.reproduce.results import Results
+from sparseopt_kernels.lab.training.errors import TrainingError
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -72,6 +72,6 @@ def test_committed_results_are_complete_and_of_fashion_mnist(name: str) -> None:
 
 
 def test_neurons_of_the_mixed_layer_share_it_evenly() -> None:
-    from sparseopt_kernels.reproduce import layernorm
+    from sparseopt_kernels.lab.reproduce import layernorm
 
     assert HIDDEN % len(layernorm._MIXED) == 0

@@ -3,9 +3,9 @@
 import pytest
 
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.results import Results
-from sparseopt_kernels.reproduce.runner import measure_all
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.results import Results
+from sparseopt_kernels.lab.reproduce.runner import measure_all
 
 
 class Counting:
@@ -78,7 +78,7 @@ def test_a_device_that_is_not_there_is_an_error_before_anything_else(tmp_path, c
 
 
 def test_rank_0_alone_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparseopt_kernels.training.distributed.rank", lambda: 1)
+    monkeypatch.setattr("sparseopt_kernels.lab.training.distributed.rank", lambda: 1)
     results = Results(Counting(), tmp_path / "counting.csv")
     measure_all(results, None, 1)  # type: ignore[arg-type]
     assert len(results.rows()) == 6

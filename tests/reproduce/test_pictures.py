@@ -17,10 +17,10 @@ from matplotlib.text import Text
 from result_rows import committed as rows_of
 from result_rows import made_up
 
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.picture_titles import beyond_noise, draw_title, only_with
-from sparseopt_kernels.reproduce.tables_picture import Curve, draw_table
-from sparseopt_kernels.training.plots import STYLE
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.picture_titles import beyond_noise, draw_title, only_with
+from sparseopt_kernels.lab.reproduce.tables_picture import Curve, draw_table
+from sparseopt_kernels.lab.training.plots import STYLE
 
 Panels = dict[tuple[str, float], dict[str, Curve]]
 NAMES = ["figure2", *(f"figure{i}" for i in range(5, 11)), "layernorm", "skew", "prediction"]

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from miniatures import make_cifar100, make_imagenet
 
-from sparseopt_kernels.reproduce import recipes
-from sparseopt_kernels.reproduce.experiment import Settings
-from sparseopt_kernels.reproduce.paper_figures import PAPER, Cell
-from sparseopt_kernels.reproduce.tables import TABLES
-from sparseopt_kernels.training import distributed
+from sparseopt_kernels.lab.reproduce import recipes
+from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.paper_figures import PAPER, Cell
+from sparseopt_kernels.lab.reproduce.tables import TABLES
+from sparseopt_kernels.lab.training import distributed
 
 # Tables 4 and 5 and the schedules of Appendix E.2 of arXiv:2605.27541v1, as the paper prints them.
 PAPERS = """

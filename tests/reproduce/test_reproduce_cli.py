@@ -15,8 +15,8 @@ from fake_experiment import Fake
 
 import sparseopt_kernels
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.reproduce import cli
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce import cli
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
 
 TESTS = Path(__file__).parents[1]
 
@@ -173,7 +173,7 @@ def test_a_failing_case_ends_with_1_and_keeps_the_others(
 def test_missing_packages_are_named(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sparseopt_kernels.training.errors.find_spec", lambda name: None)
+    monkeypatch.setattr("sparseopt_kernels.lab.training.errors.find_spec", lambda name: None)
     assert reproduce("fake", "--output", tmp_path / "out") == 2
     assert "reproduce needs packages that are not installed (numpy" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -221,7 +221,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     driver = (
         "import sys; from pathlib import Path; from fake_experiment import Fake\n"
         "from sparseopt_kernels.__main__ import main\n"
-        "from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS\n"
+        "from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS\n"
         "EXPERIMENTS['fake'] = Fake(Path('trace'), trouble={2: 'endless', 3: 'endless'})\n"
         "sys.exit(main(['reproduce', 'fake', '--output', '.', '--workers', '2']))\n"
     )

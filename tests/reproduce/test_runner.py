@@ -12,10 +12,10 @@ import pytest
 import torch
 from fake_experiment import NOTE, Fake
 
-from sparseopt_kernels.reproduce.experiment import Settings
-from sparseopt_kernels.reproduce.results import Results
-from sparseopt_kernels.reproduce.runner import measure_all
-from sparseopt_kernels.training.errors import TrainingError
+from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.results import Results
+from sparseopt_kernels.lab.reproduce.runner import measure_all
+from sparseopt_kernels.lab.training.errors import TrainingError
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sparseopt_kernels.reproduce import skew_probe
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.experiment import Settings
-from sparseopt_kernels.reproduce.skew import SKEW, average, second_half, select
+from sparseopt_kernels.lab.reproduce import skew_probe
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.skew import SKEW, average, second_half, select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

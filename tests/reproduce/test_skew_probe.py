@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import tensor
 
-from sparseopt_kernels.neurons import Neurons, correction_factors
-from sparseopt_kernels.reproduce.skew_probe import (
+from sparseopt_kernels.lab.reproduce.skew_probe import (
     COLUMNS,
     Gradient,
     Probe,
@@ -24,9 +23,10 @@ from sparseopt_kernels.reproduce.skew_probe import (
     slope,
     spread,
 )
-from sparseopt_kernels.training.config import new_config
-from sparseopt_kernels.training.data import load_dataset
-from sparseopt_kernels.training.run import Run
+from sparseopt_kernels.lab.training.config import new_config
+from sparseopt_kernels.lab.training.data import load_dataset
+from sparseopt_kernels.lab.training.run import Run
+from sparseopt_kernels.neurons import Neurons, correction_factors
 
 DEGREES = 1e-3
 ALL = tensor([[True, True], [True, True]])

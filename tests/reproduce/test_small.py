@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from sparseopt_kernels import RigL
-from sparseopt_kernels.reproduce import small_table
-from sparseopt_kernels.reproduce.cli import _png
-from sparseopt_kernels.reproduce.experiment import Settings
-from sparseopt_kernels.reproduce.prediction import Prediction, draw_fan_in, row_counts, scale_by_norm
-from sparseopt_kernels.reproduce.resnet20 import RESNET20
-from sparseopt_kernels.reproduce.results import Results
-from sparseopt_kernels.reproduce.runner import measure_all
-from sparseopt_kernels.reproduce.searched import Search, Setting, images, measured
-from sparseopt_kernels.reproduce.small import Small
-from sparseopt_kernels.training.config import Config
-from sparseopt_kernels.training.data import load_dataset
-from sparseopt_kernels.training.paired import holm, paired
-from sparseopt_kernels.training.run import Run
+from sparseopt_kernels.lab.reproduce import small_table
+from sparseopt_kernels.lab.reproduce.cli import _png
+from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.prediction import Prediction, draw_fan_in, row_counts, scale_by_norm
+from sparseopt_kernels.lab.reproduce.resnet20 import RESNET20
+from sparseopt_kernels.lab.reproduce.results import Results
+from sparseopt_kernels.lab.reproduce.runner import measure_all
+from sparseopt_kernels.lab.reproduce.searched import Search, Setting, images, measured
+from sparseopt_kernels.lab.reproduce.small import Small
+from sparseopt_kernels.lab.training.config import Config
+from sparseopt_kernels.lab.training.data import load_dataset
+from sparseopt_kernels.lab.training.paired import holm, paired
+from sparseopt_kernels.lab.training.run import Run
 
 DIGITS: dict[str, Any] = {
     "data": "digits",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sparseopt_kernels.reproduce import small_table
-from sparseopt_kernels.reproduce.small import Small
+from sparseopt_kernels.lab.reproduce import small_table
+from sparseopt_kernels.lab.reproduce.small import Small
 
 TINY = Small(models=("mlp",), methods=("rigl",), sparsities=(0.9,), seeds=(0, 1, 2), test_images=600)
 

@@ -9,13 +9,13 @@ import torch
 from matplotlib.figure import Figure
 from scipy.integrate import quad
 
-from sparseopt_kernels.reproduce.balance import Balance
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.experiment import Settings
-from sparseopt_kernels.reproduce.one_neuron import OneNeuron
-from sparseopt_kernels.reproduce.results import Results
-from sparseopt_kernels.reproduce.runner import measure_all
-from sparseopt_kernels.reproduce.student_teacher import (
+from sparseopt_kernels.lab.reproduce.balance import Balance
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.one_neuron import OneNeuron
+from sparseopt_kernels.lab.reproduce.results import Results
+from sparseopt_kernels.lab.reproduce.runner import measure_all
+from sparseopt_kernels.lab.reproduce.student_teacher import (
     BN_EPS,
     Method,
     Point,
@@ -28,8 +28,8 @@ from sparseopt_kernels.reproduce.student_teacher import (
     radius_on_curve,
     trajectory,
 )
-from sparseopt_kernels.reproduce.trajectory_rows import kept_steps, rows_of, trajectories
-from sparseopt_kernels.reproduce.two_neurons import TwoNeurons
+from sparseopt_kernels.lab.reproduce.trajectory_rows import kept_steps, rows_of, trajectories
+from sparseopt_kernels.lab.reproduce.two_neurons import TwoNeurons
 
 RIGHT = torch.tensor([[True] * 2 + [False] * 8])
 ALL = torch.ones(1, 10, dtype=torch.bool)

@@ -7,10 +7,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from result_rows import committed, made_up
 
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.one_neuron import OneNeuron
-from sparseopt_kernels.reproduce.table_text import WIDTH, mean_and_spread, seeds_of, still_missing, wrapped
-from sparseopt_kernels.reproduce.two_neurons import TwoNeurons
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.one_neuron import OneNeuron
+from sparseopt_kernels.lab.reproduce.table_text import (
+    WIDTH,
+    mean_and_spread,
+    seeds_of,
+    still_missing,
+    wrapped,
+)
+from sparseopt_kernels.lab.reproduce.two_neurons import TwoNeurons
 
 
 def subsets(experiment, rows):

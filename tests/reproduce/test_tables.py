@@ -7,10 +7,10 @@ import pytest
 from miniatures import make_cifar100, make_imagenet
 
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.reproduce.catalogue import EXPERIMENTS
-from sparseopt_kernels.reproduce.tables import TABLES, _resume
-from sparseopt_kernels.training.errors import TrainingError
-from sparseopt_kernels.training.run import Run
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.tables import TABLES, _resume
+from sparseopt_kernels.lab.training.errors import TrainingError
+from sparseopt_kernels.lab.training.run import Run
 
 CIFAR = [name for name, table in TABLES.items() if table.recipe.data == "cifar-100"]
 IMAGENET = [name for name, table in TABLES.items() if table.recipe.data == "imagenet"]

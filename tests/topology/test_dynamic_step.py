@@ -8,7 +8,7 @@ from by_hand import bits, parameter_with
 from dst import updated_by_step
 from torch import nn
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.topology.dynamic import SET, RigL
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])

@@ -9,7 +9,7 @@ import torch
 from dst import seeded, updated_by_step
 from torch import nn
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.sparsify import sparsify
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sparseopt_kernels.kernels import native
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.topology.dynamic import SET, RigL
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])

@@ -13,8 +13,8 @@ from dst import updated_by_step
 from torch import Tensor, nn
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.kernels import native
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.neurons import fan_in
 from sparseopt_kernels.topology.gmp import GMP, cubic_density
 from sparseopt_kernels.topology.sparsify import sparsify

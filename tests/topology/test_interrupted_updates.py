@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt_kernels import SparseOpt
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.native_updates import NativeUpdates

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.topology import dynamic_topology
 from sparseopt_kernels.topology.dynamic import SET, RigL

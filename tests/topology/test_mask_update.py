@@ -7,11 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseopt_kernels.topology.mask_update import (
-    drop_smallest,
-    grow_largest,
-    grow_random,
-)
+from sparseopt_kernels.topology.mask_update import drop_smallest, grow_largest, grow_random
 from sparseopt_kernels.topology.seeding import generator
 
 

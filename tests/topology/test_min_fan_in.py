@@ -11,15 +11,10 @@ from by_hand import parameter_with
 from dst import updated_by_step
 from torch import Tensor, nn
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.neurons import Neurons, fan_in
 from sparseopt_kernels.topology.dynamic import SET, RigL
-from sparseopt_kernels.topology.mask_update import (
-    drop_smallest,
-    fill_neurons,
-    missing_inputs,
-    random_scores,
-)
+from sparseopt_kernels.topology.mask_update import drop_smallest, fill_neurons, missing_inputs, random_scores
 from sparseopt_kernels.topology.seeding import generator
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])

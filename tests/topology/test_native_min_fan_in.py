@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from update_pairs import DTYPES, SPECIAL, compare, copy_of, drawn, each_dtype, large_layers, layer_of
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.topology.mask_update import missing_inputs
 from sparseopt_kernels.topology.native_updates import NativeUpdates, supports

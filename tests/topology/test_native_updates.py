@@ -16,7 +16,7 @@ from masked_model import assert_same, make_model, masks_of
 from torch import Tensor, nn
 from update_pairs import DTYPES, SPECIAL, compare, drawn, each_dtype, large_layers, layer_of, update
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.topology import dynamic_topology
 from sparseopt_kernels.topology.dynamic import SET, RigL

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.topology.mask_update import grow_random
 from sparseopt_kernels.topology.random_choice import add_random, choose_random, draw_seed, random_places
 from sparseopt_kernels.topology.seeding import generator

@@ -21,8 +21,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import optimizer as optimizer_module
-from sparseopt_kernels.finalized import finalize
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.finished.finalize import finalize
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.schedules import warmup_cosine
 from sparseopt_kernels.skipped_steps import PENDING, pending_skips

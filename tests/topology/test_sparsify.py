@@ -9,7 +9,7 @@ from hugging_face import Conv1D
 from masked_model import NAMES, assert_same, make_model, masks_of
 from torch import nn
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.topology.densities import layer_densities
 from sparseopt_kernels.topology.sparsify import sparsify
 

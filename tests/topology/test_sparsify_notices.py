@@ -13,8 +13,8 @@ from hugging_face import Conv1D
 from masked_model import make_model
 from torch import nn
 
+from sparseopt_kernels.lab.training.models import build_model
 from sparseopt_kernels.topology.sparsify import sparsify
-from sparseopt_kernels.training.models import build_model
 
 
 def said(model: nn.Module, sparsity: Any = 0.5, *args: Any, **options: Any) -> list[str]:

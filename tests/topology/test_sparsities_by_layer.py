@@ -11,7 +11,7 @@ import torch
 from masked_model import NAMES, assert_same, make_model, masks_of
 from torch import nn
 
-from sparseopt_kernels.masks import Masks
+from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.topology.densities import layer_densities
 from sparseopt_kernels.topology.sparsify import sparsify
 

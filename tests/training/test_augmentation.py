@@ -1,8 +1,8 @@
 import torch
 
+from sparseopt_kernels.lab.training.augmentation import CropAndFlip, random_crop
+from sparseopt_kernels.lab.training.data import Dataset
 from sparseopt_kernels.topology.seeding import generator
-from sparseopt_kernels.training.augmentation import CropAndFlip, random_crop
-from sparseopt_kernels.training.data import Dataset
 
 EXAMPLE = torch.arange(1.0, 5.0).view(1, 1, 2, 2)  # 1 2 / 3 4
 

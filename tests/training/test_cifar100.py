@@ -10,9 +10,9 @@ import pytest
 import torch
 from miniatures import cifar100_bytes, make_cifar100
 
-from sparseopt_kernels.training import cifar100, download
-from sparseopt_kernels.training.data import load_dataset
-from sparseopt_kernels.training.errors import TrainingError
+from sparseopt_kernels.lab.training import cifar100, download
+from sparseopt_kernels.lab.training.data import load_dataset
+from sparseopt_kernels.lab.training.errors import TrainingError
 
 
 def archive(**files: bytes) -> bytes:

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 import sparseopt_kernels
-from sparseopt_kernels.training import distributed
-from sparseopt_kernels.training.errors import TrainingError
-from sparseopt_kernels.training.run import _check_share
+from sparseopt_kernels.lab.training import distributed
+from sparseopt_kernels.lab.training.errors import TrainingError
+from sparseopt_kernels.lab.training.run import _check_share
 
 # Trains two epochs, and puts down what each rank has then.
 DRIVER = """
 import sys
 import torch
 from torch import nn
-from sparseopt_kernels.training import distributed, run
-from sparseopt_kernels.training.config import new_config
-from sparseopt_kernels.training.data import load_dataset
+from sparseopt_kernels.lab.training import distributed, run
+from sparseopt_kernels.lab.training.config import new_config
+from sparseopt_kernels.lab.training.data import load_dataset
 
 folder, method, batch_norm = sys.argv[1], sys.argv[2], sys.argv[3] == "with"
 

@@ -5,9 +5,9 @@ import torch
 from miniatures import CLASSES, make_imagenet
 from PIL import Image
 
-from sparseopt_kernels.training.data import open_dataset
-from sparseopt_kernels.training.errors import TrainingError
-from sparseopt_kernels.training.imagenet import ImageNet
+from sparseopt_kernels.lab.training.data import open_dataset
+from sparseopt_kernels.lab.training.errors import TrainingError
+from sparseopt_kernels.lab.training.imagenet import ImageNet
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -8,16 +8,16 @@ import zipfile
 import pytest
 import torch
 
-from sparseopt_kernels.atomic import write_atomically
-from sparseopt_kernels.training.checkpoint import (
+from sparseopt_kernels.lab.atomic import write_atomically
+from sparseopt_kernels.lab.training.checkpoint import (
     Checkpoint,
     FinishedRun,
     Progress,
     load_checkpoint,
     save_checkpoint,
 )
-from sparseopt_kernels.training.errors import TrainingError
-from sparseopt_kernels.training.run import Row
+from sparseopt_kernels.lab.training.errors import TrainingError
+from sparseopt_kernels.lab.training.run import Row
 
 
 def a_checkpoint(epoch):

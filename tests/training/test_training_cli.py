@@ -12,8 +12,8 @@ from launch import DRIVER, TINY, rows, start, train, wait_until
 
 import sparseopt_kernels
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.training import cli, run
-from sparseopt_kernels.training.checkpoint import load_checkpoint
+from sparseopt_kernels.lab.training import cli, run
+from sparseopt_kernels.lab.training.checkpoint import load_checkpoint
 
 
 def weights(output):

@@ -8,9 +8,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from sparseopt_kernels.training import fashion_mnist
-from sparseopt_kernels.training.data import Dataset, load_dataset, split_order, steps_per_epoch
-from sparseopt_kernels.training.errors import TrainingError
+from sparseopt_kernels.lab.training import fashion_mnist
+from sparseopt_kernels.lab.training.data import Dataset, load_dataset, split_order, steps_per_epoch
+from sparseopt_kernels.lab.training.errors import TrainingError
 
 THREE_WAYS = ("apt install dataset-fashion-mnist", "downloaded", "--data-dir FOLDER")
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.bench.contestants import Contestant, sgd
-from sparseopt_kernels.bench.network import Network
-from sparseopt_kernels.demo import cli, step_time
-from sparseopt_kernels.demo.conclusions import (
+from sparseopt_kernels.lab.bench.contestants import Contestant, sgd
+from sparseopt_kernels.lab.bench.network import Network
+from sparseopt_kernels.lab.demo import cli, step_time
+from sparseopt_kernels.lab.demo.conclusions import (
     accuracy_title,
     agreement,
     remedy_conclusions,
@@ -28,14 +28,23 @@ from sparseopt_kernels.demo.conclusions import (
     times_table,
     without_remedies,
 )
-from sparseopt_kernels.demo.step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, Size, StepTimes, measure
-from sparseopt_kernels.timing import Rounds, Summary, speed
-from sparseopt_kernels.training.by_hand import MaskedSGD
-from sparseopt_kernels.training.config import OPTIMIZERS, Config, new_config
-from sparseopt_kernels.training.data import load_dataset
-from sparseopt_kernels.training.errors import TrainingError
-from sparseopt_kernels.training.paired import Paired
-from sparseopt_kernels.training.run import Row, Run
+from sparseopt_kernels.lab.demo.step_time import (
+    BY_HAND,
+    CORRECTED,
+    DENSE,
+    PLAIN,
+    TUNED,
+    Size,
+    StepTimes,
+    measure,
+)
+from sparseopt_kernels.lab.timing import Rounds, Summary, speed
+from sparseopt_kernels.lab.training.by_hand import MaskedSGD
+from sparseopt_kernels.lab.training.config import OPTIMIZERS, Config, new_config
+from sparseopt_kernels.lab.training.data import load_dataset
+from sparseopt_kernels.lab.training.errors import TrainingError
+from sparseopt_kernels.lab.training.paired import Paired
+from sparseopt_kernels.lab.training.run import Row, Run
 
 TINY = Size(hidden=(48, 32), sparsity=0.9, batch_size=32, rounds=Rounds(timed=4, warmup=1))
 

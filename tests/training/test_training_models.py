@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparseopt_kernels.training.models import MODELS, build_model, resnet
+from sparseopt_kernels.lab.training.models import MODELS, build_model, resnet
 
 
 def test_resnet20_is_the_classic_one():

@@ -5,9 +5,9 @@ from copy import deepcopy
 import pytest
 import torch
 
-from sparseopt_kernels.training.config import new_config
-from sparseopt_kernels.training.data import Dataset
-from sparseopt_kernels.training.run import Run
+from sparseopt_kernels.lab.training.config import new_config
+from sparseopt_kernels.lab.training.data import Dataset
+from sparseopt_kernels.lab.training.run import Run
 
 
 def make_run(**options):

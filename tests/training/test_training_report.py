@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from sparseopt_kernels.training.config import new_config
-from sparseopt_kernels.training.paired import t_quantile
-from sparseopt_kernels.training.report import comparison, results_csv, table
-from sparseopt_kernels.training.run import Row
+from sparseopt_kernels.lab.training.config import new_config
+from sparseopt_kernels.lab.training.paired import t_quantile
+from sparseopt_kernels.lab.training.report import comparison, results_csv, table
+from sparseopt_kernels.lab.training.run import Row
 
 
 def row(optimizer="sgd", seed=0, epoch=2, accuracy=0.9, status="ok", loss=0.5):

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparseopt_kernels.lab.training.by_hand import MaskedSGD
+from sparseopt_kernels.lab.training.config import new_config, saved_config
+from sparseopt_kernels.lab.training.data import Dataset
+from sparseopt_kernels.lab.training.epoch_updates import EpochUpdates
+from sparseopt_kernels.lab.training.errors import TrainingError
+from sparseopt_kernels.lab.training.run import Run
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.layer_update import LayerUpdate
-from sparseopt_kernels.training.by_hand import MaskedSGD
-from sparseopt_kernels.training.config import new_config, saved_config
-from sparseopt_kernels.training.data import Dataset
-from sparseopt_kernels.training.epoch_updates import EpochUpdates
-from sparseopt_kernels.training.errors import TrainingError
-from sparseopt_kernels.training.run import Run
 
 
 def make_run(method, seed):

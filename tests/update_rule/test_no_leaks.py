@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.kernels.contract import Inputs, NormOver
-from sparseopt_kernels.kernels.native import NativePlan
+from sparseopt_kernels.kernels.cpu import NativePlan
 from sparseopt_kernels.optimizer import SparseOpt
 
 

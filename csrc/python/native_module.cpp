@@ -1,0 +1,242 @@
+// The native library as Python sees it: addresses and numbers in, nothing of torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <memory>
+#include <stdexcept>
+
+#include "../cpu/mask_bytes.h"
+#include "../cpu/mask_updates.h"
+#include "../cpu/packed_mask.h"
+#include "../cpu/random_choice.h"
+#include "../cpu/step.h"
+#include "../cpu/strategy.h"
+#include "../cpu/table.h"
+#include "../cpu/write_watch.h"
+#include "memory_reader.h"
+#include "ready_step.h"
+#include "step_reader.h"
+
+namespace py = pybind11;
+using namespace sparseopt;
+using namespace sparseopt::cpu;
+
+namespace {
+
+// Both run without the GIL.
+void define_steps(py::module_& module) {
+  using Rules = std::vector<const Rule*>;
+  module.def(
+      "step",
+      [](const Table& table, const py::bytes& grads, const Rules& rules, int threads) {
+        const std::vector<Update> updates = updates_of(table, std::string_view(grads), rules);
+        py::gil_scoped_release release;
+        step(updates, threads);
+      },
+      py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("threads"));
+  module.def(
+      "squared_norm",
+      [](const Table& table, const py::bytes& grads, const Rules& rules, int threads, bool dense) {
+        const std::vector<Update> updates = updates_of(table, std::string_view(grads), rules);
+        py::gil_scoped_release release;
+        return squared_norm(updates, threads, dense);
+      },
+      py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("threads"), py::arg("dense"));
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  return info;
+}
+
+void define_mask_updates(py::module_& module) {
+  py::class_<MaskedLayer>(module, "MaskedLayer")
+      .def(py::init([](const std::string& dtype, uintptr_t weights, uintptr_t mask, uintptr_t explored,
+                       int64_t numel, int64_t min_fan_in, const std::array<int64_t, 4>& grid) {
+             const NeuronGrid neurons{grid[0], grid[1], grid[2], grid[3]};
+             if (neurons.neurons() * neurons.inputs() != numel)
+               throw std::invalid_argument("grid must have as many elements as the layer");
+             return MaskedLayer{dtype_named(dtype),
+                                reinterpret_cast<void*>(weights),
+                                reinterpret_cast<uint8_t*>(mask),
+                                reinterpret_cast<uint8_t*>(explored),
+                                numel,
+                                min_fan_in,
+                                neurons};
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("weights"), py::arg("mask"), py::arg("explored"),
+           py::arg("numel"), py::arg("min_fan_in"), py::arg("grid"));
+  py::class_<Scores>(module, "Scores")
+      .def(py::init([](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most) {
+             return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most};
+           }),
+           py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"));
+
+  py::class_<MaskChange>(module, "MaskChange")
+      .def_readonly("dropped", &MaskChange::dropped)
+      .def_readonly("grown", &MaskChange::grown)
+      .def_readonly("died", &MaskChange::died)
+      .def_readonly("revived", &MaskChange::revived)
+      .def_readonly("most_grown", &MaskChange::most_grown);
+
+  using Released = py::call_guard<py::gil_scoped_release>;
+  py::class_<MaskUpdates>(module, "MaskUpdates")
+      .def(py::init<std::vector<MaskedLayer>, int>(), py::arg("layers"), py::arg("threads"), Released())
+      .def_property_readonly("active", &MaskUpdates::active)
+      .def_property_readonly("missing", &MaskUpdates::missing)
+      .def_property_readonly("scores_are_masked", &MaskUpdates::scores_are_masked)
+      .def("rank", &MaskUpdates::rank, py::arg("scores"), py::arg("threads"), Released())
+      .def("grow_largest", &MaskUpdates::grow_largest, py::arg("ks"), py::arg("threads"), Released())
+      .def("grow_random", &MaskUpdates::grow_random, py::arg("ks"), py::arg("seeds"),
+           py::arg("seeds_of_missing"), py::arg("threads"), Released())
+      .def("drop", &MaskUpdates::drop, py::arg("ks"), py::arg("threads"), Released());
+  module.def(
+      "choose_random",
+      [](uintptr_t chosen, int64_t size, int64_t k, uint64_t seed) {
+        if (k < 0 || k > size) throw std::invalid_argument("k is out of range: it must be in [0, size]");
+        choose_random(reinterpret_cast<uint8_t*>(chosen), size, k, seed);
+      },
+      py::arg("chosen"), py::arg("size"), py::arg("k"), py::arg("seed"), Released());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "The native CPU backend of sparseopt_kernels. Private: use SparseOpt.";
+
+  py::class_<PackedMask>(module, "PackedMask")
+      .def(py::init([](uintptr_t mask, int64_t groups, int64_t segments, int64_t neurons_per_group,
+                       int64_t length, int threads) {
+             py::gil_scoped_release release;
+             return PackedMask(reinterpret_cast<const uint8_t*>(mask), groups, segments, neurons_per_group,
+                               length, threads);
+           }),
+           py::arg("mask"), py::arg("groups"), py::arg("segments"), py::arg("neurons_per_group"),
+           py::arg("length"), py::arg("threads"))
+      .def_property_readonly("nnz", &PackedMask::nnz)
+      .def_property_readonly("bits", &PackedMask::bits)
+      .def_property_readonly("live_blocks", &PackedMask::live_blocks);
+
+  py::class_<WriteWatch>(module, "WriteWatch")
+      .def(py::init(
+               [](uintptr_t mask, int element_bytes, const PackedMask& packed, int64_t numel, bool in_order) {
+                 return std::make_unique<WriteWatch>(reinterpret_cast<const void*>(mask), element_bytes,
+                                                     packed, numel, in_order);
+               }),
+           py::arg("mask"), py::arg("element_bytes"), py::arg("packed"), py::arg("numel"),
+           py::arg("in_order"), py::keep_alive<1, 4>())
+      .def_property_readonly("mask_written", &WriteWatch::mask_written)
+      .def_property_readonly("weights_written", &WriteWatch::weights_written)
+      .def("forget", &WriteWatch::forget);
+  py::class_<Tensor>(module, "Tensor")
+      .def(py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer,
+                       int64_t numel, bool ham, const PackedMask* mask, WriteWatch* watch) {
+             return Tensor{dtype_named(dtype),
+                           reinterpret_cast<void*>(parameter),
+                           reinterpret_cast<void*>(momentum_buffer),
+                           numel,
+                           ham,
+                           mask,
+                           watch};
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"),
+           py::arg("numel"), py::arg("ham"), py::arg("mask").none(true), py::arg("watch").none(true),
+           py::keep_alive<1, 7>(), py::keep_alive<1, 8>());
+
+  py::class_<Rule>(module, "Rule")
+      .def(py::init([](double lr, double momentum, double dampening, double weight_decay, bool nesterov,
+                       bool maximize, const std::string& correction, double ham_alpha, double ham_beta,
+                       double gamma) {
+             return Rule{lr,
+                         momentum,
+                         dampening,
+                         weight_decay,
+                         nesterov,
+                         maximize,
+                         correction_named(correction),
+                         ham_alpha,
+                         ham_beta,
+                         gamma};
+           }),
+           py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("dampening"), py::arg("weight_decay"),
+           py::arg("nesterov"), py::arg("maximize"), py::arg("correction"), py::arg("ham_alpha"),
+           py::arg("ham_beta"), py::arg("gamma"));
+
+  py::class_<Table>(module, "Table")
+      .def(py::init([](const std::vector<const Tensor*>& tensors, const std::vector<size_t>& groups) {
+             if (tensors.size() != groups.size())
+               throw std::invalid_argument("tensors and groups must be of one length");
+             return Table{tensors, groups};
+           }),
+           py::arg("tensors"), py::arg("groups"), py::keep_alive<1, 2>())
+      .def("forget", &Table::forget);
+
+  py::class_<MemoryReader>(module, "MemoryReader")
+      .def(py::init<const py::capsule&, const py::type&, const py::type&>(), py::arg("exchange_api"),
+           py::arg("tensor"), py::arg("parameter"))
+      .def("read", &MemoryReader::read, py::arg("tensors"));
+  py::class_<Snapshot>(module, "Snapshot")
+      .def("__eq__", &Snapshot::operator==, py::arg("other"), py::is_operator());
+  py::class_<Optimizer>(module, "Optimizer")
+      .def(py::init([](py::object groups, py::object state, py::list mask_owners, py::list masks,
+                       py::list parameters, py::list watched) {
+             return Optimizer{groups, state, mask_owners, masks, parameters, watched};
+           }),
+           py::arg("groups"), py::arg("state"), py::arg("mask_owners"), py::arg("masks"),
+           py::arg("parameters"), py::arg("watched"));
+  py::class_<StepReader>(module, "StepReader")
+      .def(py::init<const MemoryReader&>(), py::arg("memory"))
+      .def("read", &StepReader::read, py::arg("optimizer"));
+  py::class_<ReadyStep>(module, "ReadyStep")
+      .def(py::init<const StepReader&, const Table&, std::vector<size_t>, Snapshot, std::vector<int64_t>,
+                    bool>(),
+           py::arg("reader"), py::arg("table"), py::arg("positions"), py::arg("snapshot"),
+           py::arg("versions"), py::arg("dense_norm"), py::keep_alive<1, 3>())
+      .def("make", &ReadyStep::make, py::arg("optimizer"), py::arg("updated"), py::arg("increment_version"),
+           py::arg("threads"))
+      .def("versions", &ReadyStep::versions);
+
+  define_steps(module);
+  py::class_<Decision>(module, "Decision")
+      .def_property_readonly("step_bytes", [](const Decision& d) { return d.kind.step_bytes; })
+      .def_property_readonly("live_share", [](const Decision& d) { return d.kind.live_share; })
+      .def_property_readonly("element_bytes", [](const Decision& d) { return d.kind.element_bytes; })
+      .def_property_readonly("ham", [](const Decision& d) { return d.kind.ham; })
+      .def_property_readonly(
+          "strategy", [](const Decision& d) { return d.strategy == Strategy::kList ? "list" : "stream"; })
+      .def_readonly("stream_ns", &Decision::stream_ns)
+      .def_readonly("list_ns", &Decision::list_ns);
+  module.def("any_written", &any_written, py::arg("table"), py::arg("everything"));
+  module.def("decisions", &decisions);
+  module.def(
+      "zero_outside",
+      [](uintptr_t mask, uintptr_t data, int64_t numel, int element_bytes, int threads) {
+        zero_outside(reinterpret_cast<const uint8_t*>(mask), reinterpret_cast<void*>(data), numel,
+                     element_bytes, threads);
+      },
+      py::arg("mask"), py::arg("data"), py::arg("numel"), py::arg("element_bytes"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "largest_row_count",
+      [](uintptr_t mask, int64_t rows, int64_t columns, int threads) {
+        return largest_row_count(reinterpret_cast<const uint8_t*>(mask), rows, columns, threads);
+      },
+      py::arg("mask"), py::arg("rows"), py::arg("columns"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  module.def("available_isas", &available_isas);
+  module.def("build_info", &build_info);
+  define_mask_updates(module);
+}

@@ -1,0 +1,189 @@
+"""How the GPU backends carry out a step: tensors whose masks are new in one pass over their neurons, all
+others by a walk over their sectors. Nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..contract import Inputs, NormOver, Tensors, UnseenWrite
+from ..memory import Rows, rows_of
+from .dense_norm import dense_squared_norm
+from .device import (
+    Shared,
+    capturing,
+    current_stream,
+    keep_for_graph,
+    made_current,
+    refuse_capture,
+    reserve_staging,
+)
+from .lists import ListKernels, Sectors, list_masks
+from .tables import Layout, StepLaunch, Tiles, WalkLaunch, are_aligned, lay_out
+
+_GRAPHS = 4  # that can be captured after each other, without a step outside of them
+
+
+class GpuKernels(ListKernels, Tiles, Protocol):
+    """What a GPU backend launches. All of it is queued on the current stream."""
+
+    def place(self, addresses: bytes, device: torch.device) -> Any:
+        """Addresses of gradients, of 8 bytes each, as the kernels take them: on the device or not."""
+
+    def masked_step(self, launch: StepLaunch, gradients: Any, inputs: Inputs) -> None:
+        """Count fan-in from masks, and apply the update rule."""
+
+    def walk_step(self, launch: WalkLaunch, gradients: Any, inputs: Inputs) -> None:
+        """Apply the update rule."""
+
+    def walk_squares(self, launch: WalkLaunch, gradients: Any, inputs: Inputs) -> Tensor:
+        """The sum of ``(c_i g)^2`` over the active weights, in parts that are to be summed up."""
+
+
+class Kept:
+    """What is kept of tensors from plan to plan."""
+
+    def __init__(self, rows: Rows, sectors: Sectors | None) -> None:
+        self.rows, self.sectors = rows, sectors
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no step has been made with its mask."""
+        return self.rows.mask is not None
+
+    def forget_mask(self) -> None:
+        self.rows = self.rows._replace(mask=None, mean_fan_in=None)
+
+    def memory(self, with_mask: bool) -> list[Tensor]:
+        """What kernels read of it."""
+        mask = [t for t in (self.rows.mask, self.rows.mean_fan_in) if t is not None] if with_mask else []
+        return [*mask, *(self.sectors or ())]
+
+
+class Keeper:
+    """Makes lists of masks that it does not know, and keeps them as long as their ``Tensors`` live."""
+
+    def __init__(self, kernels: GpuKernels) -> None:
+        self._kernels = kernels
+        self._known: WeakKeyDictionary[Tensors, Kept] = WeakKeyDictionary()
+
+    def plan(self, tensors: Sequence[Tensors]) -> GpuPlan:
+        rows = {t: rows_of(t) for t in tensors if t not in self._known}
+        masked = [t for t, own in rows.items() if own.mask is not None]
+        if masked:
+            refuse_capture()
+            with made_current(masked[0].parameter.device):
+                found = list_masks(self._kernels, masked, [rows[t] for t in masked])
+            for t, (sectors, mean_fan_in) in zip(masked, found, strict=True):
+                self._known[t] = Kept(rows[t]._replace(mean_fan_in=mean_fan_in), sectors)
+        for t, own in rows.items():
+            self._known.setdefault(t, Kept(own, None))
+        return GpuPlan(self._kernels, tensors, [self._known[t] for t in tensors])
+
+
+class _Placed(NamedTuple):
+    """Launches, and the addresses of gradients for each of them."""
+
+    addresses: bytes
+    layout: Layout
+    layout_memory: Shared
+    gradients: list[Any]
+    gradient_memory: Shared
+
+
+class GpuPlan:
+    """The launches for certain tensors, and the addresses of their gradients in the last step."""
+
+    def __init__(self, kernels: GpuKernels, tensors: Sequence[Tensors], kept: Sequence[Kept]) -> None:
+        self._kernels, self._tensors, self._kept = kernels, tensors, kept
+        self._device = tensors[0].parameter.device
+        self._new = [i for i, own in enumerate(kept) if own.is_new]
+        self._placed: _Placed | None = None
+
+    def step(self, inputs: Inputs) -> None:
+        if self._new:  # made in a step that AMP or an update of the masks has left out
+            refuse_capture()
+        placed = self._place(inputs.addresses, self._new)
+        with made_current(self._device):
+            for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
+                if isinstance(launch, StepLaunch):
+                    self._kernels.masked_step(launch, gradients, inputs)
+                else:
+                    self._kernels.walk_step(launch, gradients, inputs)
+            if self._new:
+                for i in self._new:
+                    self._kept[i].forget_mask()
+                self._new = []
+                self._make_ready(inputs)
+
+    def _make_ready(self, inputs: Inputs) -> None:
+        """Launch what the next step launches, for no chunk of memory: a CUDA graph can be captured of kernels
+        that were loaded before, and the next step waits for no compiler."""
+        placed = self._place(inputs.addresses, [])
+        none = torch.zeros((), dtype=torch.int64, device=self._device)
+        for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
+            assert isinstance(launch, WalkLaunch)
+            self._kernels.walk_step(launch._replace(chunks=none), gradients, inputs)
+
+    def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
+        if over == "dense":
+            return dense_squared_norm(self._tensors, inputs)
+        placed = self._place(inputs.addresses, [])
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        with made_current(self._device):
+            for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
+                assert isinstance(launch, WalkLaunch)
+                total += self._kernels.walk_squares(launch, gradients, inputs).sum(dtype=torch.float64)
+        return total
+
+    def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
+        return []  # to look would be to wait for the device
+
+    def _place(self, addresses: bytes, new: Sequence[int]) -> _Placed:
+        """The launches that suit gradients at these addresses, and the addresses on the device.
+
+        What is copied while a graph is captured is there when that graph runs: it is good for it alone.
+        """
+        placed = self._placed
+        if placed is None or placed.addresses != addresses or new:
+            placed = self._place_anew(addresses, new)
+        if not capturing():
+            # The norm and the step of a graph, each with a layout and addresses of its own.
+            nbytes = _GRAPHS * 2 * (placed.layout.nbytes + 2 * len(addresses))
+            reserve_staging(self, nbytes, self._device)
+        current = current_stream(self._device)
+        placed.layout_memory.use(current)
+        placed.gradient_memory.use(current)
+        keep_for_graph((placed.layout_memory, placed.gradient_memory))
+        return placed
+
+    def _place_anew(self, addresses: bytes, new: Sequence[int]) -> _Placed:
+        last = self._placed
+        aligned = are_aligned(addresses) if self._kernels.by_alignment else bytes(len(self._tensors))
+        if last is not None and last.layout.gradients_aligned == aligned and not new:
+            layout, layout_memory = last.layout, last.layout_memory
+        else:
+            rows, sectors = [own.rows for own in self._kept], [own.sectors for own in self._kept]
+            layout = lay_out(self._tensors, rows, sectors, aligned, frozenset(new), self._kernels)
+            memory = [t for own in self._kept for t in own.memory(with_mask=bool(new))]
+            layout_memory = Shared([*layout.memory(), *memory], self._device)
+        gradients = [
+            self._kernels.place(_in_order(addresses, launch.members), self._device)
+            for launch in layout.launches
+        ]
+        gradient_memory = Shared([t for t in gradients if isinstance(t, Tensor)], self._device)
+        placed = _Placed(addresses, layout, layout_memory, gradients, gradient_memory)
+        if not capturing() and not new:
+            self._placed = placed
+        return placed
+
+
+def _in_order(addresses: bytes, members: Sequence[int]) -> bytes:
+    if 8 * len(members) == len(addresses):  # all, in order
+        return addresses
+    return b"".join(addresses[8 * i : 8 * i + 8] for i in members)

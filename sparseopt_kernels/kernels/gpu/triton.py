@@ -1,0 +1,285 @@
+"""The Triton backend, for CUDA, ROCm and XPU devices: launches the kernels of ``triton_step`` and
+``triton_lists``. When is for ``gpu_plan`` to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..contract import Inputs, Plan, Rule, Tensors
+from ..memory import address_of, has_rows, is_walkable
+from .device import capturing, multiprocessors, upload
+from .lists import Listing, weights_per_sector
+from .plan import Keeper
+from .tables import StepLaunch, WalkLaunch
+
+_OLDEST = (3, 5)  # with which all tests of compiled kernels pass
+_MISSING: str | None = None
+_INTERPRETED = False
+try:
+    import triton
+    import triton.language as tl
+
+    _VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if _VERSION < _OLDEST:
+        raise ImportError(f"Triton {triton.__version__} is installed, it needs 3.5 or newer")
+    from . import triton_lists, triton_step
+
+    _INTERPRETED = not isinstance(triton_step.masked_step, triton.JITFunction)
+    _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+except ImportError as error:
+    _MISSING = str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+        _MISSING = "Triton is not installed (pip install triton)"
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# A program is one warp, so that none waits for another. Rounding is decided where a kernel says fma.
+_OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
+_WARP = 32 if torch.version.hip is None else 64
+PROGRAMS = 32  # of a multiprocessor, at most
+REGISTERS = 2048 * _WARP  # which its programs share
+_CORRECTIONS = {"none": 0.0, "layer": 1.0, "unnormalized": 2.0}
+
+
+class Triton:
+    def __init__(self) -> None:
+        self._keeper = Keeper(TritonKernels())
+
+    def unavailable(self, device: torch.device) -> str | None:
+        if _INTERPRETED:
+            if device.type == "cpu":
+                return None
+            return f"TRITON_INTERPRET is set: it updates tensors on the cpu, not on {device.type}"
+        if device.type in ("cuda", "xpu"):
+            return _MISSING
+        reason = f"it updates tensors on cuda and xpu devices, not on {device.type}"
+        return reason if _MISSING is None else f"{reason}; {_MISSING}"
+
+    def host_scalars(self, device: torch.device) -> bool:
+        return False
+
+    def supports(self, tensors: Tensors) -> bool:
+        return tensors.parameter.dtype in DTYPES and is_walkable(tensors) and has_rows(tensors)
+
+    def plan(self, tensors: Sequence[Tensors]) -> Plan:
+        return self._keeper.plan(tensors)
+
+
+class TritonKernels:
+    """``gpu_plan.GpuKernels``, with the sizes of their tiles."""
+
+    most_tensors = 1 << 30
+    by_alignment = True
+    # A thread has one sector, in walk_step as in masked_step.
+    chunk = _WARP
+    units, rows = 16, _WARP // 16
+    counted = 512  # weights of a row at a time
+    list_rows, list_sectors_at_a_time = 2, 32
+
+    def step_rows(self, columns: int) -> int:
+        return self.rows
+
+    def place(self, addresses: bytes, device: torch.device) -> Tensor:
+        return upload(torch.frombuffer(bytearray(addresses), dtype=torch.int64), device)
+
+    def count_rows(self, listing: Listing) -> None:
+        memory = (listing.table, listing.owner, listing.fan_in, listing.live)
+        _launch(triton_lists.count_rows, listing.programs, memory, self._list_tile(listing))
+
+    def list_sectors(self, listing: Listing, ends: Tensor) -> None:
+        memory = (listing.table, listing.owner, listing.fan_in, listing.live, ends)
+        _launch(triton_lists.list_sectors, listing.programs, memory, self._list_tile(listing))
+
+    def masked_step(self, launch: StepLaunch, gradients: Tensor, inputs: Inputs) -> None:
+        rules = _rules(inputs.rules[launch.groups])
+        memory = (launch.table, gradients, launch.owner, inputs.found_inf, inputs.grad_scale, rules.numbers)
+        constants = {
+            "TYPE": _TYPES[launch.dtype],
+            "ALIGNED": launch.aligned,
+            "MOMENTUM": launch.momentum,
+            "HAM": rules.ham,
+            # Of 8 weights where each is an access of its own.
+            "LANES": weights_per_sector(launch.dtype) if launch.aligned else 8,
+            "ROWS": self.rows,
+            "UNITS": self.units,
+            "COUNTED": self.counted,
+        }
+        _launch(triton_step.masked_step, launch.programs, memory, constants, rules.arguments)
+
+    def walk_step(self, launch: WalkLaunch, gradients: Tensor, inputs: Inputs) -> None:
+        rules = _rules(inputs.rules[launch.groups])
+        memory = (launch.table, gradients, launch.owner, launch.chunks)
+        scalars = (inputs.found_inf, inputs.grad_scale, rules.numbers)
+        constants = {
+            "TYPE": _TYPES[launch.dtype],
+            "ALIGNED": launch.aligned,
+            "GRADS_ALIGNED": launch.grads_aligned,
+            "WIDE": launch.wide,
+            "MOMENTUM": launch.momentum,
+            "HAM": rules.ham,
+            "LANES": weights_per_sector(launch.dtype),
+            "SECTORS": self.chunk,
+        }
+        programs = _most_programs(launch)
+        _launch(triton_step.walk_step, programs, (*memory, *scalars), constants, rules.arguments, True)
+
+    def walk_squares(self, launch: WalkLaunch, gradients: Tensor, inputs: Inputs) -> Tensor:
+        sums = torch.empty(_most_programs(launch), 2, dtype=torch.float32, device=gradients.device)
+        memory = (launch.table, gradients, launch.owner, launch.chunks, sums)
+        constants = {
+            "TYPE": _TYPES[launch.dtype],
+            "ALIGNED": launch.aligned,
+            "GRADS_ALIGNED": launch.grads_aligned,
+            "WIDE": launch.wide,
+            "LANES": weights_per_sector(launch.dtype),
+            "SECTORS": self.chunk,
+        }
+        # It reads their corrections alone: what is on the device need not be brought together.
+        rules = tuple(_argument(rule, []) for rule in inputs.rules[launch.groups])
+        _launch(triton_step.walk_squares, len(sums), memory, constants, rules)
+        return sums
+
+    def _list_tile(self, listing: Listing) -> dict[str, int]:
+        return {
+            "ROWS": self.list_rows,
+            "SECTORS": self.list_sectors_at_a_time,
+            "LANES": weights_per_sector(listing.dtype),
+        }
+
+
+class RuleArgument(NamedTuple):
+    """A rule as the kernels take it. Numbers are floats: Triton would compile anew for another integer.
+
+    What only the device knows is among the tensors that come beside it: this is its place there, or -1.
+    """
+
+    lr: float
+    lr_place: float
+    momentum: float
+    fresh: float
+    weight_decay: float
+    nesterov: float
+    ham_alpha: float
+    ham_beta: float
+    correction: float
+    sign: float
+    gamma: float
+    gamma_place: float
+
+
+class _Rules(NamedTuple):
+    arguments: tuple[RuleArgument, ...]
+    numbers: Tensor | None  # those that only the device knows
+    ham: bool  # whether it is asked for
+
+
+def _rules(rules: Sequence[Rule]) -> _Rules:
+    tensors: list[Tensor] = []
+    arguments = tuple(_argument(rule, tensors) for rule in rules)
+    ham = any(rule.ham_alpha != 0 or rule.ham_beta != 0 for rule in rules)
+    if len(tensors) > 1:
+        return _Rules(arguments, torch.stack(tensors), ham)
+    return _Rules(arguments, tensors[0] if tensors else None, ham)
+
+
+def _argument(rule: Rule, tensors: list[Tensor]) -> RuleArgument:
+    def known(number: float | Tensor) -> tuple[float, float]:
+        if not isinstance(number, Tensor):
+            return number, -1.0
+        tensors.append(number)
+        return 0.0, float(len(tensors) - 1)
+
+    lr, lr_place = known(rule.lr)
+    gamma, gamma_place = known(rule.gamma)
+    return RuleArgument(
+        lr=lr,
+        lr_place=lr_place,
+        momentum=rule.momentum,
+        fresh=1.0 - rule.dampening,  # not on the device: the float32 nearest to it would lose digits
+        weight_decay=rule.weight_decay,
+        nesterov=float(rule.nesterov),
+        ham_alpha=rule.ham_alpha,
+        ham_beta=rule.ham_beta,
+        correction=_CORRECTIONS[rule.correction],
+        sign=-1.0 if rule.maximize else 1.0,
+        gamma=gamma,
+        gamma_place=gamma_place,
+    )
+
+
+def _most_programs(launch: WalkLaunch) -> int:
+    """No more than there are chunks, or than the device may hold at a time."""
+    return min(launch.most_chunks, PROGRAMS * multiprocessors(launch.table.device))
+
+
+class Loaded(NamedTuple):
+    kernel: Any  # triton.compiler.CompiledKernel
+    resident: int  # how many programs the device holds at a time
+
+
+LOADED: dict[tuple[Any, ...], Loaded] = {}
+
+
+def _launch(
+    kernel: Any,
+    programs: int,
+    memory: Sequence[Tensor | None],
+    constants: dict[str, Any],
+    rules: tuple[RuleArgument, ...] | None = None,
+    share_out: bool = False,
+) -> None:
+    """Launch a kernel. The types of its arguments never change: so what was compiled for the same constants
+    is launched again, without having Triton look for it, which takes as long as the rest of a step.
+
+    Args:
+        memory: the first is its table.
+        share_out: programs share out the work among each other, and no more are launched than fit.
+    """
+    assert memory[0] is not None
+    arguments: list[Any] = [*map(address_of, memory)]
+    if rules is not None:
+        arguments.append(rules)
+    if _INTERPRETED:
+        kernel[(programs,)](*arguments, **constants)
+        return
+    device = memory[0].device
+    key = (kernel, device, 0 if rules is None else len(rules), *constants.values())
+    loaded = LOADED.get(key)
+    if loaded is None:
+        loaded = _load(kernel, device, arguments, constants)
+        if loaded is None:
+            return
+        LOADED[key] = loaded
+    if share_out:
+        programs = min(programs, loaded.resident)
+    loaded.kernel[programs, 1, 1](*arguments, *constants.values())
+
+
+def _load(
+    kernel: Any, device: torch.device, arguments: list[Any], constants: dict[str, Any]
+) -> Loaded | None:
+    """Compile a kernel, and load it onto the device. None where nothing is to run: in tests.
+
+    Raises:
+        RuntimeError: a graph is being captured, when CUDA loads nothing unless asked to be lenient.
+    """
+    if capturing():
+        raise RuntimeError(
+            "a step is captured in a CUDA graph that needs a kernel which no step before it needed, because "
+            "of its hyperparameters or of where its gradients lie: make one step like it outside the graph "
+            "first"
+        )
+    compiled = kernel.warmup(*arguments, grid=(1,), **constants, **_OPTIONS)
+    if compiled is None:
+        return None
+    compiled[1, 1, 1]  # loads it, and launches nothing
+    registers = max(8, -(-compiled.n_regs // 8) * 8)  # Intel's driver says 0
+    fit = max(1, min(PROGRAMS, REGISTERS // (registers * _WARP)))
+    return Loaded(compiled, fit * multiprocessors(device))
+
+
+TRITON = Triton()

@@ -1,0 +1,147 @@
+"""What runs on the GPU when masks are new, as Triton kernels over many tensors: it makes ``sectors.Sectors``.
+
+``table`` has a ``sectors.ListRow`` per tensor. A program has ROWS neurons, and the sectors that begin in
+them. What is in one row is found by its program alone, and where the list of a row begins is known once all
+rows before it were counted: so lists are in order, and the same in every run.
+"""
+
+# What Triton compiles has no annotations but its own.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, valid-type"
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from sparseopt_kernels.kernels.gpu.lists import ListRow
+from sparseopt_kernels.kernels.gpu.triton_step import _bits_at, correction_factor
+
+_WIDTH = tl.constexpr(len(ListRow._fields))
+
+
+class Own(NamedTuple):
+    """The rows of a program, [ROWS, 1]."""
+
+    row: Any
+    inside: Any
+    begin: Any  # the first weight
+    end: Any  # behind the last one
+    first: Any  # the first sector that begins in it
+    last: Any  # behind the last one
+    tiles: Any  # how many there are at most
+
+
+@triton.jit(do_not_specialize=["table", "owner", "fan_in", "live"])
+def count_rows(
+    table: tl.int64, owner: tl.int64, fan_in: tl.int64, live: tl.int64,
+    ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """The mask bits of all sectors; of each row, how many weights are active and how many sectors live."""
+    entry = _list_row(table, tl.load(owner.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
+    own = _rows(entry, ROWS, SECTORS, LANES)
+    mask = tl.multiple_of(entry.mask.to(tl.pointer_type(tl.int8)), 16)
+    half: tl.constexpr = LANES // 2
+    # The weights before the first sector that begins in the row.
+    early = own.begin + tl.arange(0, LANES)[None, :]
+    there = own.inside & (early < own.first * LANES) & (early < own.end)
+    before = tl.load(mask + early, mask=there, other=0) != 0
+    active = tl.sum(before.to(tl.int32), axis=1)[:, None]
+    found = tl.zeros([ROWS, SECTORS], tl.int32)
+    counted = tl.zeros([ROWS, SECTORS], tl.int32)
+    for tile in range(0, own.tiles):
+        sector = own.first + tile * SECTORS + tl.arange(0, SECTORS)[None, :]
+        begins = own.inside & (sector < own.last)
+        left, in_left = _half_bits(mask, sector * LANES, begins, entry.elements, own.end, half)
+        right, in_right = _half_bits(mask, sector * LANES + half, begins, entry.elements, own.end, half)
+        bits = left | (right << half)
+        masks = _bits_at(entry.masks, LANES)
+        tl.store(masks + sector, bits.to(masks.dtype.element_ty), mask=begins)
+        found += (bits != 0).to(tl.int32)
+        counted += in_left + in_right
+    active += tl.sum(counted, axis=1)[:, None]
+    at = entry.first_row + own.row
+    tl.store(fan_in.to(tl.pointer_type(tl.int32)) + at, active, mask=own.inside)
+    tl.store(live.to(tl.pointer_type(tl.int32)) + at, tl.sum(found, axis=1)[:, None], mask=own.inside)
+
+
+@triton.jit
+def _half_bits(mask, begin, there, elements, end, HALF: tl.constexpr):
+    """The mask bits of half a sector, and how many of them belong to the row that ends with ``end``."""
+    lane = tl.arange(0, HALF)[None, None, :]
+    e = begin[:, :, None] + lane
+    is_whole = begin + HALF <= elements
+    # One access for all of it, but where the tensor ends within it.
+    found = tl.load(mask + e, mask=(there & is_whole)[:, :, None], other=0)
+    is_cut = there & (begin + HALF > elements)
+    if tl.max(is_cut.to(tl.int32)) != 0:
+        found += tl.load(mask + e, mask=is_cut[:, :, None] & (e < elements), other=0)
+    active = (found != 0).to(tl.int32)
+    return tl.sum(active << lane, axis=2), tl.sum(tl.where(e < end[:, :, None], active, 0), axis=2)
+
+
+@triton.jit(do_not_specialize=["table", "owner", "fan_in", "live", "ends"])
+def list_sectors(
+    table: tl.int64, owner: tl.int64, fan_in: tl.int64, live: tl.int64, ends: tl.int64,
+    ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """c_i of each row, and the list of live sectors: as many as it has room for."""
+    entry = _list_row(table, tl.load(owner.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
+    own = _rows(entry, ROWS, SECTORS, LANES)
+    at = entry.first_row + own.row
+    active = tl.load(fan_in.to(tl.pointer_type(tl.int32)) + at, mask=own.inside, other=0).to(tl.float32)
+    mean = tl.load(entry.mean_fan_in.to(tl.pointer_type(tl.float32)))
+    factors = entry.factors.to(tl.pointer_type(tl.float32)) + own.row
+    unnormalized = correction_factor(active, entry.columns.to(tl.float32))
+    tl.store(factors, correction_factor(active, mean), mask=own.inside)
+    tl.store(factors + entry.rows, unnormalized, mask=own.inside)
+
+    # `ends` counts the live sectors of the rows of all tensors, up to and with each row.
+    to = ends.to(tl.pointer_type(tl.int64))
+    before = tl.load(to + entry.first_row - 1, mask=entry.first_row > 0, other=0)
+    own_live = tl.load(live.to(tl.pointer_type(tl.int32)) + at, mask=own.inside, other=0)
+    place = tl.load(to + at, mask=own.inside, other=0) - own_live - before
+    for tile in range(0, own.tiles):
+        sector = own.first + tile * SECTORS + tl.arange(0, SECTORS)[None, :]
+        masks = _bits_at(entry.masks, LANES)
+        bits = tl.load(masks + sector, mask=own.inside & (sector < own.last), other=0)
+        is_live = (bits != 0).to(tl.int32)
+        position = place + tl.cumsum(is_live, axis=1) - is_live
+        wanted = (bits != 0) & (position < entry.capacity)
+        tl.store(entry.listed.to(tl.pointer_type(tl.int32)) + position, sector.to(tl.int32), mask=wanted)
+        tl.store(_bits_at(entry.bits, LANES) + position, bits, mask=wanted)
+        place += tl.sum(is_live, axis=1)[:, None]
+
+
+@triton.jit
+def _rows(entry, ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr):
+    row = (tl.program_id(0) - entry.first_program) * ROWS + tl.arange(0, ROWS)[:, None]
+    begin = row * entry.columns
+    end = begin + entry.columns
+    return Own(
+        row=row,
+        inside=row < entry.rows,
+        begin=begin,
+        end=end,
+        first=tl.cdiv(begin, LANES),
+        last=tl.cdiv(end, LANES),
+        tiles=tl.cdiv(entry.columns, LANES * SECTORS),
+    )
+
+
+@triton.jit
+def _list_row(table, t):
+    at = table.to(tl.pointer_type(tl.int64)) + t * _WIDTH
+    return ListRow(
+        mask=tl.load(at),
+        rows=tl.load(at + 1),
+        columns=tl.load(at + 2),
+        elements=tl.load(at + 3),
+        first_row=tl.load(at + 4),
+        first_program=tl.load(at + 5),
+        capacity=tl.load(at + 6),
+        mean_fan_in=tl.load(at + 7),
+        masks=tl.load(at + 8),
+        listed=tl.load(at + 9),
+        bits=tl.load(at + 10),
+        factors=tl.load(at + 11),
+    )

@@ -1,0 +1,195 @@
+"""The ways to take one step that are timed against each other, on the same weights, masks and gradients.
+
+A contestant has a function ``step``, which is timed, and one ``prepare``, which is not: it restores the
+gradients that a step has written into. Whether its weights are right is checked by ``checks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...neurons import Neurons, correction_factors
+from ...optimizer import SparseOpt
+from ..timing import Turn
+from .network import Network
+
+LR, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
+WARMUP_STEPS = 5  # before the weights are compared, and the first step is timed
+
+Work = Literal["sgd", "masked sgd", "sparseopt"]
+"""The work of a contestant: SGD that knows no mask, SGD under masks, or SGD under masks with the correction
+of Eq. 12."""
+Implementation = Literal["fused", "foreach", "for-loop", "default"]
+"""``torch.optim.SGD`` without masks."""
+
+
+@dataclass
+class Contestant:
+    name: str
+    network: Network
+    step: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
+    work: Work = "sparseopt"
+    steps_made: int = 0  # before it was handed over
+
+    def turn(self, steps: int = 1) -> Turn:
+        return Turn(self.step, self.prepare, steps)
+
+    def warm_up(self) -> None:
+        """Make ``WARMUP_STEPS`` steps in all."""
+        for _ in range(WARMUP_STEPS - self.steps_made):
+            self.prepare()
+            self.step()
+        if self.network.parameters[0].is_cuda:
+            torch.cuda.synchronize()  # errors of the device are this contestant's
+
+
+Maker = Callable[[Network], Contestant]
+
+
+def sparseopt(network: Network, backend: str = "auto", **options: Any) -> Contestant:
+    """Return this package's step: correction, masks and update in one pass over memory.
+
+    Args:
+        network: what is stepped on; its gradients are not written.
+        backend: of ``SparseOpt``.
+        options: other options of ``SparseOpt``.
+    """
+    optimizer = SparseOpt(
+        network.parameters,
+        lr=LR,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        masks=network.masks,
+        backend=backend,
+        **options,
+    )
+    work: Work = "masked sgd" if options.get("correction") == "none" else "sparseopt"
+    return Contestant("sparseopt", network, optimizer.step, work=work)
+
+
+def sgd(
+    network: Network,
+    implementation: Implementation = "fused",
+    max_grad_norm: float | None = None,
+    nesterov: bool = False,
+) -> Contestant:
+    """Return PyTorch's SGD on dense weights: no mask and no correction, less work than SparseOpt's."""
+    optimizer = _sgd(network, implementation, nesterov=nesterov)
+    name = f"sgd {implementation}, no mask"
+    if max_grad_norm is None:
+        return Contestant(name, network, optimizer.step, work="sgd")
+    network.own_gradients()
+    foreach = implementation != "for-loop"
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(network.parameters, max_grad_norm, foreach=foreach)
+        optimizer.step()
+
+    return Contestant(name, network, step, work="sgd")
+
+
+def eager_chain(
+    network: Network,
+    implementation: Implementation = "foreach",
+    correct: bool = True,
+    nesterov: bool = False,
+) -> Contestant:
+    """Return what one writes first without this package: scale the gradients by c_i, mask them by a boolean
+    mask, step, mask the weights. Without ``correct`` the gradients are not scaled."""
+    step = chain(network, implementation, correct=correct, nesterov=nesterov)
+    return Contestant("eager chain", network, step, network.restore_gradients, _work(correct))
+
+
+def tuned_chain(
+    network: Network, implementation: Implementation = "fused", correct: bool = True
+) -> Contestant:
+    """Return the fastest chain that is as simple: ``c_i * mask`` as one factor of the dtype of the weights,
+    which PyTorch multiplies faster than by a boolean mask, and all tensors in one call.
+
+    The weights are masked in each step, as one does who changes masks; with masks that stay as they are, that
+    pass over memory could be left out.
+    """
+    network.own_gradients()
+    optimizer = _sgd(network, implementation)
+    masked: list[Tensor] = list(network.masks)
+    gradients: list[Tensor] = [p.grad for p in network.masks]  # type: ignore[misc]
+    masks = [mask.to(p.dtype) for p, mask in network.masks.items()]
+    factors = masks
+    if correct:
+        factors = [c * mask for c, mask in zip(correction_of(network), masks, strict=True)]
+
+    @torch.no_grad()
+    def step() -> None:
+        if masked:
+            torch._foreach_mul_(gradients, factors)
+        optimizer.step()
+        if masked:
+            torch._foreach_mul_(masked, masks)
+
+    name = "eager chain, tuned" + ("" if implementation == "fused" else f" (sgd {implementation})")
+    return Contestant(name, network, step, network.restore_gradients, _work(correct))
+
+
+SGD: tuple[Callable[..., Contestant], ...] = (sgd, partial(sgd, implementation="foreach"))
+"""The fastest, and what stands in for it where it is wrong."""
+TUNED_CHAIN: tuple[Callable[..., Contestant], ...] = (
+    tuned_chain,
+    partial(tuned_chain, implementation="foreach"),
+)
+"""The same of the tuned chain, which has an SGD within."""
+
+
+def chain(
+    network: Network, implementation: Implementation, *, correct: bool = True, nesterov: bool = False
+) -> Callable[[], None]:
+    """Return the step of ``eager_chain``. The factors c_i are computed once, as one would between two changes
+    of the masks."""
+    network.own_gradients()
+    optimizer = _sgd(network, implementation, nesterov=nesterov)
+    factors = dict(zip(network.masks, correction_of(network), strict=True)) if correct else {}
+
+    @torch.no_grad()
+    def step() -> None:
+        for p, mask in network.masks.items():
+            assert p.grad is not None
+            if correct:
+                p.grad.mul_(factors[p])
+            p.grad.mul_(mask)
+        optimizer.step()
+        for p, mask in network.masks.items():
+            p.mul_(mask)
+
+    return step
+
+
+def correction_of(network: Network) -> list[Tensor]:
+    """Return the factors c_i of each masked parameter, in the order of ``network.masks`` and of its dtype."""
+    return [correction_factors(mask, Neurons()).to(p.dtype) for p, mask in network.masks.items()]
+
+
+def _work(correct: bool) -> Work:
+    return "sparseopt" if correct else "masked sgd"
+
+
+def _sgd(network: Network, implementation: Implementation, nesterov: bool = False) -> torch.optim.SGD:
+    options: dict[Implementation, dict[str, bool]] = {
+        "fused": {"fused": True},
+        "foreach": {"foreach": True},
+        "for-loop": {"foreach": False, "fused": False},
+        "default": {},
+    }
+    return torch.optim.SGD(
+        network.parameters,
+        lr=LR,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        nesterov=nesterov,
+        **options[implementation],
+    )

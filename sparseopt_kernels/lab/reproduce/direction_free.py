@@ -1,0 +1,36 @@
+"""The control of the preconditioner D: a factor of the same size that has no direction, ``sqrt(1 - s_avg)``
+of a layer where D has ``sqrt(1 - s_i)`` for each of its neurons.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ...masks.mapping import Masks
+
+
+def layer_scale(mask: Tensor) -> float:
+    """Return the square root of a layer's density: ``sqrt(1 - s_avg)``."""
+    return math.sqrt(int(mask.count_nonzero()) / mask.numel())
+
+
+def scale_by_layer(optimizer: Optimizer, masks: Masks) -> None:
+    """Let each step of the optimizer begin by multiplying, in place, the gradient of each masked weight by
+    its :func:`layer_scale`.
+
+    What ranks by the gradients before, as RigL does, sees them as they were. SET and RigL keep the number of
+    active weights of each layer: the scales are computed once, here, and no step waits for a GPU.
+    """
+    scales = [(parameter, layer_scale(mask)) for parameter, mask in masks.items()]
+
+    @torch.no_grad()
+    def scale(*_: object) -> None:
+        for parameter, factor in scales:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    optimizer.register_step_pre_hook(scale)

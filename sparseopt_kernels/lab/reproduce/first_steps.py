@@ -1,0 +1,112 @@
+"""The losses of the first steps of one case, kept beside a CSV file: whether today's code still makes its
+rows is found out by making these steps again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from ... import kernels
+from ...kernels.cpu import NATIVE
+from ..atomic import write_atomically
+from ..machine import machine
+from ..training.errors import TrainingError
+from ..training.run import Run
+from .code_commit import code_commit
+from .experiment import Settings, Trained
+from .results import Results
+
+STEPS = 50
+_FEWER = 20  # later, roundings may have chosen other weights to grow
+_CLOSE = 1e-4
+
+
+def first_steps_path(results: Path) -> Path:
+    """Return where the first steps of the experiment with this CSV file are."""
+    return results.with_name(f"{results.stem}-first-steps.json")
+
+
+def check_or_write_first_steps(experiment: Trained, settings: Settings, results: Results) -> None:
+    """Keep the losses of the first steps of one case beside the CSV file, before rows are added to it.
+
+    Raises:
+        TrainingError: the file has rows, and this code does not repeat the steps that are kept with them; or
+            the losses cannot be written.
+    """
+    path = first_steps_path(results.path)
+    if results.rows() and path.exists():
+        kept = json.loads(path.read_text())
+        if not repeats(experiment, settings, kept):
+            raise TrainingError(
+                f"{results.path} has rows of the code of {kept['commit'] or 'another commit'}, and this code "
+                "trains otherwise: name another folder with --output, or go on with that commit"
+            )
+        return
+    case = experiment.kept_case()
+    content = {
+        "case": case,
+        "machine": machine(),
+        "torch": torch.__version__,
+        "commit": code_commit(),
+        "losses": losses_of(experiment, case, settings, STEPS),
+    }
+    try:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {error}", exit_code=1) from error
+
+
+def repeats(experiment: Trained, settings: Settings, kept: Mapping[str, Any]) -> bool:
+    """Tell if this code makes the losses that were kept: all of them exactly, on the same processor with the
+    same PyTorch; else 20 of them to 1e-4."""
+    is_native = kernels.backend_for(kernels.chosen_name("auto"), torch.device("cpu")) is NATIVE
+    if is_native and (kept["machine"], kept["torch"]) == (machine(), torch.__version__):
+        return bool(losses_of(experiment, kept["case"], settings, STEPS) == kept["losses"])
+    again = losses_of(experiment, kept["case"], settings, _FEWER)
+    pairs = zip(again, kept["losses"], strict=False)
+    return all(abs(a - b) <= _CLOSE for a, b in pairs)  # a NaN is not close
+
+
+def losses_of(experiment: Trained, case: dict[str, Any], settings: Settings, steps: int) -> list[float]:
+    """Return the losses of the first steps of a case, made with one thread as its rows are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return experiment.first_losses(case, settings, steps)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def first_losses(run: Run, steps: int) -> list[float]:
+    """Train ``run``, which is at its start, for a number of steps, or to its end if that comes first.
+
+    Returns:
+        The loss of each step's batch, before the step.
+    """
+    losses: list[float] = []
+
+    def look(model: nn.Module, inputs: tuple[Tensor, ...], scores: Tensor) -> None:
+        if model.training:
+            losses.append(float(F.cross_entropy(scores.detach().float(), run.batch[1])))
+
+    def count() -> None:
+        if len(losses) == steps:
+            raise _EnoughError
+
+    hook = run.model.register_forward_hook(look)
+    with hook, suppress(_EnoughError):
+        while not run.done:
+            run.train_epoch(count)
+    return losses

@@ -1,0 +1,136 @@
+"""Measures the cases of an experiment in several processes, one after another in each.
+
+What is kept of them is in ``results.py``: at once, so that an experiment that was stopped in any way goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from multiprocessing import active_children, get_context, parent_process
+
+import torch
+
+from ...user_warning import show_as_notes
+from ..training.errors import TrainingError
+from .experiment import Case, Experiment, Row, Settings
+from .results import Results
+
+
+def measure_all(
+    results: Results, settings: Settings, workers: int, on_case: Callable[[Case], object] = lambda case: None
+) -> None:
+    """Measure what is missing. What is finished when something goes wrong is kept.
+
+    Args:
+        results: of the experiment; they are added to.
+        workers: how many processes; with 1 it happens in this one.
+        on_case: called after each case.
+
+    Raises:
+        TrainingError: a case failed, or its process was killed.
+        KeyboardInterrupt: cases that are not finished are dropped, their processes ended.
+    """
+    while cases := results.missing():
+        with closing(_measured(results.experiment, cases, settings, workers)) as measured:
+            for case, rows in measured:
+                results.add(case, rows)
+                on_case(case)
+
+
+def _measured(
+    experiment: Experiment, cases: Sequence[Case], settings: Settings, workers: int
+) -> Generator[tuple[Case, list[Row]], None, None]:
+    if workers == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for case in cases:
+                yield case, _measure(experiment, case, settings)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    # Not forked: a process that has used threads cannot be copied safely.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    others = set(active_children())
+    try:
+        with _interrupts_ignored():  # and by the processes that are started here, for good
+            futures = {pool.submit(_measure, experiment, case, settings): case for case in cases}
+        yield from _collected(futures)
+    except BaseException:
+        # Interrupted, or a full disk: to wait for what cannot be kept is no use.
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _collected(futures: dict[Future[list[Row]], Case]) -> Iterator[tuple[Case, list[Row]]]:
+    """Cases as they are finished. After a failure no other is begun, but those that run are waited for."""
+    waiting = dict(futures)
+    failure: BaseException | None = None
+    for future in as_completed(futures):
+        failure = future.exception()
+        if failure is not None:
+            break
+        yield waiting.pop(future), future.result()
+    if failure is None:
+        return
+    running = [future for future in waiting if not future.cancel()]
+    for future in as_completed(running):
+        if future.exception() is None:
+            yield waiting[future], future.result()
+    if isinstance(failure, BrokenProcessPool):
+        raise TrainingError(
+            "a process was ended from outside, for want of memory perhaps: try fewer --workers", exit_code=1
+        ) from failure
+    raise failure
+
+
+def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row]:
+    """What an experiment measures. An error names the case, and where it is one of the program, the place."""
+    try:
+        with warnings.catch_warnings():
+            # What happens where fan-in is concentrated is what experiments are to find out.
+            warnings.filterwarnings("ignore", ".*fan-in is concentrated|one neuron of")
+            return experiment.measure(case, settings)
+    except Exception as error:
+        shown = ", ".join(f"{column} {value}" for column, value in case.items())
+        reason = str(error) if isinstance(error, TrainingError) else traceback.format_exc().rstrip()
+        raise TrainingError(f"{experiment.name} failed at {shown}: {reason}", exit_code=1) from error
+
+
+def _start_worker() -> None:
+    show_as_notes()
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for cases for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C goes to the whole group of processes: of those that are started here, the parent ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread has handlers
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,179 @@
+"""Runs whose learning rate is searched for: which are to be made, which rate was best, one run measured.
+
+What is compared, and on what, is in the experiments that use this. Rates are chosen by accuracy on held-out
+training images; the test images are looked at once per run, after its last step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import mean
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ...neurons import correction_factors
+from ..training.data import Dataset, load_dataset, steps_per_epoch
+from ..training.run import Run, evaluate
+from .experiment import Case, Row
+
+Setting = dict[str, str | int | float]
+"""The columns that all runs of a search have in common, and their values."""
+
+RESULTS: Mapping[str, type] = {
+    "held_out_accuracy": float,
+    "test_accuracy": float,
+    "train_loss": float,
+    "quarter_epoch": float,
+    "half_epoch": float,
+    "first_epoch": float,
+    "largest_factor": float,
+    "dead_share": float,
+    "seconds": float,
+}
+"""What :func:`measured` finds. Accuracies are in [0, 1], NaN where the loss was not finite. Those of a
+quarter, half and one epoch are on held-out images. ``train_loss`` is the mean over the last epoch,
+``largest_factor`` the largest c_i of Eq. 12 that the last masks have, whether or not it was used, and
+``dead_share`` the share of neurons without an active weight in them; ``seconds`` of training and testing."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Every setting at every rate with the first seeds, then its best rate with the other seeds.
+
+    ``rates`` are those of a setting; ``searching`` is the number of seeds, from the first on, with which
+    all rates are run.
+    """
+
+    settings: Sequence[Setting]
+    rates: Callable[[Setting], Sequence[float]]
+    seeds: Sequence[int]
+    searching: int
+
+    def cases(self, rows: Iterable[Row]) -> list[Case]:
+        """All settings with one seed, then all with the next: partial results are balanced."""
+        best = self.best_rates(rows)
+        search = [
+            {**setting, "lr": lr, "seed": seed}
+            for seed in self.seeds[: self.searching]
+            for setting in self.settings
+            for lr in self.rates(setting)
+        ]
+        rest = [
+            {**setting, "lr": best[_key(setting)], "seed": seed}
+            for seed in self.seeds[self.searching :]
+            for setting in self.settings
+            if _key(setting) in best
+        ]
+        return search + rest
+
+    def best_rates(self, rows: Iterable[Row]) -> dict[tuple[object, ...], float]:
+        """By the values of a setting, the rate with the largest mean held-out accuracy over the searching
+        seeds. A setting is left out until its search is complete, and if no rate got through without
+        diverging."""
+        seeds = self.seeds[: self.searching]
+        best = {}
+        for key, own in self._by_setting(rows).items():
+            found = {(row["lr"], row["seed"]): row["held_out_accuracy"] for row in own}
+            rates = self.rates({name: own[0][name] for name in self.settings[0]})
+            if not all((lr, seed) in found for lr in rates for seed in seeds):
+                continue
+            means = {lr: mean(found[lr, seed] for seed in seeds) for lr in rates}
+            stable = {lr: value for lr, value in means.items() if not math.isnan(value)}
+            if stable:
+                best[key] = max(stable, key=lambda lr: stable[lr])
+        return best
+
+    def at_best_rate(self, rows: Iterable[Row]) -> dict[tuple[object, ...], dict[int, Row]]:
+        """By the values of a setting, its rows at its best rate, by seed."""
+        rows = list(rows)
+        best, by_setting = self.best_rates(rows), self._by_setting(rows)
+        return {key: at_rate(by_setting[key], lr) for key, lr in best.items()}
+
+    def _by_setting(self, rows: Iterable[Row]) -> dict[tuple[object, ...], list[Row]]:
+        groups: dict[tuple[object, ...], list[Row]] = {}
+        for row in rows:
+            groups.setdefault(tuple(row[name] for name in self.settings[0]), []).append(row)
+        return groups
+
+
+def at_rate(rows: Iterable[Row], lr: float) -> dict[int, Row]:
+    """The rows of one setting at a rate, by seed."""
+    return {row["seed"]: row for row in rows if row["lr"] == lr}
+
+
+def differences(a: Mapping[int, Row], b: Mapping[int, Row], column: str) -> list[float]:
+    """``a - b`` for each seed that both have, in percentage points; NaN where one diverged."""
+    return [100 * (a[seed][column] - b[seed][column]) for seed in sorted(a.keys() & b.keys())]
+
+
+@dataclass(frozen=True)
+class Images:
+    """``dataset`` has the held-out images where a run tests after each epoch."""
+
+    dataset: Dataset
+    test_images: Tensor
+    test_labels: Tensor
+
+
+@lru_cache(maxsize=2)
+def images(data: str, data_dir: str | None, train: int, held_out: int, pooling: int = 1) -> Images:
+    """The first ``train`` training images, the next ``held_out`` ones, and all test images; each averaged
+    over squares of ``pooling`` by ``pooling`` pixels.
+
+    Raises:
+        TrainingError: the data are nowhere to be found, or damaged.
+    """
+    full = load_dataset(data, data_dir)
+    labels, held = full.train_labels, slice(train, train + held_out)
+    pooled = F.avg_pool2d(full.train_images[: train + held_out], pooling)
+    dataset = Dataset(pooled[:train], labels[:train], pooled[held], labels[held])
+    return Images(dataset, F.avg_pool2d(full.test_images, pooling), full.test_labels)
+
+
+def measured(run: Run, data: Images) -> dict[str, float]:
+    """Train a run on ``data.dataset`` from its start to its end, and find :data:`RESULTS`.
+
+    Args:
+        run: with at least four steps in an epoch.
+    """
+    started = time.perf_counter()
+    held_out = data.dataset.test_images, data.dataset.test_labels
+    steps = steps_per_epoch(len(data.dataset.train_labels), run.config.batch_size)
+    early: list[float] = []
+    step = 0
+
+    def look() -> None:
+        nonlocal step
+        step += 1
+        if step in (steps // 4, steps // 2):
+            early.append(_accuracy(*evaluate(run.model, *held_out)))
+
+    first = last = run.train_epoch(look)
+    while not run.done:
+        last = run.train_epoch()
+    test = math.nan if run.diverged else _accuracy(*evaluate(run.model, data.test_images, data.test_labels))
+    factors = [correction_factors(mask, run.masks.neurons(p)) for p, mask in run.masks.items()]
+    return {
+        "held_out_accuracy": last.test_accuracy,
+        "test_accuracy": test,
+        "train_loss": last.train_loss,
+        "quarter_epoch": early[0],
+        "half_epoch": early[1],
+        "first_epoch": first.test_accuracy,
+        "largest_factor": max(float(factor.max()) for factor in factors),
+        "dead_share": run.masks.dead_share(),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _accuracy(loss: float, accuracy: float) -> float:
+    return accuracy if math.isfinite(loss) else math.nan  # the class of a NaN is no answer
+
+
+def _key(setting: Setting) -> tuple[object, ...]:
+    return tuple(setting.values())

@@ -1,0 +1,324 @@
+"""Tables 1, 2, 3 and 6 to 9 of the paper: test accuracy of RigL and SET with masked SGD and SparseOpt, at the
+paper's size. The hyperparameters are in ``recipes.py``, the paper's own figures in ``paper_figures.py``, the
+picture in ``tables_picture.py``.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...text_table import aligned
+from ..atomic import write_atomically
+from ..training import distributed
+from ..training.config import saved_config
+from ..training.data import open_dataset
+from ..training.errors import TrainingError
+from ..training.run import Row as Epoch
+from ..training.run import Run
+from .direction_free import scale_by_layer
+from .experiment import Case, Row, Settings
+from .paper_figures import PAPER, Cell
+from .paper_figures import Figure as Printed
+from .recipes import CIFAR100, IMAGENET, MAX_GRAD_NORM, Recipe
+from .table_text import mean_and_spread, seeds_of, still_missing
+from .tables_picture import draw_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SPARSITIES = (0.90, 0.95, 0.97)
+_METHODS = (("sparseopt", True), ("sparseopt", False), ("sgd", True), ("sgd", False))  # as in the paper
+# Beside them where gradients are renormalised: factors that the paper's figures may come from.
+_CONTROLS = (("unnormalized", False), ("scalar", False))
+_NAMES = {
+    ("unnormalized", False): "D alone",
+    ("scalar", False): "scalar",
+    ("sparseopt", True): "SparseOpt, HAM",
+    ("sparseopt", False): "SparseOpt",
+    ("sgd", True): "SGD, HAM",
+    ("sgd", False): "SGD",
+}
+_DST = {"rigl": "RigL", "set": "SET"}
+_COLUMNS: dict[str, type] = {
+    "dst": str,
+    "sparsity": float,
+    "epochs": int,
+    "optimizer": str,
+    "ham": bool,
+    "seed": int,
+    "batch_size": int,
+    "lr": float,
+    "ranks": int,
+    "device": str,
+    "amp": str,
+    "status": str,
+    "test_accuracy": float,
+    "test_loss": float,
+    "train_accuracy": float,
+    "train_loss": float,
+    "exploration_rate": float,
+    "seconds": float,
+}
+_RENORMALISED = (
+    "the norm of the gradients is limited to 1 over all positions, masked ones too. The paper does not say",
+    "if these count; this is inferred: where an optimizer masks gradients inside, as jaxpruner's does, a",
+    "clip in the training loop sees them. SparseOpt is Eq. 12. Beside it, without figures in the paper: D",
+    "alone, c_i = sqrt(1 - s_i), and the scalar sqrt(1 - s_avg) for all neurons of a layer, which has no",
+    "direction",
+)
+# Images a second in training. That of a thread was measured (AMD EPYC, PyTorch 2.13, float32); that
+# of a GPU is an assumption to reckon with: nothing here was measured on one.
+_SPEED: dict[str, dict[str, float]] = {
+    "cifar-100": {"thread": 120, "gpu": 10_000},
+    "imagenet": {"thread": 1.4, "gpu": 1_000},
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper.
+
+    Its cells are measured with several seeds where the paper gives standard deviations. It does not say
+    how many it had.
+    """
+
+    number: int
+    recipe: Recipe
+    epochs: tuple[int, ...]
+    """Total training epochs: each is a training of its own."""
+    dst: tuple[str, ...]
+    seeds: tuple[int, ...]
+    max_grad_norm: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"table{self.number}"
+
+    @property
+    def source(self) -> str:
+        return f"Table {self.number}"
+
+    @property
+    def shows(self) -> str:
+        network = {"resnet20": "ResNet-20 on CIFAR-100", "resnet50": "ResNet-50 on ImageNet"}
+        norm = ", gradients renormalised over all positions" if self.max_grad_norm else ""
+        dst = " and ".join(_DST[name] for name in self.dst)
+        return f"test accuracy of {network[self.recipe.model]}, {dst}{norm}"
+
+    @property
+    def methods(self) -> list[tuple[str, bool]]:
+        """Optimizers, without or with HAM."""
+        paper = [(o, h) for o, h in _METHODS if not h or self.recipe.ham_alpha is not None]
+        return [*paper, *_CONTROLS] if self.max_grad_norm else paper
+
+    @property
+    def columns(self) -> Mapping[str, type]:
+        return _COLUMNS
+
+    @property
+    def key(self) -> Sequence[str]:
+        return ("dst", "sparsity", "epochs", "optimizer", "ham", "seed")
+
+    def cases(self, rows: Sequence[Row]) -> list[Case]:
+        """Short trainings first, and of each length all methods, so that something can be compared early."""
+        return [
+            {"dst": d, "sparsity": s, "epochs": e, "optimizer": o, "ham": h, "seed": seed}
+            for e in self.epochs
+            for s in _SPARSITIES
+            for d in self.dst
+            for seed in self.seeds
+            for o, h in self.methods
+        ]
+
+    def seconds(self, case: Case) -> float:
+        return _images(self.recipe, [case]) / _SPEED[self.recipe.data]["thread"]
+
+    def cost(self, cases: Sequence[Case]) -> str:
+        speed = _SPEED[self.recipe.data]
+        images = _images(self.recipe, cases)
+        cell = {column: value for column, value in cases[0].items() if column != "seed"}
+        only = " ".join(f"{column}={value}" for column, value in cell.items())
+        return (
+            f"{sum(case['epochs'] for case in cases):,} epochs of {self.recipe.train_images:,} images: "
+            f"{_long(images / speed['gpu'])} on one GPU if it trains on {speed['gpu']:,} images a second (an "
+            f"assumption, not measured), {_long(images / speed['thread'])} on one thread of a CPU\n"
+            f"one cell of the table: sparseopt reproduce {self.name} --only {only}"
+        )
+
+    def check(self, settings: Settings) -> None:
+        case = self.cases([])[0]
+        config = self.recipe.config(_cell(case), case["seed"], self.max_grad_norm, settings)
+        # A download by several ranks at once would be one too many.
+        if distributed.rank() == 0:
+            open_dataset(config.data, config.data_dir)
+        distributed.wait_for_all()
+
+    def measure(self, case: Case, settings: Settings) -> list[Row]:
+        config = self.recipe.config(_cell(case), case["seed"], self.max_grad_norm, settings)
+        dataset = open_dataset(config.data, config.data_dir, config.loader_workers)
+        device = distributed.local_device(config.device)
+        is_scalar = case["optimizer"] == "scalar"
+        run = Run(config, dataset.to(device), "sgd" if is_scalar else case["optimizer"], case["seed"])
+        if is_scalar:
+            scale_by_layer(run.optimizer, run.masks)
+        checkpoint = settings.checkpoint(case)
+        seconds = _resume(run, checkpoint) if checkpoint is not None and checkpoint.exists() else 0.0
+        while not run.done:
+            epoch = run.train_epoch()
+            seconds += epoch.seconds
+            if settings.progress and distributed.rank() == 0:
+                _report(self.name, case, epoch)
+            if checkpoint is not None and not run.done and distributed.rank() == 0:
+                _save(run, seconds, checkpoint)
+        return [
+            {
+                **case,
+                "batch_size": config.batch_size,
+                "lr": config.lr,
+                "ranks": distributed.ranks(),
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                "amp": config.amp,
+                "status": epoch.status,
+                "test_accuracy": 100 * epoch.test_accuracy,
+                "test_loss": epoch.test_loss,
+                "train_accuracy": 100 * epoch.train_accuracy,
+                "train_loss": epoch.train_loss,
+                "exploration_rate": epoch.exploration_rate,
+                "seconds": seconds,
+            }
+        ]
+
+    def table(self, rows: Sequence[Row]) -> list[str]:
+        paper = PAPER[self.number]
+        header = ["method", "DST", "sparsity"]
+        for epochs in self.epochs:
+            header += [f"{epochs} epochs", "paper"]
+        lines = []
+        for sparsity in _SPARSITIES:
+            for dst in self.dst:
+                for optimizer, ham in self.methods:
+                    line = [_NAMES[optimizer, ham], _DST[dst], f"{sparsity:.2f}"]
+                    for epochs in self.epochs:
+                        cell = Cell(dst, sparsity, optimizer, ham, epochs)
+                        figure = paper.get(cell)
+                        line += [mean_and_spread(_accuracies(rows, cell), 2), _printed(figure)]
+                    lines.append(line)
+        diverged = sum(row["status"] == "diverged" for row in rows)
+        return [
+            *aligned([header, *lines]),
+            f"test accuracy in %, after the last epoch; mean ± standard deviation over {seeds_of(rows)}",
+            *(_RENORMALISED if self.max_grad_norm else ()),
+            *still_missing(self, rows),
+            *([f"{diverged} runs diverged and are not in the table"] if diverged else []),
+        ]
+
+    def draw(self, rows: Sequence[Row], figure: Figure) -> None:
+        draw_table(
+            figure,
+            f"Table {self.number}: {self.shows}",
+            {
+                (dst, s): {
+                    _NAMES[o, h]: (
+                        {e: _accuracies(rows, Cell(dst, s, o, h, e)) for e in self.epochs},
+                        {
+                            e: PAPER[self.number][Cell(dst, s, o, h, e)].mean
+                            for e in self.epochs
+                            if Cell(dst, s, o, h, e) in PAPER[self.number]
+                        },
+                    )
+                    for o, h in self.methods
+                }
+                for dst in self.dst
+                for s in _SPARSITIES
+            },
+            still_missing(self, rows),
+        )
+
+
+def _images(recipe: Recipe, cases: Sequence[Case]) -> int:
+    epochs: int = sum(case["epochs"] for case in cases)
+    return recipe.train_images * epochs
+
+
+def _cell(case: Case) -> Cell:
+    return Cell(*(case[name] for name in Cell._fields))
+
+
+def _accuracies(rows: Sequence[Row], cell: Cell) -> list[float]:
+    """Of all seeds that came to their end."""
+    return [row["test_accuracy"] for row in rows if _cell(row) == cell and row["status"] == "ok"]
+
+
+def _printed(figure: Printed | None) -> str:
+    """As the paper prints it, ``-`` where it prints none."""
+    if figure is None:
+        return "-"
+    return f"{figure.mean:.2f}" if figure.std is None else f"{figure.mean:.2f} ± {figure.std:.2f}"
+
+
+def _save(run: Run, seconds: float, checkpoint: Path) -> None:
+    content = io.BytesIO()
+    torch.save({"config": run.config.to_dict(), "run": run.state_dict(), "seconds": seconds}, content)
+    try:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(checkpoint, content.getvalue())
+    except OSError as error:
+        raise TrainingError(f"cannot write the checkpoint {checkpoint}: {error}", exit_code=1) from error
+
+
+def _resume(run: Run, checkpoint: Path) -> float:
+    """Let the run go on from the checkpoint; returns the seconds it took up to there."""
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{checkpoint} cannot be read ({str(error).splitlines()[0]}): remove it to start that run again"
+        ) from error
+    saved_config(state["config"], run.config.to_dict(), checkpoint)  # refuses other options
+    run.load_state_dict(state["run"])
+    return float(state["seconds"])
+
+
+def _report(name: str, case: Case, epoch: Epoch) -> None:
+    from tqdm import tqdm
+
+    left = epoch.seconds * (case["epochs"] - epoch.epoch)
+    shown = " ".join(f"{column}={value}" for column, value in case.items())
+    tqdm.write(
+        f"{name} {shown}: epoch {epoch.epoch}, loss {epoch.train_loss:.3f}, test accuracy "
+        f"{100 * epoch.test_accuracy:.2f} %, {epoch.seconds:.0f} s, {left / 3600:.1f} h left",
+        file=sys.stderr,
+    )
+
+
+def _long(seconds: float) -> str:
+    days = seconds / 86_400
+    if days < 2:
+        return f"{24 * days:.1f} hours"
+    return f"{days:.0f} days" if days < 730 else f"{days / 365:.0f} years"
+
+
+def _tables() -> dict[str, Table]:
+    both, cifar, seeds = ("rigl", "set"), (100, 200, 300, 500), (0, 1, 2)
+    made = (
+        Table(1, IMAGENET, (90, 180, 270), both, (0,)),
+        Table(2, CIFAR100, cifar, ("rigl",), seeds),
+        Table(3, CIFAR100, cifar, ("set",), seeds),
+        Table(6, IMAGENET, (90, 270), ("rigl",), (0,), MAX_GRAD_NORM),
+        Table(7, IMAGENET, (90, 270), ("set",), (0,), MAX_GRAD_NORM),
+        Table(8, CIFAR100, cifar, ("rigl",), seeds, MAX_GRAD_NORM),
+        Table(9, CIFAR100, cifar, ("set",), seeds, MAX_GRAD_NORM),
+    )
+    return {table.name: table for table in made}
+
+
+TABLES = _tables()
+"""By name."""

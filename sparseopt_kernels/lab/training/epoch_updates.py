@@ -1,0 +1,27 @@
+"""The updates of the masks in one epoch, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ...topology.layer_update import LayerUpdate
+
+
+class EpochUpdates(NamedTuple):
+    """What the updates of an epoch did to all layers together."""
+
+    grown: int = 0
+    """The number of weights that grew; as many were dropped."""
+    died: int = 0
+    """How often a neuron lost its last active weight."""
+    largest_share: float = 0.0
+    """The largest part of a layer's growth that went to one neuron in one update, in [0, 1]."""
+
+    def with_update(self, layers: Mapping[str, LayerUpdate]) -> EpochUpdates:
+        """Return the numbers with one more update, given by layer."""
+        return EpochUpdates(
+            self.grown + sum(layer.grown for layer in layers.values()),
+            self.died + sum(layer.died for layer in layers.values()),
+            max(self.largest_share, *(layer.largest_share for layer in layers.values())),
+        )

@@ -1,0 +1,160 @@
+"""An experiment: all its runs one after another, what is kept of them on the disk, and when.
+
+After each epoch the results and, if asked for, the checkpoint are replaced; each is a whole file at any
+moment.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ... import kernels
+from ..._version import __version__
+from ..atomic import write_atomically
+from . import distributed
+from .checkpoint import Checkpoint, FinishedRun, Progress, save_checkpoint
+from .config import Config
+from .data import Data, steps_per_epoch
+from .errors import TrainingError
+from .report import results_csv
+from .run import Row, Run
+
+CONFIG, RESULTS, WEIGHTS = "config.json", "results.csv", "weights"
+
+
+class Watcher(Protocol):
+    """What is told of the progress."""
+
+    def start(self, run: Run, steps_per_epoch: int) -> None: ...
+    def step(self) -> None: ...
+    def end(self, row: Row) -> None: ...
+
+
+class Experiment:
+    """The runs of ``config``, each seed with every optimizer before the next seed, so that whatever is
+    finished when it ends can be compared.
+
+    Args:
+        config: what to run.
+        dataset: ``config.data``.
+        output: an existing folder.
+        checkpoint: the file to keep the progress in, or None.
+        progress: of a checkpoint, to go on from there.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Data,
+        output: Path,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config = config
+        self.dataset = dataset.to(distributed.local_device(config.device))
+        self.output = output
+        self.checkpoint = checkpoint
+        self.progress = progress or Progress()
+
+    def train(self, watcher: Watcher) -> None:
+        """Do all that is not finished yet.
+
+        Raises:
+            TrainingError: a file cannot be written.
+        """
+        with _threads(self.config.threads):
+            runs = self._runs()
+            first = next(runs, None)  # what cannot be made is found out before anything is written
+            self.write(CONFIG, json.dumps(self._description(), indent=2).encode() + b"\n")
+            self._write_results()
+            # From the start: a run that is killed in its first epoch can be resumed like any other.
+            self._save_checkpoint()
+            for run in runs if first is None else chain([first], runs):
+                self._train_run(run, watcher)
+
+    def _runs(self) -> Iterator[Run]:
+        """Make those that are not finished, one after the other."""
+        for seed in self.config.seeds:
+            for optimizer in self.config.optimizer:
+                if not self.progress.is_finished(optimizer, seed):
+                    yield Run(self.config, self.dataset, optimizer, seed)
+
+    def _train_run(self, run: Run, watcher: Watcher) -> None:
+        progress = self.progress
+        if progress.current is not None:
+            run.load_state_dict(progress.current)
+        steps = steps_per_epoch(run.dataset.train_size, self.config.batch_size)
+        watcher.start(run, steps)
+        while not run.done:
+            row = run.train_epoch(watcher.step)
+            progress.rows.append(row)
+            if run.done:
+                self._keep_model(run)
+                progress.current = None
+                progress.finished.append(
+                    FinishedRun(run.optimizer_name, run.seed, run.initial_fan_in, run.fan_in())
+                )
+                watcher.end(row)
+            else:
+                progress.current = run.state_dict()
+            self._write_results()
+            self._save_checkpoint()
+
+    def _keep_model(self, run: Run) -> None:
+        content = io.BytesIO()
+        torch.save(run.model.state_dict(), content)
+        self.write(f"{WEIGHTS}/{run.optimizer_name}-seed{run.seed}.pt", content.getvalue())
+
+    def _write_results(self) -> None:
+        # Once per epoch: to survive a kill it need not wait for the disk, the checkpoint does that.
+        self.write(RESULTS, results_csv(self.progress.rows).encode(), durable=False)
+
+    def _save_checkpoint(self) -> None:
+        if self.checkpoint is not None:
+            output = os.path.relpath(self.output, self.checkpoint.parent)
+            save_checkpoint(self.checkpoint, Checkpoint(self.config.to_dict(), output, self.progress))
+
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        """Put a file into the output folder, whole or not at all; ``TrainingError`` if that fails."""
+        try:
+            (self.output / name).parent.mkdir(exist_ok=True)
+            write_atomically(self.output / name, content, durable=durable)
+        except OSError as error:
+            raise TrainingError(f"cannot write {self.output / name}: {error}", exit_code=1) from error
+
+    def _description(self) -> dict[str, Any]:
+        """Options and surroundings: what somebody needs to repeat the experiment."""
+        device = torch.device(self.config.device)
+        backend = kernels.backend_for(kernels.chosen_name(self.config.backend), device)
+        is_cuda = device.type == "cuda"
+        return {
+            "options": self.config.to_dict(),
+            "backend": next(name for name, module in kernels.BACKENDS.items() if module is backend),
+            "device": torch.cuda.get_device_name(device) if is_cuda else platform.processor() or "cpu",
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "sparseopt_kernels": __version__,
+        }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    former = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)

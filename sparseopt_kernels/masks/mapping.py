@@ -1,0 +1,206 @@
+"""The masks of a model as a mapping from parameter to mask, and what can be asked about them.
+
+They are made in ``topology.sparsify``, and found in ``registered_masks.py``. What a kernel derives from a
+mask (packed bits, lists of active blocks) is the kernel's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+
+from ..neurons import Neurons, fan_in
+from ..user_warning import warn
+from . import mask_table
+from .registered_masks import MaskedParameter, masks_without_parameter, registered_masks, remembered_mask
+
+
+def check_model(model: object) -> None:
+    """Raise ``TypeError`` unless it is a module whose masks can be found."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, it must be a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model is a torch.jit.ScriptModule, in which masks are not found: use the module it was made from"
+        )
+
+
+class Masks(Mapping[Parameter, Tensor]):
+    """Mapping from each masked parameter of a model to its mask, in model order.
+
+    A mask is a boolean buffer ``<name>_mask`` (True = active) beside the parameter ``<name>``, of its
+    shape and on its device. ``Masks`` only refers to those buffers: it holds no copy, so
+    ``model.to()``, ``load_state_dict`` and writes in place are all seen through it.
+
+    Layers that ``torch.nn.utils.prune`` has pruned belong to it as well: there the parameter is
+    ``weight_orig``, and ``weight_mask`` is a floating-point tensor of 0 and 1, which it stays.
+
+    ``print(masks)`` shows a table of all layers.
+
+    Args:
+        model: a module in which :func:`sparsify` (or the user) has registered masks: the trained model,
+            its ``deepcopy``, or one that was unpickled.
+
+    Raises:
+        ValueError: the model has no mask, or a mask does not fit its parameter (shape, device, dtype, or
+            values other than 0 and 1).
+
+    Warns:
+        UserWarning: a mask is left out, because its layer computes its weight (``weight_norm``, say).
+    """
+
+    _places: dict[Parameter, MaskedParameter]
+
+    def __init__(self, model: nn.Module) -> None:
+        check_model(model)
+        self._model = model
+        self._places = registered_masks(model)
+        computed = list(masks_without_parameter(model))
+        if computed:
+            reason = (
+                f"{computed[0]!r} has a mask, but its layer computes it in each forward pass (weight_norm "
+                "does, say), and what is computed cannot be kept sparse: remove the parametrization first"
+                + (f". So do {len(computed) - 1} more layers" if len(computed) > 1 else "")
+            )
+            if not self._places:
+                raise ValueError(f"the model has no mask of a parameter: {reason}")
+            warn(f"a mask is left out: {reason}")
+        if not self._places:
+            raise ValueError(
+                "the model has no mask: call sparsify(model, sparsity=...) first, "
+                "or register a boolean buffer weight_mask beside a weight"
+            )
+
+    def __getitem__(self, parameter: Parameter) -> Tensor:
+        place = self._places[parameter]
+        mask = place.mask()
+        if mask is None:
+            raise ValueError(f"the mask of {place.name!r} is gone from the model: make Masks(model) anew")
+        return mask
+
+    def __contains__(self, parameter: object) -> bool:
+        return parameter in self._places
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all masks, in the order of iteration: ``list(self.values())``, sooner."""
+        tensors = [place.module._buffers.get(place.buffer) for place in self._places.values()]
+        if any(tensor is None for tensor in tensors):
+            return list(self.values())  # raises
+        return cast("list[Tensor]", tensors)
+
+    # Mapping compares items, and comparing tensors gives tensors.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def named(self) -> dict[str, Parameter]:
+        """Return the masked parameters by their qualified name in the model."""
+        return {place.name: parameter for parameter, place in self._places.items()}
+
+    def subset(self, parameters: Iterable[Tensor]) -> Masks:
+        """Return the masks of some of the model's parameters, for a topology (SET, RigL, GMP) of their own.
+
+        Args:
+            parameters: parameters of the model. Those without a mask are passed over.
+
+        Raises:
+            TypeError: one of them is no parameter (a name, say).
+            ValueError: one of them is not a parameter of the model.
+        """
+        if isinstance(parameters, Tensor):
+            raise TypeError("subset takes an iterable of parameters, it was given one: use [parameter]")
+        wanted, held = [], self._held()
+        for parameter in parameters:
+            if not isinstance(parameter, Tensor):
+                raise TypeError(
+                    f"subset takes parameters, it was given a {type(parameter).__name__}: "
+                    "model.get_parameter(name) finds one by its name"
+                )
+            if parameter not in held:
+                raise ValueError(
+                    f"a parameter of shape {tuple(parameter.shape)} is not in the model of these masks"
+                )
+            wanted.append(parameter)
+        return self._only(wanted)
+
+    def neurons(self, parameter: Parameter) -> Neurons:
+        """Return the dimension of a masked parameter that counts its neurons."""
+        return self._places[parameter].neurons()
+
+    def fan_in(self, parameter: Parameter) -> Tensor:
+        """Return the number of active weights of each neuron: int64, of shape ``(neurons,)``."""
+        return fan_in(self[parameter], self.neurons(parameter))
+
+    def nnz(self) -> int:
+        """Return the number of active weights in all masks."""
+        return sum(int(mask.count_nonzero()) for mask in self.values())
+
+    def sparsity(self) -> float:
+        """Return the fraction of the masked parameters' weights that is inactive, in [0, 1]."""
+        return 1.0 - self.nnz() / max(1, sum(mask.numel() for mask in self.values()))
+
+    def dead_share(self) -> float:
+        """Return the fraction of all neurons that have no active weight, in [0, 1]."""
+        counts = [self.fan_in(parameter) for parameter in self]
+        return sum(int((own == 0).sum()) for own in counts) / max(1, sum(own.numel() for own in counts))
+
+    def summary(self) -> list[mask_table.LayerSummary]:
+        """Return one record for each masked parameter: name, shape, active weights, sparsity, fan-in, dead
+        neurons."""
+        return mask_table.summary(self)
+
+    def check_held(self) -> None:
+        """Raise ``ValueError``, naming the layer, if the model has replaced a masked parameter or its layer
+        since these masks were found."""
+        modules = set(self._model.modules())
+        for parameter, place in self._places.items():
+            if place.module not in modules or place.parameter() is not parameter:
+                raise ValueError(
+                    f"the model has no parameter {place.name!r} any more that masks was made with: its layer "
+                    "was replaced, or its weight was. Make Masks(model) anew, then the optimizer, SET or RigL"
+                )
+
+    def holds_any(self, parameters: Iterable[Tensor]) -> bool:
+        """Tell if the model holds one of these parameters, masked or not."""
+        return not self._held().isdisjoint(parameters)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} parameters, {self.nnz()} active weights, sparsity {self.sparsity():.4f})"
+
+    def __str__(self) -> str:
+        return mask_table.table(self)
+
+    def _held(self) -> set[Tensor]:
+        return {*self._model.parameters(), *self._places}
+
+    def _only(self, parameters: Iterable[Tensor]) -> Masks:
+        wanted, some = set(parameters), copy(self)
+        some._places = {p: place for p, place in self._places.items() if p in wanted}
+        return some
+
+
+def masks_of(masks: Mapping[Parameter, Tensor], parameters: Iterable[Tensor]) -> Mapping[Parameter, Tensor]:
+    """Return the masks of these parameters alone, if a model has them; a user's own mapping as it is."""
+    return masks._only(parameters) if isinstance(masks, Masks) else masks
+
+
+def neurons_in(masks: Mapping[Parameter, Tensor], parameter: Parameter) -> Neurons:
+    """Return where the neurons of a masked parameter lie.
+
+    A mask that is registered in a model takes them from its layer, whatever mapping it comes in. Else
+    dimension 0 counts them.
+    """
+    if isinstance(masks, Masks):
+        return masks.neurons(parameter)
+    place = remembered_mask(parameter)
+    return place.neurons() if place is not None and place.mask() is masks[parameter] else Neurons()

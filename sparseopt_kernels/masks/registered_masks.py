@@ -1,0 +1,214 @@
+"""The masks that are registered in a model: which buffers are masks, of which parameters, and where.
+
+Here is also remembered, weakly, which parameters have such a mask, for whoever is handed a parameter alone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+from torch.nn.utils import parametrize, prune
+
+from ..neurons import Neurons
+from .layers import neurons_of, qualified_name
+
+_SUFFIX = "_mask"
+
+
+class MaskedParameter(NamedTuple):
+    """A parameter of a model, and the buffer that is its mask."""
+
+    name: str
+    """The name of the parameter in the model."""
+    module: nn.Module
+    attribute: str
+    """The name of the parameter in its module."""
+    buffer: str
+    """Name of the mask in the same module."""
+
+    @property
+    def is_pruned(self) -> bool:
+        """True if ``torch.nn.utils.prune`` made the mask: the parameter is ``weight_orig`` then."""
+        return self.attribute != self.buffer.removesuffix(_SUFFIX)
+
+    @property
+    def mask_name(self) -> str:
+        """The name of the mask in the model."""
+        return self.name.removesuffix(self.attribute) + self.buffer
+
+    @property
+    def dense_name(self) -> str:
+        """The name of the parameter in the model without masks: ``"0.weight"`` of ``"0.weight_orig"``."""
+        return self.mask_name.removesuffix(_SUFFIX)
+
+    def mask(self) -> Tensor | None:
+        """Return the mask, or None if the module has it no more."""
+        return self.module._buffers.get(self.buffer)
+
+    def parameter(self) -> Parameter | None:
+        """Return what the module has under the parameter's name now."""
+        return self.module._parameters.get(self.attribute)
+
+    def both(self) -> tuple[Parameter, Tensor]:
+        """Return parameter and mask of what was just found."""
+        parameter, mask = self.parameter(), self.mask()
+        assert parameter is not None
+        assert mask is not None
+        return parameter, mask
+
+    def neurons(self) -> Neurons:
+        """Return where the neurons of the parameter lie."""
+        return neurons_of(self.module)
+
+
+def masked_parameters(model: nn.Module) -> list[MaskedParameter]:
+    """Find all masks of a model, in the order of its parameters; of one that layers share, each layer's.
+
+    A mask is the buffer ``<name>_mask`` beside the parameter ``<name>``, or beside ``<name>_orig`` in a layer
+    that ``torch.nn.utils.prune`` has pruned. A buffer of that name is the user's own, and left alone, if it
+    is neither boolean nor of the parameter's shape; beside a parameter that is not called weight, or has one
+    dimension, unless it is both.
+    """
+    return [place for name, module in model.named_modules() for place in _in_module(name, module)]
+
+
+def registered_masks(model: nn.Module) -> dict[Parameter, MaskedParameter]:
+    """Return the masks of a model by parameter; of one that layers share, the first layer's.
+
+    Raises:
+        ValueError: a mask does not fit its parameter; the message names it.
+    """
+    found: dict[Parameter, MaskedParameter] = {}
+    for place in masked_parameters(model):
+        parameter, mask = place.both()
+        try:
+            check_mask(mask, parameter, place.name)
+        except ValueError as error:
+            raise ValueError(f"{error} (it is the buffer {place.mask_name!r})") from None
+        found.setdefault(parameter, place)
+    remember(found.values())
+    return found
+
+
+def masks_without_parameter(model: nn.Module) -> Iterator[str]:
+    """Name the tensors that have a boolean mask but are computed in every forward pass: of layers that
+    ``weight_norm``, ``spectral_norm`` or another parametrization was applied to after ``sparsify``."""
+    for module_name, module in model.named_modules():
+        for buffer, mask in module._buffers.items():
+            attribute = buffer.removesuffix(_SUFFIX)
+            if mask is None or mask.dtype != torch.bool or attribute == buffer:
+                continue
+            if attribute in module._parameters:
+                continue
+            own = module.__dict__.get(attribute)
+            is_computed = isinstance(own, Tensor) and own.shape == mask.shape
+            if is_computed or parametrize.is_parametrized(module, attribute):
+                yield qualified_name(module_name, attribute)
+
+
+def remembered_mask(parameter: Tensor) -> MaskedParameter | None:
+    """Return the registered mask of a parameter, as far as one was found before in some model; else None."""
+    remembered = _REMEMBERED.get(id(parameter))
+    module = None if remembered is None else remembered.module()
+    if remembered is None or module is None:
+        return None
+    place = MaskedParameter(remembered.name, module, remembered.attribute, remembered.buffer)
+    return place if place.mask() is not None and place.parameter() is parameter else None
+
+
+def remembered_places(masks: Mapping[Parameter, Tensor]) -> list[MaskedParameter]:
+    """Return the registered masks among those of a mapping: what its copy has to :func:`remember` again."""
+    return [place for p in masks if (place := remembered_mask(p)) is not None and place.mask() is masks[p]]
+
+
+def remember(places: Iterable[MaskedParameter]) -> None:
+    """Let :func:`remembered_mask` find these masks."""
+    for place in places:
+        parameter = place.parameter()
+        if parameter is not None:
+            _remember(parameter, place)
+
+
+def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
+    """Raise ``ValueError``, naming the parameter, unless ``mask`` is a mask for it.
+
+    A mask is boolean, or of floating-point numbers that are all 0 or 1.
+    """
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"mask for {name!r} is a {type(mask).__name__}, it must be a boolean tensor")
+    if mask.shape != parameter.shape:
+        raise ValueError(
+            f"mask for {name!r} has shape {tuple(mask.shape)}, the parameter has {tuple(parameter.shape)}"
+        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(
+            f"mask for {name!r} has dtype {mask.dtype}, it must be torch.bool, or floating-point with 0 and 1"
+        )
+    if mask.layout is not torch.strided:
+        raise ValueError(f"mask for {name!r} has layout {mask.layout}, it must be torch.strided")
+    if mask.is_inference():
+        raise ValueError(f"mask for {name!r} was made under torch.inference_mode: changes to it go unseen")
+    if mask.device != parameter.device:
+        raise ValueError(f"mask for {name!r} is on {mask.device}, the parameter is on {parameter.device}")
+    if mask.numel() > 0 and mask.device.type == "cpu" and mask.data_ptr() == 0:
+        raise ValueError(f"mask for {name!r} has no memory: its storage was freed")
+    if mask.dtype != torch.bool and mask.device.type != "meta":
+        others = int(((mask != 0) & (mask != 1)).count_nonzero())
+        if others:
+            raise ValueError(
+                f"mask for {name!r} has dtype {mask.dtype} and {others} values that are neither 0 nor 1"
+            )
+
+
+def as_boolean(mask: Tensor) -> Tensor:
+    """Return a boolean mask itself, and a boolean copy of a floating-point one."""
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+class _Remembered(NamedTuple):
+    """A ``MaskedParameter`` that does not keep its module alive."""
+
+    name: str
+    module: weakref.ref[nn.Module]
+    attribute: str
+    buffer: str
+
+
+_REMEMBERED: dict[int, _Remembered] = {}
+"""By the identity of the parameter, which its module confirms. A weak reference to a parameter would keep
+PyTorch from swapping it (``torch.utils.swap_tensors``)."""
+
+
+def _remember(parameter: Parameter, place: MaskedParameter) -> None:
+    key = id(parameter)
+
+    def forget(module: weakref.ref[nn.Module]) -> None:
+        if key in _REMEMBERED and _REMEMBERED[key].module is module:
+            del _REMEMBERED[key]
+
+    module = weakref.ref(place.module, forget)
+    _REMEMBERED[key] = _Remembered(place.name, module, place.attribute, place.buffer)
+
+
+def _in_module(module_name: str, module: nn.Module) -> Iterator[MaskedParameter]:
+    hooks = module._forward_pre_hooks.values()
+    pruned = {f"{h._tensor_name}_orig" for h in hooks if isinstance(h, prune.BasePruningMethod)}
+    for attribute, parameter in module._parameters.items():
+        buffer = f"{attribute.removesuffix('_orig') if attribute in pruned else attribute}{_SUFFIX}"
+        mask = module._buffers.get(buffer)
+        if parameter is None or mask is None:
+            continue
+        if attribute in pruned or not _is_foreign(mask, attribute, parameter):
+            yield MaskedParameter(qualified_name(module_name, attribute), module, attribute, buffer)
+
+
+def _is_foreign(mask: Tensor, attribute: str, parameter: Parameter) -> bool:
+    is_boolean, fits = mask.dtype == torch.bool, mask.shape == parameter.shape
+    if parameter.ndim >= 2 and "weight" in attribute:
+        return not (is_boolean or fits)
+    return not (is_boolean and fits)

@@ -1,0 +1,128 @@
+"""What a step is given besides tensors: hyperparameters, AMP's scale and verdict, the limit of the norm.
+
+As numbers, where the host knows them or a backend wants them; else as tensors that stay on the device, so
+that no step waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels.contract import Inputs, NormOver, Rule
+from ..neurons import arithmetic_dtype
+from .gradients import Gradients, regular_gradients
+from .preparation import Batch, Prepared
+
+
+class Amp(NamedTuple):
+    """What GradScaler says: gradients are ``grad_scale`` times too large, and hold an infinity or NaN where
+    ``found_inf`` is not 0. One-element tensors on any device, or None."""
+
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+
+def inputs_of(
+    batch: Batch,
+    prepared: Prepared,
+    gradients: Gradients,
+    groups: Sequence[dict[str, Any]],
+    amp: Amp,
+) -> Inputs:
+    """What a batch is given at one step.
+
+    Args:
+        batch, prepared: the batch, and what it is of.
+        gradients: those of all parameters.
+        groups: the optimizer's parameter groups.
+        amp: what GradScaler says; a step that is skipped does not come here, if the host knows of it.
+    """
+    grad_scale, found_inf, gamma = amp.grad_scale, amp.found_inf, 1.0
+    if prepared.on_host:
+        gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+        grad_scale = found_inf = None
+    rules = [_rule(group, batch, gamma, prepared.on_host) for group in groups]
+    if prepared.has_auto:
+        rules += [rule._replace(correction="none") for rule in rules]
+    if prepared.is_first_step:
+        rules += [rule._replace(dampening=0.0) for rule in rules]
+    return Inputs(
+        *regular_gradients(gradients, batch.positions, batch.tensors, batch.irregular),
+        rules,
+        None if grad_scale is None else _on(grad_scale, batch.device, torch.float32),
+        None if found_inf is None else _on(found_inf, batch.device, torch.float32),
+    )
+
+
+def limit_norm(
+    batches: Sequence[Batch],
+    inputs: Sequence[Inputs],
+    limits: Sequence[float | None],
+    on_host: bool,
+    over: NormOver,
+) -> list[Inputs]:
+    """The inputs with the coefficient of Appendix F in the rules of the groups whose gradients are limited.
+
+    Args:
+        batches, inputs: all batches of the step, and what each is given.
+        limits: ``max_grad_norm`` of each group.
+        on_host: whether the coefficient is to be a number.
+        over: the positions whose gradients count.
+    """
+    limits = [None if limit == math.inf else limit for limit in limits]
+    for limit in limits:
+        if isinstance(limit, (int, float)) and not limit > 0:
+            raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
+    squares = [batch.plan.squared_norm(own, over) for batch, own in zip(batches, inputs, strict=True)]
+    # AMP's scale: either of them is 1.
+    gamma, grad_scale = inputs[0].rules[0].gamma, inputs[0].grad_scale
+    coefficients: list[Any]
+    if on_host:
+        norm = math.sqrt(sum(map(float, squares))) * float(gamma)
+        coefficients = [None if limit is None else gamma / max(norm / limit, 1.0) for limit in limits]
+    else:
+        total = torch.zeros_like(squares[0])
+        for square in squares:
+            total += square.to(total.device, non_blocking=True)
+        scaled = total.sqrt() if grad_scale is None else total.sqrt() / grad_scale
+        coefficients = [None if limit is None else (limit / scaled).clamp(max=1.0) for limit in limits]
+    return [
+        own._replace(
+            rules=[_limited(rule, coefficients[i % len(limits)], batch) for i, rule in enumerate(own.rules)]
+        )
+        for batch, own in zip(batches, inputs, strict=True)
+    ]
+
+
+def _limited(rule: Rule, gamma: float | Tensor | None, batch: Batch) -> Rule:
+    if isinstance(gamma, Tensor):
+        gamma = _on(gamma, batch.device, arithmetic_dtype(batch.dtype))
+    return rule if gamma is None else rule._replace(gamma=gamma)
+
+
+def _rule(group: dict[str, Any], batch: Batch, gamma: float, on_host: bool) -> Rule:
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        stays = not on_host and (lr.device.type != "cpu" or batch.device.type == "cpu")
+        lr = _on(lr, batch.device, arithmetic_dtype(batch.dtype)) if stays else lr.item()
+    return Rule(
+        lr=lr if isinstance(lr, Tensor) else float(lr),
+        momentum=float(group["momentum"]),
+        dampening=float(group["dampening"]),
+        weight_decay=float(group["weight_decay"]),
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+        correction="layer" if group["correction"] == "auto" else group["correction"],
+        ham_alpha=float(group["ham_alpha"]),
+        ham_beta=float(group["ham_beta"]),
+        gamma=gamma,
+    )
+
+
+def _on(scalar: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return scalar.detach().reshape(()).to(device, dtype, non_blocking=True)

@@ -1,0 +1,124 @@
+"""Writes to masks and weights that PyTorch's version counters do not count: by collectives of
+``torch.distributed``, by NumPy, DLPack or raw pointers.
+
+In each step the CPU backend compares a part of each mask with what it has derived from it; all of it is
+compared where ``SPARSEOPT_CHECK=1`` asks for that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from ..kernels.contract import Tensors
+from ..masks.registered_masks import as_boolean
+from .preparation import Batch, Prepared
+
+VARIABLE = "SPARSEOPT_CHECK"
+_ADVICE = (
+    "written without PyTorch counting it: by a collective of torch.distributed (or DistributedDataParallel's "
+    "broadcast of buffers), NumPy, DLPack or a raw pointer"
+)
+
+
+class _Found(NamedTuple):
+    parameter: Parameter
+    to_mask: bool
+
+
+def unseen_writes(prepared: Prepared, everything: bool = False) -> list[_Found]:
+    """Return the masked parameters whose mask, or whose weights outside of it, were written unseen.
+
+    Args:
+        prepared: the step that is about to be made. Its tensors must be where they were.
+        everything: look at all memory, not at a part.
+    """
+    found = []
+    for batch in prepared.batches:
+        for tensors, to_mask in batch.plan.unseen_writes(everything):
+            position = batch.positions[batch.tensors.index(tensors)]
+            found.append(_Found(prepared.parameters[position], to_mask))
+    return found
+
+
+def describe(found: Sequence[_Found], names: Mapping[Tensor, str]) -> str:
+    """Say what was noticed in a step, and what to call after such a write."""
+    parameter, to_mask = found[0]
+    name, others = names[parameter], len({p for p, _ in found}) - 1
+    what, tensor, steps = (
+        ("the mask of", "mask", 256) if to_mask else ("weights outside the mask of", "weight", 2048)
+    )
+    return (
+        f"{what} {name!r}{f' (and of {others} more parameters)' * bool(others)} "
+        f"{'was' if to_mask else 'were'} {_ADVICE}. The mask is applied from this step on, which may be "
+        f"up to {steps} steps late. After such a write, call torch.autograd.graph.increment_version({tensor})"
+    )
+
+
+def is_check_asked_for() -> bool:
+    """Tell if the environment variable ``SPARSEOPT_CHECK`` asks for a check of all masks in each step.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
+    """
+    value = os.environ.get(VARIABLE, "0")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{VARIABLE} is {value!r}, it must be 1 or 0")
+    return value == "1"
+
+
+class FullCheck:
+    """Compares, before a step, all of each mask with what was derived from it, and zeros with the mask."""
+
+    def __init__(self) -> None:
+        self._masks: WeakKeyDictionary[Tensors, Tensor] = WeakKeyDictionary()
+
+    def check(
+        self, prepared: Prepared, masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]
+    ) -> None:
+        """Raise ``RuntimeError``, naming the parameter, at the first thing that does not agree."""
+        for parameter, to_mask in unseen_writes(prepared, everything=True):
+            what = (
+                "its mask and what was derived from it differ"
+                if to_mask
+                else "it is not zero outside its mask"
+            )
+            raise RuntimeError(_failure(names[parameter], what))
+        for batch in prepared.batches:
+            for parameter, tensors in _masked(prepared, batch):
+                mask = as_boolean(masks[parameter])
+                if not torch.equal(mask, self._masks.setdefault(tensors, mask.clone())):
+                    raise RuntimeError(_failure(names[parameter], "its mask is not the one that was applied"))
+                self._check_zeros(tensors, names[parameter])
+
+    @staticmethod
+    def _check_zeros(tensors: Tensors, name: str) -> None:
+        assert tensors.mask is not None
+        for tensor, what in (
+            (tensors.parameter, "weights"),
+            (tensors.momentum_buffer, "numbers of its momentum"),
+        ):
+            if tensor is None:
+                continue
+            count = int(((tensor != 0) & ~tensors.mask).count_nonzero())
+            if count:
+                raise RuntimeError(_failure(name, f"{count} {what} outside its mask are not zero"))
+
+
+def _masked(prepared: Prepared, batch: Batch) -> Iterator[tuple[Parameter, Tensors]]:
+    for position, tensors in zip(batch.positions, batch.tensors, strict=True):
+        if tensors.mask is not None:
+            yield prepared.parameters[position], tensors
+
+
+def _failure(name: str, what: str) -> str:
+    return (
+        f"{VARIABLE}=1: {name!r} fails the check before a step: {what}. Something was {_ADVICE}; call "
+        "torch.autograd.graph.increment_version(tensor) after such a write"
+    )
