@@ -19,8 +19,7 @@ from networks import LAYERS_4096X2048, RESNET50
 from torch import nn
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels import sparsify
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels import native_library, sparsify
 from sparseopt_kernels.kernels.memory import DTYPE_NAMES
 from sparseopt_kernels.lab.bench.contestants import sparseopt
 from sparseopt_kernels.lab.bench.network import Network, Shape
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPE_NAMES.values()), metavar="DTYPE")
     options = parser.parse_args(arguments)
-    if native.is_missing():
+    if native_library.MISSING is not None:
         print("there is no native library to measure")
         return 1
     torch.set_num_threads(options.threads)

@@ -3,7 +3,7 @@
 It is a step in which masks are as they were in the one before. The kernels run in Triton's interpreter,
 where their loads and stores are noted. What counts is each sector of 32 bytes that a launch reads, once, and
 each that it writes, once more, as if caches were perfect; and the same of aligned pairs of sectors, 64 bytes,
-which is what some memories deliver. Tensors begin at multiples of 64 bytes here, as they do on a GPU. All
+which is what some memories deliver. ParamState begin at multiples of 64 bytes here, as they do on a GPU. All
 layers are metered whole: nothing is sampled or scaled.
 
 Exits with 1 where a layer whose rows have 27 columns or more, and which has 100 000 weights or more, is not

@@ -1,14 +1,12 @@
 // What Python calls by name, the same for the CPU and the CUDA library.
 #pragma once
 
-#include <cstdint>
 #include <stdexcept>
 #include <string>
 
 namespace sparseopt {
 
 enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
-enum class Correction : uint8_t { kLayer, kUnnormalized, kNone };
 
 inline Dtype dtype_named(const std::string& name) {
   if (name == "float32") return Dtype::kFloat32;
@@ -16,13 +14,6 @@ inline Dtype dtype_named(const std::string& name) {
   if (name == "bfloat16") return Dtype::kBFloat16;
   if (name == "float16") return Dtype::kFloat16;
   throw std::invalid_argument("dtype is '" + name + "', it must be float32, float64, bfloat16 or float16");
-}
-
-inline Correction correction_named(const std::string& name) {
-  if (name == "layer") return Correction::kLayer;
-  if (name == "unnormalized") return Correction::kUnnormalized;
-  if (name == "none") return Correction::kNone;
-  throw std::invalid_argument("correction is '" + name + "', it must be layer, unnormalized or none");
 }
 
 }  // namespace sparseopt

@@ -20,7 +20,7 @@ RULE: tuple[str, ...]
 
 class Walk:
     """Tensors that are walked: what stays from step to step. ``table``, ``owner`` and ``chunks`` are as in
-    ``gpu_tables.WalkLaunch``."""
+    ``gpu/tables.WalkLaunch``."""
 
     def __init__(
         self,
@@ -50,19 +50,19 @@ def masked_step(
     stream: int,
 ) -> None:
     """Update neurons whose fan-in is counted from their masks. ``table`` and ``owner`` are as in
-    ``gpu_tables.StepLaunch``; ``grad_scale`` and ``found_inf`` are addresses of float32 numbers, or 0."""
+    ``gpu/tables.StepLaunch``; ``grad_scale`` and ``found_inf`` are addresses of float32 numbers, or 0."""
 
 def walk_step(
     walk: Walk, gradients: bytes, rules: Sequence[Rule], grad_scale: int, found_inf: int, stream: int
 ) -> None:
     """Update the live sectors of all tensors."""
 
-def walk_squares(walk: Walk, gradients: bytes, rules: Sequence[Rule], sums: int, stream: int) -> None:
+def walk_squares(walk: Walk, gradients: bytes, sums: int, stream: int) -> None:
     """Write two numbers of the arithmetic type for each of ``walk.blocks``. The sum of them all, taken in
     float64, is that of ``(c_i g)^2``."""
 
 def count_rows(dtype: str, table: int, owner: int, fan_in: int, live: int, blocks: int, stream: int) -> None:
-    """As ``sectors.ListKernels`` has it; memory is as in ``sectors.Listing``."""
+    """As ``gpu/lists.ListKernels`` has it; memory is as in ``gpu/lists.Listing``."""
 
 def list_sectors(
     dtype: str, table: int, owner: int, fan_in: int, live: int, ends: int, blocks: int, stream: int

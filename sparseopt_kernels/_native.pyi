@@ -1,4 +1,4 @@
-"""Types of the native library, which is compiled from csrc/bindings.cpp."""
+"""Types of the native library, which is compiled from csrc/python/native_module.cpp."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,14 @@ class PackedMask:
         self, mask: int, groups: int, segments: int, neurons_per_group: int, length: int, threads: int
     ) -> None: ...
     @property
-    def nnz(self) -> int: ...
+    def neurons(self) -> int: ...
+    @property
+    def full_fan_in(self) -> int:
+        """The fan-in of a neuron without a mask."""
+
+    def count_fan_in(self, fan_in: int, threads: int) -> None:
+        """Write the fan-in of each neuron at that address, as int64."""
+
     @property
     def bits(self) -> list[int]:
         """Of each 16 weights as they lie in memory, the lowest first."""
@@ -28,6 +35,8 @@ class WriteWatch:
     def forget(self) -> None: ...
 
 class Tensor:
+    """``factors`` is the address of c_i of each neuron, float64, which are copied; 0: they are 1."""
+
     def __init__(
         self,
         *,
@@ -37,6 +46,7 @@ class Tensor:
         numel: int,
         ham: bool,
         mask: PackedMask | None,
+        factors: int,
         watch: WriteWatch | None,
     ) -> None: ...
 
@@ -50,7 +60,6 @@ class Rule:
         weight_decay: float,
         nesterov: bool,
         maximize: bool,
-        correction: str,
         ham_alpha: float,
         ham_beta: float,
         gamma: float,
@@ -202,9 +211,6 @@ def choose_random(chosen: int, size: int, k: int, seed: int) -> None:
 
 def zero_outside(mask: int, data: int, numel: int, element_bytes: int, threads: int) -> None:
     """Zero the elements at ``data`` whose byte at ``mask`` is 0; ``element_bytes`` is 2, 4 or 8."""
-
-def largest_row_count(mask: int, rows: int, columns: int, threads: int) -> int:
-    """The largest number of bytes of a row that are not 0."""
 
 def available_isas() -> list[str]: ...
 def build_info() -> dict[str, object]: ...

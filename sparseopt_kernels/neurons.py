@@ -1,4 +1,4 @@
-"""What the update rule needs to know of a weight: where its neurons lie, their fan-in, c_i, the arithmetic.
+"""Where the neurons of a weight lie, their fan-in, and the type of the arithmetic.
 
 Imports nothing of this package: backends, masks and topologies all stand on it.
 """
@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-Correction = Literal["layer", "unnormalized", "none"]
 
 
 @dataclass(frozen=True)
@@ -41,30 +38,18 @@ class Neurons:
         groups, _, per_group, _ = self.grid(shape)
         return groups * per_group
 
+    def broadcast(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return the values of the neurons, ``(neurons,)``, in a shape that broadcasts against a weight of
+        ``shape``."""
+        groups, segments, per_group, _ = self.grid(shape)
+        leading = tuple(shape[: self.dim + 1])
+        values = values.view(groups, 1, per_group).expand(groups, segments, per_group).reshape(leading)
+        return values.view(leading + (1,) * (len(shape) - len(leading)))
+
 
 def fan_in(mask: Tensor, neurons: Neurons) -> Tensor:
     """``fan_in_i``, the number of active weights of each neuron: int64, of shape ``(neurons,)``."""
     return mask.reshape(neurons.grid(mask.shape)).count_nonzero(dim=(1, 3)).flatten()
-
-
-def correction_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer") -> Tensor:
-    """``c_i``, what the gradient of each neuron is multiplied by: float64, broadcasts against the mask.
-
-    ``"layer"`` is Eq. 12, ``sqrt((1 - s_i) / (1 - s_avg)) = sqrt(fan_in_i / mean fan_in)``: exactly 1
-    where all neurons have the same fan-in. ``"unnormalized"`` is ``sqrt(1 - s_i)``, the preconditioner D
-    of section 4.1 alone. ``"none"`` is 1. An empty neuron of a mask that is not empty gets 0.
-    """
-    counts = fan_in(mask, neurons).double()
-    if correction == "none":
-        factors = torch.ones_like(counts)
-    else:
-        full = mask.numel() / max(1, counts.numel())
-        divisor = counts.mean() if correction == "layer" else full
-        factors = (counts / divisor).nan_to_num(0.0).sqrt()
-    groups, segments, per_group, _ = neurons.grid(mask.shape)
-    leading = mask.shape[: neurons.dim + 1]
-    factors = factors.view(groups, 1, per_group).expand(groups, segments, per_group).reshape(leading)
-    return factors.view(leading + (1,) * (mask.ndim - len(leading)))
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -5,9 +5,9 @@ There is no arithmetic here: the update rule is in ``kernels``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ from torch.nn.parameter import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import kernels
+from .correction import Correction
 from .kernels.contract import NormOver
 from .kernels.gpu.device import capturing
 from .masks.mapping import Masks, masks_of
 from .masks.registered_masks import remember, remembered_places
-from .neurons import Correction
 from .optimizer_arguments import (
     check_correction,
     check_group,
@@ -30,20 +30,17 @@ from .optimizer_arguments import (
     take_out_arguments,
     warn_of_forgotten_masks,
 )
-from .skipped_steps import PENDING, SkippedStep, pending_skips
-from .step.gradients import Gradients
-from .step.inputs import Amp, inputs_of, limit_norm
-from .step.preparation import NOTHING, Prepared, prepare
-from .step.ready import Ready, ready_again
-from .step.snapshot import Look, Snapshot, look, versions_of
+from .skipped_steps import PENDING, pending_skips
+from .step.change_detection import Identities, Observed, observe, owners_and_masks, versions_of
+from .step.inputs import Amp
+from .step.last_step import NO_STEP, LastStep
+from .step.make_step import make_step
+from .step.preparation import NOTHING_PREPARED, Prepared, prepare
 from .step.unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
 from .user_warning import warn
 
-if TYPE_CHECKING:
-    from ._native import Snapshot as NativeSnapshot
-
-_OWN = ("_masks", "_backend_name", "_max_grad_norm_over", "_feeding_norm", "_warned")
-"""What a copy has besides all that an optimizer of PyTorch has."""
+_COPIED = ("_masks", "_backend_name", "_max_grad_norm_over", "_feeding_norm", "_warned")
+"""The attributes of a copy, besides those that any optimizer of PyTorch has."""
 
 
 class SparseOpt(Optimizer):
@@ -124,19 +121,16 @@ class SparseOpt(Optimizer):
     _step_supports_amp_scaling = True
 
     _masks: Mapping[Parameter, Tensor]
-    _own_masks: Mapping[Parameter, Tensor]  # of those, what belongs to parameters in the groups
+    _own_masks: Mapping[Parameter, Tensor]  # those of parameters in the groups
     _backend_name: str
     _max_grad_norm_over: NormOver
     _feeding_norm: set[Parameter] | None
-    _warned: set[Parameter]  # of the masks of these there was a warning
+    _warned: set[Parameter]  # there was a warning of their fan-in
     _full_check: FullCheck | None
     _may_forget_masks = False  # there was no warning yet of masks that a model has, and masks has not
-    _may_write_unseen = True  # there was no warning yet
+    _may_write_unseen = True  # there was no warning yet of unseen writes
     _prepared: Prepared
-    _ready: Ready | None  # the last step, to be made again
-    _snapshot: Snapshot | NativeSnapshot | None  # of the last step; None: there was none
-    _masks_found: list[Tensor]  # of which it was taken
-    _versions: list[int] | None  # of what is watched, after it; None: it was broken off, or _ready knows them
+    _last: LastStep
     _uncompiled_update: Callable[[], None]
 
     def __init__(
@@ -173,8 +167,7 @@ class SparseOpt(Optimizer):
         self._full_check = FullCheck() if is_check_asked_for() else None
         self._feeding_norm = None if feeding_norm is None else parameters_in(feeding_norm)
         self._warned = set()
-        self._prepared, self._snapshot, self._versions, self._ready = NOTHING, None, None, None
-        self._masks_found = []
+        self._prepared, self._last = NOTHING_PREPARED, NO_STEP
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -285,112 +278,92 @@ class SparseOpt(Optimizer):
                 "the step after an update of the masks is left out (skip_step), and a CUDA graph that is "
                 "captured of it would move no weight: make this step and the next outside the graph"
             )
-        if self._made_again(skips):
+        last, self._last = self._last, NO_STEP  # until this step has come to its end
+        may_repeat = not skips and self._amp() == (None, None)
+        if may_repeat and last.repeat(self.param_groups, self.state, self._own_masks):
+            self._last = last
             return
-        found = self._look()
-        if not self._is_as_before(found):
-            self._prepare()
-            found = self._look()
-        if self._count_unseen_writes(found.versions):
-            self._prepare()
-            found = self._look()
-        if self._full_check is not None:
-            self._full_check.check(self._prepared, self._own_masks, self._names())
-        self._versions = None  # until the step has come to its end
-        if not skips:
-            self._make_step(found.gradients)
-        versions = versions_of(self._prepared.watched)
+        observed = self._observe()
+        if not last.is_same(observed):
+            observed = self._prepare(last.versions(), observed)
         if self._full_check is None:
-            self._ready = ready_again(self._prepared, found, versions, self._max_grad_norm_over)
-        self._snapshot, self._masks_found = found.snapshot, found.masks
-        self._versions = versions if self._ready is None else None
+            observed = self._with_unseen_writes(observed)
+        else:
+            self._full_check.check(self._prepared, self._own_masks, self._names())
+        if not skips and self._make_step(observed):
+            observed = self._with_new_buffers(observed)
+        is_repeatable = self._full_check is None
+        self._last = LastStep(self._prepared, observed, self._max_grad_norm_over, is_repeatable)
         for skip in skips:
             skip.take(self)
-
-    def _made_again(self, skips: Sequence[SkippedStep]) -> bool:
-        """Whether the last step could be made again, and was. One that is left out is not."""
-        ready, self._ready = self._ready, None  # until it has come to its end
-        if ready is None:
-            return False
-        is_plain = not skips and self._amp() == (None, None)
-        if is_plain and ready.make(self.param_groups, self.state, self._own_masks):
-            self._ready = ready
-            return True
-        self._versions = ready.versions()
-        return False
 
     def _amp(self) -> Amp:
         return Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
 
-    def _look(self) -> Look:
+    def _observe(self) -> Observed:
         prepared = self._prepared
-        return look(self.param_groups, self.state, self._own_masks, prepared.parameters, prepared.watched)
+        return observe(self.param_groups, self.state, self._own_masks, prepared.parameters, prepared.watched)
 
-    def _is_as_before(self, found: Look) -> bool:
-        """Tell if nothing has changed since the last step but the numbers in the gradients."""
-        is_same = found.snapshot is not None and found.snapshot == self._snapshot
-        return is_same and found.versions == self._versions
-
-    def _count_unseen_writes(self, versions: list[int]) -> bool:
-        """Raise the versions of masks and weights that were written without one, and say so once.
-
-        Args:
-            versions: of what is watched, as they are.
-        """
-        found = [] if self._full_check is not None else unseen_writes(self._prepared)
+    def _with_unseen_writes(self, observed: Observed) -> Observed:
+        """Prepare the step anew if masks or weights were written without a version, and warn once."""
+        found = unseen_writes(self._prepared)
         if not found:
-            return False
-        self._versions = versions
+            return observed
+        versions = versions_of(self._prepared.watched)
         for parameter, to_mask in found:
             increment_version(self._own_masks[parameter] if to_mask else parameter)
         if self._may_write_unseen:
             self._may_write_unseen = False
             warn(describe(found, self._names()))
-        return True
+        return self._prepare(versions, self._observe())
 
-    def _prepare(self) -> None:
+    def _make_step(self, observed: Observed) -> bool:
+        groups, norm_over = self.param_groups, self._max_grad_norm_over
+        return make_step(self._prepared, observed.gradients, groups, self._amp(), norm_over)
+
+    def _with_new_buffers(self, observed: Observed) -> Observed:
+        """Put the buffers of a first step into the state. Return what the next step will observe."""
+        prepared = self._prepared
+        if not prepared.new_buffers:
+            return observed
+        for p, buffer in prepared.new_buffers.items():
+            self.state[p]["momentum_buffer"] = buffer
+        if prepared.has_first_steps:
+            return observed  # the next step has other rules, and is prepared anew
+        self._prepared = prepared._replace(new_buffers={})
+        return self._observe()
+
+    def _prepare(self, versions: list[int] | None, observed: Observed) -> Observed:
+        """Prepare the step.
+
+        Args:
+            versions: of what is watched, as far as it was masked; None: that is not known.
+            observed: before it.
+
+        Returns:
+            What was observed, of the parameters and masks that were found.
+        """
         for group in self.param_groups:
             check_correction(group["correction"])
             self._check_auto(group)
-        # Until the step has come to its end, nothing is known of what was prepared.
-        versions, self._versions, self._snapshot = self._versions, None, None
         names = self._names()
         check_masks(self._masks, names)
         self._warn_of_forgotten_masks([*names])
-        self._own_masks = masks_of(self._masks, names)
-        backend_for = partial(kernels.backend_for, self._backend_name)
+        self._own_masks, former = masks_of(self._masks, names), self._prepared
         self._prepared = prepare(
             self.param_groups,
             self.state,
             self._own_masks,
             names,
-            backend_for,
+            partial(kernels.backend_for, self._backend_name),
             self._feeding_norm or (),
             self._warned,
-            self._prepared,
+            former,
             versions,
         )
-
-    def _make_step(self, gradients: Gradients) -> None:
-        """Update what is prepared, unless the host knows that AMP skips the step."""
-        prepared, batches = self._prepared, self._prepared.batches
-        amp = self._amp()
-        # Whether a first step with dampening was made decides on the next one: it is worth waiting for.
-        if amp.found_inf is not None and (prepared.on_host or prepared.is_first_step):
-            if amp.found_inf.item() != 0:  # a sum over devices: may exceed 1
-                return
-            amp = amp._replace(found_inf=None)
-        inputs = [inputs_of(batch, prepared, gradients, self.param_groups, amp) for batch in batches]
-        limits = [group["max_grad_norm"] for group in self.param_groups]
-        if batches and limits.count(None) < len(limits):
-            inputs = limit_norm(batches, inputs, limits, prepared.on_host, self._max_grad_norm_over)
-        # Kernels write through pointers, and autograd must notice it; before the write, so that whatever
-        # interrupts it cannot leave one that was not counted.
-        increment_version(prepared.updated)
-        for batch, own in zip(batches, inputs, strict=True):
-            batch.plan.step(own)
-        for p, buffer in prepared.new_buffers.items():
-            self.state[p]["momentum_buffer"] = buffer
+        parameters, (_, masks) = self._prepared.parameters, owners_and_masks(self._own_masks)
+        is_complete = Identities([*former.parameters, *observed.masks]) == Identities([*parameters, *masks])
+        return observed if is_complete else self._observe()
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:
@@ -421,7 +394,7 @@ class SparseOpt(Optimizer):
         return names
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in _OWN}
+        own = {name: getattr(self, name) for name in _COPIED}
         # Of masks in a dict, a copy must know the layers that they are registered in. Masks knows by itself.
         places = [] if isinstance(self._masks, Masks) else remembered_places(self._masks)
         return {**super().__getstate__(), **own, "_places": places}
@@ -435,8 +408,8 @@ class SparseOpt(Optimizer):
             for key, default in self.defaults.items():
                 group.setdefault(key, former[i][key] if former else default)
         remember(self.__dict__.pop("_places", ()))
-        self._snapshot = self._versions = self._ready = None
+        self._last = NO_STEP
         self._own_masks, self._full_check = self._masks, FullCheck() if is_check_asked_for() else None
         if former is None:  # a copy: load_state_dict does not change which parameters had a gradient
-            self._prepared = NOTHING
+            self._prepared = NOTHING_PREPARED
         self._leave_out_of_graphs()

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from . import kernels
+from .correction import Correction
 from .kernels.contract import NormOver
 from .masks.mapping import Masks, masks_of
 from .masks.registered_masks import check_mask, remembered_mask
-from .neurons import Correction
 from .user_warning import warn
 
 _CORRECTIONS = (*get_args(Correction), "auto")

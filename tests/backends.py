@@ -102,9 +102,9 @@ def why_not(backend: Backend) -> str | None:
         return None if compiler() else "there is no C++ compiler"
     reason = kernels.BACKENDS[backend.name].unavailable(torch.device("cpu"))
     if reason is None and backend.name == "cpu":
-        from sparseopt_kernels.kernels import cpu as native
+        from sparseopt_kernels.kernels import cpu
 
-        if backend.isa not in native.available_isas():
+        if backend.isa not in cpu.available_isas():
             return f"this CPU has no {backend.isa}"
     return None
 

@@ -13,8 +13,7 @@ import torch
 from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
 from cuda_on_cpu.build import build, load
 
-from sparseopt_kernels.kernels import BACKENDS
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.kernels import BACKENDS, cpu
 from sparseopt_kernels.kernels.reference import REFERENCE
 
 
@@ -43,7 +42,7 @@ else:
         # "device": as on an accelerator, scalars stay in tensors.
         "reference": ["reference", pytest.param("reference-device", marks=pytest.mark.slow)],
         "cpu": [
-            pytest.param(f"cpu-{isa}", marks=[] if isa in native.available_isas()[:1] else pytest.mark.slow)
+            pytest.param(f"cpu-{isa}", marks=[] if isa in cpu.available_isas()[:1] else pytest.mark.slow)
             for isa in NATIVE_ISAS
         ],
         "triton": [],  # in the run where it is interpreted

@@ -20,7 +20,7 @@ from rules import EVERYTHING, FLOATS, NESTEROV
 from side_by_side import PATTERNS, SideBySide, Spec
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.kernels.contract import Tensors
+from sparseopt_kernels.kernels.contract import ParamState
 from sparseopt_kernels.lab import doctor
 
 ROOT = Path(__file__).parents[1]
@@ -63,12 +63,12 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def planned(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[Tensors]]:
+def planned(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[ParamState]]:
     """The tensors of each plan that the page's backend is asked for."""
-    plans: list[list[Tensors]] = []
+    plans: list[list[ParamState]] = []
     plan = toy.ToyBackend.plan
 
-    def recorded(self: object, tensors: Sequence[Tensors]) -> object:
+    def recorded(self: object, tensors: Sequence[ParamState]) -> object:
         plans.append(list(tensors))
         return plan(self, tensors)
 
@@ -83,7 +83,7 @@ def test_every_rule(toy: ModuleType, rule: Hyper) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_odd_shapes(toy: ModuleType, planned: list[list[Tensors]], rule: Hyper) -> None:
+def test_odd_shapes(toy: ModuleType, planned: list[list[ParamState]], rule: Hyper) -> None:
     SideBySide(TOY, ODD_SPECS, [rule]).run()
     assert {len(tensors) for tensors in planned} == {len(ODD_SPECS)}
 
@@ -102,7 +102,7 @@ def test_steps_that_amp_skips(toy: ModuleType) -> None:
         run.step(grad_scale=16.0, found_inf=found_inf)
 
 
-def test_what_it_does_not_support_falls_back(toy: ModuleType, planned: list[list[Tensors]]) -> None:
+def test_what_it_does_not_support_falls_back(toy: ModuleType, planned: list[list[ParamState]]) -> None:
     """Other dtypes in batches of their own, another memory format beside what it does support."""
     specs = [Spec((4, 3, 3, 3), "half", dtype) for dtype in (torch.float32, *FLOATS)]
     run = SideBySide(TOY, specs, [EVERYTHING])
@@ -115,12 +115,12 @@ def test_what_it_does_not_support_falls_back(toy: ModuleType, planned: list[list
 
 
 def test_it_derives_anew_what_has_changed_and_nothing_else(
-    toy: ModuleType, planned: list[list[Tensors]], monkeypatch: pytest.MonkeyPatch
+    toy: ModuleType, planned: list[list[ParamState]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    derived: list[Tensors] = []
+    derived: list[ParamState] = []
 
     class Counted(toy.Active):  # type: ignore[name-defined, misc]
-        def __init__(self, tensors: Tensors) -> None:
+        def __init__(self, tensors: ParamState) -> None:
             derived.append(tensors)
             super().__init__(tensors)
 
@@ -183,7 +183,7 @@ def test_the_norm_over_all_positions(toy: ModuleType) -> None:
 def test_a_mistake_in_it_is_found(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     assert BACKEND.count(old) == 1
     register(BACKEND.replace(old, new), monkeypatch)
-    with pytest.raises((AssertionError, KeyError), match=r"differ from the oracle|Tensors"):
+    with pytest.raises((AssertionError, KeyError), match=r"differ from the oracle|ParamState"):
         SideBySide(TOY, SPECS, [EVERYTHING, NESTEROV]).run()
 
 

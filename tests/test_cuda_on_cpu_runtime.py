@@ -25,11 +25,11 @@ from cuda_on_cpu.calls import (
     step,
 )
 
+from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.kernels.contract import Rule
 from sparseopt_kernels.kernels.gpu.cuda import CudaKernels
 from sparseopt_kernels.kernels.gpu.lists import ListRow
 from sparseopt_kernels.kernels.gpu.tables import StepRow, WalkRow
-from sparseopt_kernels.neurons import Correction
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 

@@ -11,7 +11,7 @@ import torch
 from sparseopt_kernels import kernels
 from sparseopt_kernels.__main__ import main
 from sparseopt_kernels.kernels import cpu as native
-from sparseopt_kernels.kernels.contract import Inputs, Tensors
+from sparseopt_kernels.kernels.contract import Inputs, ParamState
 from sparseopt_kernels.kernels.reference import Reference, ReferencePlan
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
             self._tensors[0].parameter.view(-1)[0] += 1e-3
 
     class Wrong(Reference):
-        def plan(self, tensors: Sequence[Tensors]) -> WrongPlan:
+        def plan(self, tensors: Sequence[ParamState]) -> WrongPlan:
             return WrongPlan(tensors)
 
     monkeypatch.setitem(kernels.BACKENDS, "cpu", Wrong())
@@ -66,7 +66,7 @@ def test_a_backend_that_cannot_run(
     assert err.startswith("note: SparseOpt uses its slow reference backend, because backend 'cpu': ")
 
 
-@pytest.mark.skipif(native.NATIVE.unavailable(CPU) is not None, reason="the native library was not built")
+@pytest.mark.skipif(native.CPU.unavailable(CPU) is not None, reason="the native library was not built")
 def test_a_backend_that_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEOPT_CPU_ISA", "sse9")
     assert main(["doctor"]) == 1
@@ -79,7 +79,7 @@ def test_a_backend_that_does_not_compile(
     """With an error of the compiler's own, which may say nothing."""
 
     class Broken(Reference):
-        def plan(self, tensors: Sequence[Tensors]) -> Any:
+        def plan(self, tensors: Sequence[ParamState]) -> Any:
             raise AssertionError
 
     monkeypatch.setitem(kernels.BACKENDS, "cpu", Broken())

@@ -23,7 +23,7 @@ from torch.nn.parameter import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.kernels.contract import Inputs, Tensors, UnseenWrite
+from sparseopt_kernels.kernels.contract import Inputs, ParamState, UnseenWrite
 from sparseopt_kernels.kernels.gpu import device, triton
 from sparseopt_kernels.kernels.gpu import plan as gpu_plan
 from sparseopt_kernels.kernels.gpu import tables as gpu_tables
@@ -482,10 +482,10 @@ def test_a_default_device_changes_nothing(backend_name: str) -> None:
 
 def test_tensors_on_two_devices_are_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with its own tensors, and AMP's scalars where they are."""
-    calls: list[tuple[Sequence[Tensors], Inputs]] = []
+    calls: list[tuple[Sequence[ParamState], Inputs]] = []
 
     class Plan:
-        def __init__(self, tensors: Sequence[Tensors]) -> None:
+        def __init__(self, tensors: Sequence[ParamState]) -> None:
             self.tensors = tensors
 
         def step(self, inputs: Inputs) -> None:

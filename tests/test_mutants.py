@@ -16,7 +16,7 @@ from mutants import MUTANTS
 import sparseopt_kernels
 from sparseopt_kernels.kernels import cpu as native
 
-REASON = native.NATIVE.unavailable(torch.device("cpu"))
+REASON = native.CPU.unavailable(torch.device("cpu"))
 pytestmark = [
     pytest.mark.slow,
     # The reference writes all of a tensor at every step, and so mends some of the mistakes.

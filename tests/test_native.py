@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.kernels import cpu
 
-REASON = native.NATIVE.unavailable(torch.device("cpu"))
+REASON = native.CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
 
 
@@ -42,6 +42,6 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_build_info_says_what_is_there() -> None:
-    info = native.build_info()
+    info = cpu.build_info()
     assert info["native"] is True
     assert info["isas"][-1] == "plain"

@@ -55,7 +55,7 @@ def test_any_byte_but_0_is_true() -> None:
 
 
 def native_library() -> ModuleType:
-    reason = native.NATIVE.unavailable(torch.device("cpu"))
+    reason = native.CPU.unavailable(torch.device("cpu"))
     if reason is not None:
         pytest.skip(f"backend 'cpu': {reason}")
     from sparseopt_kernels import _native

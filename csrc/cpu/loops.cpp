@@ -56,12 +56,12 @@ Coefficients<Lanes<T>> coefficients(const Rule& rule) {
 template <class T>
 class Scales {
  public:
-  Scales(const PackedMask* mask, Correction correction, T gamma) : gamma_(gamma), all_(gamma) {
-    if (mask == nullptr || mask->factors(correction).empty()) return;
+  Scales(const Tensor& tensor, T gamma) : gamma_(gamma), all_(gamma) {
+    if (tensor.factors.empty()) return;
     end_ = 0;
-    factors_ = mask->factors(correction).data();
-    last_run_ = static_cast<int64_t>(mask->factors(correction).size()) - 1;
-    length_ = mask->length();
+    factors_ = tensor.factors.data();
+    last_run_ = static_cast<int64_t>(tensor.factors.size()) - 1;
+    length_ = tensor.mask->length();
     // Rounded up: exact as long as element times length is below 2^64.
     inverse_length_ = length_ == 1 ? 0 : ~uint64_t(0) / static_cast<uint64_t>(length_) + 1;
   }
@@ -170,8 +170,7 @@ void update_chunk(const Chunk& chunk) {
   const Rule& rule = *chunk.update->rule;
   const Pointers<Stored> all = pointers<Stored>(chunk);
   const Coefficients<Lanes<T>> k = coefficients<T>(rule);
-  Scales<T> scales(kMasked ? tensor.mask : nullptr, rule.correction,
-                   T(rule.maximize ? -rule.gamma : rule.gamma));
+  Scales<T> scales(tensor, T(rule.maximize ? -rule.gamma : rule.gamma));
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
       chunk, complete, scales,
@@ -257,7 +256,7 @@ double squared_norm_of_chunk(const Chunk& chunk) {
   using T = typename ArithmeticOf<Stored>::type;
   const Tensor& tensor = *chunk.update->tensor;
   const Stored* g = static_cast<const Stored*>(chunk.update->grad);
-  Scales<T> scales(tensor.mask, chunk.update->rule->correction, T(1));
+  Scales<T> scales(tensor, T(1));
   Lanes<double> sums[kVectors<double>];
   for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);

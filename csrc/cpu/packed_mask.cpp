@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../update_rule.h"
 #include "bit_words.h"
 
 namespace sparseopt::cpu {
@@ -35,10 +34,9 @@ PackedMask::PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, in
                        int64_t length, int threads)
     : groups_(groups), segments_(segments), neurons_per_group_(neurons_per_group), length_(length) {
   bits_.assign(static_cast<size_t>(blocks_of(runs() * length_)), 0);
-  threads = static_cast<int>(std::clamp<int64_t>(int64_t(bits_.size()) / kPieceBlocks, 1, threads));
+  threads = useful_threads(threads);
   pack(mask, threads);
   list_live_blocks(threads);
-  set_factors(threads);
 }
 
 void PackedMask::pack(const uint8_t* mask, int threads) {
@@ -78,30 +76,20 @@ void PackedMask::list_live_blocks(int threads) {
   }
 }
 
-void PackedMask::set_factors(int threads) {
-  std::vector<int64_t> fan_in(static_cast<size_t>(neurons()), 0);
-  int64_t nnz = 0;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(+ : nnz)
+void PackedMask::count_fan_in(int64_t* fan_in, int threads) const {
+  threads = useful_threads(threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t neuron = 0; neuron < neurons(); ++neuron) {
     const int64_t group = neuron / neurons_per_group_;
     int64_t run = group * segments_ * neurons_per_group_ + neuron % neurons_per_group_;
+    fan_in[neuron] = 0;
     for (int64_t segment = 0; segment < segments_; ++segment, run += neurons_per_group_)
       fan_in[neuron] += count_range(bits_, run * length_, (run + 1) * length_);
-    nnz += fan_in[neuron];
   }
-  nnz_ = nnz;
-  // Without an active weight all factors are 0, whatever they are divided by.
-  const double mean = nnz_ == 0 ? 1.0 : double(nnz_) / double(neurons());
-  for (const Correction correction : {Correction::kLayer, Correction::kUnnormalized}) {
-    const double divisor = correction == Correction::kLayer ? mean : double(segments_ * length_);
-    if (std::all_of(fan_in.begin(), fan_in.end(), [&](int64_t count) { return double(count) == divisor; }))
-      continue;
-    std::vector<double>& factors = factors_[static_cast<size_t>(correction)];
-    factors.resize(static_cast<size_t>(runs()));
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t run = 0; run < runs(); ++run)
-      factors[run] = correction_factor(fan_in[neuron_of(run)], divisor);
-  }
+}
+
+int PackedMask::useful_threads(int threads) const {
+  return static_cast<int>(std::clamp<int64_t>(int64_t(bits_.size()) / kPieceBlocks, 1, threads));
 }
 
 }  // namespace sparseopt::cpu

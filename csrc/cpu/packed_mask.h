@@ -1,11 +1,8 @@
 // What the CPU loops read of a mask, derived from the boolean tensor once per change.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
-
-#include "../names.h"
 
 namespace sparseopt::cpu {
 
@@ -23,8 +20,17 @@ class PackedMask {
   PackedMask(const uint8_t* mask, int64_t groups, int64_t segments, int64_t neurons_per_group, int64_t length,
              int threads);
 
+  int64_t neurons() const { return groups_ * neurons_per_group_; }
+  int64_t runs() const { return neurons() * segments_; }
+  int64_t full_fan_in() const { return segments_ * length_; }
+  int64_t neuron_of(int64_t run) const {
+    return run / (segments_ * neurons_per_group_) * neurons_per_group_ + run % neurons_per_group_;
+  }
+
   int64_t length() const { return length_; }
-  int64_t nnz() const { return nnz_; }
+
+  // Writes how many weights of each neuron are active.
+  void count_fan_in(int64_t* fan_in, int threads) const;
 
   // The bits of each block, lowest first, as the weights lie in memory.
   const std::vector<uint16_t>& bits() const { return bits_; }
@@ -35,28 +41,15 @@ class PackedMask {
   bool has_list() const { return !live_blocks_.empty(); }
   double live_share() const { return live_share_; }
 
-  // c_i of each run, in double; empty where all of them are 1.
-  const std::vector<double>& factors(Correction correction) const {
-    return factors_[static_cast<size_t>(correction)];
-  }
-
  private:
-  int64_t neurons() const { return groups_ * neurons_per_group_; }
-  int64_t runs() const { return neurons() * segments_; }
-  int64_t neuron_of(int64_t run) const {
-    return run / (segments_ * neurons_per_group_) * neurons_per_group_ + run % neurons_per_group_;
-  }
-
   void pack(const uint8_t* mask, int threads);
   void list_live_blocks(int threads);
-  void set_factors(int threads);
+  int useful_threads(int threads) const;
 
   int64_t groups_, segments_, neurons_per_group_, length_;
-  int64_t nnz_ = 0;
   double live_share_ = 0;
   std::vector<uint16_t> bits_;
   std::vector<uint32_t> live_blocks_;
-  std::array<std::vector<double>, 3> factors_;  // by correction
 };
 
 }  // namespace sparseopt::cpu

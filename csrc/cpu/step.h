@@ -17,12 +17,11 @@ namespace sparseopt::cpu {
 struct Rule {
   double lr, momentum, dampening, weight_decay;
   bool nesterov, maximize;
-  Correction correction;
   double ham_alpha, ham_beta, gamma;
 };
 
-// A parameter, its momentum buffer (null without momentum), its mask (null: dense), and who notices writes to
-// the mask (null: nobody).
+// A parameter, its momentum buffer (null without momentum), its mask (null: dense), c_i of each run of the mask
+// (empty: all of them are 1), and who notices writes to the mask (null: nobody).
 struct Tensor {
   Dtype dtype;
   void* parameter;
@@ -30,6 +29,7 @@ struct Tensor {
   int64_t numel;
   bool ham;
   const PackedMask* mask;
+  std::vector<double> factors;
   WriteWatch* watch;
 };
 

@@ -21,7 +21,6 @@ struct RuleArgument {
   T gamma;
   const T* lr_address;
   const T* gamma_address;
-  Correction correction;
   bool nesterov, maximize, ham;
 };
 
@@ -62,7 +61,6 @@ RuleArgument<T> rule_argument(const Rule& rule) {
           T(rule.gamma),
           reinterpret_cast<const T*>(rule.lr_address),
           reinterpret_cast<const T*>(rule.gamma_address),
-          rule.correction,
           rule.nesterov,
           rule.maximize,
           rule.ham_alpha != 0 || rule.ham_beta != 0};

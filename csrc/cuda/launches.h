@@ -17,7 +17,6 @@ struct Rule {
   uintptr_t lr_address;
   double momentum, dampening, weight_decay;
   bool nesterov, maximize;
-  Correction correction;
   double ham_alpha, ham_beta, gamma;
   uintptr_t gamma_address;
 };
@@ -55,7 +54,7 @@ struct Listing {
 void masked_step(const StepLaunch& launch, const Inputs& inputs, uintptr_t stream);
 void walk_step(const WalkLaunch& launch, const Inputs& inputs, uintptr_t stream);
 // Writes two numbers of the arithmetic type for each of `walk_blocks`.
-void walk_squares(const WalkLaunch& launch, const Inputs& inputs, uintptr_t sums, uintptr_t stream);
+void walk_squares(const WalkLaunch& launch, std::string_view gradients, uintptr_t sums, uintptr_t stream);
 void count_rows(const Listing& listing, uintptr_t stream);
 void list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream);
 

@@ -1,4 +1,4 @@
-// What is kept of masks that are new: the bits of each sector, c_i of each row, and the live sectors in
+// What is kept of masks that are new: the bits of each sector, the fan-in of each row, and the live sectors in
 // order. A warp has a row, and the sectors that begin in it. Where the list of a row begins is known once
 // all rows before it were counted: lists are the same in every run.
 #include "../dtypes.h"
@@ -76,23 +76,14 @@ __global__ void __launch_bounds__(kThreads) count_rows_kernel(const __grid_const
   }
 }
 
-// c_i of each row, and the list of live sectors: as many as it has room for.
-template <int kWeights, class T>
+// The list of live sectors of each row: as many as there is room for.
+template <int kWeights>
 __global__ void __launch_bounds__(kThreads)
     list_sectors_kernel(const __grid_constant__ ListArgument argument) {
   const OwnRow<kWeights> own(argument);
   if (!own.is_inside()) return;
   const ListRow& tensor = own.tensor;
   const int lane = static_cast<int>(threadIdx.x % kWarp);
-  if (lane == 0) {
-    const int64_t active = argument.fan_in[own.number()];
-    const T mean = __ldg(reinterpret_cast<const T*>(tensor.mean_fan_in));
-    T* factors = reinterpret_cast<T*>(tensor.factors) + own.row;
-    // An empty layer has no mean to divide by, and nothing to correct.
-    factors[0] = correction_factor(active, mean == T(0) ? T(1) : mean);
-    factors[tensor.rows] = correction_factor(active, static_cast<T>(tensor.columns));
-  }
-
   // `ends` counts the live sectors of the rows of all tensors, up to and with each row.
   const int64_t before = tensor.first_row > 0 ? argument.ends[tensor.first_row - 1] : 0;
   int64_t place = argument.ends[own.number()] - argument.live[own.number()] - before;
@@ -130,10 +121,8 @@ void count_rows(const Listing& of, uintptr_t stream) {
 
 void list_sectors(const Listing& of, uintptr_t ends, uintptr_t stream) {
   with_stored(of.dtype, [&](auto stored) {
-    using Stored = decltype(stored);
-    using T = typename ArithmeticOf<Stored>::type;
-    launch("launching the listing of sectors", list_sectors_kernel<kSectorWeights<Stored>, T>, of.blocks,
-           kThreads, stream, argument_of(of, ends));
+    launch("launching the listing of sectors", list_sectors_kernel<kSectorWeights<decltype(stored)>>,
+           of.blocks, kThreads, stream, argument_of(of, ends));
   });
 }
 

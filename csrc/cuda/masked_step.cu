@@ -44,17 +44,14 @@ __device__ __forceinline__ int64_t sum_over_row(int64_t value, int row_threads) 
 
 // c_i of the row of this thread. All threads of the block must come here.
 template <class T>
-__device__ __forceinline__ T factor_of(const StepRow& tensor, const RowMask& row, Correction correction,
-                                       unsigned first_bits, int64_t octets, int thread, int row_threads) {
-  if (correction == Correction::kNone) return T(1);
+__device__ __forceinline__ T factor_of(const StepRow& tensor, const RowMask& row, unsigned first_bits,
+                                       int64_t octets, int thread, int row_threads) {
+  if (tensor.divisor == 0) return T(1);
   int64_t counted = __popc(first_bits);
 #pragma unroll 1
   for (int64_t i = thread + row_threads; i < octets; i += row_threads) counted += __popc(row.bits(i));
   const int64_t fan_in = sum_over_row(counted, row_threads);
-  if (fan_in == 0) return T(0);  // nothing to correct; in an empty layer there is no mean to divide by
-  return correction_factor(fan_in, correction == Correction::kLayer
-                                       ? __ldg(reinterpret_cast<const T*>(tensor.mean_fan_in))
-                                       : static_cast<T>(tensor.columns));
+  return correction_factor(fan_in, __ldg(reinterpret_cast<const T*>(tensor.divisor)));
 }
 
 // Eight weights of one neuron. Everything is read before anything is written: three streams are under way at
@@ -102,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<T>)
   if (inputs.found_inf != nullptr && *inputs.found_inf != 0.0f) return;
   const int32_t index = argument.owner[blockIdx.x];
   const StepRow tensor = argument.table[index];
-  const RuleArgument<T>& rule = inputs.rules[tensor.group];
+  const RuleArgument<T>& rule = inputs.rules[tensor.rule];
   const int64_t columns = tensor.columns, octets = octets_in(columns);
 
   const int log2 = log2_row_threads(octets), row_threads = 1 << log2;
@@ -113,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<T>)
   const bool inside = row < tensor.rows;
   const RowMask mask{reinterpret_cast<const uint8_t*>(tensor.mask) + begin, inside ? columns : 0};
   unsigned active = mask.bits(thread);
-  const T c = factor_of<T>(tensor, mask, rule.correction, active, inside ? octets : 0, thread, row_threads);
+  const T c = factor_of<T>(tensor, mask, active, inside ? octets : 0, thread, row_threads);
   if (!inside) return;
 
   const Update<T> update(inputs, rule, tensor.momentum_buffer != 0, tensor.ham != 0);

@@ -1,5 +1,5 @@
 // What the kernels read of tensors: rows of tables in device memory, which Python makes. Names and order are
-// those of gpu_tables.StepRow and WalkRow and of sectors.ListRow; a test compares them with the names here.
+// those of gpu/tables.StepRow and WalkRow and of gpu/lists.ListRow; a test compares them with the names here.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,11 @@ namespace sparseopt::cuda {
   FIELD(parameter)                \
   FIELD(momentum_buffer)          \
   FIELD(mask)                     \
-  FIELD(mean_fan_in)              \
+  FIELD(divisor)                  \
   FIELD(rows)                     \
   FIELD(columns)                  \
   FIELD(first_program)            \
-  FIELD(group)                    \
+  FIELD(rule)                     \
   FIELD(ham)
 
 #define SPARSEOPT_WALK_ROW(FIELD) \
@@ -24,10 +24,9 @@ namespace sparseopt::cuda {
   FIELD(listed)                   \
   FIELD(bits)                     \
   FIELD(factors)                  \
-  FIELD(unnormalized)             \
   FIELD(columns)                  \
   FIELD(elements)                 \
-  FIELD(group)                    \
+  FIELD(rule)                     \
   FIELD(ham)                      \
   FIELD(first_chunk)              \
   FIELD(length)
@@ -40,11 +39,9 @@ namespace sparseopt::cuda {
   FIELD(first_row)                \
   FIELD(first_program)            \
   FIELD(capacity)                 \
-  FIELD(mean_fan_in)              \
   FIELD(masks)                    \
   FIELD(listed)                   \
-  FIELD(bits)                     \
-  FIELD(factors)
+  FIELD(bits)
 
 #define SPARSEOPT_MEMBER(name) int64_t name;
 #define SPARSEOPT_NAME(name) #name,
@@ -68,7 +65,7 @@ constexpr const char* kListRowFields[] = {SPARSEOPT_LIST_ROW(SPARSEOPT_NAME)};
 
 // Without gaps: a table is an array of int64.
 static_assert(sizeof(StepRow) == sizeof(int64_t) * 9);
-static_assert(sizeof(WalkRow) == sizeof(int64_t) * 13);
-static_assert(sizeof(ListRow) == sizeof(int64_t) * 12);
+static_assert(sizeof(WalkRow) == sizeof(int64_t) * 12);
+static_assert(sizeof(ListRow) == sizeof(int64_t) * 10);
 
 }  // namespace sparseopt::cuda

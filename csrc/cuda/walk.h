@@ -61,9 +61,8 @@ class SectorRows {
   SectorRows() = default;
 
   // Of the sector that begins with weight `begin`. Where nothing is corrected, it is one row of c_i = 1.
-  __device__ __forceinline__ SectorRows(const WalkRow& tensor, int64_t begin, unsigned active,
-                                        Correction correction, bool wide) {
-    if (tensor.factors == 0 || correction == Correction::kNone) return;
+  __device__ __forceinline__ SectorRows(const WalkRow& tensor, int64_t begin, unsigned active, bool wide) {
+    if (tensor.factors == 0) return;
     int64_t row, left;
     if (wide) {
       row = begin / tensor.columns;
@@ -75,8 +74,7 @@ class SectorRows {
       left = columns - (first - quotient * columns);
     }
     if (left < kWhole) own_ = (1u << left) - 1;
-    const int64_t factors = correction == Correction::kLayer ? tensor.factors : tensor.unnormalized;
-    at_ = reinterpret_cast<const T*>(factors) + row;
+    at_ = reinterpret_cast<const T*>(tensor.factors) + row;
     c_ = __ldg(at_);
     // Of a second row, c_i is there in time; more than two are for matrices of a few columns.
     if ((active & ~own_) != 0) next_ = __ldg(at_ + 1);

@@ -38,7 +38,7 @@ class SquaresOfSector {
 
   __device__ __forceinline__ void read(const Sector& sector) {
     const Place at(argument_, sector);
-    rows_ = SectorRows<T>(at.tensor, at.e, sector.active, at.correction, argument_.wide);
+    rows_ = SectorRows<T>(at.tensor, at.e, sector.active, argument_.wide);
     g_.read(at.g, at.count, at.count == kWeights && is_aligned(at.g));
   }
 
@@ -57,13 +57,12 @@ class SquaresOfSector {
  private:
   struct Place {
     const WalkRow& tensor;
-    Correction correction;
     int64_t e;
     int count;
     const Stored* g;
 
     __device__ __forceinline__ Place(const WalkArgument<T>& argument, const Sector& sector)
-        : tensor(argument.table[sector.tensor]), correction(argument.inputs.rules[tensor.group].correction) {
+        : tensor(argument.table[sector.tensor]) {
       e = int64_t(sector.number) * kWeights;
       const int64_t left = tensor.elements - e;
       count = left < kWeights ? static_cast<int>(left) : kWeights;
@@ -108,13 +107,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
 
 }  // namespace
 
-void walk_squares(const WalkLaunch& of, const Inputs& inputs, uintptr_t sums, uintptr_t stream) {
+void walk_squares(const WalkLaunch& of, std::string_view gradients, uintptr_t sums, uintptr_t stream) {
   with_stored(of.dtype, [&](auto stored) {
     using Stored = decltype(stored);
     using T = typename ArithmeticOf<Stored>::type;
     launch("launching the gradient norm", walk_squares_kernel<Stored, T>,
            walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
-           walk_argument<T>(of, inputs, sums));
+           walk_argument<T>(of, Inputs{gradients, {}, 0, 0}, sums));
   });
 }
 

@@ -18,7 +18,7 @@ class StepOfSector {
 
   __device__ __forceinline__ void read(const Sector& sector) {
     const Place at(argument_, sector);
-    rows_ = SectorRows<T>(at.tensor, at.e, sector.active, at.rule.correction, argument_.wide);
+    rows_ = SectorRows<T>(at.tensor, at.e, sector.active, argument_.wide);
     const auto* from_g = reinterpret_cast<const Stored*>(argument_.inputs.gradients[sector.tensor]) + at.e;
     p_.read(at.p, at.count, at.vectors);
     if (at.b != nullptr) b_.read(at.b, at.count, at.vectors);
@@ -51,7 +51,7 @@ class StepOfSector {
     bool vectors;
 
     __device__ __forceinline__ Place(const WalkArgument<T>& argument, const Sector& sector)
-        : tensor(argument.table[sector.tensor]), rule(argument.inputs.rules[tensor.group]) {
+        : tensor(argument.table[sector.tensor]), rule(argument.inputs.rules[tensor.rule]) {
       e = int64_t(sector.number) * kWeights;
       const int64_t left = tensor.elements - e;
       count = left < kWeights ? static_cast<int>(left) : kWeights;

@@ -16,8 +16,8 @@ using namespace sparseopt::cuda;
 namespace {
 
 // Those of contract.Rule, in its order; a test compares them.
-constexpr const char* kRuleFields[] = {"lr",       "momentum",   "dampening", "weight_decay", "nesterov",
-                                       "maximize", "correction", "ham_alpha", "ham_beta",     "gamma"};
+constexpr const char* kRuleFields[] = {"lr",       "momentum",  "dampening", "weight_decay", "nesterov",
+                                       "maximize", "ham_alpha", "ham_beta",  "gamma"};
 
 double number_of(py::handle value) {
   const double number = PyFloat_AsDouble(value.ptr());
@@ -44,10 +44,9 @@ Rule rule_of(py::handle fields) {
   rule.weight_decay = number_of(field(3));
   rule.nesterov = field(4).cast<bool>();
   rule.maximize = field(5).cast<bool>();
-  rule.correction = correction_named(field(6).cast<std::string>());
-  rule.ham_alpha = number_of(field(7));
-  rule.ham_beta = number_of(field(8));
-  number_or_address(field(9), rule.gamma, rule.gamma_address);
+  rule.ham_alpha = number_of(field(6));
+  rule.ham_beta = number_of(field(7));
+  number_or_address(field(8), rule.gamma, rule.gamma_address);
   return rule;
 }
 
@@ -75,11 +74,11 @@ void run_walk_step(const WalkLaunch& launch, const py::bytes& gradients, const p
   walk_step(launch, inputs, stream);
 }
 
-void run_walk_squares(const WalkLaunch& launch, const py::bytes& gradients, const py::sequence& rules,
-                      uintptr_t sums, uintptr_t stream) {
-  const Inputs inputs = inputs_of(gradients, rules, 0, 0);
+void run_walk_squares(const WalkLaunch& launch, const py::bytes& gradients, uintptr_t sums,
+                      uintptr_t stream) {
+  const std::string_view addresses(gradients);
   py::gil_scoped_release release;
-  walk_squares(launch, inputs, sums, stream);
+  walk_squares(launch, addresses, sums, stream);
 }
 
 void run_count_rows(const std::string& dtype, uintptr_t table, uintptr_t owner, uintptr_t fan_in,
@@ -142,8 +141,8 @@ PYBIND11_MODULE(_cuda, module) {
              py::arg("found_inf"), py::arg("stream"));
   module.def("walk_step", &run_walk_step, py::arg("walk"), py::arg("gradients"), py::arg("rules"),
              py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"));
-  module.def("walk_squares", &run_walk_squares, py::arg("walk"), py::arg("gradients"), py::arg("rules"),
-             py::arg("sums"), py::arg("stream"));
+  module.def("walk_squares", &run_walk_squares, py::arg("walk"), py::arg("gradients"), py::arg("sums"),
+             py::arg("stream"));
   module.def("count_rows", &run_count_rows, py::arg("dtype"), py::arg("table"), py::arg("owner"),
              py::arg("fan_in"), py::arg("live"), py::arg("blocks"), py::arg("stream"));
   module.def("list_sectors", &run_list_sectors, py::arg("dtype"), py::arg("table"), py::arg("owner"),

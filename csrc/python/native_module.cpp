@@ -6,7 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
-#include "../cpu/mask_bytes.h"
+#include "../cpu/zero_outside.h"
 #include "../cpu/mask_updates.h"
 #include "../cpu/packed_mask.h"
 #include "../cpu/random_choice.h"
@@ -43,6 +43,15 @@ void define_steps(py::module_& module) {
         return squared_norm(updates, threads, dense);
       },
       py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("threads"), py::arg("dense"));
+}
+
+// c_i of each run of a mask, of the c_i of its neurons (null: they are 1); empty where all are 1.
+std::vector<double> factors_of_runs(const PackedMask* mask, const double* factors) {
+  if (mask == nullptr || factors == nullptr) return {};
+  if (std::all_of(factors, factors + mask->neurons(), [](double factor) { return factor == 1.0; })) return {};
+  std::vector<double> of_runs(static_cast<size_t>(mask->runs()));
+  for (int64_t run = 0; run < mask->runs(); ++run) of_runs[run] = factors[mask->neuron_of(run)];
+  return of_runs;
 }
 
 py::dict build_info() {
@@ -126,7 +135,14 @@ PYBIND11_MODULE(_native, module) {
            }),
            py::arg("mask"), py::arg("groups"), py::arg("segments"), py::arg("neurons_per_group"),
            py::arg("length"), py::arg("threads"))
-      .def_property_readonly("nnz", &PackedMask::nnz)
+      .def_property_readonly("neurons", &PackedMask::neurons)
+      .def_property_readonly("full_fan_in", &PackedMask::full_fan_in)
+      .def(
+          "count_fan_in",
+          [](const PackedMask& mask, uintptr_t fan_in, int threads) {
+            mask.count_fan_in(reinterpret_cast<int64_t*>(fan_in), threads);
+          },
+          py::arg("fan_in"), py::arg("threads"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("bits", &PackedMask::bits)
       .def_property_readonly("live_blocks", &PackedMask::live_blocks);
 
@@ -143,37 +159,30 @@ PYBIND11_MODULE(_native, module) {
       .def("forget", &WriteWatch::forget);
   py::class_<Tensor>(module, "Tensor")
       .def(py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer,
-                       int64_t numel, bool ham, const PackedMask* mask, WriteWatch* watch) {
+                       int64_t numel, bool ham, const PackedMask* mask, uintptr_t factors,
+                       WriteWatch* watch) {
              return Tensor{dtype_named(dtype),
                            reinterpret_cast<void*>(parameter),
                            reinterpret_cast<void*>(momentum_buffer),
                            numel,
                            ham,
                            mask,
+                           factors_of_runs(mask, reinterpret_cast<const double*>(factors)),
                            watch};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"),
-           py::arg("numel"), py::arg("ham"), py::arg("mask").none(true), py::arg("watch").none(true),
-           py::keep_alive<1, 7>(), py::keep_alive<1, 8>());
+           py::arg("numel"), py::arg("ham"), py::arg("mask").none(true), py::arg("factors"),
+           py::arg("watch").none(true), py::keep_alive<1, 7>(), py::keep_alive<1, 9>());
 
   py::class_<Rule>(module, "Rule")
       .def(py::init([](double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-                       bool maximize, const std::string& correction, double ham_alpha, double ham_beta,
-                       double gamma) {
-             return Rule{lr,
-                         momentum,
-                         dampening,
-                         weight_decay,
-                         nesterov,
-                         maximize,
-                         correction_named(correction),
-                         ham_alpha,
-                         ham_beta,
-                         gamma};
+                       bool maximize, double ham_alpha, double ham_beta, double gamma) {
+             return Rule{lr,       momentum,  dampening, weight_decay, nesterov,
+                         maximize, ham_alpha, ham_beta,  gamma};
            }),
            py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("dampening"), py::arg("weight_decay"),
-           py::arg("nesterov"), py::arg("maximize"), py::arg("correction"), py::arg("ham_alpha"),
-           py::arg("ham_beta"), py::arg("gamma"));
+           py::arg("nesterov"), py::arg("maximize"), py::arg("ham_alpha"), py::arg("ham_beta"),
+           py::arg("gamma"));
 
   py::class_<Table>(module, "Table")
       .def(py::init([](const std::vector<const Tensor*>& tensors, const std::vector<size_t>& groups) {
@@ -228,13 +237,6 @@ PYBIND11_MODULE(_native, module) {
                      element_bytes, threads);
       },
       py::arg("mask"), py::arg("data"), py::arg("numel"), py::arg("element_bytes"), py::arg("threads"),
-      py::call_guard<py::gil_scoped_release>());
-  module.def(
-      "largest_row_count",
-      [](uintptr_t mask, int64_t rows, int64_t columns, int threads) {
-        return largest_row_count(reinterpret_cast<const uint8_t*>(mask), rows, columns, threads);
-      },
-      py::arg("mask"), py::arg("rows"), py::arg("columns"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
   module.def("available_isas", &available_isas);
   module.def("build_info", &build_info);

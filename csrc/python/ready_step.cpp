@@ -36,17 +36,10 @@ bool read_limit(py::handle group, double& limit) {
   return read_number(group, key.max_grad_norm, limit) && limit > 0;
 }
 
-// False where a group asks for what is not known here. Sets `is_auto` where layers decide on the correction.
-bool read_rule(py::handle group, cpu::Rule& rule, double& limit, bool& is_auto) {
+// False where a group asks for what is not known here.
+bool read_rule(py::handle group, cpu::Rule& rule, double& limit) {
   const Names& key = names();
   if (!PyDict_Check(group.ptr()) || !read_limit(group, limit)) return false;
-  const py::handle correction = item(group, key.correction);
-  if (!correction || !PyUnicode_Check(correction.ptr())) return false;
-  const auto name = py::cast<std::string>(correction);
-  is_auto |= name == "auto";
-  rule.correction = name == "none"           ? Correction::kNone
-                    : name == "unnormalized" ? Correction::kUnnormalized
-                                             : Correction::kLayer;
   rule.gamma = 1.0;
   return read_number(group, key.lr, rule.lr) && read_number(group, key.momentum, rule.momentum) &&
          read_number(group, key.dampening, rule.dampening) &&
@@ -55,21 +48,13 @@ bool read_rule(py::handle group, cpu::Rule& rule, double& limit, bool& is_auto) 
          read_number(group, key.ham_alpha, rule.ham_alpha) && read_number(group, key.ham_beta, rule.ham_beta);
 }
 
-// Those of all groups; once more without a correction, where layers decide. `limits` are of the gradient's
-// norm, one for each rule.
+// Those of all groups, and the limits of the gradient's norm.
 bool read_rules(py::handle groups, std::vector<cpu::Rule>& rules, std::vector<double>& limits) {
   if (!PyList_Check(groups.ptr())) return false;
-  bool has_auto = false;
   for (const py::handle group : py::reinterpret_borrow<py::list>(groups)) {
     rules.emplace_back();
     limits.emplace_back();
-    if (!read_rule(group, rules.back(), limits.back(), has_auto)) return false;
-  }
-  const size_t count = rules.size();
-  for (size_t i = 0; has_auto && i < count; ++i) {
-    rules.push_back(rules[i]);
-    limits.push_back(limits[i]);
-    rules.back().correction = Correction::kNone;
+    if (!read_rule(group, rules.back(), limits.back())) return false;
   }
   return true;
 }

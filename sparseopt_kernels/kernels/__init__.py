@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from ..user_warning import warn
-from . import cpu as native
+from . import cpu
 from .contract import Backend
-from .cpu import NATIVE
+from .cpu import CPU
 from .gpu import cuda
 from .gpu.cuda import CUDA
 from .gpu.triton import TRITON
 from .reference import REFERENCE
 
-BACKENDS: dict[str, Backend] = {"reference": REFERENCE, "cpu": NATIVE, "triton": TRITON, "cuda": CUDA}
+BACKENDS: dict[str, Backend] = {"reference": REFERENCE, "cpu": CPU, "triton": TRITON, "cuda": CUDA}
 """By the name that ``SparseOpt(backend=)`` takes. Put yours in here, to be asked for by that name:
 ``"auto"`` chooses among those of ``_AUTO`` only."""
 # What "auto" tries first, by device.
@@ -34,11 +34,11 @@ def build_info() -> dict[str, Any]:
       ``cuda_architectures`` lists the GPUs that there is machine code for (90 is sm_90), and ``cuda_ptx``
       those whose PTX drivers translate for later GPUs.
     """
-    return {**native.build_info(), **cuda.build_info()}
+    return {**cpu.build_info(), **cuda.build_info()}
 
 
 def chosen_name(backend: str) -> str:
-    """``backend``, or what the environment variable SPARSEOPT_BACKEND says in place of ``"auto"``."""
+    """Return ``backend``; for ``"auto"``, the environment variable SPARSEOPT_BACKEND if it is set."""
     name, source = backend, "backend"
     if backend == "auto" and os.environ.get("SPARSEOPT_BACKEND"):
         name, source = os.environ["SPARSEOPT_BACKEND"], "SPARSEOPT_BACKEND"
@@ -49,7 +49,7 @@ def chosen_name(backend: str) -> str:
 
 
 def backend_for(name: str, device: torch.device) -> Backend:
-    """The backend that updates tensors on ``device``.
+    """Return the backend that updates tensors on ``device``.
 
     Raises:
         RuntimeError: ``name`` is not ``"auto"`` and that backend cannot run there; it says why.

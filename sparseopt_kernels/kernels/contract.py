@@ -1,27 +1,31 @@
-"""What a backend is asked: to make a plan for some tensors, once, and to carry it out at every step.
+"""What a backend is asked: to make a plan for some parameters, once, and to carry it out at every step.
 
 A backend is an object of type ``Backend``, in the registry of ``kernels``. Everything it is handed is
-complete and frozen. Tensors fit together, and corrections are known; other hyperparameters were checked when
-their group was made, and may be any numbers since. It raises nothing but errors of the device.
+complete and frozen. Tensors fit together. Hyperparameters were checked when their group was made, and may be
+any numbers since. A backend raises nothing but errors of the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..neurons import Correction, Neurons
+from ..correction import FanIn
+from ..neurons import Neurons
+
+if TYPE_CHECKING:
+    from ..native_library import Table
 
 NormOver = Literal["active", "dense"]
 """The positions that count in the norm of a masked gradient: active ones, or all."""
 
 
 @dataclass(frozen=True, eq=False)
-class Tensors:
+class ParamState:
     """One parameter, and what a step reads and writes beside it.
 
     ``parameter``, ``momentum_buffer`` (None where momentum is 0) and ``mask`` (boolean; None: dense) have one
@@ -29,8 +33,8 @@ class Tensors:
     parameter and buffer hold zeros: a backend may leave memory alone that holds no active weight. A buffer
     that no step has written yet holds zeros, too.
 
-    It is compared by identity, and replaced by another as soon as anything about it changes, the values in
-    the mask included: what was derived from it holds for as long as the same object is handed over.
+    It is compared by identity, and replaced by another when anything about it changes, the values in the mask
+    and the correction included: what was derived from it holds as long as the same object is handed over.
     """
 
     parameter: Tensor
@@ -39,12 +43,23 @@ class Tensors:
     given_mask: Tensor | None
     """The user's mask, of which ``mask`` may be a boolean copy; None where ``mask`` is laid out otherwise."""
     gradient_dtype: torch.dtype
+    memory_order: tuple[int, ...] | None
+    """The dimensions of the parameter from the largest stride to the smallest; None: it is contiguous."""
     neurons: Neurons
     """Where the neurons of the mask lie."""
-    group: int
-    """Which of ``Inputs.rules`` is the parameter's."""
+    rule: int
+    """The index of the parameter's rule in ``Inputs.rules``."""
     ham: bool
-    """Whether HAM applies to it, where its rule asks for HAM."""
+    """True if HAM applies to the parameter, where its rule asks for HAM."""
+
+
+class ParamFactors(NamedTuple):
+    """``c_i`` of the neurons of a mask, of the type of ``Backend.fan_in``."""
+
+    c: Tensor
+    """Of shape ``(neurons,)``."""
+    divisor: Tensor
+    """0-d: ``c_i = sqrt(fan_in_i / divisor)``, for kernels that count fan-in as they update."""
 
 
 class Rule(NamedTuple):
@@ -59,7 +74,6 @@ class Rule(NamedTuple):
     weight_decay: float
     nesterov: bool
     maximize: bool
-    correction: Correction
     ham_alpha: float
     ham_beta: float
     gamma: float | Tensor
@@ -90,41 +104,55 @@ class Inputs(NamedTuple):
 class UnseenWrite(NamedTuple):
     """A write that PyTorch has not counted: to a mask, or to weights outside of one."""
 
-    tensors: Tensors
+    param: ParamState
     to_mask: bool
 
 
 class Plan(Protocol):
-    """How a backend updates certain tensors, all of one device and dtype."""
+    """How a backend updates certain parameters, all of one device and dtype."""
 
     def step(self, inputs: Inputs) -> None:
         """Apply the update rule, in place."""
 
     def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
-        """The sum of ``(c_i g)^2`` over these positions: 0-d, float64, on the device. ``c_i`` is that of the
-        row, also where the mask is False."""
+        """Return the sum of ``(c_i g)^2`` over these positions: 0-d, float64, on the device.
+
+        A masked position has the ``c_i`` of its neuron.
+        """
 
     def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
-        """Look for writes since the last step that nobody was told of, and for those that an earlier call
-        has found and not returned. Asked before a step, of tensors that are where they were.
+        """Return the writes since the last step that PyTorch has not counted, as far as they were noticed.
+
+        Called before a step, when all tensors are where they were.
 
         Args:
             everything: look at all memory; else at as much of it as costs next to nothing, another part in
-                each call. A backend that cannot do that, or reads the mask itself at each step, finds none.
+                each call. A backend that cannot look finds none.
         """
+
+    def native_table(self) -> Table | None:
+        """Return what the native library needs to make the step by itself; None if that is not all of it."""
 
 
 class Backend(Protocol):
     """One way to carry out steps."""
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Why it cannot update tensors on that device; None: it can."""
+        """Return why it cannot update tensors on that device; None if it can."""
 
     def host_scalars(self, device: torch.device) -> bool:
-        """Whether it wants all scalars as numbers: see ``Inputs``."""
+        """Return True if it wants all scalars as numbers: see ``Inputs``."""
 
-    def supports(self, tensors: Tensors) -> bool:
-        """Whether it can update them; what it cannot goes to the reference backend."""
+    def supports(self, param: ParamState) -> bool:
+        """Return True if it can update the parameter; if not, the reference backend does."""
 
-    def plan(self, tensors: Sequence[Tensors]) -> Plan:
-        """A plan for tensors that it supports, all of one device and dtype."""
+    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
+        """Count the fan-in of masks that it supports, all of one device and dtype."""
+
+    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> Plan:
+        """Return a plan for parameters that it supports, all of one device and dtype.
+
+        Args:
+            params: the parameters.
+            factors: of each. None: all ``c_i`` are 1.
+        """

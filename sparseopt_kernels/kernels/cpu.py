@@ -1,4 +1,4 @@
-"""The native CPU backend: C++ with OpenMP over rows (``csrc/cpu``), one call for all parameters.
+"""The CPU backend: C++ with OpenMP over rows (``csrc/cpu``), one call for all parameters.
 
 Here is what PyTorch knows and the library does not: where tensors lie, and whether their memory is laid out
 as the loops expect.
@@ -7,12 +7,14 @@ as the loops expect.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .contract import Inputs, NormOver, Tensors, UnseenWrite
+from .. import native_library
+from ..correction import FanIn
+from .contract import Inputs, NormOver, ParamFactors, ParamState, UnseenWrite
 from .derived import Derived
 from .memory import (
     DTYPE_NAMES,
@@ -24,53 +26,32 @@ from .memory import (
     memory_order,
 )
 
-_MISSING: str | None = None
-try:
-    import sparseopt_kernels._native as _native
-except ModuleNotFoundError:
-    _MISSING = "the native library was not built"
-except ImportError as error:
-    _MISSING = f"the native library cannot be loaded ({error})"
-
-if TYPE_CHECKING:
-    from .._native import Decision, WriteWatch
-    from .._native import Rule as NativeRule
-    from .._native import Tensor as NativeTensor
-
 
 def build_info() -> dict[str, Any]:
-    """What the native library was built with: see ``kernels.build_info``."""
-    if _MISSING:
-        return {"native": False, "reason": _MISSING}
-    return {"native": True, **_native.build_info(), "isas": available_isas()}
+    """Return what the native library was built with: see ``kernels.build_info``."""
+    if native_library.MISSING:
+        return {"native": False, "reason": native_library.MISSING}
+    return {"native": True, **native_library.build_info(), "isas": available_isas()}
 
 
 def available_isas() -> tuple[str, ...]:
-    """The instruction sets this processor can run, the best first. The environment variable
-    ``SPARSEOPT_CPU_ISA`` names another one than the first."""
-    return () if _MISSING else tuple(_native.available_isas())
+    """Return the instruction sets that this processor can run, the best first.
+
+    The environment variable ``SPARSEOPT_CPU_ISA`` names another one than the first.
+    """
+    return () if native_library.MISSING else tuple(native_library.available_isas())
 
 
-def decisions() -> list[Decision]:
-    """How the CPU backend visits masked tensors, as far as steps of this process have measured it."""
-    return [] if _MISSING else _native.decisions()
-
-
-def is_missing() -> bool:
-    """Whether there is no native library that can be loaded."""
-    return _MISSING is not None
-
-
-class Native:
+class Cpu:
     def __init__(self) -> None:
-        self._derive = Derived(_derive)
+        self._packed = Derived(_pack)
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cpu":
             return f"it updates tensors on the cpu, not on {device.type}"
-        if _MISSING:
+        if native_library.MISSING:
             return (
-                f"{_MISSING}: install a C++ compiler, then sparseopt_kernels again, "
+                f"{native_library.MISSING}: install a C++ compiler, then sparseopt_kernels again, "
                 "then `sparseopt doctor` says: cpu tensors go to: cpu"
             )
         return None
@@ -78,88 +59,111 @@ class Native:
     def host_scalars(self, device: torch.device) -> bool:
         return True
 
-    def supports(self, tensors: Tensors) -> bool:
+    def supports(self, param: ParamState) -> bool:
         return (
-            tensors.parameter.dtype in DTYPE_NAMES
-            and is_walkable(tensors)
-            and (tensors.mask is None or memory_grid(tensors) is not None)
+            param.parameter.dtype in DTYPE_NAMES
+            and is_walkable(param)
+            and (param.mask is None or memory_grid(param) is not None)
         )
 
-    def plan(self, tensors: Sequence[Tensors]) -> NativePlan:
-        return NativePlan(tensors, self._derive(tensors))
+    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
+        masks = [packed.mask for packed in self._packed(params) if packed.mask is not None]
+        sizes = [mask.neurons for mask in masks]
+        counts = torch.empty(sum(sizes), dtype=torch.int64)
+        threads, at = torch.get_num_threads(), counts.data_ptr()
+        for mask, size in zip(masks, sizes, strict=True):
+            mask.count_fan_in(at, threads)
+            at += size * counts.itemsize
+        neurons = torch.tensor(sizes)
+        full = torch.tensor([mask.full_fan_in for mask in masks])
+        return FanIn(counts.double(), torch.arange(len(masks)).repeat_interleave(neurons), neurons, full)
+
+    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> CpuPlan:
+        return CpuPlan(params, self._packed(params), factors)
 
 
-class NativePlan:
-    def __init__(self, tensors: Sequence[Tensors], derived: Sequence[_Derived]) -> None:
-        self._tensors = tensors  # whose memory the table refers to
-        self._watches = [own.watch for own in derived]
-        self.table = _native.Table([own.tensor for own in derived], [t.group for t in tensors])
+class CpuPlan:
+    def __init__(
+        self,
+        params: Sequence[ParamState],
+        packed: Sequence[_Packed],
+        factors: Sequence[ParamFactors | None],
+    ) -> None:
+        self._params = params  # whose memory the table refers to
+        self._watches = [own.watch for own in packed]
+        tensors = [_tensor(*own) for own in zip(params, packed, factors, strict=True)]
+        self._table = native_library.Table(tensors, [param.rule for param in params])
 
     def step(self, inputs: Inputs) -> None:
-        _native.step(self.table, inputs.addresses, _rules(inputs), torch.get_num_threads())
+        native_library.step(self._table, inputs.addresses, _rules(inputs), torch.get_num_threads())
 
     def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
-        squares = _native.squared_norm(
-            self.table, inputs.addresses, _rules(inputs), torch.get_num_threads(), dense=over == "dense"
+        squares = native_library.squared_norm(
+            self._table, inputs.addresses, _rules(inputs), torch.get_num_threads(), dense=over == "dense"
         )
         return torch.tensor(squares, dtype=torch.float64)
 
     def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
         found: list[UnseenWrite] = []
-        if not _native.any_written(self.table, everything):
+        if not native_library.any_written(self._table, everything):
             return found
-        for tensors, watch in zip(self._tensors, self._watches, strict=True):
+        for param, watch in zip(self._params, self._watches, strict=True):
             if watch is None:
                 continue
             if watch.mask_written:
-                found.append(UnseenWrite(tensors, to_mask=True))
+                found.append(UnseenWrite(param, to_mask=True))
             if watch.weights_written:
-                found.append(UnseenWrite(tensors, to_mask=False))
+                found.append(UnseenWrite(param, to_mask=False))
             watch.forget()
-        self.table.forget()
+        self._table.forget()
         return found
 
-
-class _Derived(NamedTuple):
-    """The native form of a parameter, and who watches its mask."""
-
-    tensor: NativeTensor
-    watch: WriteWatch | None
-    """Over the mask; None: there is none, or its memory has gaps."""
+    def native_table(self) -> native_library.Table:
+        return self._table
 
 
-def _derive(tensors: Tensors) -> _Derived:
-    """The native form of a parameter; the mask is packed here, once for each change of it."""
-    parameter, buffer = tensors.parameter, tensors.momentum_buffer
-    mask = watch = None
-    if tensors.mask is not None:
-        grid = memory_grid(tensors)
-        assert grid is not None
-        ordered = mask_in_memory_order(tensors)  # it must live until it is packed
-        mask = _native.PackedMask(ordered.data_ptr(), *grid, threads=torch.get_num_threads())
-        given = tensors.given_mask
-        if given is not None and in_order(given, memory_order(given)):
-            watch = _native.WriteWatch(
-                given.data_ptr(),
-                given.element_size(),
-                mask,
-                parameter.numel(),
-                in_order(given, memory_order(parameter)),
-            )
-    tensor = _native.Tensor(
-        dtype=DTYPE_NAMES[parameter.dtype],
-        parameter=parameter.data_ptr(),
-        momentum_buffer=address_of(buffer),
-        numel=parameter.numel(),
-        ham=tensors.ham,
-        mask=mask,
-        watch=watch,
+class _Packed(NamedTuple):
+    """The packed mask of a parameter, and what notices writes to it."""
+
+    mask: native_library.PackedMask | None
+    watch: native_library.WriteWatch | None
+    """None: there is no mask, or its memory has gaps."""
+
+
+def _pack(param: ParamState) -> _Packed:
+    """Pack the mask: once for each change of it."""
+    if param.mask is None:
+        return _Packed(None, None)
+    grid = memory_grid(param)
+    assert grid is not None
+    ordered = mask_in_memory_order(param)  # it must live until it is packed
+    mask = native_library.PackedMask(ordered.data_ptr(), *grid, threads=torch.get_num_threads())
+    given = param.given_mask
+    if given is None or not in_order(given, memory_order(given)):
+        return _Packed(mask, None)
+    numel, is_in_order = param.parameter.numel(), in_order(given, param.memory_order)
+    return _Packed(
+        mask,
+        native_library.WriteWatch(given.data_ptr(), given.element_size(), mask, numel, is_in_order),
     )
-    return _Derived(tensor, watch)
 
 
-def _rules(inputs: Inputs) -> list[NativeRule]:
-    return [_native.Rule(**rule._asdict()) for rule in inputs.rules]
+def _tensor(param: ParamState, packed: _Packed, factors: ParamFactors | None) -> native_library.Tensor:
+    c = None if factors is None else factors.c.contiguous()
+    return native_library.Tensor(
+        dtype=DTYPE_NAMES[param.parameter.dtype],
+        parameter=param.parameter.data_ptr(),
+        momentum_buffer=address_of(param.momentum_buffer),
+        numel=param.parameter.numel(),
+        ham=param.ham,
+        mask=packed.mask,
+        factors=address_of(c),
+        watch=packed.watch,
+    )
 
 
-NATIVE = Native()
+def _rules(inputs: Inputs) -> list[native_library.Rule]:
+    return [native_library.Rule(**rule._asdict()) for rule in inputs.rules]
+
+
+CPU = Cpu()

@@ -1,4 +1,4 @@
-"""What a backend derives from tensors (packed masks, say): once for each, and kept from plan to plan."""
+"""A cache of what a backend derives from a parameter (packed masks, say), which is kept from plan to plan."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from .contract import Tensors
+from .contract import ParamState
 
 _T = TypeVar("_T")
 
 
 class Derived(Generic[_T]):
-    """Calls ``derive`` for each ``Tensors`` that is new to it, and keeps the result while they live."""
+    """Calls ``derive`` once for each ``ParamState``, and keeps the result while that lives."""
 
-    def __init__(self, derive: Callable[[Tensors], _T]) -> None:
+    def __init__(self, derive: Callable[[ParamState], _T]) -> None:
         self._derive = derive
-        self._known: WeakKeyDictionary[Tensors, _T] = WeakKeyDictionary()
+        self._cache: WeakKeyDictionary[ParamState, _T] = WeakKeyDictionary()
 
-    def __call__(self, tensors: Sequence[Tensors]) -> list[_T]:
-        for t in tensors:
-            if t not in self._known:
-                self._known[t] = self._derive(t)
-        return [self._known[t] for t in tensors]
+    def __call__(self, params: Sequence[ParamState]) -> list[_T]:
+        for param in params:
+            if param not in self._cache:
+                self._cache[param] = self._derive(param)
+        return [self._cache[param] for param in params]

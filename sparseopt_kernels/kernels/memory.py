@@ -1,4 +1,4 @@
-"""How tensors lie in memory: what kernels that walk it in order need to know. Nothing of any one backend."""
+"""The layout of tensors in memory, for kernels that walk it in order. Nothing here is of any one backend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .contract import Tensors
+from .contract import ParamState
 
 # What the C++ libraries call the types of weights that they know.
 DTYPE_NAMES = {
@@ -21,7 +21,7 @@ Order = tuple[int, ...] | None  # of the dimensions in memory; None: as they are
 
 
 def memory_order(tensor: Tensor) -> Order:
-    """The dimensions from the largest stride to the smallest: (0, 2, 3, 1) for channels_last."""
+    """Return the dimensions from the largest stride to the smallest: (0, 2, 3, 1) for channels_last."""
     if tensor.is_contiguous():
         return None
     strides = tensor.stride()
@@ -29,30 +29,31 @@ def memory_order(tensor: Tensor) -> Order:
 
 
 def in_order(tensor: Tensor, order: Order) -> bool:
-    """Whether the memory of ``tensor`` is its dimensions in ``order``, without gaps."""
+    """Tell if the memory of ``tensor`` is its dimensions in ``order``, without gaps."""
     return tensor.is_contiguous() if order is None else tensor.permute(order).is_contiguous()
 
 
 def address_of(tensor: Tensor | None) -> int:
-    """Where it lies, as the libraries and the kernels take it: 0 is none."""
+    """Return the address of a tensor, as the libraries and kernels take it; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def is_walkable(tensors: Tensors) -> bool:
-    """Whether parameter, momentum buffer and gradient are of one dtype, and lie in one order without gaps."""
-    parameter, buffer = tensors.parameter, tensors.momentum_buffer
-    order = memory_order(parameter)
+def is_walkable(param: ParamState) -> bool:
+    """Tell if parameter, momentum buffer and gradient are of one dtype, and lie in one order without gaps."""
+    parameter, buffer = param.parameter, param.momentum_buffer
+    order = param.memory_order
     return (
-        tensors.gradient_dtype == parameter.dtype
+        param.gradient_dtype == parameter.dtype
         and in_order(parameter, order)
         and (buffer is None or (buffer.dtype == parameter.dtype and in_order(buffer, order)))
     )
 
 
-def memory_grid(tensors: Tensors) -> tuple[int, int, int, int] | None:
-    """``Neurons.grid`` of the mask as it lies in memory; None where groups are not whole runs there."""
-    shape, neurons = tensors.parameter.shape, tensors.neurons
-    order = memory_order(tensors.parameter)
+def memory_grid(param: ParamState) -> tuple[int, int, int, int] | None:
+    """Return ``Neurons.grid`` of the mask as it lies in memory; None where groups are not whole runs
+    there."""
+    shape, neurons = param.parameter.shape, param.neurons
+    order = param.memory_order
     if order is None:
         return neurons.grid(shape)
     if neurons.groups > 1 and order[0] != 0:
@@ -63,11 +64,11 @@ def memory_grid(tensors: Tensors) -> tuple[int, int, int, int] | None:
     return neurons.groups, before // neurons.groups, shape[neurons.dim], after
 
 
-def mask_in_memory_order(tensors: Tensors) -> Tensor:
-    """The mask, contiguous, in the order in which the parameter's elements lie in memory."""
-    assert tensors.mask is not None
-    order = memory_order(tensors.parameter)
-    return (tensors.mask if order is None else tensors.mask.permute(order)).contiguous()
+def mask_in_memory_order(param: ParamState) -> Tensor:
+    """Return the mask, contiguous, in the order in which the elements of the parameter lie in memory."""
+    assert param.mask is not None
+    order = param.memory_order
+    return (param.mask if order is None else param.mask.permute(order)).contiguous()
 
 
 MASK_ALIGNMENT = 16  # bytes
@@ -80,28 +81,29 @@ class Rows(NamedTuple):
     rows: int
     columns: int  # all elements, without a mask
     mask: Tensor | None = None  # boolean (rows, columns), contiguous, at a multiple of MASK_ALIGNMENT
-    mean_fan_in: Tensor | None = None  # 0-d, of the arithmetic type
 
 
-def has_rows(tensors: Tensors) -> bool:
-    """Whether neurons are whole runs of memory (not in transposed convolutions), and sectors of 4 weights and
-    the weights of a neuron can be numbered with 31 bits."""
-    if tensors.parameter.numel() >= _MOST_WEIGHTS:
+def has_rows(param: ParamState) -> bool:
+    """Tell if neurons are whole runs of memory, and kernels can number sectors and columns with 31 bits.
+
+    Neurons of transposed convolutions are not.
+    """
+    if param.parameter.numel() >= _MOST_WEIGHTS:
         return False
-    if tensors.mask is None or tensors.parameter.numel() == 0:
+    if param.mask is None or param.parameter.numel() == 0:
         return True
-    grid = memory_grid(tensors)
+    grid = memory_grid(param)
     return grid is not None and grid[1] == 1 and grid[3] < _MOST_COLUMNS
 
 
-def rows_of(tensors: Tensors) -> Rows:
-    """The rows of a parameter that has them."""
-    parameter = tensors.parameter
-    grid = memory_grid(tensors)
-    if tensors.mask is None or parameter.numel() == 0 or grid is None:
+def rows_of(param: ParamState) -> Rows:
+    """Return the rows of a parameter for which :func:`has_rows` is true."""
+    parameter = param.parameter
+    grid = memory_grid(param)
+    if param.mask is None or parameter.numel() == 0 or grid is None:
         return Rows(1, parameter.numel())
     groups, _, neurons, columns = grid
-    mask = mask_in_memory_order(tensors)
+    mask = mask_in_memory_order(param)
     if mask.data_ptr() % MASK_ALIGNMENT != 0:
         mask = mask.clone()
     return Rows(groups * neurons, columns, mask.view(groups * neurons, columns))

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from .. import kernels
+from .. import kernels, native_library
 from .._version import __version__
-from ..kernels import cpu as native
 from ..optimizer import SparseOpt
 from .machine import machine
 
@@ -129,7 +128,7 @@ def _strategies() -> list[str]:
     lines += [
         f"  {d.live_share:4.0%} live: {d.strategy:6} (nanoseconds per block: list {d.list_ns:.1f}, "
         f"stream {d.stream_ns:.1f})"
-        for d in native.decisions()
+        for d in native_library.decisions()
         if d.step_bytes == 3 * 4 * 2048 * 2048
     ]
     return lines

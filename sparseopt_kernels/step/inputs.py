@@ -1,4 +1,4 @@
-"""What a step is given besides tensors: hyperparameters, AMP's scale and verdict, the limit of the norm.
+"""The inputs of a step besides tensors: hyperparameters, AMP's scale and verdict, the limit of the norm.
 
 As numbers, where the host knows them or a backend wants them; else as tensors that stay on the device, so
 that no step waits for it.
@@ -16,12 +16,14 @@ from torch import Tensor
 from ..kernels.contract import Inputs, NormOver, Rule
 from ..neurons import arithmetic_dtype
 from .gradients import Gradients, regular_gradients
-from .preparation import Batch, Prepared
+from .preparation import Batch, Prepared, RuleSource
 
 
 class Amp(NamedTuple):
-    """What GradScaler says: gradients are ``grad_scale`` times too large, and hold an infinity or NaN where
-    ``found_inf`` is not 0. One-element tensors on any device, or None."""
+    """The scale and the verdict of GradScaler: one-element tensors on any device, or None.
+
+    Gradients are ``grad_scale`` times too large, and hold an infinity or NaN where ``found_inf`` is not 0.
+    """
 
     grad_scale: Tensor | None
     found_inf: Tensor | None
@@ -34,25 +36,21 @@ def inputs_of(
     groups: Sequence[dict[str, Any]],
     amp: Amp,
 ) -> Inputs:
-    """What a batch is given at one step.
+    """Return the inputs of a batch at one step.
 
     Args:
         batch, prepared: the batch, and what it is of.
         gradients: those of all parameters.
         groups: the optimizer's parameter groups.
-        amp: what GradScaler says; a step that is skipped does not come here, if the host knows of it.
+        amp: GradScaler's. A step that is skipped does not come here, if the host knows of it.
     """
     grad_scale, found_inf, gamma = amp.grad_scale, amp.found_inf, 1.0
     if prepared.on_host:
         gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
         grad_scale = found_inf = None
-    rules = [_rule(group, batch, gamma, prepared.on_host) for group in groups]
-    if prepared.has_auto:
-        rules += [rule._replace(correction="none") for rule in rules]
-    if prepared.is_first_step:
-        rules += [rule._replace(dampening=0.0) for rule in rules]
+    rules = [_rule(source, groups[source.group], batch, gamma, prepared.on_host) for source in prepared.rules]
     return Inputs(
-        *regular_gradients(gradients, batch.positions, batch.tensors, batch.irregular),
+        *regular_gradients(gradients, batch.positions, batch.params, batch.irregular),
         rules,
         None if grad_scale is None else _on(grad_scale, batch.device, torch.float32),
         None if found_inf is None else _on(found_inf, batch.device, torch.float32),
@@ -66,11 +64,11 @@ def limit_norm(
     on_host: bool,
     over: NormOver,
 ) -> list[Inputs]:
-    """The inputs with the coefficient of Appendix F in the rules of the groups whose gradients are limited.
+    """Return the inputs with the coefficient of Appendix F in the rules whose gradients are limited.
 
     Args:
-        batches, inputs: all batches of the step, and what each is given.
-        limits: ``max_grad_norm`` of each group.
+        batches, inputs: all batches of the step, and the inputs of each.
+        limits: ``max_grad_norm`` of the group of each rule.
         on_host: whether the coefficient is to be a number.
         over: the positions whose gradients count.
     """
@@ -92,9 +90,7 @@ def limit_norm(
         scaled = total.sqrt() if grad_scale is None else total.sqrt() / grad_scale
         coefficients = [None if limit is None else (limit / scaled).clamp(max=1.0) for limit in limits]
     return [
-        own._replace(
-            rules=[_limited(rule, coefficients[i % len(limits)], batch) for i, rule in enumerate(own.rules)]
-        )
+        own._replace(rules=[_limited(*pair, batch) for pair in zip(own.rules, coefficients, strict=True)])
         for batch, own in zip(batches, inputs, strict=True)
     ]
 
@@ -105,7 +101,7 @@ def _limited(rule: Rule, gamma: float | Tensor | None, batch: Batch) -> Rule:
     return rule if gamma is None else rule._replace(gamma=gamma)
 
 
-def _rule(group: dict[str, Any], batch: Batch, gamma: float, on_host: bool) -> Rule:
+def _rule(source: RuleSource, group: dict[str, Any], batch: Batch, gamma: float, on_host: bool) -> Rule:
     lr = group["lr"]
     if isinstance(lr, Tensor):
         stays = not on_host and (lr.device.type != "cpu" or batch.device.type == "cpu")
@@ -113,11 +109,10 @@ def _rule(group: dict[str, Any], batch: Batch, gamma: float, on_host: bool) -> R
     return Rule(
         lr=lr if isinstance(lr, Tensor) else float(lr),
         momentum=float(group["momentum"]),
-        dampening=float(group["dampening"]),
+        dampening=0.0 if source.is_first_step else float(group["dampening"]),
         weight_decay=float(group["weight_decay"]),
         nesterov=group["nesterov"],
         maximize=group["maximize"],
-        correction="layer" if group["correction"] == "auto" else group["correction"],
         ham_alpha=float(group["ham_alpha"]),
         ham_beta=float(group["ham_beta"]),
         gamma=gamma,

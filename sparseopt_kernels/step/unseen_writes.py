@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..kernels.contract import Tensors
+from ..kernels.contract import ParamState
 from ..masks.registered_masks import as_boolean
 from .preparation import Batch, Prepared
 
@@ -41,8 +41,8 @@ def unseen_writes(prepared: Prepared, everything: bool = False) -> list[_Found]:
     """
     found = []
     for batch in prepared.batches:
-        for tensors, to_mask in batch.plan.unseen_writes(everything):
-            position = batch.positions[batch.tensors.index(tensors)]
+        for param, to_mask in batch.plan.unseen_writes(everything):
+            position = batch.positions[batch.params.index(param)]
             found.append(_Found(prepared.parameters[position], to_mask))
     return found
 
@@ -77,7 +77,7 @@ class FullCheck:
     """Compares, before a step, all of each mask with what was derived from it, and zeros with the mask."""
 
     def __init__(self) -> None:
-        self._masks: WeakKeyDictionary[Tensors, Tensor] = WeakKeyDictionary()
+        self._masks: WeakKeyDictionary[ParamState, Tensor] = WeakKeyDictionary()
 
     def check(
         self, prepared: Prepared, masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]
@@ -91,30 +91,30 @@ class FullCheck:
             )
             raise RuntimeError(_failure(names[parameter], what))
         for batch in prepared.batches:
-            for parameter, tensors in _masked(prepared, batch):
+            for parameter, param in _masked(prepared, batch):
                 mask = as_boolean(masks[parameter])
-                if not torch.equal(mask, self._masks.setdefault(tensors, mask.clone())):
+                if not torch.equal(mask, self._masks.setdefault(param, mask.clone())):
                     raise RuntimeError(_failure(names[parameter], "its mask is not the one that was applied"))
-                self._check_zeros(tensors, names[parameter])
+                self._check_zeros(param, names[parameter])
 
     @staticmethod
-    def _check_zeros(tensors: Tensors, name: str) -> None:
-        assert tensors.mask is not None
+    def _check_zeros(param: ParamState, name: str) -> None:
+        assert param.mask is not None
         for tensor, what in (
-            (tensors.parameter, "weights"),
-            (tensors.momentum_buffer, "numbers of its momentum"),
+            (param.parameter, "weights"),
+            (param.momentum_buffer, "numbers of its momentum"),
         ):
             if tensor is None:
                 continue
-            count = int(((tensor != 0) & ~tensors.mask).count_nonzero())
+            count = int(((tensor != 0) & ~param.mask).count_nonzero())
             if count:
                 raise RuntimeError(_failure(name, f"{count} {what} outside its mask are not zero"))
 
 
-def _masked(prepared: Prepared, batch: Batch) -> Iterator[tuple[Parameter, Tensors]]:
-    for position, tensors in zip(batch.positions, batch.tensors, strict=True):
-        if tensors.mask is not None:
-            yield prepared.parameters[position], tensors
+def _masked(prepared: Prepared, batch: Batch) -> Iterator[tuple[Parameter, ParamState]]:
+    for position, param in zip(batch.positions, batch.params, strict=True):
+        if param.mask is not None:
+            yield prepared.parameters[position], param
 
 
 def _failure(name: str, what: str) -> str:

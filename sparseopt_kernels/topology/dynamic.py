@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from ..correction import mask_factors
 from ..masks.mapping import neurons_in
 from ..masks.registered_masks import as_boolean
-from ..neurons import correction_factors
 from ..skipped_steps import SkippedStep
 from ..user_warning import warn
 from .agreement import Group
@@ -325,7 +325,7 @@ class RigL(_DropAndGrow):
         return [ranking._replace(factors=factors[ranking.layer]) for ranking in rankings]
 
     def _factors(self, parameter: Parameter, mask: Tensor) -> Tensor:
-        return correction_factors(as_boolean(mask), neurons_in(self.masks, parameter))
+        return mask_factors(as_boolean(mask), neurons_in(self.masks, parameter))
 
     def _look_at_ranks(self, updates: Updates) -> None:
         if not self._has_warned and updates.ranks_are_masked():

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
-from ..kernels import cpu as native
+from .. import native_library
 from ..kernels.memory import DTYPE_NAMES
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
 from .layer_update import LayerUpdate
 from .random_choice import draw_seed
 from .updates import Layer, Ranking, score_of
-
-if TYPE_CHECKING:
-    from .. import _native
 
 
 def supports(layers: Sequence[Layer]) -> bool:
@@ -28,7 +25,7 @@ def supports(layers: Sequence[Layer]) -> bool:
     A mask that two parameters share changes between their turns, and the library looks at all masks first.
     """
     return (
-        not native.is_missing()
+        not native_library.MISSING
         and len({id(layer.mask) for layer in layers}) == len(layers)
         and all(_is_known(layer) for layer in layers)
     )
@@ -65,12 +62,10 @@ class NativeUpdates:
     """
 
     def __init__(self, layers: Sequence[Layer], neurons: Sequence[Neurons], min_fan_in: int = 0) -> None:
-        from .. import _native
-
         self._layers = layers
         self._contiguous = [_contiguous(layer) for layer in layers]
         pairs = zip(self._contiguous, neurons, strict=True)
-        self._updates = _native.MaskUpdates(
+        self._updates = native_library.MaskUpdates(
             [_masked_layer(layer, min_fan_in, own) for layer, own in pairs], torch.get_num_threads()
         )
         self.active = self._updates.active
@@ -86,11 +81,9 @@ class NativeUpdates:
         return finite
 
     def _rank(self, rankings: Sequence[tuple[Ranking, Tensor]]) -> bool:
-        from .. import _native
-
         values = [values.contiguous() for _, values in rankings]
         scores = [
-            _native.Scores(
+            native_library.Scores(
                 layer=ranking.layer,
                 dtype=DTYPE_NAMES[own.dtype],
                 values=own.data_ptr(),
@@ -130,7 +123,7 @@ class NativeUpdates:
         if written:
             increment_version(written)
 
-    def _written(self, changes: list[_native.MaskChange]) -> list[LayerUpdate]:
+    def _written(self, changes: list[native_library.MaskChange]) -> list[LayerUpdate]:
         """Copy back what the library wrote to copies; PyTorch counts these writes."""
         updates = [LayerUpdate(c.dropped, c.grown, c.died, c.revived, c.most_grown) for c in changes]
         for layer, contiguous, update in zip(self._layers, self._contiguous, updates, strict=True):
@@ -155,10 +148,8 @@ def _contiguous(layer: Layer) -> _Contiguous:
     return _Contiguous(parameter.contiguous(), as_boolean(mask).contiguous(), explored.contiguous())
 
 
-def _masked_layer(layer: _Contiguous, min_fan_in: int, neurons: Neurons) -> _native.MaskedLayer:
-    from .. import _native
-
-    return _native.MaskedLayer(
+def _masked_layer(layer: _Contiguous, min_fan_in: int, neurons: Neurons) -> native_library.MaskedLayer:
+    return native_library.MaskedLayer(
         dtype=DTYPE_NAMES[layer.parameter.dtype],
         weights=layer.parameter.data_ptr(),
         mask=layer.mask.data_ptr(),

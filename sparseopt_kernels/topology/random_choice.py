@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import cpu as native
+from .. import native_library
 
 
 def draw_seed(generator: torch.Generator) -> int:
@@ -22,11 +22,9 @@ def choose_random(size: int, k: int, seed: int) -> Tensor:
 
     Memory beside the result is taken for the ``k`` chosen places, or for the ``size - k`` others.
     """
-    if not native.is_missing():
-        from .. import _native
-
+    if not native_library.MISSING:
         chosen = torch.empty(size, dtype=torch.bool, device="cpu")
-        _native.choose_random(chosen.data_ptr(), size, k, seed)
+        native_library.choose_random(chosen.data_ptr(), size, k, seed)
         return chosen
     most = 2 * k > size  # then it is quicker to choose the others
     chosen = add_random(torch.zeros(size, dtype=torch.bool, device="cpu"), size - k if most else k, seed)

@@ -13,7 +13,7 @@ from backends import INTERPRETED
 from cpu_elsewhere import program as elsewhere
 from cpu_elsewhere.program import Case, build, cases
 
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.kernels import cpu
 
 pytestmark = [
     pytest.mark.compiled,
@@ -67,7 +67,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     program = tmp_path / "steps"
     build("g++", program, [PLAIN, AVX2, AVX512], ["-DSPARSEOPT_X86", *SANITIZERS])
     found = {}
-    for isa in native.available_isas() or ("plain",):
+    for isa in cpu.available_isas() or ("plain",):
         for strategy in ("stream", "list"):
             environment = {"SPARSEOPT_CPU_ISA": isa, "SPARSEOPT_CPU_STRATEGY": strategy}
             found[isa, strategy] = elsewhere.run([str(program)], cases(), **environment)

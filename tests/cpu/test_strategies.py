@@ -14,7 +14,7 @@ from side_by_side import pattern_mask, same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.kernels import cpu
 from sparseopt_kernels.optimizer import SparseOpt
 
 STRATEGY_VARIABLE = "SPARSEOPT_CPU_STRATEGY"
@@ -74,7 +74,7 @@ def test_avx512_has_the_bits_of_avx2(
     dtype: torch.dtype, rule: Hyper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both fuse multiply-adds; the baseline of x86, which cannot, differs in last bits."""
-    if "avx512" not in native.available_isas():
+    if "avx512" not in cpu.available_isas():
         pytest.skip("this CPU has no avx512")
     found = []
     for isa in ("avx512", "avx2"):
@@ -107,7 +107,7 @@ def steps(sparsity, count):
         optimizer.step()
 
 def kinds():
-    found = native.decisions()
+    found = native_library.decisions()
     return [(int(16 * d.live_share), d.strategy, d.stream_ns > 0, d.list_ns > 0) for d in found]
 
 assert kinds() == []
@@ -126,7 +126,7 @@ assert len(kinds()) == 2, kinds()
 
 def test_the_strategy_is_measured_once_for_each_kind() -> None:
     """In a process of its own: what is known lasts as long as that."""
-    reason = native.NATIVE.unavailable(torch.device("cpu"))
+    reason = native.CPU.unavailable(torch.device("cpu"))
     if reason is not None:
         pytest.skip(f"backend 'cpu': {reason}")
     result = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparseopt_kernels.kernels.contract import Inputs, Rule, Tensors
+from sparseopt_kernels.correction import Correction
+from sparseopt_kernels.kernels.contract import Inputs, ParamState, Rule
 from sparseopt_kernels.kernels.gpu import cuda as backend
 from sparseopt_kernels.kernels.gpu.plan import GpuPlan, Keeper
 from sparseopt_kernels.kernels.tensor_memory import addresses_of
-from sparseopt_kernels.neurons import Correction, Neurons
+from sparseopt_kernels.neurons import Neurons
 
 DTYPES = {
     "float32": torch.float32,
@@ -67,8 +68,8 @@ class Weight:
         view = memory[offset : offset + numel].view(self.rows, self.columns)
         return view.copy_(torch.from_numpy(rng.standard_normal(view.shape)))
 
-    def tensors(self) -> Tensors:
-        return Tensors(
+    def tensors(self) -> ParamState:
+        return ParamState(
             parameter=self.p,
             momentum_buffer=self.b if self.momentum else None,
             mask=None if self.density is None else self.mask,

@@ -9,7 +9,7 @@ from side_by_side import pattern_mask, same_bits
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels import native_library
 from sparseopt_kernels.neurons import Neurons, fan_in
 from sparseopt_kernels.step.zero_outside import largest_fan_in, zero_outside
 
@@ -25,7 +25,7 @@ ANYTHING = [
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "pytorch":
         monkeypatch.setattr(native, "_MISSING", "left out")
-    elif native.is_missing():
+    elif native_library.MISSING is not None:
         pytest.skip("the native library was not built")
 
 
@@ -94,7 +94,7 @@ def test_autograd_notices_a_weight_that_was_zeroed() -> None:
         loss.backward()
 
 
-@pytest.mark.skipif(native.is_missing(), reason="there is no native library")
+@pytest.mark.skipif(native_library.MISSING is not None, reason="there is no native library")
 def test_the_version_is_raised_before_the_weights_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C between the two leaves no write that was not counted."""
     monkeypatch.setattr(native, "_MISSING", None)  # PyTorch counts its own

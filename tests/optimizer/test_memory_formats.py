@@ -1,4 +1,4 @@
-"""Tensors however they lie in memory."""
+"""ParamState however they lie in memory."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from ranks import on_ranks
 from side_by_side import same_bits
 
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels import native_library
 
 SCRIPT = """
 import warnings
@@ -67,7 +67,7 @@ for write in (broadcast_by_ddp, broadcast, all_reduce, broadcast_of_weights):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_what_a_collective_writes_is_applied_in_the_next_step(backend: str, tmp_path: Path) -> None:
-    if backend == "cpu" and native.is_missing():
+    if backend == "cpu" and native_library.MISSING is not None:
         pytest.skip("there is no native library")
     first, second = on_ranks(SCRIPT.replace("BACKEND", repr(backend)), tmp_path)
     for case in first:

@@ -15,8 +15,8 @@ from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
+from sparseopt_kernels import native_library
 from sparseopt_kernels import optimizer as optimizer_module
-from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.optimizer import SparseOpt
 
 MASK_TURNS, WEIGHT_TURNS = 256, 2048  # csrc/cpu/write_watch.h
@@ -27,7 +27,7 @@ WRITES: dict[str, Callable[[Tensor], Tensor]] = {
     "storage": lambda t: t.new_empty(0).set_(t.untyped_storage(), 0, t.shape, t.stride()),
     "data": lambda t: t.data,
 }
-"""Tensors of the same memory, with a version of their own."""
+"""ParamState of the same memory, with a version of their own."""
 each_write = pytest.mark.parametrize("how", WRITES)
 
 
@@ -137,7 +137,7 @@ def test_weights_outside_a_mask_are_noticed(
     assert steps_until_masked(p, mask, optimizer) <= (1 if count is None else WEIGHT_TURNS)
 
 
-@pytest.mark.skipif(native.is_missing(), reason="there is no native library")
+@pytest.mark.skipif(native_library.MISSING is not None, reason="there is no native library")
 @pytest.mark.parametrize("scenario", ["mask", "weights"])
 def test_it_is_said_once_and_from_then_on_the_step_is_right(scenario: str) -> None:
     """To the last bit that of an optimizer whose user told."""
@@ -166,7 +166,7 @@ def test_it_is_said_once_and_from_then_on_the_step_is_right(scenario: str) -> No
     assert not outside(p, mask, optimizer)
 
 
-@pytest.mark.skipif(native.is_missing(), reason="there is no native library")
+@pytest.mark.skipif(native_library.MISSING is not None, reason="there is no native library")
 @pytest.mark.parametrize("scenario", ["mask", "weights"])
 def test_after_a_finding_the_step_is_short_again(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEOPT_CPU_STRATEGY", "list")
@@ -235,7 +235,7 @@ def test_a_mask_in_another_order_than_its_parameter(noticing: Backend) -> None:
     assert steps_until_masked(layer.weight, mask, optimizer) == 1
 
 
-@pytest.mark.skipif(native.is_missing(), reason="there is no native library")
+@pytest.mark.skipif(native_library.MISSING is not None, reason="there is no native library")
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": torch.tensor(1e6)}], ids=["ready", "long-way"])
 def test_many_tensors_take_turns(options: dict[str, Any]) -> None:
     """Of 400, each step looks at 133 or 134: all of them have had their turn after three."""
@@ -328,7 +328,7 @@ class Interrupted(KeyboardInterrupt):
     pass
 
 
-@pytest.mark.skipif(native.is_missing(), reason="there is no native library")
+@pytest.mark.skipif(native_library.MISSING is not None, reason="there is no native library")
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": torch.tensor(1e6)}], ids=["ready", "long-way"])
 def test_versions_are_raised_before_weights_are_written(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import tensor
 
+from sparseopt_kernels.correction import mask_factors
 from sparseopt_kernels.lab.reproduce.skew_probe import (
     COLUMNS,
     Gradient,
@@ -26,7 +27,7 @@ from sparseopt_kernels.lab.reproduce.skew_probe import (
 from sparseopt_kernels.lab.training.config import new_config
 from sparseopt_kernels.lab.training.data import load_dataset
 from sparseopt_kernels.lab.training.run import Run
-from sparseopt_kernels.neurons import Neurons, correction_factors
+from sparseopt_kernels.neurons import Neurons
 
 DEGREES = 1e-3
 ALL = tensor([[True, True], [True, True]])
@@ -341,7 +342,7 @@ class TestProbe:
         assert not torch.equal(old_mask, new_mask)
         shared = old_mask & new_mask
         g, h = before[0], after[0]
-        c, d = (correction_factors(m, Neurons()).float() for m in (old_mask, new_mask))
+        c, d = (mask_factors(m, Neurons()).float() for m in (old_mask, new_mask))
         expected = angle(g * shared, h * shared), angle(c * g * shared, d * h * shared)
         seen = probe._seen[100, "fc2.weight"]
         assert seen["update_raw"] == pytest.approx([expected[0]], rel=1e-4)

@@ -15,7 +15,7 @@ from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.native_updates import NativeUpdates
 
-REASON = native.NATIVE.unavailable(torch.device("cpu"))
+REASON = native.CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
 
 

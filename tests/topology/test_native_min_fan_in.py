@@ -16,7 +16,7 @@ from sparseopt_kernels.topology.mask_update import missing_inputs
 from sparseopt_kernels.topology.native_updates import NativeUpdates, supports
 from sparseopt_kernels.topology.updates import Ranking, TorchUpdates
 
-REASON = native.NATIVE.unavailable(torch.device("cpu"))
+REASON = native.CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
 
 

@@ -25,7 +25,7 @@ from sparseopt_kernels.topology.random_choice import random_places
 from sparseopt_kernels.topology.sparsify import sparsify
 from sparseopt_kernels.topology.updates import Layer, Ranking, TorchUpdates
 
-REASON = native.NATIVE.unavailable(torch.device("cpu"))
+REASON = native.CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
 
 
@@ -134,7 +134,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class TestLayouts:
-    """Tensors that are not contiguous are copied; the order of places is the same."""
+    """ParamState that are not contiguous are copied; the order of places is the same."""
 
     def layer(self, form: Callable[[Tensor], Tensor], gradient_form: Callable[[Tensor], Tensor]) -> Layer:
         seed = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from backends import Backend
 from side_by_side import same_bits
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.neurons import Correction
+from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.optimizer import SparseOpt
 
 

@@ -17,7 +17,8 @@ from side_by_side import pattern_mask, same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels.neurons import Correction, Neurons, correction_factors
+from sparseopt_kernels.correction import Correction, mask_factors
+from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
 
 SGD_RULES = {
@@ -129,4 +130,4 @@ def test_equal_fan_in_gives_factors_of_exactly_one(correction: Correction) -> No
         mask = torch.zeros(rows, 1000, dtype=torch.bool)
         for i in range(rows):
             mask[i, torch.randperm(1000)[:fan_in]] = True
-        assert (correction_factors(mask, Neurons(), correction) == 1.0).all(), f"{rows} rows, {fan_in=}"
+        assert (mask_factors(mask, Neurons(), correction) == 1.0).all(), f"{rows} rows, {fan_in=}"

@@ -1,5 +1,6 @@
 """The CUDA backend: launches the kernels of csrc/cuda, C++ that is compiled when the package is installed.
-When is for ``gpu_plan`` to say. Where gradients lie is an argument of the kernels: when they move, nothing is
+
+``plan`` says when. The addresses of gradients are arguments of the kernels: when gradients move, nothing is
 copied to the device.
 """
 
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...correction import FanIn
 from ...neurons import arithmetic_dtype
-from ..contract import Inputs, Plan, Rule, Tensors
+from ..contract import Inputs, ParamFactors, ParamState, Plan, Rule
 from ..memory import DTYPE_NAMES, address_of, has_rows, is_walkable
 from .device import current_stream, multiprocessors
 from .lists import Listing
-from .plan import Keeper
+from .plan import ListCache
 from .tables import StepLaunch, WalkLaunch
 
 _MISSING: str | None = None
@@ -30,7 +32,7 @@ except ImportError as error:
 
 
 def build_info() -> dict[str, Any]:
-    """What the CUDA kernels were built with: see ``kernels.build_info``."""
+    """Return what the CUDA kernels were built with: see ``kernels.build_info``."""
     if _MISSING:
         return {"cuda": False}
     info = _cuda.build_info()
@@ -70,7 +72,7 @@ def _no_code_for(device: torch.device) -> str | None:
 
 class Cuda:
     def __init__(self) -> None:
-        self._keeper = Keeper(CudaKernels())
+        self._lists = ListCache(CudaKernels())
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cuda" or torch.version.cuda is None:
@@ -81,15 +83,18 @@ class Cuda:
     def host_scalars(self, device: torch.device) -> bool:
         return False
 
-    def supports(self, tensors: Tensors) -> bool:
-        return tensors.parameter.dtype in DTYPE_NAMES and is_walkable(tensors) and has_rows(tensors)
+    def supports(self, param: ParamState) -> bool:
+        return param.parameter.dtype in DTYPE_NAMES and is_walkable(param) and has_rows(param)
 
-    def plan(self, tensors: Sequence[Tensors]) -> Plan:
-        return self._keeper.plan(tensors)
+    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
+        return self._lists.fan_in(params)
+
+    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> Plan:
+        return self._lists.plan(params, factors)
 
 
 class CudaKernels:
-    """``gpu_plan.GpuKernels``. Sizes are those of threads.h and argument.h; a test compares them."""
+    """``plan.GpuKernels``. Sizes are those of threads.h and argument.h; a test compares them."""
 
     most_tensors = 400  # whose gradients' addresses fit into the arguments of a kernel
     chunk = 32  # sectors: a warp's
@@ -122,16 +127,15 @@ class CudaKernels:
     def walk_step(self, launch: WalkLaunch, gradients: bytes, inputs: Inputs) -> None:
         _cuda.walk_step(_walk(launch), *_inputs(launch, gradients, inputs))
 
-    def walk_squares(self, launch: WalkLaunch, gradients: bytes, inputs: Inputs) -> Tensor:
+    def walk_squares(self, launch: WalkLaunch, gradients: bytes) -> Tensor:
         walk, device = _walk(launch), launch.table.device
         sums = torch.empty(walk.blocks, 2, dtype=arithmetic_dtype(launch.dtype), device=device)
-        rules = inputs.rules[launch.groups]
-        _cuda.walk_squares(walk, gradients, rules, sums.data_ptr(), current_stream(device))
+        _cuda.walk_squares(walk, gradients, sums.data_ptr(), current_stream(device))
         return sums
 
 
 def _of(listing: Listing) -> tuple[str, int, int, int, int]:
-    """What both kernels take of it."""
+    """Return the arguments that both list kernels take."""
     return (
         DTYPE_NAMES[listing.dtype],
         listing.table.data_ptr(),
@@ -144,10 +148,10 @@ def _of(listing: Listing) -> tuple[str, int, int, int, int]:
 def _inputs(
     launch: StepLaunch | WalkLaunch, gradients: bytes, inputs: Inputs
 ) -> tuple[bytes, Sequence[Rule], int, int, int]:
-    """What both steps take, besides memory that stays."""
+    """Return the arguments that both steps take, besides memory that stays."""
     return (
         gradients,
-        inputs.rules[launch.groups],
+        inputs.rules[launch.rules],
         address_of(inputs.grad_scale),
         address_of(inputs.found_inf),
         current_stream(launch.table.device),

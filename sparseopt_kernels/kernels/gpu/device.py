@@ -1,4 +1,4 @@
-"""What backends on a device need of PyTorch: copies to it that do not wait, and CUDA graphs kept right."""
+"""Devices as GPU backends need them: copies that do not wait, streams, and memory that CUDA graphs read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALIGNMENT = 16
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """``values``, which are on the host, on ``device``: one copy, without waiting for it.
+    """Copy ``values`` from the host to ``device``, without waiting for the copy.
 
     Raises:
         RuntimeError: a graph is being captured, and there is not enough of what ``reserve_staging`` pins.
@@ -35,8 +35,10 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 
 
 def reserve_staging(owner: object, nbytes: int, device: torch.device) -> None:
-    """Have so many bytes for ``owner``, besides those of all others, to upload from in the captures of graphs
-    to come. To be called outside of them."""
+    """Pin so many bytes for ``owner``, besides those of all others, for uploads in later captures of graphs.
+
+    Call it outside of captures.
+    """
     if not _needs_pinning(device):
         return
     wanted = _wanted.setdefault(device, WeakKeyDictionary())
@@ -47,7 +49,7 @@ def reserve_staging(owner: object, nbytes: int, device: torch.device) -> None:
 
 
 def _needs_pinning(device: torch.device) -> bool:
-    """PyTorch copies from other memory, too, but waits for it, and refuses it within a capture."""
+    """Tell if a copy that does not wait needs pinned memory. A capture refuses others."""
     return device.type == "cuda"
 
 
@@ -56,7 +58,7 @@ def _pinned(nbytes: int) -> Tensor:
 
 
 def _staged(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` in pinned memory of their own: the graph reads it whenever it is replayed."""
+    """Copy ``values`` to pinned memory of their own, which the graph reads whenever it is replayed."""
     spare = _staging.get(device, torch.empty(0, dtype=torch.uint8, device="cpu"))
     if spare.numel() < values.nbytes:
         raise RuntimeError(
@@ -69,7 +71,7 @@ def _staged(values: Tensor, device: torch.device) -> Tensor:
 
 
 def capturing() -> bool:
-    """Whether what is launched now becomes part of a CUDA graph."""
+    """Tell if what is launched now becomes part of a CUDA graph."""
     started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return started and torch.cuda.is_current_stream_capturing()
 
@@ -90,15 +92,17 @@ def keep_for_graph(memory: object) -> None:
 
 
 class Shared:
-    """Device memory that may be read on other streams than it was made on. The allocator gives it back to the
-    latter, which must not write over it before the others have read it."""
+    """Device memory that may be read on other streams than the one it was allocated on.
+
+    The allocator returns it to that stream, which must not overwrite it before the others have read it.
+    """
 
     def __init__(self, memory: Sequence[Tensor], device: torch.device) -> None:
         self._memory, self._device = memory, device
         self._known = {0} if device.type == "cpu" else set[int]()  # there, it is the only one
 
     def use(self, current: int) -> None:
-        """Tell the allocator of the current stream, the first time. That of the memory itself is no news."""
+        """Tell the allocator, once for each stream, that the current one reads the memory."""
         if current not in self._known:
             self._known.add(current)
             stream = getattr(torch, self._device.type).current_stream(self._device)
@@ -107,21 +111,21 @@ class Shared:
 
 
 def current_stream(device: torch.device) -> int:
-    """The stream that PyTorch queues this thread's work on: 0 where there are none."""
+    """Return the stream that PyTorch queues this thread's work on; 0 where there are none."""
     if device.type == "cpu":
         return 0
     stream = getattr(torch, device.type).current_stream(device)
     return int(stream.cuda_stream if device.type == "cuda" else stream.sycl_queue)
 
 
-def made_current(device: torch.device) -> AbstractContextManager[Any]:
-    """Kernels are launched on the current device."""
+def device_guard(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a device the current one, on which kernels are launched."""
     return nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
 
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """How many there are, to share out work among: 1 where kernels are run on the CPU."""
+    """Return the number of multiprocessors of a device; 1 where kernels are run on the CPU."""
     if device.type == "cpu":
         return 1
     properties = getattr(torch, device.type).get_device_properties(device)

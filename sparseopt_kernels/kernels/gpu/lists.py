@@ -1,4 +1,4 @@
-"""What GPU backends keep of masks: the mask bits of each sector of memory, a list of the live ones, and c_i.
+"""Masks as GPU backends keep them: the mask bits of each sector of memory, and a list of the live ones.
 
 A sector is 32 bytes of a parameter, as memory is read: 8 weights of float32, 16 of half precision, 4 of
 float64. It is live if one of its weights is active. Sectors are numbered through the whole tensor, whatever
@@ -13,8 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ...neurons import arithmetic_dtype
-from ..contract import Tensors
+from ..contract import ParamState
 from ..memory import Rows
 from .device import upload
 
@@ -23,17 +22,17 @@ LISTED = 0.4  # of the sectors: where more are live, all of them are walked
 
 
 class Sectors(NamedTuple):
-    """What there is of one mask, all on the device."""
+    """The sectors of one mask, on the device."""
 
     masks: Tensor  # uint8, or uint16 for half precision (sectors,): the first weight's bit is the lowest
-    factors: Tensor  # (2, rows), of the arithmetic type: c_i of Eq. 12, and sqrt(1 - s_i)
     listed: Tensor  # int32 (room,): the live sectors in order, as far as there is room
     bits: Tensor  # as masks (room,): those of the listed sectors
-    live: Tensor  # int64, 0-d: how many are live
+    live: Tensor  # int64, 0-d: the number of live sectors
+    fan_in: Tensor  # int32 (rows,): the number of active weights of each row
 
 
 class ListRow(NamedTuple):
-    """What the kernels that make lists read of a mask, as int64."""
+    """The row of a mask in the table that the kernels of ``ListKernels`` read, as int64."""
 
     mask: int  # boolean
     rows: int
@@ -42,39 +41,37 @@ class ListRow(NamedTuple):
     first_row: int  # among those of all tensors
     first_program: int
     capacity: int  # how many sectors may be listed
-    mean_fan_in: int  # the address of it
     masks: int
     listed: int
     bits: int
-    factors: int
 
 
 class Listing(NamedTuple):
-    """The launches that make lists."""
+    """The arguments of the kernels that make lists."""
 
     dtype: torch.dtype  # of the weights
     table: Tensor  # int64 (tensors, columns of ListRow)
-    owner: Tensor  # int32 (programs,): whose row of the table each program reads
+    owner: Tensor  # int32 (programs,): the row of the table that each program reads
     fan_in: Tensor  # int32 (rows of all tensors,)
-    live: Tensor  # int32, likewise: sectors that begin in a row and are live
+    live: Tensor  # int32, likewise: the live sectors that begin in a row
     programs: int
 
 
 def owners(programs: Sequence[int]) -> Tensor:
-    """For each program, of which of the tensors it is one, on the host: int32."""
+    """Return, for each program, the index of the tensor that it works on: int32, on the host."""
     counts = torch.tensor(programs, device="cpu")
     return torch.arange(len(programs), dtype=torch.int32, device="cpu").repeat_interleave(counts)
 
 
 class ListKernels(Protocol):
     list_rows: int
-    """How many neurons a program has."""
+    """The neurons of a program."""
 
     def count_rows(self, listing: Listing) -> None:
         """Write the masks of all sectors, ``fan_in`` and ``live``."""
 
     def list_sectors(self, listing: Listing, ends: Tensor) -> None:
-        """Write lists and factors. ``ends`` is the sum of ``live`` up to and with each row, int64."""
+        """Write the lists. ``ends`` is the sum of ``live`` up to and with each row, int64."""
 
 
 def weights_per_sector(dtype: torch.dtype) -> int:
@@ -85,39 +82,33 @@ def sectors_in(weights: int, lanes: int) -> int:
     return -(-weights // lanes)
 
 
-def list_masks(
-    kernels: ListKernels, tensors: Sequence[Tensors], rows: Sequence[Rows]
-) -> list[tuple[Sectors, Tensor]]:
-    """Of each mask what is kept of it, and its mean fan-in (0-d, of the arithmetic type).
+def list_masks(kernels: ListKernels, params: Sequence[ParamState], rows: Sequence[Rows]) -> list[Sectors]:
+    """Make the lists of some masks.
 
     Two kernels for all of them, with a cumulative sum in between; nothing waits for the device.
 
     Args:
         kernels: the backend's.
-        tensors: of one device and dtype, with masks.
+        params: of one device and dtype, with masks.
         rows: theirs.
     """
-    parameter = tensors[0].parameter
-    device, dtype, arithmetic = parameter.device, parameter.dtype, arithmetic_dtype(parameter.dtype)
-    found = [_room_for(t, r) for t, r in zip(tensors, rows, strict=True)]
-    means = torch.empty(len(tensors), dtype=arithmetic, device=device)
+    device, dtype = params[0].parameter.device, params[0].parameter.dtype
+    rooms = [_room_for(param) for param in params]
     table, programs, first_row, first_program = [], [], 0, 0
-    for i, (t, r, s) in enumerate(zip(tensors, rows, found, strict=True)):
+    for param, r, room in zip(params, rows, rooms, strict=True):
         assert r.mask is not None
         table.append(
             ListRow(
                 mask=r.mask.data_ptr(),
                 rows=r.rows,
                 columns=r.columns,
-                elements=t.parameter.numel(),
+                elements=param.parameter.numel(),
                 first_row=first_row,
                 first_program=first_program,
-                capacity=s.listed.numel(),
-                mean_fan_in=means.data_ptr() + i * means.itemsize,
-                masks=s.masks.data_ptr(),
-                listed=s.listed.data_ptr(),
-                bits=s.bits.data_ptr(),
-                factors=s.factors.data_ptr(),
+                capacity=room.listed.numel(),
+                masks=room.masks.data_ptr(),
+                listed=room.listed.data_ptr(),
+                bits=room.bits.data_ptr(),
             )
         )
         programs.append(-(-r.rows // kernels.list_rows))
@@ -133,41 +124,37 @@ def list_masks(
         programs=first_program,
     )
     kernels.count_rows(listing)
-    ends = counts.view(-1).cumsum(0)  # in one: of several rows, PyTorch gives each to a single block
-    numbers = listing.table
-    last_row = numbers[:, _FIRST_ROW] + numbers[:, _ROWS] - 1
-    until = ends.index_select(0, torch.cat([last_row, last_row + first_row]))
-    totals = until.diff(prepend=torch.zeros(1, dtype=torch.int64, device=device)).view(2, -1)
-    means.copy_(totals[1].double() / numbers[:, _ROWS])
-    kernels.list_sectors(listing, ends[:first_row])
-    return [(Sectors(*s, live=totals[0, i]), means[i]) for i, s in enumerate(found)]
+    ends = listing.live.cumsum(0)
+    last_rows = listing.table[:, _FIRST_ROW] + listing.table[:, _ROWS] - 1
+    none = torch.zeros(1, dtype=torch.int64, device=device)
+    live = ends.index_select(0, last_rows).diff(prepend=none)
+    kernels.list_sectors(listing, ends)
+    fan_in = listing.fan_in.split([r.rows for r in rows])
+    return [
+        Sectors(*room, live=live[i], fan_in=own)
+        for i, (room, own) in enumerate(zip(rooms, fan_in, strict=True))
+    ]
 
 
 _FIRST_ROW, _ROWS = ListRow._fields.index("first_row"), ListRow._fields.index("rows")
 
 
 class _Room(NamedTuple):
-    """Of ``Sectors``, what kernels write."""
+    """The fields of ``Sectors`` that kernels write."""
 
     masks: Tensor
-    factors: Tensor
     listed: Tensor
     bits: Tensor
 
 
-def _room_for(tensors: Tensors, rows: Rows) -> _Room:
-    parameter = tensors.parameter
+def _room_for(param: ParamState) -> _Room:
+    parameter = param.parameter
     lanes = weights_per_sector(parameter.dtype)
     count = sectors_in(parameter.numel(), lanes)
     capacity = int(LISTED * count)
     masks = torch.uint8 if lanes <= 8 else torch.uint16
 
-    def room(dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=parameter.device)
+    def room(dtype: torch.dtype, size: int) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=parameter.device)
 
-    return _Room(
-        masks=room(masks, count),
-        factors=room(arithmetic_dtype(parameter.dtype), 2, rows.rows),
-        listed=room(torch.int32, capacity),
-        bits=room(masks, capacity),
-    )
+    return _Room(room(masks, count), room(torch.int32, capacity), room(masks, capacity))

@@ -11,20 +11,23 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..contract import Inputs, NormOver, Tensors, UnseenWrite
+from ...correction import FanIn
+from ...neurons import arithmetic_dtype
+from ..contract import Inputs, NormOver, ParamFactors, ParamState, UnseenWrite
 from ..memory import Rows, rows_of
 from .dense_norm import dense_squared_norm
 from .device import (
     Shared,
     capturing,
     current_stream,
+    device_guard,
     keep_for_graph,
-    made_current,
     refuse_capture,
     reserve_staging,
+    upload,
 )
 from .lists import ListKernels, Sectors, list_masks
-from .tables import Layout, StepLaunch, Tiles, WalkLaunch, are_aligned, lay_out
+from .tables import Layout, Member, StepLaunch, Tiles, WalkLaunch, are_aligned, lay_out
 
 _GRAPHS = 4  # that can be captured after each other, without a step outside of them
 
@@ -33,7 +36,7 @@ class GpuKernels(ListKernels, Tiles, Protocol):
     """What a GPU backend launches. All of it is queued on the current stream."""
 
     def place(self, addresses: bytes, device: torch.device) -> Any:
-        """Addresses of gradients, of 8 bytes each, as the kernels take them: on the device or not."""
+        """Return addresses of gradients, 8 bytes each, as the kernels take them: on the device or not."""
 
     def masked_step(self, launch: StepLaunch, gradients: Any, inputs: Inputs) -> None:
         """Count fan-in from masks, and apply the update rule."""
@@ -41,49 +44,67 @@ class GpuKernels(ListKernels, Tiles, Protocol):
     def walk_step(self, launch: WalkLaunch, gradients: Any, inputs: Inputs) -> None:
         """Apply the update rule."""
 
-    def walk_squares(self, launch: WalkLaunch, gradients: Any, inputs: Inputs) -> Tensor:
-        """The sum of ``(c_i g)^2`` over the active weights, in parts that are to be summed up."""
+    def walk_squares(self, launch: WalkLaunch, gradients: Any) -> Tensor:
+        """Return the sum of ``(c_i g)^2`` over the active weights, in parts that are to be summed up."""
 
 
-class Kept:
-    """What is kept of tensors from plan to plan."""
+class _Listed:
+    """The rows of a parameter and the lists of its mask, kept from plan to plan."""
 
     def __init__(self, rows: Rows, sectors: Sectors | None) -> None:
         self.rows, self.sectors = rows, sectors
 
     @property
     def is_new(self) -> bool:
-        """Whether no step has been made with its mask."""
+        """True until a step has been made with the mask."""
         return self.rows.mask is not None
 
     def forget_mask(self) -> None:
-        self.rows = self.rows._replace(mask=None, mean_fan_in=None)
+        self.rows = self.rows._replace(mask=None)
 
-    def memory(self, with_mask: bool) -> list[Tensor]:
-        """What kernels read of it."""
-        mask = [t for t in (self.rows.mask, self.rows.mean_fan_in) if t is not None] if with_mask else []
+    def memory(self) -> list[Tensor]:
+        """Return what kernels read of it."""
+        mask = [] if self.rows.mask is None else [self.rows.mask]
         return [*mask, *(self.sectors or ())]
 
 
-class Keeper:
-    """Makes lists of masks that it does not know, and keeps them as long as their ``Tensors`` live."""
+class ListCache:
+    """Makes the lists of masks, once for each, and the plans that use them.
+
+    Args:
+        kernels: the backend's.
+    """
 
     def __init__(self, kernels: GpuKernels) -> None:
         self._kernels = kernels
-        self._known: WeakKeyDictionary[Tensors, Kept] = WeakKeyDictionary()
+        self._cache: WeakKeyDictionary[ParamState, _Listed] = WeakKeyDictionary()
 
-    def plan(self, tensors: Sequence[Tensors]) -> GpuPlan:
-        rows = {t: rows_of(t) for t in tensors if t not in self._known}
-        masked = [t for t, own in rows.items() if own.mask is not None]
+    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
+        """See ``Backend.fan_in``."""
+        listed, parameter = self._listed(params), params[0].parameter
+        counts = torch.cat([own.sectors.fan_in for own in listed if own.sectors is not None])
+        shapes = torch.tensor([(own.rows.rows, own.rows.columns) for own in listed], device="cpu")
+        neurons, full = upload(shapes.T.contiguous(), parameter.device)
+        layers = torch.arange(len(listed), device=parameter.device)
+        layer = layers.repeat_interleave(neurons, output_size=counts.numel())
+        return FanIn(counts.to(arithmetic_dtype(parameter.dtype)), layer, neurons, full)
+
+    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> GpuPlan:
+        """See ``Backend.plan``."""
+        return GpuPlan(self._kernels, params, self._listed(params), factors)
+
+    def _listed(self, params: Sequence[ParamState]) -> list[_Listed]:
+        rows = {param: rows_of(param) for param in params if param not in self._cache}
+        masked = [param for param, own in rows.items() if own.mask is not None]
         if masked:
             refuse_capture()
-            with made_current(masked[0].parameter.device):
-                found = list_masks(self._kernels, masked, [rows[t] for t in masked])
-            for t, (sectors, mean_fan_in) in zip(masked, found, strict=True):
-                self._known[t] = Kept(rows[t]._replace(mean_fan_in=mean_fan_in), sectors)
-        for t, own in rows.items():
-            self._known.setdefault(t, Kept(own, None))
-        return GpuPlan(self._kernels, tensors, [self._known[t] for t in tensors])
+            with device_guard(masked[0].parameter.device):
+                found = list_masks(self._kernels, masked, [rows[param] for param in masked])
+            for param, sectors in zip(masked, found, strict=True):
+                self._cache[param] = _Listed(rows[param], sectors)
+        for param, own in rows.items():
+            self._cache.setdefault(param, _Listed(own, None))
+        return [self._cache[param] for param in params]
 
 
 class _Placed(NamedTuple):
@@ -97,19 +118,25 @@ class _Placed(NamedTuple):
 
 
 class GpuPlan:
-    """The launches for certain tensors, and the addresses of their gradients in the last step."""
+    """The launches for certain parameters, and the addresses of their gradients in the last step."""
 
-    def __init__(self, kernels: GpuKernels, tensors: Sequence[Tensors], kept: Sequence[Kept]) -> None:
-        self._kernels, self._tensors, self._kept = kernels, tensors, kept
-        self._device = tensors[0].parameter.device
-        self._new = [i for i, own in enumerate(kept) if own.is_new]
+    def __init__(
+        self,
+        kernels: GpuKernels,
+        params: Sequence[ParamState],
+        listed: Sequence[_Listed],
+        factors: Sequence[ParamFactors | None],
+    ) -> None:
+        self._kernels, self._params, self._listed, self._factors = kernels, params, listed, factors
+        self._device = params[0].parameter.device
+        self._new = [i for i, own in enumerate(listed) if own.is_new]
         self._placed: _Placed | None = None
 
     def step(self, inputs: Inputs) -> None:
         if self._new:  # made in a step that AMP or an update of the masks has left out
             refuse_capture()
         placed = self._place(inputs.addresses, self._new)
-        with made_current(self._device):
+        with device_guard(self._device):
             for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
                 if isinstance(launch, StepLaunch):
                     self._kernels.masked_step(launch, gradients, inputs)
@@ -117,13 +144,16 @@ class GpuPlan:
                     self._kernels.walk_step(launch, gradients, inputs)
             if self._new:
                 for i in self._new:
-                    self._kept[i].forget_mask()
+                    self._listed[i].forget_mask()
                 self._new = []
                 self._make_ready(inputs)
 
     def _make_ready(self, inputs: Inputs) -> None:
-        """Launch what the next step launches, for no chunk of memory: a CUDA graph can be captured of kernels
-        that were loaded before, and the next step waits for no compiler."""
+        """Launch what the next step launches, for no chunk of memory.
+
+        A CUDA graph can be captured of kernels that were loaded before, and the next step waits for no
+        compiler.
+        """
         placed = self._place(inputs.addresses, [])
         none = torch.zeros((), dtype=torch.int64, device=self._device)
         for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
@@ -132,22 +162,25 @@ class GpuPlan:
 
     def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
         if over == "dense":
-            return dense_squared_norm(self._tensors, inputs)
+            return dense_squared_norm(self._params, self._factors, inputs)
         placed = self._place(inputs.addresses, [])
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        with made_current(self._device):
+        with device_guard(self._device):
             for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
                 assert isinstance(launch, WalkLaunch)
-                total += self._kernels.walk_squares(launch, gradients, inputs).sum(dtype=torch.float64)
+                total += self._kernels.walk_squares(launch, gradients).sum(dtype=torch.float64)
         return total
 
     def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
         return []  # to look would be to wait for the device
 
-    def _place(self, addresses: bytes, new: Sequence[int]) -> _Placed:
-        """The launches that suit gradients at these addresses, and the addresses on the device.
+    def native_table(self) -> None:
+        return None
 
-        What is copied while a graph is captured is there when that graph runs: it is good for it alone.
+    def _place(self, addresses: bytes, new: Sequence[int]) -> _Placed:
+        """Return the launches that suit gradients at these addresses, and the addresses on the device.
+
+        Memory that is copied while a graph is captured serves that graph alone.
         """
         placed = self._placed
         if placed is None or placed.addresses != addresses or new:
@@ -164,13 +197,15 @@ class GpuPlan:
 
     def _place_anew(self, addresses: bytes, new: Sequence[int]) -> _Placed:
         last = self._placed
-        aligned = are_aligned(addresses) if self._kernels.by_alignment else bytes(len(self._tensors))
+        aligned = are_aligned(addresses) if self._kernels.by_alignment else bytes(len(self._params))
         if last is not None and last.layout.gradients_aligned == aligned and not new:
             layout, layout_memory = last.layout, last.layout_memory
         else:
-            rows, sectors = [own.rows for own in self._kept], [own.sectors for own in self._kept]
-            layout = lay_out(self._tensors, rows, sectors, aligned, frozenset(new), self._kernels)
-            memory = [t for own in self._kept for t in own.memory(with_mask=bool(new))]
+            rows, sectors = [own.rows for own in self._listed], [own.sectors for own in self._listed]
+            members = [*map(Member, self._params, rows, sectors, self._factors)]
+            layout = lay_out(members, aligned, frozenset(new), self._kernels)
+            memory = [t for own in self._listed for t in own.memory()]
+            memory += [t for own in self._factors for t in own or ()]
             layout_memory = Shared([*layout.memory(), *memory], self._device)
         gradients = [
             self._kernels.place(_in_order(addresses, launch.members), self._device)

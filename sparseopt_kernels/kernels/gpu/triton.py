@@ -1,5 +1,5 @@
 """The Triton backend, for CUDA, ROCm and XPU devices: launches the kernels of ``triton_step`` and
-``triton_lists``. When is for ``gpu_plan`` to say.
+``triton_lists``, when ``plan`` says so.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..contract import Inputs, Plan, Rule, Tensors
+from ...correction import FanIn
+from ..contract import Inputs, ParamFactors, ParamState, Plan, Rule
 from ..memory import address_of, has_rows, is_walkable
 from .device import capturing, multiprocessors, upload
 from .lists import Listing, weights_per_sector
-from .plan import Keeper
+from .plan import ListCache
 from .tables import StepLaunch, WalkLaunch
 
 _OLDEST = (3, 5)  # with which all tests of compiled kernels pass
@@ -42,12 +43,11 @@ _OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
 _WARP = 32 if torch.version.hip is None else 64
 PROGRAMS = 32  # of a multiprocessor, at most
 REGISTERS = 2048 * _WARP  # which its programs share
-_CORRECTIONS = {"none": 0.0, "layer": 1.0, "unnormalized": 2.0}
 
 
 class Triton:
     def __init__(self) -> None:
-        self._keeper = Keeper(TritonKernels())
+        self._lists = ListCache(TritonKernels())
 
     def unavailable(self, device: torch.device) -> str | None:
         if _INTERPRETED:
@@ -62,15 +62,18 @@ class Triton:
     def host_scalars(self, device: torch.device) -> bool:
         return False
 
-    def supports(self, tensors: Tensors) -> bool:
-        return tensors.parameter.dtype in DTYPES and is_walkable(tensors) and has_rows(tensors)
+    def supports(self, param: ParamState) -> bool:
+        return param.parameter.dtype in DTYPES and is_walkable(param) and has_rows(param)
 
-    def plan(self, tensors: Sequence[Tensors]) -> Plan:
-        return self._keeper.plan(tensors)
+    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
+        return self._lists.fan_in(params)
+
+    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> Plan:
+        return self._lists.plan(params, factors)
 
 
 class TritonKernels:
-    """``gpu_plan.GpuKernels``, with the sizes of their tiles."""
+    """``plan.GpuKernels``, with the sizes of their tiles."""
 
     most_tensors = 1 << 30
     by_alignment = True
@@ -91,11 +94,11 @@ class TritonKernels:
         _launch(triton_lists.count_rows, listing.programs, memory, self._list_tile(listing))
 
     def list_sectors(self, listing: Listing, ends: Tensor) -> None:
-        memory = (listing.table, listing.owner, listing.fan_in, listing.live, ends)
+        memory = (listing.table, listing.owner, listing.live, ends)
         _launch(triton_lists.list_sectors, listing.programs, memory, self._list_tile(listing))
 
     def masked_step(self, launch: StepLaunch, gradients: Tensor, inputs: Inputs) -> None:
-        rules = _rules(inputs.rules[launch.groups])
+        rules = _rules(inputs.rules[launch.rules])
         memory = (launch.table, gradients, launch.owner, inputs.found_inf, inputs.grad_scale, rules.numbers)
         constants = {
             "TYPE": _TYPES[launch.dtype],
@@ -111,7 +114,7 @@ class TritonKernels:
         _launch(triton_step.masked_step, launch.programs, memory, constants, rules.arguments)
 
     def walk_step(self, launch: WalkLaunch, gradients: Tensor, inputs: Inputs) -> None:
-        rules = _rules(inputs.rules[launch.groups])
+        rules = _rules(inputs.rules[launch.rules])
         memory = (launch.table, gradients, launch.owner, launch.chunks)
         scalars = (inputs.found_inf, inputs.grad_scale, rules.numbers)
         constants = {
@@ -127,7 +130,7 @@ class TritonKernels:
         programs = _most_programs(launch)
         _launch(triton_step.walk_step, programs, (*memory, *scalars), constants, rules.arguments, True)
 
-    def walk_squares(self, launch: WalkLaunch, gradients: Tensor, inputs: Inputs) -> Tensor:
+    def walk_squares(self, launch: WalkLaunch, gradients: Tensor) -> Tensor:
         sums = torch.empty(_most_programs(launch), 2, dtype=torch.float32, device=gradients.device)
         memory = (launch.table, gradients, launch.owner, launch.chunks, sums)
         constants = {
@@ -138,9 +141,7 @@ class TritonKernels:
             "LANES": weights_per_sector(launch.dtype),
             "SECTORS": self.chunk,
         }
-        # It reads their corrections alone: what is on the device need not be brought together.
-        rules = tuple(_argument(rule, []) for rule in inputs.rules[launch.groups])
-        _launch(triton_step.walk_squares, len(sums), memory, constants, rules)
+        _launch(triton_step.walk_squares, len(sums), memory, constants)
         return sums
 
     def _list_tile(self, listing: Listing) -> dict[str, int]:
@@ -154,7 +155,7 @@ class TritonKernels:
 class RuleArgument(NamedTuple):
     """A rule as the kernels take it. Numbers are floats: Triton would compile anew for another integer.
 
-    What only the device knows is among the tensors that come beside it: this is its place there, or -1.
+    ``lr_place`` and ``gamma_place`` are indices into the tensor of numbers that only the device knows, or -1.
     """
 
     lr: float
@@ -165,7 +166,6 @@ class RuleArgument(NamedTuple):
     nesterov: float
     ham_alpha: float
     ham_beta: float
-    correction: float
     sign: float
     gamma: float
     gamma_place: float
@@ -204,7 +204,6 @@ def _argument(rule: Rule, tensors: list[Tensor]) -> RuleArgument:
         nesterov=float(rule.nesterov),
         ham_alpha=rule.ham_alpha,
         ham_beta=rule.ham_beta,
-        correction=_CORRECTIONS[rule.correction],
         sign=-1.0 if rule.maximize else 1.0,
         gamma=gamma,
         gamma_place=gamma_place,
@@ -212,7 +211,8 @@ def _argument(rule: Rule, tensors: list[Tensor]) -> RuleArgument:
 
 
 def _most_programs(launch: WalkLaunch) -> int:
-    """No more than there are chunks, or than the device may hold at a time."""
+    """Return the number of programs: at most one for each chunk, and as many as the device may hold at a
+    time."""
     return min(launch.most_chunks, PROGRAMS * multiprocessors(launch.table.device))
 
 
@@ -232,8 +232,10 @@ def _launch(
     rules: tuple[RuleArgument, ...] | None = None,
     share_out: bool = False,
 ) -> None:
-    """Launch a kernel. The types of its arguments never change: so what was compiled for the same constants
-    is launched again, without having Triton look for it, which takes as long as the rest of a step.
+    """Launch a kernel.
+
+    The types of its arguments never change. So a kernel that was compiled for the same constants is launched
+    again without Triton's search for it, which takes as long as the rest of a step.
 
     Args:
         memory: the first is its table.
@@ -262,7 +264,7 @@ def _launch(
 def _load(
     kernel: Any, device: torch.device, arguments: list[Any], constants: dict[str, Any]
 ) -> Loaded | None:
-    """Compile a kernel, and load it onto the device. None where nothing is to run: in tests.
+    """Compile a kernel, and load it onto the device. None in tests, where nothing is to run.
 
     Raises:
         RuntimeError: a graph is being captured, when CUDA loads nothing unless asked to be lenient.

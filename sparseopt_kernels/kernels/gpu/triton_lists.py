@@ -1,8 +1,8 @@
-"""What runs on the GPU when masks are new, as Triton kernels over many tensors: it makes ``sectors.Sectors``.
+"""Triton kernels that make the lists of new masks (``lists.Sectors``), over many tensors.
 
-``table`` has a ``sectors.ListRow`` per tensor. A program has ROWS neurons, and the sectors that begin in
-them. What is in one row is found by its program alone, and where the list of a row begins is known once all
-rows before it were counted: so lists are in order, and the same in every run.
+``table`` has a ``lists.ListRow`` per tensor. A program has ROWS neurons, and the sectors that begin in them.
+Only that program looks at them. The list of a row begins where those of all rows before it end, which is
+known once all were counted: so lists are in order, and the same in every run.
 """
 
 # What Triton compiles has no annotations but its own.
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from sparseopt_kernels.kernels.gpu.lists import ListRow
-from sparseopt_kernels.kernels.gpu.triton_step import _bits_at, correction_factor
+from sparseopt_kernels.kernels.gpu.triton_step import _bits_at
 
 _WIDTH = tl.constexpr(len(ListRow._fields))
 
@@ -36,7 +36,8 @@ def count_rows(
     table: tl.int64, owner: tl.int64, fan_in: tl.int64, live: tl.int64,
     ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The mask bits of all sectors; of each row, how many weights are active and how many sectors live."""
+    """Write the mask bits of all sectors and, for each row, the numbers of active weights and of live
+    sectors."""
     entry = _list_row(table, tl.load(owner.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
     own = _rows(entry, ROWS, SECTORS, LANES)
     mask = tl.multiple_of(entry.mask.to(tl.pointer_type(tl.int8)), 16)
@@ -66,7 +67,7 @@ def count_rows(
 
 @triton.jit
 def _half_bits(mask, begin, there, elements, end, HALF: tl.constexpr):
-    """The mask bits of half a sector, and how many of them belong to the row that ends with ``end``."""
+    """Return the mask bits of half a sector, and the number of those in the row that ends with ``end``."""
     lane = tl.arange(0, HALF)[None, None, :]
     e = begin[:, :, None] + lane
     is_whole = begin + HALF <= elements
@@ -79,22 +80,15 @@ def _half_bits(mask, begin, there, elements, end, HALF: tl.constexpr):
     return tl.sum(active << lane, axis=2), tl.sum(tl.where(e < end[:, :, None], active, 0), axis=2)
 
 
-@triton.jit(do_not_specialize=["table", "owner", "fan_in", "live", "ends"])
+@triton.jit(do_not_specialize=["table", "owner", "live", "ends"])
 def list_sectors(
-    table: tl.int64, owner: tl.int64, fan_in: tl.int64, live: tl.int64, ends: tl.int64,
+    table: tl.int64, owner: tl.int64, live: tl.int64, ends: tl.int64,
     ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """c_i of each row, and the list of live sectors: as many as it has room for."""
+    """Write the lists of live sectors, as far as there is room for them."""
     entry = _list_row(table, tl.load(owner.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
     own = _rows(entry, ROWS, SECTORS, LANES)
     at = entry.first_row + own.row
-    active = tl.load(fan_in.to(tl.pointer_type(tl.int32)) + at, mask=own.inside, other=0).to(tl.float32)
-    mean = tl.load(entry.mean_fan_in.to(tl.pointer_type(tl.float32)))
-    factors = entry.factors.to(tl.pointer_type(tl.float32)) + own.row
-    unnormalized = correction_factor(active, entry.columns.to(tl.float32))
-    tl.store(factors, correction_factor(active, mean), mask=own.inside)
-    tl.store(factors + entry.rows, unnormalized, mask=own.inside)
-
     # `ends` counts the live sectors of the rows of all tensors, up to and with each row.
     to = ends.to(tl.pointer_type(tl.int64))
     before = tl.load(to + entry.first_row - 1, mask=entry.first_row > 0, other=0)
@@ -139,9 +133,7 @@ def _list_row(table, t):
         first_row=tl.load(at + 4),
         first_program=tl.load(at + 5),
         capacity=tl.load(at + 6),
-        mean_fan_in=tl.load(at + 7),
-        masks=tl.load(at + 8),
-        listed=tl.load(at + 9),
-        bits=tl.load(at + 10),
-        factors=tl.load(at + 11),
+        masks=tl.load(at + 7),
+        listed=tl.load(at + 8),
+        bits=tl.load(at + 9),
     )

@@ -1,4 +1,4 @@
-"""What runs on the GPU in a step: the update rule and the gradient norm, as Triton kernels over many tensors.
+"""The update rule and the gradient norm, as Triton kernels over many tensors.
 
 Memory is read in sectors of 32 bytes, so the mask bits of the LANES weights of a sector make the predicate of
 their accesses. It is constant along them, so that accesses stay vectors of 16 bytes: a predicate per element
@@ -9,8 +9,8 @@ would break each into scalar ones. Nothing here is particular to NVIDIA.
 whatever the shapes.
 
 Addresses (tables, owners, gradients, AMP's scalars, ``numbers``, ``sums``) are int64, 0 being none: Triton
-would compile anew for None, and for pointers of another alignment. ``rules`` has a ``triton.RuleArgument``
-per parameter group. TYPE is what weights are stored as; all arithmetic is float32.
+would compile anew for None, and for pointers of another alignment. ``rules`` is a tuple of
+``triton.RuleArgument``. TYPE is what weights are stored as; all arithmetic is float32.
 """
 
 # What Triton compiles has no annotations but its own.
@@ -45,7 +45,7 @@ class Weights(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """The rule of a group, as numbers. Gamma has the sign of ``maximize`` and AMP's scale in it."""
+    """A rule as numbers. Gamma has the sign of ``maximize`` and AMP's scale in it."""
 
     lr: Any
     momentum: Any
@@ -54,7 +54,6 @@ class Rule(NamedTuple):
     nesterov: Any
     ham_alpha: Any
     ham_beta: Any
-    correction: Any  # 0 for "none", 1 for "layer" (Eq. 12), 2 for "unnormalized"
     gamma: Any
 
 
@@ -110,10 +109,11 @@ def masked_step(
         weights = tl.load(mask + begin + column, mask=inside & (column < columns), other=0)
         counted += (weights != 0).to(tl.int32)
     fan_in = tl.sum(counted, axis=1)[:, None].to(tl.float32)
-    rule = _rule(rules, entry.group, numbers, grad_scale)
-    mean = tl.load(entry.mean_fan_in.to(tl.pointer_type(tl.float32)))
-    factor = correction_factor(fan_in, tl.where(rule.correction == 1, mean, columns.to(tl.float32)))
-    scale = (tl.where(rule.correction == 0, 1.0, factor) * rule.gamma)[:, :, None]
+    rule = _rule(rules, entry.rule, numbers, grad_scale)
+    is_corrected = entry.divisor != 0
+    divisor = tl.load(entry.divisor.to(tl.pointer_type(tl.float32)), mask=is_corrected, other=1.0)
+    c = tl.where(is_corrected, correction_factor(fan_in, divisor), 1.0)
+    scale = (c * rule.gamma)[:, :, None]
 
     to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, ALIGNED)
     begin, inside = begin[:, :, None], inside[:, :, None]
@@ -155,7 +155,7 @@ def walk_step(
     for number in range(tl.program_id(0), count, tl.num_programs(0)):
         entry = _walk_row(table, t)
         if len(rules) > 1:
-            rule = _rule(rules, entry.group, numbers, grad_scale)
+            rule = _rule(rules, entry.rule, numbers, grad_scale)
         to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, GRADS_ALIGNED)
         e = _first_weights(chunk.sector, LANES, WIDE)
         end = _end(entry, ALIGNED, LANES, WIDE)
@@ -166,17 +166,17 @@ def walk_step(
         # next chunk included.
         first = _read(to, e + left, live_left, MOMENTUM)
         second = _read(to, e + right, live_right, MOMENTUM)
-        factors = _factors(entry, chunk, rule.correction, LANES, WIDE)
+        factors = _factors(entry, chunk, LANES, WIDE)
         next_t, following = _chunk_of(table, owner, number + tl.num_programs(0), count, t, LANES, SECTORS)
-        c = _factor_at(entry, factors, e, left, rule.correction, ALIGNED, WIDE)
+        c = _factor_at(entry, factors, e, left, ALIGNED, WIDE)
         first = _update(first, c * rule.gamma, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM)
-        c = _factor_at(entry, factors, e, right, rule.correction, ALIGNED, WIDE)
+        c = _factor_at(entry, factors, e, right, ALIGNED, WIDE)
         second = _update(second, c * rule.gamma, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM)
         _write(to, e + left, _bits(chunk.active, left), live_left, first, TYPE, MOMENTUM)
         _write(to, e + right, _bits(chunk.active, right), live_right, second, TYPE, MOMENTUM)
         if ALIGNED:
             if chunk.is_last & (end != entry.elements):
-                rest = _rest(entry, rule.correction, end, LANES, WIDE)
+                rest = _rest(entry, end, LANES, WIDE)
                 weights = _read(to, rest.e, rest.live, MOMENTUM)
                 weights = _update(weights, rest.c * rule.gamma, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM)
                 _write(to, rest.e, rest.active, rest.live, weights, TYPE, MOMENTUM)
@@ -185,31 +185,31 @@ def walk_step(
 
 @triton.jit(do_not_specialize=["table", "grads", "owner", "chunks", "sums"])
 def walk_squares(
-    table: tl.int64, grads: tl.int64, owner: tl.int64, chunks: tl.int64, sums: tl.int64, rules,
+    table: tl.int64, grads: tl.int64, owner: tl.int64, chunks: tl.int64, sums: tl.int64,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, GRADS_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     LANES: tl.constexpr, SECTORS: tl.constexpr,
 ):  # fmt: skip
-    """Each program's sum of ``(c_i g)^2`` over its active weights, and that sum's rounding error."""
+    """Write each program's sum of ``(c_i g)^2`` over its active weights, and the rounding error of that
+    sum."""
     total, error = 0.0, 0.0
     for number in range(tl.program_id(0), _count(chunks), tl.num_programs(0)):
         t = tl.load(owner.to(tl.pointer_type(tl.int32)) + number)
         entry = _walk_row(table, t)
         to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, GRADS_ALIGNED)
-        correction = _rule(rules, entry.group, 0, 0).correction
         chunk = _chunk(entry, number, LANES, SECTORS)
-        factors = _factors(entry, chunk, correction, LANES, WIDE)
+        factors = _factors(entry, chunk, LANES, WIDE)
         e = _first_weights(chunk.sector, LANES, WIDE)
         end = _end(entry, ALIGNED, LANES, WIDE)
         left, right = _halves(LANES)
-        c_left = _factor_at(entry, factors, e, left, correction, ALIGNED, WIDE)
-        c_right = _factor_at(entry, factors, e, right, correction, ALIGNED, WIDE)
+        c_left = _factor_at(entry, factors, e, left, ALIGNED, WIDE)
+        c_right = _factor_at(entry, factors, e, right, ALIGNED, WIDE)
         is_live = chunk.active != 0
         squares = _squares(to, e + left, _bits(chunk.active, left), is_live & (e + left < end), c_left)
         squares += _squares(to, e + right, _bits(chunk.active, right), is_live & (e + right < end), c_right)
         square = tl.sum(squares)
         if ALIGNED:
             if chunk.is_last & (end != entry.elements):
-                rest = _rest(entry, correction, end, LANES, WIDE)
+                rest = _rest(entry, end, LANES, WIDE)
                 square += tl.sum(_squares(to, rest.e, rest.active, rest.live, rest.c))
         added = total + square
         part = added - total
@@ -291,11 +291,11 @@ def _step_row(table, t):
         parameter=tl.load(at),
         momentum_buffer=tl.load(at + 1),
         mask=tl.load(at + 2),
-        mean_fan_in=tl.load(at + 3),
+        divisor=tl.load(at + 3),
         rows=tl.load(at + 4),
         columns=tl.load(at + 5),
         first_program=tl.load(at + 6),
-        group=tl.load(at + 7),
+        rule=tl.load(at + 7),
         ham=tl.load(at + 8),
     )
 
@@ -310,13 +310,12 @@ def _walk_row(table, t):
         listed=tl.load(at + 3),
         bits=tl.load(at + 4),
         factors=tl.load(at + 5),
-        unnormalized=tl.load(at + 6),
-        columns=tl.load(at + 7),
-        elements=tl.load(at + 8),
-        group=tl.load(at + 9),
-        ham=tl.load(at + 10),
-        first_chunk=tl.load(at + 11),
-        length=tl.load(at + 12),
+        columns=tl.load(at + 6),
+        elements=tl.load(at + 7),
+        rule=tl.load(at + 8),
+        ham=tl.load(at + 9),
+        first_chunk=tl.load(at + 10),
+        length=tl.load(at + 11),
     )
 
 
@@ -410,8 +409,8 @@ def _end(entry, ALIGNED: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _factors(entry, chunk, correction, LANES: tl.constexpr, WIDE: tl.constexpr):
-    """c_i of the rows in which sectors begin and end, if these are one or two."""
+def _factors(entry, chunk, LANES: tl.constexpr, WIDE: tl.constexpr):
+    """Return c_i of the rows in which sectors begin and end, if these are one or two."""
     columns, elements = entry.columns, entry.elements
     if not WIDE:
         columns, elements = columns.to(tl.uint32), elements.to(tl.uint32)
@@ -420,45 +419,36 @@ def _factors(entry, chunk, correction, LANES: tl.constexpr, WIDE: tl.constexpr):
     until = columns - (begin - row * columns)
     needed = _only_if(entry.factors != 0, chunk.active != 0)
     crossed = needed & (until < LANES) & (begin + until < elements)
-    at = _factors_by_row(entry, correction) + row.to(tl.int64)
+    at = entry.factors.to(tl.pointer_type(tl.float32)) + row.to(tl.int64)
     first = tl.load(at, mask=needed, other=1.0)
     second = tl.load(at + 1, mask=crossed, other=1.0)
-    is_off = correction == 0
-    return Factors(
-        until=until.to(tl.int32), first=tl.where(is_off, 1.0, first), second=tl.where(is_off, 1.0, second)
-    )
+    return Factors(until=until.to(tl.int32), first=first, second=second)
 
 
 @triton.jit
-def _factors_by_row(entry, correction):
-    address = tl.where(correction == 2, entry.unnormalized, entry.factors)
-    return address.to(tl.pointer_type(tl.float32))
-
-
-@triton.jit
-def _factor_at(entry, factors, e, lane, correction, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
-    """c_i of the weights ``lane`` of sectors that begin with ``e``."""
+def _factor_at(entry, factors, e, lane, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
+    """Return c_i of the weights ``lane`` of sectors that begin with ``e``."""
     c = tl.where(lane < factors.until, factors.first, factors.second)
     if not ALIGNED:
         if entry.columns < 2 * lane.shape[1]:  # there may be more rows in a sector than two
-            c = _factor_of(entry, e + lane, correction, WIDE)
+            c = _factor_of(entry, e + lane, WIDE)
     return c
 
 
 @triton.jit
-def _factor_of(entry, e, correction, WIDE: tl.constexpr):
-    """c_i of weights; 1 of those that there are not."""
+def _factor_of(entry, e, WIDE: tl.constexpr):
+    """Return c_i of weights; 1 for places behind the end of the tensor."""
     columns, elements = entry.columns, entry.elements
     if not WIDE:
         columns, elements = columns.to(tl.uint32), elements.to(tl.uint32)
     row = (e.to(columns.dtype) // columns).to(tl.int64)
-    at = _factors_by_row(entry, correction) + row
+    at = entry.factors.to(tl.pointer_type(tl.float32)) + row
     needed = _only_if(entry.factors != 0, e.to(columns.dtype) < elements)
-    return tl.where(correction == 0, 1.0, tl.load(at, mask=needed, other=1.0))
+    return tl.load(at, mask=needed, other=1.0)
 
 
 @triton.jit
-def _rest(entry, correction, begin, LANES: tl.constexpr, WIDE: tl.constexpr):
+def _rest(entry, begin, LANES: tl.constexpr, WIDE: tl.constexpr):
     """The last weights of a tensor, from ``begin`` on."""
     sector = tl.zeros([1, 1], tl.int64) + (entry.elements - 1) // LANES
     has_mask = _only_if(entry.masks != 0, sector >= 0)
@@ -467,24 +457,24 @@ def _rest(entry, correction, begin, LANES: tl.constexpr, WIDE: tl.constexpr):
     lane = tl.arange(0, LANES)[None, :]
     e = _first_weights(sector, LANES, WIDE) + lane
     live = (bits != 0) & (e >= begin) & (e < entry.elements)
-    return Rest(e=e, active=_bits(bits, lane), live=live, c=_factor_of(entry, e, correction, WIDE))
+    return Rest(e=e, active=_bits(bits, lane), live=live, c=_factor_of(entry, e, WIDE))
 
 
 @triton.jit
 def correction_factor(fan_in, divisor):
-    """c_i. Where a layer is empty, there is nothing that the factor is for."""
-    return tl.sqrt_rn(tl.div_rn(fan_in, tl.where(divisor == 0, 1.0, divisor)))
+    """Return c_i of ``correction.correction_factors``."""
+    return tl.sqrt_rn(tl.div_rn(fan_in, divisor))
 
 
 @triton.jit
-def _rule(rules, group, numbers, grad_scale):
-    """The rule of a group."""
+def _rule(rules, index, numbers, grad_scale):
+    """Return the rule with that index."""
     lr, gamma = _numbers(rules[0], numbers)
     momentum, fresh, weight_decay = rules[0].momentum, rules[0].fresh, rules[0].weight_decay
-    nesterov, correction = rules[0].nesterov, rules[0].correction
+    nesterov = rules[0].nesterov
     alpha, beta = rules[0].ham_alpha, rules[0].ham_beta
     for k in tl.static_range(1, len(rules)):
-        is_it = group == k
+        is_it = index == k
         own_lr, own_gamma = _numbers(rules[k], numbers)
         lr = tl.where(is_it, own_lr, lr)
         gamma = tl.where(is_it, own_gamma, gamma)
@@ -494,7 +484,6 @@ def _rule(rules, group, numbers, grad_scale):
         nesterov = tl.where(is_it, rules[k].nesterov, nesterov)
         alpha = tl.where(is_it, rules[k].ham_alpha, alpha)
         beta = tl.where(is_it, rules[k].ham_beta, beta)
-        correction = tl.where(is_it, rules[k].correction, correction)
     if grad_scale != 0:
         gamma = tl.div_rn(gamma, tl.load(grad_scale.to(tl.pointer_type(tl.float32))))
     return Rule(
@@ -505,7 +494,6 @@ def _rule(rules, group, numbers, grad_scale):
         nesterov=nesterov,
         ham_alpha=alpha,
         ham_beta=beta,
-        correction=correction,
         gamma=gamma,
     )
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...neurons import Neurons, correction_factors
+from ...correction import mask_factors
+from ...neurons import Neurons
 from ...optimizer import SparseOpt
 from ..timing import Turn
 from .network import Network
@@ -171,7 +172,7 @@ def chain(
 
 def correction_of(network: Network) -> list[Tensor]:
     """Return the factors c_i of each masked parameter, in the order of ``network.masks`` and of its dtype."""
-    return [correction_factors(mask, Neurons()).to(p.dtype) for p, mask in network.masks.items()]
+    return [mask_factors(mask, Neurons()).to(p.dtype) for p, mask in network.masks.items()]
 
 
 def _work(correct: bool) -> Work:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ... import kernels
-from ...kernels.cpu import NATIVE
+from ...kernels.cpu import CPU
 from ..atomic import write_atomically
 from ..machine import machine
 from ..training.errors import TrainingError
@@ -67,7 +67,7 @@ def check_or_write_first_steps(experiment: Trained, settings: Settings, results:
 def repeats(experiment: Trained, settings: Settings, kept: Mapping[str, Any]) -> bool:
     """Tell if this code makes the losses that were kept: all of them exactly, on the same processor with the
     same PyTorch; else 20 of them to 1e-4."""
-    is_native = kernels.backend_for(kernels.chosen_name("auto"), torch.device("cpu")) is NATIVE
+    is_native = kernels.backend_for(kernels.chosen_name("auto"), torch.device("cpu")) is CPU
     if is_native and (kept["machine"], kept["torch"]) == (machine(), torch.__version__):
         return bool(losses_of(experiment, kept["case"], settings, STEPS) == kept["losses"])
     again = losses_of(experiment, kept["case"], settings, _FEWER)

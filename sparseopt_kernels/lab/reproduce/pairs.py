@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ... import SET, Masks, RigL, SparseOpt, sparsify, warmup_cosine
-from ...neurons import Correction, correction_factors
+from ...correction import Correction, mask_factors
 from ..training.data import load_dataset
 from ..training.models import mlp
 from .direction_free import layer_scale, scale_by_layer
@@ -187,7 +187,7 @@ class Training:
         if self.way.factor == "scalar":
             return torch.tensor(layer_scale(self.masks[parameter]))
         correction = FACTORS[self.way.factor]
-        factors = correction_factors(self.masks[parameter], self.masks.neurons(parameter), correction)
+        factors = mask_factors(self.masks[parameter], self.masks.neurons(parameter), correction)
         return factors.to(parameter.dtype)
 
 

@@ -16,7 +16,7 @@ from statistics import mean
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ...neurons import correction_factors
+from ...correction import mask_factors
 from ..training.data import Dataset, load_dataset, steps_per_epoch
 from ..training.run import Run, evaluate
 from .experiment import Case, Row
@@ -157,7 +157,7 @@ def measured(run: Run, data: Images) -> dict[str, float]:
     while not run.done:
         last = run.train_epoch()
     test = math.nan if run.diverged else _accuracy(*evaluate(run.model, data.test_images, data.test_labels))
-    factors = [correction_factors(mask, run.masks.neurons(p)) for p, mask in run.masks.items()]
+    factors = [mask_factors(mask, run.masks.neurons(p)) for p, mask in run.masks.items()]
     return {
         "held_out_accuracy": last.test_accuracy,
         "test_accuracy": test,

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from ...neurons import Neurons, correction_factors, fan_in
+from ...correction import mask_factors
+from ...neurons import Neurons, fan_in
 from ..training.run import Run
 from .experiment import Row
 
@@ -37,7 +38,7 @@ class Gradient(NamedTuple):
 
     def at(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient ``g`` and ``c_i * g``, what SparseOpt applies (Eq. 12), at flat indices: vectors."""
-        factors = correction_factors(self.mask, Neurons()).flatten().to(self.values.dtype)
+        factors = mask_factors(self.mask, Neurons()).flatten().to(self.values.dtype)
         raw = self.values.flatten()[places]
         return raw, raw * factors[places // (self.mask.numel() // len(factors))]
 
@@ -305,7 +306,7 @@ class Probe:
             mask = self._masks[name]
             turns = torch.stack(self._turned.pop(name)).nanmean(dim=0)
             squares = torch.stack(self._squares.pop(name)).mean(dim=0)
-            factors = correction_factors(mask, Neurons()).flatten()
+            factors = mask_factors(mask, Neurons()).flatten()
             window = Window(fan_in(mask, Neurons()), factors, _norms(parameter), squares, turns)
             for column, value in window.summary(self._windows.get(name)).items():
                 self._record(name, column, value)

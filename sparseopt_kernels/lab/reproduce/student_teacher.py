@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, relu
 
-from ...neurons import Correction
+from ...correction import Correction
 from ...optimizer import SparseOpt
 
 INPUTS = 10

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...neurons import Correction
+from ...correction import Correction
 from ...text_table import aligned
 from .experiment import Case, Row, Settings
 from .interval_picture import legend_of

@@ -1,4 +1,4 @@
-// What a change of a boolean mask asks for, on its bytes as they are: before anything is packed.
+// Applies a boolean mask, by its bytes as they are: before anything is packed.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,5 @@ namespace sparseopt::cpu {
 // Zeroes the elements of `data` whose byte of `mask` is 0. Lines of memory in which there is nothing to
 // change are not written. `element_bytes` is 2, 4 or 8.
 void zero_outside(const uint8_t* mask, void* data, int64_t numel, int element_bytes, int threads);
-
-// The largest number of bytes that are not 0 among the `rows` of a matrix.
-int64_t largest_row_count(const uint8_t* mask, int64_t rows, int64_t columns, int threads);
 
 }  // namespace sparseopt::cpu

@@ -1,24 +1,19 @@
-"""Whether anything has changed since the last step but the numbers in the gradients: one comparison."""
+"""Tells if anything has changed since the last step but the numbers in the gradients: one comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from .. import native_library
 from ..kernels import tensor_memory
 from ..kernels.tensor_memory import memory_of
 from ..masks.mapping import Masks
 from .gradients import Gradients, read_gradients
-
-if TYPE_CHECKING:
-    from .._native import Snapshot as NativeSnapshot
-
-if tensor_memory.READER is not None:
-    from .. import _native
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -26,7 +21,7 @@ _VERSION = attrgetter("_version")
 
 
 class Identities:
-    """Objects that are equal if they are the same ones: PyTorch would compare the elements of tensors."""
+    """Objects that are compared by identity: PyTorch would compare the elements of tensors."""
 
     __slots__ = ("_objects",)
 
@@ -42,47 +37,47 @@ class Identities:
 
 
 class Snapshot(NamedTuple):
-    """All that a prepared step depends on, to be compared and nothing else. Gradients may lie elsewhere in
-    every step, but must be as many and as they were.
+    """All that a prepared step depends on, only to be compared.
 
-    Two of them may be equal only as long as the parameters, momentum buffers and masks that the first was
-    taken of are held by someone: the native library tells objects apart by where they are.
+    Gradients may lie elsewhere in every step, but must be as many and of the same layout. Two snapshots may
+    be compared only as long as the parameters, momentum buffers and masks of the first one live: the native
+    library tells objects apart by their addresses.
     """
 
     groups: object
-    """The parameters of each, whether it has momentum and dampening, and its correction."""
+    """The parameters of each group, whether it has momentum and dampening, and its correction."""
     masked: object
-    """The parameters that a dict of masks has; those of a ``Masks`` never change."""
+    """The parameters in a dict of masks; those of a ``Masks`` never change."""
     stateful: object
     """The parameters that have a state."""
     memory: object
-    """Of parameters, momentum buffers and masks."""
+    """The memory of parameters, momentum buffers and masks."""
     gradients: object
-    """The layout of their memory: their addresses are no part of it."""
+    """The layout of the gradients' memory, without addresses."""
     mask_versions: list[int]
-    """How often each mask has been written."""
+    """The number of writes to each mask, as PyTorch counts them."""
 
 
-class Look(NamedTuple):
-    """What is found at the beginning of a step."""
+class Observed(NamedTuple):
+    """The state of everything at the beginning of a step."""
 
     gradients: Gradients
-    snapshot: Snapshot | NativeSnapshot | None
-    """What the step depends on; None where something in ``masks`` is no mask."""
+    snapshot: Snapshot | native_library.Snapshot | None
+    """None where something in ``masks`` is no mask."""
     versions: list[int]
-    """How often each tensor that is watched has been written."""
+    """The number of writes to each watched tensor."""
     masks: list[Tensor]
-    """To be held for as long as the snapshot is compared: a mapping may make them anew each time."""
+    """Held as long as the snapshot is compared: a mapping may make them anew each time."""
 
 
-def look(
+def observe(
     groups: list[dict[str, Any]],
     state: State,
     masks: Mapping[Parameter, Tensor],
     parameters: list[Parameter],
     watched: list[Tensor],
-) -> Look:
-    """Look at everything that may have changed since the last step.
+) -> Observed:
+    """Read everything that may have changed since the last step.
 
     Args:
         groups, state, masks: the optimizer's.
@@ -91,35 +86,36 @@ def look(
     """
     owners, mask_tensors = owners_and_masks(masks)
     if READER is not None:
-        found = READER.read(_native.Optimizer(groups, state, owners, mask_tensors, parameters, watched))
+        optimizer = native_library.Optimizer(groups, state, owners, mask_tensors, parameters, watched)
+        found = READER.read(optimizer)
         if found is not None:
             tensors, addresses, any_negated, snapshot, versions = found
-            return Look(Gradients(tensors, addresses, any_negated), snapshot, versions, mask_tensors)
-    return _look(groups, state, owners, mask_tensors, parameters, watched)
+            return Observed(Gradients(tensors, addresses, any_negated), snapshot, versions, mask_tensors)
+    return _observe_in_python(groups, state, owners, mask_tensors, parameters, watched)
 
 
 def owners_and_masks(masks: Mapping[Parameter, Tensor]) -> tuple[list[Parameter], list[Tensor]]:
-    """All masks, and who has them, if that may change."""
+    """Return all masks, and the parameters that have them, if these may change."""
     if isinstance(masks, Masks):
         return [], masks.tensors()
     return [*masks], [*masks.values()]
 
 
-def _look(
+def _observe_in_python(
     groups: list[dict[str, Any]],
     state: State,
     owners: list[Parameter],
     masks: list[Tensor],
     parameters: list[Parameter],
     watched: list[Tensor],
-) -> Look:
-    """What the native library does, for tensors that it does not know and for an older PyTorch."""
+) -> Observed:
+    """Do what the native library does, for tensors that it does not know and for an older PyTorch."""
     gradients, layout = read_gradients(parameters)
     versions = versions_of(watched)
     try:
         mask_versions, mask_memory = versions_of(masks), memory_of(masks)
     except (AttributeError, RuntimeError):  # an entry of a dict may be anything, before it is checked
-        return Look(gradients, None, versions, masks)
+        return Observed(gradients, None, versions, masks)
     snapshot = Snapshot(
         groups=[
             (
@@ -136,11 +132,11 @@ def _look(
         gradients=layout,
         mask_versions=mask_versions,
     )
-    return Look(gradients, snapshot, versions, masks)
+    return Observed(gradients, snapshot, versions, masks)
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:
-    """How often each has been written, as far as PyTorch sees."""
+    """Return the number of writes to each tensor, as PyTorch counts them."""
     return [*map(_VERSION, tensors)]
 
 
@@ -152,4 +148,4 @@ def _buffers(state: State) -> list[Tensor | None]:
         return [own.get("momentum_buffer") for own in state.values() if isinstance(own, dict)]
 
 
-READER = None if tensor_memory.READER is None else _native.StepReader(tensor_memory.READER)
+READER = None if tensor_memory.READER is None else native_library.StepReader(tensor_memory.READER)

@@ -1,0 +1,75 @@
+"""Eq. 12: from the fan-in of neurons to ``c_i``, the factor on the gradient of each.
+
+Backends count fan-in, and are handed the factors that are computed here. Only a kernel that counts and
+updates in one pass computes them itself, from a divisor that it is handed: ``correction_factor`` of
+``csrc/update_rule.h`` and of ``kernels/gpu/triton_step.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .neurons import Neurons, fan_in
+
+Correction = Literal["layer", "unnormalized", "none"]
+
+
+class FanIn(NamedTuple):
+    """The fan-in of the neurons of some layers, which are on one device."""
+
+    counts: Tensor
+    """The number of active weights of each neuron, layer after layer: of the floating-point type that the
+    factors are to have."""
+    layer: Tensor
+    """The layer that each neuron belongs to: integers, as many as ``counts``."""
+    neurons: Tensor
+    """The number of neurons of each layer: integers."""
+    full: Tensor
+    """What fan-in would be without a mask: integers, of each layer."""
+    mean: Tensor | None = None
+    """The mean fan-in of each layer, float64, where ``counts`` has only a part of its neurons."""
+
+
+class Factors(NamedTuple):
+    """``c_i = sqrt(fan_in_i / divisor)``, of the type of the counts."""
+
+    c: Tensor
+    """For each neuron. It is 1 where fan-in is the divisor, and 0 without active weights."""
+    divisor: Tensor
+    """For each layer; never 0."""
+
+
+def correction_factors(fan_in: FanIn, correction: Literal["layer", "unnormalized"]) -> Factors:
+    """Compute ``c_i``. Nothing waits for the device.
+
+    ``"layer"`` is Eq. 12, ``sqrt((1 - s_i) / (1 - s_avg))``: the divisor is the mean fan-in of the layer, or
+    1 where it has no active weight. ``"unnormalized"`` is ``sqrt(1 - s_i)``, the preconditioner D of section
+    4.1 alone: the divisor is the full fan-in.
+    """
+    if correction == "unnormalized":
+        divisor = fan_in.full.double()
+    elif fan_in.mean is not None:
+        divisor = fan_in.mean
+    else:
+        zeros = torch.zeros_like(fan_in.neurons, dtype=torch.float64)
+        divisor = zeros.index_add_(0, fan_in.layer, fan_in.counts.double()) / fan_in.neurons
+    divisor = torch.where(divisor > 0, divisor, 1.0).to(fan_in.counts.dtype)
+    return Factors((fan_in.counts / divisor.index_select(0, fan_in.layer)).sqrt(), divisor)
+
+
+def mask_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer") -> Tensor:
+    """Compute ``c_i`` of one boolean mask: float64, of a shape that broadcasts against it."""
+    counts = fan_in(mask, neurons).double()
+    if correction == "none":
+        return neurons.broadcast(torch.ones_like(counts), mask.shape)
+    count = torch.tensor([counts.numel()], device=mask.device)
+    layer = FanIn(
+        counts,
+        layer=torch.zeros_like(counts, dtype=torch.int64),
+        neurons=count,
+        full=mask.numel() // count.clamp_min(1),
+    )
+    return neurons.broadcast(correction_factors(layer, correction).c, mask.shape)

@@ -1,0 +1,47 @@
+"""A step that is prepared is made: numbers are read, the norm is limited, and plans are carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.autograd.graph import increment_version
+
+from ..kernels.contract import NormOver
+from .gradients import Gradients
+from .inputs import Amp, inputs_of, limit_norm
+from .preparation import Prepared
+
+
+def make_step(
+    prepared: Prepared,
+    gradients: Gradients,
+    groups: Sequence[dict[str, Any]],
+    amp: Amp,
+    norm_over: NormOver,
+) -> bool:
+    """Update what is prepared. False if the host knows that AMP skips the step: nothing has happened then.
+
+    Args:
+        prepared: the step.
+        gradients: those of all parameters.
+        groups: the optimizer's parameter groups.
+        amp: GradScaler's scale and verdict.
+        norm_over: the positions that count in the norm of the gradients, where it is limited.
+    """
+    # Whether a first step with dampening was made decides on the next one: it is worth waiting for.
+    if amp.found_inf is not None and (prepared.on_host or prepared.has_first_steps):
+        if amp.found_inf.item() != 0:  # a sum over devices: may exceed 1
+            return False
+        amp = amp._replace(found_inf=None)
+    batches = prepared.batches
+    inputs = [inputs_of(batch, prepared, gradients, groups, amp) for batch in batches]
+    limits = [groups[rule.group]["max_grad_norm"] for rule in prepared.rules]
+    if batches and limits.count(None) < len(limits):
+        inputs = limit_norm(batches, inputs, limits, prepared.on_host, norm_over)
+    # Kernels write through pointers, and autograd must notice it; before the write, so that whatever
+    # interrupts it cannot leave one that was not counted.
+    increment_version(prepared.updated)
+    for batch, own in zip(batches, inputs, strict=True):
+        batch.plan.step(own)
+    return True
