@@ -84,7 +84,8 @@ def check_masks(masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]) 
 
 def warn_of_forgotten_masks(parameters: Sequence[Tensor], masks: Mapping[Parameter, Tensor]) -> bool:
     """Warn if parameters have masks in their model that ``masks`` lacks; return if there was a warning."""
-    trained = [p for p in parameters if p.requires_grad and p not in masks]
+    masked = set(masks)
+    trained = [p for p in parameters if p.requires_grad and p not in masked]
     forgotten = [place for p in trained if (place := remembered_mask(p)) is not None]
     if forgotten:
         more = (

@@ -18,11 +18,11 @@ from ..kernels.contract import Backend, ParamFactors, ParamState, Plan
 from ..kernels.gpu.device import refuse_capture
 from ..kernels.memory import memory_order
 from ..kernels.reference import REFERENCE
-from ..kernels.tensor_memory import memory_of
+from ..kernels.tensor_memory import Memory, memory_of
 from ..masks.mapping import neurons_in
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
-from .change_detection import Identities, State, versions_of
+from .change_detection import State, owners_and_masks, versions_of
 from .factors import Corrected, warn_of_concentration, with_factors
 from .gradients import is_regular
 from .overlap import MaskedTensor, check_overlapping_masks, sharing_pairs, turns_of
@@ -60,10 +60,19 @@ class _Entry(NamedTuple):
     param: ParamState
     backend: Backend
     """The one that updates it: the reference, if that of the device does not support it."""
+    held: list[Tensor | None]
+    """Parameter, buffer and mask. Their identities in the key hold as long as they live."""
     key: tuple[object, ...]
     """The entry is valid as long as this is unchanged."""
     versions: list[int] | None
     """Those of parameter and buffer after the last step; None if the mask has to be applied."""
+
+
+class _Sharing(NamedTuple):
+    """The pairs of parameters that share memory, by their places, and the memory of all of them."""
+
+    memory: Memory
+    pairs: list[tuple[int, int]]
 
 
 class Prepared(NamedTuple):
@@ -85,6 +94,7 @@ class Prepared(NamedTuple):
     entries: dict[Parameter, _Entry]
     factors: dict[ParamState, ParamFactors]
     """``c_i`` of those whose gradients are corrected."""
+    sharing: _Sharing | None
 
     @property
     def has_first_steps(self) -> bool:
@@ -92,7 +102,7 @@ class Prepared(NamedTuple):
         return any(rule.is_first_step for rule in self.rules)
 
 
-NOTHING_PREPARED = Prepared([], [], [], [], {}, False, [], {}, {})
+NOTHING_PREPARED = Prepared([], [], [], [], {}, False, [], {}, {}, None)
 
 
 class _Found(NamedTuple):
@@ -104,18 +114,11 @@ class _Found(NamedTuple):
     buffer: Tensor | None
     is_new: bool  # the buffer is not in the state yet
     mask: Tensor | None
-    neurons: Neurons
+    gradient_dtype: torch.dtype
+    watched: list[Tensor]  # parameter and buffer
     correction: Correction  # "auto" is resolved
     is_clipped: bool  # its group has a max_grad_norm
     rule: RuleSource
-
-    @property
-    def gradient_dtype(self) -> torch.dtype:
-        return self.parameter.dtype if self.gradient is None else self.gradient.dtype
-
-    @property
-    def watched(self) -> list[Tensor]:
-        return [self.parameter] if self.buffer is None else [self.parameter, self.buffer]
 
 
 def prepare(
@@ -149,15 +152,15 @@ def prepare(
     parameters = list(dict.fromkeys(p for group in groups for p in group["params"]))
     entries = _entries_after(former, versions, parameters)
     found = _find(parameters, groups, state, masks, feeding_norm, entries)
-    for f in found:
-        _check(f, names[f.parameter])
-    pairs = sharing_pairs([f.parameter for f in found])
-    if pairs:
-        check_overlapping_masks([MaskedTensor(f.parameter, f.mask, names[f.parameter]) for f in found], pairs)
+    _check(found, names)
+    sharing = _sharing([f.parameter for f in found], former.sharing)
+    if sharing.pairs:
+        own = [MaskedTensor(f.parameter, f.mask, names[f.parameter]) for f in found]
+        check_overlapping_masks(own, sharing.pairs)
     rules = [RuleSource(group, is_first_step=False) for group in range(len(groups))]
     rules += dict.fromkeys(f.rule for f in found if f.rule.is_first_step)
     backends = {device: backend_for(device) for device in {f.parameter.device for f in found}}
-    new = [_entry(f, rules, backends[f.parameter.device], entries.get(f.parameter)) for f in found]
+    new = [_entry(f, rules, masks, backends[f.parameter.device], entries.get(f.parameter)) for f in found]
 
     updated = [i for i, f in enumerate(found) if f.gradient is not None]
     corrected = [
@@ -175,7 +178,7 @@ def prepare(
 
     for f, entry in zip(found, new, strict=True):
         entries[f.parameter] = _with_mask_applied(f, entry)
-    turns = turns_of(len(found), pairs)
+    turns = turns_of(len(found), sharing.pairs)
     return Prepared(
         parameters=parameters,
         updated=[found[i].parameter for i in updated],
@@ -186,6 +189,7 @@ def prepare(
         watched=[t for i in updated if found[i].mask is not None for t in found[i].watched],
         entries=entries,
         factors=factors,
+        sharing=sharing,
     )
 
 
@@ -213,9 +217,10 @@ def _find(
 ) -> list[_Found]:
     """Look at every parameter. Nothing is checked or written."""
     group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
+    mask_of = dict(zip(masks, owners_and_masks(masks)[1], strict=True))
     found = []
     for position, p in enumerate(parameters):
-        gradient, mask, index = p.grad, masks.get(p), group_of[p]
+        gradient, mask, index = p.grad, mask_of.get(p), group_of[p]
         group = groups[index]
         # What never had a gradient is left alone, as SGD would. In a copy, what has a state had one.
         if gradient is None and (mask is None or not (p in entries or state.get(p))):
@@ -238,7 +243,8 @@ def _find(
                 buffer=buffer,
                 is_new=is_new,
                 mask=mask,
-                neurons=Neurons() if mask is None else neurons_in(masks, p),
+                gradient_dtype=p.dtype if gradient is None else gradient.dtype,
+                watched=[p] if buffer is None else [p, buffer],
                 correction=correction,
                 is_clipped=group["max_grad_norm"] is not None,
                 rule=RuleSource(index, is_first_step=is_new and group["dampening"] != 0),
@@ -247,18 +253,32 @@ def _find(
     return found
 
 
-def _entry(f: _Found, rules: Sequence[RuleSource], of_device: Backend, last: _Entry | None) -> _Entry:
+def _sharing(parameters: Sequence[Parameter], last: _Sharing | None) -> _Sharing:
+    memory = memory_of(parameters)
+    if last is not None and last.memory == memory:
+        return last
+    return _Sharing(memory, sharing_pairs(parameters))
+
+
+def _entry(
+    f: _Found,
+    rules: Sequence[RuleSource],
+    masks: Mapping[Parameter, Tensor],
+    of_device: Backend,
+    last: _Entry | None,
+) -> _Entry:
     """Return the cache entry of a parameter: the last one, if its key is unchanged."""
-    tensors, rule = [f.parameter, f.buffer, f.mask], rules.index(f.rule)
+    held, rule = [f.parameter, f.buffer, f.mask], rules.index(f.rule)
     version = None if f.mask is None else f.mask._version
-    key = Identities(tensors), memory_of(tensors), version, f.gradient_dtype, rule, f.correction, of_device
+    key = (*map(id, held), memory_of(held), version, f.gradient_dtype, rule, f.correction, of_device)
     if last is not None and last.key == key:
         return last
-    param = _param_state(f, rule)
-    return _Entry(param, of_device if of_device.supports(param) else REFERENCE, key, versions=None)
+    param = _param_state(f, Neurons() if f.mask is None else neurons_in(masks, f.parameter), rule)
+    backend = of_device if of_device.supports(param) else REFERENCE
+    return _Entry(param, backend, held, key, versions=None)
 
 
-def _param_state(f: _Found, rule: int) -> ParamState:
+def _param_state(f: _Found, neurons: Neurons, rule: int) -> ParamState:
     parameter: Tensor
     parameter, buffer = f.parameter, f.buffer
     given_mask, mask = f.mask, None if f.mask is None else as_boolean(f.mask)
@@ -277,7 +297,7 @@ def _param_state(f: _Found, rule: int) -> ParamState:
         given_mask=given_mask,
         gradient_dtype=gradient_dtype,
         memory_order=memory_order(parameter),
-        neurons=f.neurons,
+        neurons=neurons,
         rule=rule,
         ham=f.parameter.ndim >= 2,  # biases and normalisation parameters are left out
     )
@@ -287,11 +307,11 @@ def _with_mask_applied(f: _Found, entry: _Entry) -> _Entry:
     """Zero what lies outside a mask that is new, or over which others have written."""
     if f.mask is None:
         return entry
-    watched = f.watched
-    if entry.versions != versions_of(watched):
-        refuse_capture()
-        zero_outside(as_boolean(f.mask), watched)
-    return entry._replace(versions=versions_of(watched))
+    if entry.versions == versions_of(f.watched):
+        return entry
+    refuse_capture()
+    zero_outside(as_boolean(f.mask), f.watched)
+    return entry._replace(versions=versions_of(f.watched))
 
 
 class _Member(NamedTuple):
@@ -330,23 +350,25 @@ def _batches(
     return batches
 
 
-def _check(f: _Found, name: str) -> None:
-    """Raise ``ValueError`` unless gradient and momentum buffer, which may come from any checkpoint, fit."""
-    p, gradient, buffer = f.parameter, f.gradient, f.buffer
-    if gradient is not None and gradient.layout is not torch.strided and f.mask is not None:
-        raise ValueError(
-            f"{name!r} has a mask and a gradient of layout {gradient.layout}, it must be torch.strided"
-        )
-    if gradient is not None and gradient.shape != p.shape:
-        raise ValueError(
-            f"the gradient of {name!r} has shape {tuple(gradient.shape)}, the parameter has {tuple(p.shape)}"
-        )
-    if buffer is not None and buffer.shape != p.shape:
-        raise ValueError(
-            f"the momentum_buffer of {name!r} has shape {tuple(buffer.shape)}, the parameter has "
-            f"{tuple(p.shape)}: the optimizer's state is that of another network"
-        )
-    if buffer is not None and buffer.device != p.device:
-        raise ValueError(
-            f"the momentum_buffer of {name!r} is on {buffer.device}, the parameter on {p.device}"
-        )
+def _check(found: Sequence[_Found], names: Mapping[Tensor, str]) -> None:
+    """Raise ``ValueError`` unless gradients and momentum buffers, which may come from any checkpoint, fit."""
+    for f in found:
+        p, gradient, buffer, name = f.parameter, f.gradient, f.buffer, names[f.parameter]
+        if gradient is not None and gradient.layout is not torch.strided and f.mask is not None:
+            raise ValueError(
+                f"{name!r} has a mask and a gradient of layout {gradient.layout}, it must be torch.strided"
+            )
+        if gradient is not None and gradient.shape != p.shape:
+            raise ValueError(
+                f"the gradient of {name!r} has shape {tuple(gradient.shape)}, the parameter has "
+                f"{tuple(p.shape)}"
+            )
+        if buffer is not None and buffer.shape != p.shape:
+            raise ValueError(
+                f"the momentum_buffer of {name!r} has shape {tuple(buffer.shape)}, the parameter has "
+                f"{tuple(p.shape)}: the optimizer's state is that of another network"
+            )
+        if buffer is not None and buffer.device != p.device:
+            raise ValueError(
+                f"the momentum_buffer of {name!r} is on {buffer.device}, the parameter on {p.device}"
+            )
