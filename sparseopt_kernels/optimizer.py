@@ -22,10 +22,12 @@ from .kernels.gpu.device import capturing
 from .masks.mapping import Masks, masks_of
 from .masks.registered_masks import remember, remembered_places
 from .optimizer_arguments import (
+    check_auto,
     check_correction,
     check_group,
     check_masks,
     check_norm_over,
+    names_of,
     parameters_in,
     take_out_arguments,
     warn_of_forgotten_masks,
@@ -215,7 +217,7 @@ class SparseOpt(Optimizer):
         group = self.param_groups[-1]
         try:
             check_group(group)
-            self._check_auto(group)
+            check_auto(group, self._feeding_norm)
             for p in group["params"]:
                 if hasattr(p, "device_mesh"):  # the fan-in of a neuron would span several ranks
                     raise ValueError(f"a parameter of shape {tuple(p.shape)} is a DTensor: not supported")
@@ -279,7 +281,8 @@ class SparseOpt(Optimizer):
                 "captured of it would move no weight: make this step and the next outside the graph"
             )
         last, self._last = self._last, NO_STEP  # until this step has come to its end
-        may_repeat = not skips and self._amp() == (None, None)
+        amp = Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        may_repeat = not skips and amp == (None, None)
         if may_repeat and last.repeat(self.param_groups, self.state, self._own_masks):
             self._last = last
             return
@@ -290,15 +293,15 @@ class SparseOpt(Optimizer):
             observed = self._with_unseen_writes(observed)
         else:
             self._full_check.check(self._prepared, self._own_masks, self._names())
-        if not skips and self._make_step(observed):
-            observed = self._with_new_buffers(observed)
+        if not skips:
+            is_made = make_step(
+                self._prepared, observed.gradients, self.param_groups, amp, self._max_grad_norm_over
+            )
+            observed = self._with_new_buffers(observed) if is_made else observed
         is_repeatable = self._full_check is None
         self._last = LastStep(self._prepared, observed, self._max_grad_norm_over, is_repeatable)
         for skip in skips:
             skip.take(self)
-
-    def _amp(self) -> Amp:
-        return Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
 
     def _observe(self) -> Observed:
         prepared = self._prepared
@@ -316,10 +319,6 @@ class SparseOpt(Optimizer):
             self._may_write_unseen = False
             warn(describe(found, self._names()))
         return self._prepare(versions, self._observe())
-
-    def _make_step(self, observed: Observed) -> bool:
-        groups, norm_over = self.param_groups, self._max_grad_norm_over
-        return make_step(self._prepared, observed.gradients, groups, self._amp(), norm_over)
 
     def _with_new_buffers(self, observed: Observed) -> Observed:
         """Put the buffers of a first step into the state. Return what the next step will observe."""
@@ -345,7 +344,7 @@ class SparseOpt(Optimizer):
         """
         for group in self.param_groups:
             check_correction(group["correction"])
-            self._check_auto(group)
+            check_auto(group, self._feeding_norm)
         names = self._names()
         check_masks(self._masks, names)
         self._warn_of_forgotten_masks([*names])
@@ -375,23 +374,8 @@ class SparseOpt(Optimizer):
         if not hasattr(cls, "_uncompiled_update"):
             cls._uncompiled_update = torch.compiler.disable(cls._update)  # type: ignore[no-untyped-call]
 
-    def _check_auto(self, group: dict[str, Any]) -> None:
-        if group["correction"] == "auto" and self._feeding_norm is None:
-            raise ValueError(
-                "correction is 'auto', but which layers feed a batch norm is not known: make SparseOpt with "
-                "feeding_norm=sk.layers_feeding_norm(model, example_input)"
-            )
-
     def _names(self) -> dict[Tensor, str]:
-        """What error messages call each parameter."""
-        names: dict[Tensor, str] = {}
-        for i, group in enumerate(self.param_groups):
-            for j, parameter in enumerate(group["params"]):
-                names[parameter] = f"param_groups[{i}]['params'][{j}]"
-            names.update(zip(group["params"], group.get("param_names", ()), strict=False))
-        if isinstance(self._masks, Masks):
-            names.update({p: name for name, p in self._masks.named().items() if p in names})
-        return names
+        return names_of(self.param_groups, self._masks)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _COPIED}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, get_args
 
 from torch import Tensor
@@ -151,3 +151,24 @@ def check_correction(correction: str) -> None:
 def check_norm_over(over: str) -> None:
     if over not in _NORMS_OVER:
         raise ValueError(f"max_grad_norm_over is {over!r}, it must be one of {_NORMS_OVER}")
+
+
+def check_auto(group: Mapping[str, Any], feeding_norm: Collection[Parameter] | None) -> None:
+    """Raise ``ValueError`` if ``"auto"`` is asked for, but not known which layers feed a batch norm."""
+    if group["correction"] == "auto" and feeding_norm is None:
+        raise ValueError(
+            "correction is 'auto', but which layers feed a batch norm is not known: make SparseOpt with "
+            "feeding_norm=sk.layers_feeding_norm(model, example_input)"
+        )
+
+
+def names_of(groups: Sequence[Mapping[str, Any]], masks: Mapping[Parameter, Tensor]) -> dict[Tensor, str]:
+    """Return the names of all parameters for error messages."""
+    names: dict[Tensor, str] = {}
+    for i, group in enumerate(groups):
+        for j, parameter in enumerate(group["params"]):
+            names[parameter] = f"param_groups[{i}]['params'][{j}]"
+        names.update(zip(group["params"], group.get("param_names", ()), strict=False))
+    if isinstance(masks, Masks):
+        names.update({p: name for name, p in masks.named().items() if p in names})
+    return names

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch.nn.parameter import Parameter
 
 from ..correction import Correction, correction_factors
@@ -44,7 +45,7 @@ def with_factors(
         assert batch[0].correction != "none"
         found = correction_factors(batch[0].backend.fan_in(params), batch[0].correction)
         sizes = [param.neurons.count(param.parameter.shape) for param in params]
-        parts = zip(found.c.split(sizes), found.divisor.unbind(), strict=True)
+        parts = zip(torch.split(found.c, sizes), found.divisor.unbind(), strict=True)
         factors |= {param: ParamFactors(*part) for param, part in zip(params, parts, strict=True)}
     return factors
 

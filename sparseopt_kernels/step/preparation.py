@@ -177,7 +177,8 @@ def prepare(
             )
 
     for f, entry in zip(found, new, strict=True):
-        entries[f.parameter] = _with_mask_applied(f, entry)
+        is_applied = f.mask is None or entry.versions == versions_of(f.watched)
+        entries[f.parameter] = entry if is_applied else _with_mask_applied(f, entry)
     turns = turns_of(len(found), sharing.pairs)
     return Prepared(
         parameters=parameters,
@@ -304,11 +305,8 @@ def _param_state(f: _Found, neurons: Neurons, rule: int) -> ParamState:
 
 
 def _with_mask_applied(f: _Found, entry: _Entry) -> _Entry:
-    """Zero what lies outside a mask that is new, or over which others have written."""
-    if f.mask is None:
-        return entry
-    if entry.versions == versions_of(f.watched):
-        return entry
+    """Zero the elements outside a mask that is new, or over which others have written."""
+    assert f.mask is not None
     refuse_capture()
     zero_outside(as_boolean(f.mask), f.watched)
     return entry._replace(versions=versions_of(f.watched))

@@ -129,7 +129,7 @@ def list_masks(kernels: ListKernels, params: Sequence[ParamState], rows: Sequenc
     none = torch.zeros(1, dtype=torch.int64, device=device)
     live = ends.index_select(0, last_rows).diff(prepend=none)
     kernels.list_sectors(listing, ends)
-    fan_in = listing.fan_in.split([r.rows for r in rows])
+    fan_in = torch.split(listing.fan_in, [r.rows for r in rows])
     return [
         Sectors(*room, live=live[i], fan_in=own)
         for i, (room, own) in enumerate(zip(rooms, fan_in, strict=True))

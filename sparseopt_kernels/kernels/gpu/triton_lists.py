@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from sparseopt_kernels.kernels.gpu.lists import ListRow
-from sparseopt_kernels.kernels.gpu.triton_step import _bits_at
+from sparseopt_kernels.kernels.gpu.triton_sectors import bits_at
 
 _WIDTH = tl.constexpr(len(ListRow._fields))
 
@@ -55,7 +55,7 @@ def count_rows(
         left, in_left = _half_bits(mask, sector * LANES, begins, entry.elements, own.end, half)
         right, in_right = _half_bits(mask, sector * LANES + half, begins, entry.elements, own.end, half)
         bits = left | (right << half)
-        masks = _bits_at(entry.masks, LANES)
+        masks = bits_at(entry.masks, LANES)
         tl.store(masks + sector, bits.to(masks.dtype.element_ty), mask=begins)
         found += (bits != 0).to(tl.int32)
         counted += in_left + in_right
@@ -96,13 +96,13 @@ def list_sectors(
     place = tl.load(to + at, mask=own.inside, other=0) - own_live - before
     for tile in range(0, own.tiles):
         sector = own.first + tile * SECTORS + tl.arange(0, SECTORS)[None, :]
-        masks = _bits_at(entry.masks, LANES)
+        masks = bits_at(entry.masks, LANES)
         bits = tl.load(masks + sector, mask=own.inside & (sector < own.last), other=0)
         is_live = (bits != 0).to(tl.int32)
         position = place + tl.cumsum(is_live, axis=1) - is_live
         wanted = (bits != 0) & (position < entry.capacity)
         tl.store(entry.listed.to(tl.pointer_type(tl.int32)) + position, sector.to(tl.int32), mask=wanted)
-        tl.store(_bits_at(entry.bits, LANES) + position, bits, mask=wanted)
+        tl.store(bits_at(entry.bits, LANES) + position, bits, mask=wanted)
         place += tl.sum(is_live, axis=1)[:, None]
 
 

@@ -1,0 +1,186 @@
+"""The sectors of a tensor as Triton functions: the chunks that programs walk, and ``c_i`` of their weights.
+
+LANES weights make a sector. Whoever walks it reads and writes the weights.
+"""
+
+# What Triton compiles has no annotations but its own.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from sparseopt_kernels.kernels.gpu.tables import WalkRow
+
+_WALK_WIDTH = tl.constexpr(len(WalkRow._fields))
+
+
+class Chunk(NamedTuple):
+    """What a program walks at a time: sectors of one tensor, of which not all need be there, [SECTORS, 1]."""
+
+    sector: Any  # their numbers
+    active: Any  # the mask bits of their weights; 0 for what is not there
+    is_last: Any  # whether it is the tensor's last one
+
+
+class Factors(NamedTuple):
+    """c_i of the weights of sectors, [SECTORS, 1]: one up to a column, another from there on."""
+
+    until: Any
+    first: Any
+    second: Any
+
+
+class Rest(NamedTuple):
+    """The last weights of a tensor, less than 16 bytes, [1, LANES]."""
+
+    e: Any
+    active: Any
+    live: Any
+    c: Any
+
+
+@triton.jit
+def chunk_of(table, owner, number, count, otherwise, LANES: tl.constexpr, SECTORS: tl.constexpr):
+    """Whose chunk it is, and what is in it; ``otherwise`` and nothing where there are not so many."""
+    t = tl.load(owner.to(tl.pointer_type(tl.int32)) + number, mask=number < count, other=otherwise)
+    return t, chunk_with(walk_row(table, t), number, LANES, SECTORS)
+
+
+@triton.jit
+def chunk_with(entry, number, LANES: tl.constexpr, SECTORS: tl.constexpr):
+    first = (number - entry.first_chunk.to(tl.int32)) * SECTORS
+    length = entry.length.to(tl.int32)
+    i = first + tl.arange(0, SECTORS)[:, None]
+    there = i < length
+    is_listed = entry.listed != 0
+    numbers = entry.listed.to(tl.pointer_type(tl.int32))
+    listed = tl.load(numbers + i, mask=only_if(is_listed, there), other=0)
+    has_bits = only_if(entry.bits != 0, there)
+    active = tl.load(bits_at(entry.bits, LANES) + i, mask=has_bits, other=0).to(tl.int32)
+    active = tl.where(only_if(entry.bits == 0, there), (1 << LANES) - 1, active)
+    return Chunk(sector=tl.where(is_listed, listed, i), active=active, is_last=first + SECTORS >= length)
+
+
+@triton.jit
+def only_if(wanted, live):
+    """``live`` if ``wanted``, which is one for all: their ``&`` is no boolean in Triton 3.9's interpreter."""
+    return tl.where(wanted, live, False)
+
+
+@triton.jit
+def bits_at(address, LANES: tl.constexpr):
+    if LANES == 8:
+        return address.to(tl.pointer_type(tl.uint8))
+    else:
+        return address.to(tl.pointer_type(tl.uint16))
+
+
+@triton.jit
+def bits_of(active, lane):
+    return ((active >> lane) & 1) != 0
+
+
+@triton.jit
+def halves(LANES: tl.constexpr):
+    """The weights of a sector in two halves of 16 bytes, [1, LANES / 2]."""
+    half: tl.constexpr = LANES // 2
+    left = tl.arange(0, half)[None, :]
+    return left, left + half
+
+
+@triton.jit
+def first_weights(sector, LANES: tl.constexpr, WIDE: tl.constexpr):
+    """The first weight of each sector: as int64 only where there are so many."""
+    if WIDE:
+        return sector.to(tl.int64) * LANES
+    else:
+        return sector.to(tl.int32) * LANES
+
+
+@triton.jit
+def vectors_end(entry, ALIGNED: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr):
+    """Where what is accessed by vectors ends."""
+    end = entry.elements
+    if not WIDE:
+        end = end.to(tl.int32)
+    if ALIGNED:
+        end = end // (LANES // 2) * (LANES // 2)
+    return end
+
+
+@triton.jit
+def factors_of(entry, chunk, LANES: tl.constexpr, WIDE: tl.constexpr):
+    """Return c_i of the rows in which sectors begin and end, if these are one or two."""
+    columns, elements = entry.columns, entry.elements
+    if not WIDE:
+        columns, elements = columns.to(tl.uint32), elements.to(tl.uint32)
+    begin = first_weights(chunk.sector, LANES, WIDE).to(columns.dtype)
+    row = begin // columns
+    until = columns - (begin - row * columns)
+    needed = only_if(entry.factors != 0, chunk.active != 0)
+    crossed = needed & (until < LANES) & (begin + until < elements)
+    at = entry.factors.to(tl.pointer_type(tl.float32)) + row.to(tl.int64)
+    first = tl.load(at, mask=needed, other=1.0)
+    second = tl.load(at + 1, mask=crossed, other=1.0)
+    return Factors(until=until.to(tl.int32), first=first, second=second)
+
+
+@triton.jit
+def factor_at(entry, factors, e, lane, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
+    """Return c_i of the weights ``lane`` of sectors that begin with ``e``."""
+    c = tl.where(lane < factors.until, factors.first, factors.second)
+    if not ALIGNED:
+        if entry.columns < 2 * lane.shape[1]:  # there may be more rows in a sector than two
+            c = _factor_of(entry, e + lane, WIDE)
+    return c
+
+
+@triton.jit
+def _factor_of(entry, e, WIDE: tl.constexpr):
+    """Return c_i of weights; 1 for places behind the end of the tensor."""
+    columns, elements = entry.columns, entry.elements
+    if not WIDE:
+        columns, elements = columns.to(tl.uint32), elements.to(tl.uint32)
+    row = (e.to(columns.dtype) // columns).to(tl.int64)
+    at = entry.factors.to(tl.pointer_type(tl.float32)) + row
+    needed = only_if(entry.factors != 0, e.to(columns.dtype) < elements)
+    return tl.load(at, mask=needed, other=1.0)
+
+
+@triton.jit
+def rest_of(entry, begin, LANES: tl.constexpr, WIDE: tl.constexpr):
+    """The last weights of a tensor, from ``begin`` on."""
+    sector = tl.zeros([1, 1], tl.int64) + (entry.elements - 1) // LANES
+    has_mask = only_if(entry.masks != 0, sector >= 0)
+    bits = tl.load(bits_at(entry.masks, LANES) + sector, mask=has_mask, other=0).to(tl.int32)
+    bits = tl.where(entry.masks == 0, (1 << LANES) - 1, bits)
+    lane = tl.arange(0, LANES)[None, :]
+    e = first_weights(sector, LANES, WIDE) + lane
+    live = (bits != 0) & (e >= begin) & (e < entry.elements)
+    return Rest(e=e, active=bits_of(bits, lane), live=live, c=_factor_of(entry, e, WIDE))
+
+
+@triton.jit
+def walk_row(table, t):
+    at = table.to(tl.pointer_type(tl.int64)) + t * _WALK_WIDTH
+    return WalkRow(
+        parameter=tl.load(at),
+        momentum_buffer=tl.load(at + 1),
+        masks=tl.load(at + 2),
+        listed=tl.load(at + 3),
+        bits=tl.load(at + 4),
+        factors=tl.load(at + 5),
+        columns=tl.load(at + 6),
+        elements=tl.load(at + 7),
+        rule=tl.load(at + 8),
+        ham=tl.load(at + 9),
+        first_chunk=tl.load(at + 10),
+        length=tl.load(at + 11),
+    )
+
+
+@triton.jit
+def chunk_count(chunks):
+    return tl.load(chunks.to(tl.pointer_type(tl.int64))).to(tl.int32)
