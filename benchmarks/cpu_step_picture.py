@@ -20,7 +20,7 @@ _PANELS = {
     "4 layers of 4096x2048": "Large layers: 4 of 4096x2048",
     "ResNet-20, 20 steps in a row": "ResNet-20",
 }
-# Name in the legend, colour and marker, by contestant. Okabe and Ito: distinct to the colour-blind, too.
+# Legend, colour and marker by contestant. The colour-blind can tell the colours apart (Okabe and Ito).
 _LINES = {
     OURS: ("SparseOpt", "#0072b2", "o"),
     "sgd fused, no mask": ("SGD fused: no mask, no correction", "#777777", "s"),
@@ -34,7 +34,7 @@ _LINES = {
 
 
 def png(rows: Sequence[Row]) -> bytes | None:
-    """A PNG file, drawn of rows of one machine and instruction set; None if they have none of the networks.
+    """Draw rows of one machine and instruction set as a PNG file; return None if no row is of ``_PANELS``.
 
     Lines are medians, with bands from the 20th to the 80th percentile.
     """
