@@ -1,4 +1,4 @@
-"""What tables of experiments have in common: means in cells, notes below, and what is still to be made."""
+"""The text of experiments' tables: means in cells, notes below, and the count of missing runs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from .experiment import Experiment, Row
 
 WIDTH = 118
-"""Characters of a line, of tables and of what is written below them."""
+"""The characters of a line, in tables and in the notes below them."""
 
 
 def spread(values: Sequence[float]) -> float:
-    """Return the standard deviation; 0 of a single value."""
+    """Return the standard deviation; 0 for a single value."""
     return stdev(values) if len(values) > 1 else 0.0
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return mean and standard deviation, such as can be had: ``-`` of nothing."""
+    """Return mean and standard deviation as text: the mean alone for one value, ``-`` for none."""
     if not values:
         return "-"
     middle = f"{mean(values):.{digits}f}"
@@ -28,19 +28,18 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def seeds_of(rows: Sequence[Row]) -> str:
-    """Return the number of seeds that rows have: ``3 seeds``."""
+    """Return the number of seeds in the rows as text: ``3 seeds``."""
     count = len({row["seed"] for row in rows})
     return "one seed" if count == 1 else f"{count} seeds"
 
 
 def wrapped(text: str) -> list[str]:
-    """Return a note as lines that are no longer than those of tables."""
+    """Return a note as lines of at most ``WIDTH`` characters."""
     return textwrap.wrap(text, WIDTH)
 
 
 def still_missing(experiment: Experiment, rows: Sequence[Row]) -> list[str]:
-    """Return a sentence that counts the cases without rows, among those that are known of; none if all have
-    some."""
+    """Return a sentence that counts the known cases without rows, or no sentence if all have some."""
     key = experiment.key
     measured = {tuple(row[name] for name in key) for row in rows}
     cases = [tuple(case[name] for name in key) for case in experiment.cases(rows)]
