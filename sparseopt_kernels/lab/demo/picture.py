@@ -26,8 +26,8 @@ _ORDER = (BY_HAND, TUNED, DENSE, PLAIN, CORRECTED)
 def demo_png(
     progress: Progress, former: Sequence[Row], config: Config, measured: StepTimes, test_examples: int
 ) -> bytes:
-    """The picture as a PNG file; at least one run is finished. ``former``: rows without clip and skipped
-    step."""
+    """Return the picture as a PNG file. At least one run must be finished; ``former`` are the rows without
+    clip and skipped step."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ def demo_png(
     layers = list(progress.finished[0].fan_in)
     rows_below = math.ceil(len(layers) / _COLUMNS)
     heights = [3.2, 0.35 + 1.6 * rows_below]
-    # A figure of its own, without pyplot: no global state, no display.
+    # Without pyplot, which has global state and may need a display.
     with mpl.rc_context({**STYLE, "font.size": 8.0, "axes.titlesize": 8.5}):
         figure = Figure(figsize=(8, sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -54,7 +54,7 @@ def demo_png(
 
 
 def _draw_times(axes: Axes, measured: StepTimes) -> None:
-    """A bar for each contestant up to its median, with its value, and a whisker over the middle 60%."""
+    """Draw a bar for each contestant up to its median, with the value, and a whisker over the middle 60%."""
     summaries = [measured.times[name] for name in _ORDER]
     medians = [t.p50_ms for t in summaries]
     bars = axes.barh(
@@ -69,7 +69,7 @@ def _draw_times(axes: Axes, measured: StepTimes) -> None:
         error_kw={"elinewidth": 1.0, "capsize": 3, "ecolor": "#999999"},
         height=0.66,
     )
-    bars[_ORDER.index(DENSE)].set_hatch("///")  # not the same work
+    bars[_ORDER.index(DENSE)].set_hatch("///")  # it does less work than the others
     for bar, t in zip(bars, summaries, strict=True):
         axes.annotate(
             f"{t.p50_ms:.3g} ms",
@@ -82,7 +82,7 @@ def _draw_times(axes: Axes, measured: StepTimes) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * max(t.p80_ms for t in summaries))
     axes.grid(visible=False, axis="y")
-    axes.set_title(speed_title(measured), loc="left", x=-0.24)  # its room is that of the names, too
+    axes.set_title(speed_title(measured), loc="left", x=-0.24)  # it starts above the names of the bars
     axes.set_xlabel(
         f"median time of a step in ms\n{measured.weights / 1e6:.1f} million weights, "
         f"{measured.sparsity:.0%} sparse, {measured.threads} threads\n{machine()}",
