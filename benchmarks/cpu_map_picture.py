@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from comparison import OURS
 from cpu_results import Row, caption, timed
 
-from sparseopt_kernels.lab.training.plots import STYLE
+from sparseopt_kernels.lab.training import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # By the title of the panel: the rival, and its substitute where it is wrong.
 _RIVALS = {
@@ -28,18 +28,13 @@ def png(rows: Sequence[Row]) -> bytes | None:
 
     There is a panel for each network and rival; a frame marks its smallest value, an asterisk a substitute.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     right = timed(rows)
     if not right:
         return None
     networks = list(dict.fromkeys(row["network"] for row in right))
     heights = [len({row["weights"] for row in right if row["network"] == network}) for network in networks]
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(8, 2.2 + 0.26 * sum(heights)), layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         figure.suptitle(
             "How many times as fast as a rival's SparseOpt's step is, by size and sparsity",
             x=0.01,
@@ -68,9 +63,8 @@ def png(rows: Sequence[Row]) -> bytes | None:
             fontsize=8,
         )
         figure.supxlabel(caption(rows), fontsize=7.5)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+
+    return plots.png(8, 2.2 + 0.26 * sum(heights), draw, {"axes.grid": False})
 
 
 def ratios_of(rows: Sequence[Row], rival: str) -> dict[tuple[int, float], float]:

@@ -3,17 +3,17 @@ small network."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from comparison import OURS
 from cpu_results import Row, caption, timed
 
-from sparseopt_kernels.lab.training.plots import STYLE
+from sparseopt_kernels.lab.training import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # By the network's name in the rows.
 _PANELS = {
@@ -38,17 +38,12 @@ def png(rows: Sequence[Row]) -> bytes | None:
 
     Lines are medians, with bands from the 20th to the 80th percentile.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = {network: [row for row in rows if row["network"] == network] for network in _PANELS}
     panels = {network: own for network, own in panels.items() if timed(own)}
     if not panels:
         return None
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         shown: dict[str, Any] = {}
         for axes, (network, own) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
@@ -73,9 +68,8 @@ def png(rows: Sequence[Row]) -> bytes | None:
             + "\nfloat32, momentum, weight decay; medians, bands: 20th to 80th percentile",
             fontsize=7.5,
         )
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+
+    return plots.png(8, 5.2, draw)
 
 
 def _draw(axes: Axes, rows: Sequence[Row]) -> None:

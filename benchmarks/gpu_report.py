@@ -291,7 +291,8 @@ def _draw(axes: Axes, results: Sequence[Result]) -> None:
 
     sparsities = sorted({result.sparsity for result in results})
     for contestant in dict.fromkeys(r.contestant for r in results if r.status == OK):
-        timed = sorted((r for r in results if r.contestant == contestant and r.status == OK), key=_sparsity)
+        own = (r for r in results if r.contestant == contestant and r.status == OK)
+        timed = sorted(own, key=lambda r: r.sparsity)
         places = [sparsities.index(r.sparsity) for r in timed]
         graph = contestant.endswith("graph")
         colour = next((colour for word, colour in _COLOURS.items() if word in contestant), "#000000")
@@ -325,10 +326,6 @@ def _wrong_in(results: Sequence[Result]) -> str:
     """Return a line that names the contestants with wrong results, or nothing."""
     names = dict.fromkeys(r.contestant for r in results if r.status == WRONG)
     return f"\nnot timed, {WRONG}: {'; '.join(names)}" if names else ""
-
-
-def _sparsity(result: Result) -> float:
-    return result.sparsity
 
 
 def _driver() -> str:

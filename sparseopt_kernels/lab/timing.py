@@ -71,6 +71,11 @@ class CudaTimer:
         return Timing(self._start.elapsed_time(self._end), 1e3 * host)
 
 
+def timer_for(device: torch.device) -> Timer:
+    """Return the timer of a CPU or CUDA device."""
+    return CudaTimer(device) if device.type == "cuda" else CpuTimer()
+
+
 class Turn(NamedTuple):
     """The part of one contestant in a round."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..timing import CpuTimer, CudaTimer, Rounds, Summary, Turn, take_turns
+from ..timing import Rounds, Summary, Turn, take_turns, timer_for
 from ..training.errors import TrainingError
 from .checks import References, admitted
 from .contestants import SGD, TUNED_CHAIN, Maker, eager_chain, sparseopt
@@ -65,7 +65,7 @@ def measure(
         TrainingError: the device has too little memory.
     """
     _check_memory(sum(map(math.prod, layers)), dtype, device)
-    timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+    timer = timer_for(device)
     start = time.monotonic()
     found = []
     for i, sparsity in enumerate(sparsities):
@@ -99,7 +99,7 @@ def measure_pass(
     forward_and_backward = training_pass(layers, batch, dtype, device)
     if forward_and_backward is None:
         return None
-    timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+    timer = timer_for(device)
     start = time.monotonic()
     turns = {"pass": Turn(forward_and_backward)}
     return take_turns(turns, timer, _PASSES, lambda: time.monotonic() - start > _PASS_SECONDS)["pass"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING
 from ..machine import machine
 from ..training.checkpoint import Progress
 from ..training.config import Config
-from ..training.plots import ACCURACY_SCALE, COLOURS, STYLE, draw_accuracy, draw_fan_in
+from ..training.plots import ACCURACY_SCALE, COLOURS, draw_accuracy, draw_fan_in, png
 from ..training.run import Row
 from .conclusions import NAMES, accuracy_title, names_of, remedy_worth, speed_title, without_remedies
 from .step_time import BY_HAND, CORRECTED, DENSE, PLAIN, TUNED, StepTimes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLUMNS = 4
 _COLOURS = {**COLOURS, TUNED: "#666666", DENSE: "#ffffff"}
@@ -28,17 +28,11 @@ def demo_png(
 ) -> bytes:
     """Return the picture as a PNG file. At least one run must be finished; ``former`` are the rows without
     clip and skipped step."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layers = list(progress.finished[0].fan_in)
     rows_below = math.ceil(len(layers) / _COLUMNS)
     heights = [3.2, 0.35 + 1.6 * rows_below]
-    # Without pyplot, which has global state and may need a display.
-    with mpl.rc_context({**STYLE, "font.size": 8.0, "axes.titlesize": 8.5}):
-        figure = Figure(figsize=(8, sum(heights)), layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         parts = figure.subfigures(2, 1, height_ratios=heights, hspace=0.04, squeeze=False)
         above, below = parts[0, 0], parts[1, 0]
         accuracy, times = above.subplots(1, 2)
@@ -48,9 +42,8 @@ def demo_png(
         accuracy.set_ylabel(f"test accuracy on {config.data} in % ({ACCURACY_SCALE})")
         _draw_times(times, measured)
         draw_fan_in(below, progress.finished, config, layers, rows_below, NAMES)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+
+    return png(8, sum(heights), draw, {"font.size": 8.0, "axes.titlesize": 8.5})
 
 
 def _draw_times(axes: Axes, measured: StepTimes) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from ...topology.sparsify import sparsify
 from ..bench.checks import WRONG, References, admitted
 from ..bench.contestants import SGD, TUNED_CHAIN, Contestant, Maker, eager_chain, sparseopt
 from ..bench.network import Network
-from ..timing import QUIET, CpuTimer, CudaTimer, Rounds, Summary, Turn, processor_share, take_turns
+from ..timing import QUIET, Rounds, Summary, Turn, processor_share, take_turns, timer_for
 from ..training.data import Dataset, split_order
 from ..training.errors import TrainingError
 from ..training.models import mlp
@@ -106,8 +106,8 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
         steps_of[name] += 1
         contestants[name].network.restore_gradients()
 
-    turns = {name: Turn(c.step, _called_with(prepare, name)) for name, c in contestants.items()}
-    timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+    turns = {name: Turn(c.step, partial(prepare, name)) for name, c in contestants.items()}
+    timer = timer_for(device)
     before = processor_share()
     end = time.monotonic() + size.seconds
     times = take_turns(turns, timer, size.rounds, lambda: time.monotonic() > end)
@@ -179,10 +179,6 @@ def _gradients(model: nn.Module, dataset: Dataset, batch_size: int) -> Iterator[
             images, labels = dataset.train_images[indices], dataset.train_labels[indices]
             loss = F.cross_entropy(model(images), labels)
             yield list(torch.autograd.grad(loss, list(model.parameters())))
-
-
-def _called_with(function: Callable[[str], None], name: str) -> Callable[[], None]:
-    return lambda: function(name)
 
 
 def _largest_difference(a: list[Tensor], b: list[Tensor]) -> float:

@@ -25,8 +25,8 @@ from .interval_picture import draw_intervals, legend_of
 from .pairs import CLIPS, FACTORS, RESULTS, Parts, Recipe, Training, Way, parts, trained
 from .paper_figures import PAPER, Cell
 from .picture_titles import draw_title
-from .searched import Search, Setting, at_rate, differences
-from .table_text import seeds_of, still_missing, wrapped
+from .searched import Search, Setting, at_rate, differences, rate_of
+from .table_text import seeds_of, signed, star, still_missing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -308,9 +308,7 @@ def _accuracies(found: _RowsBySetting, sparsity: float) -> list[str]:
         own = _own(found, method, sparsity, clip).values()
         if any(own):
             cells = [
-                f"{_cell(100 * _mean(rows, 'test_accuracy'), 2)} ({next(iter(rows.values()))['lr']:g})"
-                if rows
-                else "-"
+                f"{_cell(100 * _mean(rows, 'test_accuracy'), 2)} ({rate_of(rows):g})" if rows else "-"
                 for rows in own
             ]
             lines.append((f"{_METHODS[method]}, {_CLIPS[clip]}", *cells))
@@ -352,14 +350,9 @@ def _cell(value: float, digits: int) -> str:
 
 def _listed(results: Mapping[str, Paired | None]) -> str:
     return ", ".join(
-        f"{words} {result.mean:+.1f}{'*' if result.beyond_noise else ''}"
-        for words, result in results.items()
-        if result is not None
+        f"{words} {result.mean:+.1f}{star(result)}" for words, result in results.items() if result is not None
     )
 
 
 def _shown(result: Paired | None) -> str:
-    if result is None:
-        return "-"
-    spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
-    return f"{result.mean:+.2f}{spread}{'*' if result.beyond_noise else ''}"
+    return "-" if result is None else signed(result) + star(result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -257,20 +256,9 @@ def _duration(seconds: float) -> str:
 
 
 def _png(experiment: Experiment, rows: list[Row]) -> bytes:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from ..training.plots import png
 
-    from ..training.plots import STYLE
-
-    # Without pyplot, which has global state and may need a display.
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        experiment.draw(rows, figure)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+    return png(8, 4.5, lambda figure: experiment.draw(rows, figure))
 
 
 def _at_least_1(text: str) -> int:

@@ -18,6 +18,7 @@ from ... import kernels
 from ...kernels.cpu import NATIVE
 from ..atomic import write_atomically
 from ..machine import machine
+from ..threads import pytorch_threads
 from ..training.errors import TrainingError
 from ..training.run import Run
 from .code_commit import code_commit
@@ -76,12 +77,8 @@ def repeats(experiment: Trained, settings: Settings, kept: Mapping[str, Any]) ->
 
 def losses_of(experiment: Trained, case: dict[str, Any], settings: Settings, steps: int) -> list[float]:
     """Return the losses of the first steps of a case, computed with one thread as its rows are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with pytorch_threads(1):
         return experiment.first_losses(case, settings, steps)
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _EnoughError(Exception):

@@ -29,8 +29,8 @@ from .experiment import Case, Row, Settings
 from .first_steps import first_losses
 from .interval_picture import draw_intervals, legend_of
 from .picture_titles import beyond_noise, draw_title
-from .searched import RESULTS, Images, Search, Setting, at_rate, differences, images, measured
-from .table_text import still_missing, wrapped
+from .searched import RESULTS, Images, Search, Setting, at_rate, differences, images, measured, rate_of
+from .table_text import signed, star, still_missing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +153,7 @@ class Prediction:
             for column in _WHEN:
                 beyond.setdefault((optimizer, column), []).append(same[column])
             lr, own, factor = self._at_own_rate(rows, (fan_in, update, decay), optimizer)
-            cells = [_shown(same[column]) for column in _WHEN]
+            cells = [signed(same[column]) + star(same[column]) for column in _WHEN]
             masks = f"RigL, every {update}" if update else "static"
             lines.append(
                 (fan_in, masks, f"{decay:g}", _LABELS[optimizer], f"{lr:g}", *cells, own, f"{factor:.1f}")
@@ -258,12 +258,12 @@ class Prediction:
         mean over seeds of the largest c_i."""
         best = self._search().at_best_rate(rows)
         ours, baseline = (best.get((*place, name), {}) for name in (optimizer, "sgd"))
-        lr = float(next(iter(baseline.values()))["lr"])
+        lr = rate_of(baseline)
         if not ours:
             return lr, "no rate", math.nan
-        own_lr = next(iter(ours.values()))["lr"]
         end = paired(differences(ours, baseline, "test_accuracy"), 100 / self.test_images)
-        return lr, f"{_shown(end)} ({own_lr:g})", mean(row["largest_factor"] for row in ours.values())
+        at_own_rate = f"{signed(end)}{star(end)} ({rate_of(ours):g})"
+        return lr, at_own_rate, mean(row["largest_factor"] for row in ours.values())
 
     def _draw_panel(self, axes: Axes, rows: Sequence[Row], optimizer: str, fan_in: str) -> None:
         places = list(product(self.updates, self.weight_decays))
@@ -278,11 +278,6 @@ class Prediction:
         axes.axvline(0, color="black", linewidth=0.8)
         labels = [f"{f'RigL, every {u}' if u else 'static'}, decay {d:g}" for u, d in places]
         axes.set_yticks(range(len(places)), labels, fontsize=7.5)
-
-
-def _shown(result: Paired) -> str:
-    spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
-    return f"{result.mean:+.2f}{spread}{'*' if result.beyond_noise else ''}"
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from multiprocessing import active_children, get_context, parent_process
 import torch
 
 from ...user_warning import show_as_notes
+from ..threads import pytorch_threads
 from ..training.errors import TrainingError
 from .experiment import Case, Experiment, Row, Settings
 from .results import Results
@@ -51,13 +52,9 @@ def _measured(
     experiment: Experiment, cases: Sequence[Case], settings: Settings, workers: int
 ) -> Generator[tuple[Case, list[Row]], None, None]:
     if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with pytorch_threads(1):
             for case in cases:
                 yield case, _measure(experiment, case, settings)
-        finally:
-            torch.set_num_threads(threads)
         return
     # Not forked, because a process that has used threads cannot be forked safely.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)

@@ -106,6 +106,11 @@ def at_rate(rows: Iterable[Row], lr: float) -> dict[int, Row]:
     return {row["seed"]: row for row in rows if row["lr"] == lr}
 
 
+def rate_of(rows: Mapping[int, Row]) -> float:
+    """Return the learning rate of rows by seed, which is the same in all of them."""
+    return float(next(iter(rows.values()))["lr"])
+
+
 def differences(a: Mapping[int, Row], b: Mapping[int, Row], column: str) -> list[float]:
     """Return ``a - b`` for each seed that both have, in percentage points; NaN if one diverged."""
     return [100 * (a[seed][column] - b[seed][column]) for seed in sorted(a.keys() & b.keys())]

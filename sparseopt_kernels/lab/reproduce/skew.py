@@ -90,8 +90,7 @@ class Skew:
                 "update_every": update_every,
             }
             for seed in self.seeds
-            for method in _METHODS
-            for update_every in (25, 100)
+            for method, update_every in _GROUPS
             for weight_decay in (0.0, 5e-4)
             for optimizer in _OPTIMIZERS
         ]
@@ -172,7 +171,7 @@ class Skew:
         }
         header = ("trained by", *columns, "exponent", "later")
         body = []
-        for method, optimizer, every in self._groups():
+        for (method, every), optimizer in product(_GROUPS, _OPTIMIZERS):
             own = select(rows, method=method, optimizer=optimizer, update_every=every)
             if not own:
                 continue
@@ -185,29 +184,24 @@ class Skew:
         header = ("trained by", "weight decay", "c_i spread", "largest", "turn", "predicted", "by fan-in")
         late = second_half(rows)
         body = []
-        for method, optimizer, every in self._groups():
-            for weight_decay in (0.0, 5e-4):
-                own = select(
-                    late, method=method, optimizer=optimizer, update_every=every, weight_decay=weight_decay
+        for (method, every), optimizer, weight_decay in product(_GROUPS, _OPTIMIZERS, (0.0, 5e-4)):
+            own = select(
+                late, method=method, optimizer=optimizer, update_every=every, weight_decay=weight_decay
+            )
+            if not own:
+                continue
+            body.append(
+                (
+                    f"{_METHODS[method]} every {every}, {_OPTIMIZERS[optimizer]}",
+                    f"{weight_decay:g}",
+                    _cell(average(own, "c_spread"), ".2f"),
+                    _cell(max(row["c_largest"] for row in own), ".1f"),
+                    _cell(average(own, "turn"), ".2f"),
+                    _cell(average(own, "turn_predicted"), ".2f"),
+                    _cell(average(own, "turn_rank_correlation"), "+.2f"),
                 )
-                if not own:
-                    continue
-                body.append(
-                    (
-                        f"{_METHODS[method]} every {every}, {_OPTIMIZERS[optimizer]}",
-                        f"{weight_decay:g}",
-                        _cell(average(own, "c_spread"), ".2f"),
-                        _cell(max(row["c_largest"] for row in own), ".1f"),
-                        _cell(average(own, "turn"), ".2f"),
-                        _cell(average(own, "turn_predicted"), ".2f"),
-                        _cell(average(own, "turn_rank_correlation"), "+.2f"),
-                    )
-                )
+            )
         return aligned([header, *body])
-
-    @staticmethod
-    def _groups() -> list[tuple[str, str, int]]:
-        return [(m, o, every) for m in _METHODS for every in (25, 100) for o in _OPTIMIZERS]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
         """Draw angles above, c_i over time in the middle, and turns of neurons below."""

@@ -21,7 +21,7 @@ from ..training.data import load_dataset
 from ..training.run import Run
 from .experiment import Case, Row, Settings
 from .first_steps import first_losses
-from .searched import RESULTS, Images, Search, Setting, images, measured
+from .searched import RESULTS, Images, Search, Setting, images, measured, rate_of
 from .small_picture import draw_small
 from .small_table import OPTIMIZERS, REMEDIES, AtBest, Place, compared, written
 from .table_text import still_missing
@@ -115,7 +115,7 @@ class Small:
         lines = written(at_best, compared(at_best, resolution), self.sparsities, resolution)
         searched = {way: self.rates[way[0].model] for way in at_best if len(self.rates[way[0].model]) > 1}
         if searched:
-            at_end = sum(_lr(at_best[way]) in (rates[0], rates[-1]) for way, rates in searched.items())
+            at_end = sum(rate_of(at_best[way]) in (rates[0], rates[-1]) for way, rates in searched.items())
             lines.append(f"the best rate is at an end of its grid in {at_end} of {len(searched)} searches")
         unknown = len(self._search().settings) - len(at_best)
         if unknown:
@@ -173,8 +173,3 @@ class Small:
         )
         dataset = self._images(case, settings).dataset
         return Run(config, dataset, _CORRECTION[case["optimizer"]], case["seed"])
-
-
-def _lr(rows: Mapping[int, Row]) -> float:
-    """Return the learning rate, which is the same in all rows."""
-    return float(next(iter(rows.values()))["lr"])

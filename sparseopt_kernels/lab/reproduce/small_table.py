@@ -13,8 +13,8 @@ from typing import NamedTuple
 from ...text_table import aligned
 from ..training.paired import Paired, holm, paired
 from .experiment import Row
-from .searched import differences
-from .table_text import wrapped
+from .searched import differences, rate_of
+from .table_text import signed, star, wrapped
 
 OPTIMIZERS = {"sgd": "masked SGD", "eq12": "Eq. 12"}
 MODELS = {"mlp": "MLP", "convnet": "convnet", "resnet8": "ResNet-8", "resnet20": "ResNet-20"}
@@ -144,7 +144,7 @@ def findings(comparisons: Sequence[Comparison], resolution: float, method: str) 
         for remedy, words in _IN_SENTENCES.items():
             found = averaged(select(own, kind, remedy), resolution)
             if found is not None:
-                parts.append(f"{words} {found.mean:+.1f}{'*' if found.beyond_noise else ''}")
+                parts.append(f"{words} {found.mean:+.1f}{star(found)}")
         if parts:
             said.append(f"{kind}: {', '.join(parts)}")
     if not said:
@@ -280,17 +280,14 @@ def _accuracy(rows: Mapping[int, Row] | None) -> str:
         return "-"
     accuracy = 100 * mean(row["test_accuracy"] for row in rows.values())
     shown = "diverged" if math.isnan(accuracy) else f"{accuracy:.2f}"
-    return f"{shown} ({next(iter(rows.values()))['lr']:g})"
+    return f"{shown} ({rate_of(rows):g})"
 
 
 def _starred(c: Comparison | None, sure: Sequence[Comparison]) -> str:
     if c is None:
         return "-"
-    return _shown(c.result) + ("**" if c in sure else "*" if c.result.beyond_noise else "")
+    return _shown(c.result) + ("**" if c in sure else star(c.result))
 
 
 def _shown(result: Paired | None) -> str:
-    if result is None or math.isnan(result.mean):
-        return "-"
-    spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
-    return f"{result.mean:+.2f}{spread}"
+    return "-" if result is None or math.isnan(result.mean) else signed(result)

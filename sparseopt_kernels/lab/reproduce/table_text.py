@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..training.paired import Paired
     from .experiment import Experiment, Row
 
 WIDTH = 118
@@ -25,6 +27,17 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
         return "-"
     middle = f"{mean(values):.{digits}f}"
     return f"{middle} ± {stdev(values):.{digits}f}" if len(values) > 1 else middle
+
+
+def signed(difference: Paired) -> str:
+    """Return a mean difference with the half width of its interval, where there is one: ``+0.52 ± 0.31``."""
+    interval = "" if math.isnan(difference.half_width) else f" ± {difference.half_width:.2f}"
+    return f"{difference.mean:+.2f}{interval}"
+
+
+def star(difference: Paired) -> str:
+    """Return ``*`` for a difference that is beyond noise, else nothing."""
+    return "*" if difference.beyond_noise else ""
 
 
 def seeds_of(rows: Sequence[Row]) -> str:

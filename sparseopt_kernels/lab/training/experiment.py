@@ -11,7 +11,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import torch
 from ... import kernels
 from ..._version import __version__
 from ..atomic import write_atomically
+from ..threads import pytorch_threads
 from . import distributed
 from .checkpoint import Checkpoint, FinishedRun, Progress, save_checkpoint
 from .config import Config
@@ -72,7 +72,7 @@ class Experiment:
         Raises:
             TrainingError: a file cannot be written.
         """
-        with _threads(self.config.threads):
+        with pytorch_threads(self.config.threads):
             runs = self._runs()
             first = next(runs, None)  # before anything is written, because making a run may raise
             self.write(CONFIG, json.dumps(self._description(), indent=2).encode() + b"\n")
@@ -147,13 +147,3 @@ class Experiment:
             "torch": torch.__version__,
             "sparseopt_kernels": __version__,
         }
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    former = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,30 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def png(
+    width: float, height: float, draw: Callable[[Figure], object], style: Mapping[Any, Any] | None = None
+) -> bytes:
+    """Return a PNG file of an empty figure on which ``draw`` has drawn.
+
+    Args:
+        width, height: of the figure, in inches.
+        draw: draws on the figure, with ``STYLE`` in force.
+        style: Matplotlib parameters that differ from ``STYLE``.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Without pyplot, which has global state and may need a display.
+    with mpl.rc_context({**STYLE, **(style or {})}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
+    return content.getvalue()
+
+
 def curves_png(progress: Progress, config: Config) -> bytes:
     """Return the picture as a PNG file; ``progress`` has at least one row.
 
@@ -45,25 +69,18 @@ def curves_png(progress: Progress, config: Config) -> bytes:
     deviation. Below is a histogram of fan-in for each masked layer, over the neurons of all finished runs,
     before and after training.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layers = list(progress.finished[0].fan_in) if progress.finished else []
     rows_below = math.ceil(len(layers) / _COLUMNS)
     heights = [3.6, 0.35 + 1.75 * rows_below] if layers else [3.6]
-    # Without pyplot, which has global state and may need a display.
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 0.4 + sum(heights)), layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         figure.suptitle(_title(config), fontsize=12, fontweight="bold")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.04, squeeze=False)
         _draw_curves(parts[0, 0], progress.rows, config)
         if layers:
             draw_fan_in(parts[1, 0], progress.finished, config, layers, rows_below)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+
+    return png(10, 0.4 + sum(heights), draw)
 
 
 def _title(config: Config) -> str:
