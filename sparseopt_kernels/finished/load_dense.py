@@ -20,9 +20,9 @@ def load_dense(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Load a dense checkpoint into a masked model: the masks stay, and weights outside them are zeroed.
 
     Apart from masks, it is as strict as ``model.load_state_dict(state_dict)``, with the same messages: names
-    must be those of ``model``, wrappers (``module.``) included. As there, tensors that fit may have been
-    loaded when it raises; weights outside the masks are zero even then. The momentum of an optimizer is not
-    changed.
+    must be those of ``model``, wrappers (``module.``) included. As with ``load_state_dict``, tensors that fit
+    may have been loaded when it raises; weights outside the masks are zero even then. The momentum of an
+    optimizer is not changed.
 
     Args:
         model: a model with masks of :func:`sparsify`, of your own, or of ``torch.nn.utils.prune`` (which gets

@@ -36,8 +36,8 @@ def to_sparse(model: Model) -> Model:
     exist.
 
     Weights that are zero count, masked or not: a finalized model is converted as well. Save the copy as a
-    whole (``torch.save(sparse, path)``), or its ``state_dict``, which holds plain tensors and loads into what
-    ``to_sparse`` makes of the same model with masks of the same sparsity.
+    whole (``torch.save(sparse, path)``), or its ``state_dict``, which holds plain tensors and loads into the
+    ``to_sparse`` copy of the same model with masks of the same sparsity.
 
     Args:
         model: with masks of :func:`sparsify` or ``torch.nn.utils.prune``, or with zeros in its weights.

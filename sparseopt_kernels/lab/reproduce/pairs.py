@@ -106,8 +106,8 @@ class Way(NamedTuple):
 
 
 class Training:
-    """One run. Runs of one seed have the same initial weights, masks and pairs. The caller's random state
-    does not change."""
+    """A training run. Runs of one seed have the same initial weights, masks and pairs. The caller's random
+    state does not change."""
 
     def __init__(self, way: Way, recipe: Recipe, data: Parts) -> None:
         self.way, self.recipe, self.data = way, recipe, data
