@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..masks.layers import MaskableWeight
 from ..neurons import Neurons, fan_in
-from .mask_update import grow_largest
 from .random_choice import choose_random, draw_seed, random_places
+from .selection import grow_largest
 
 Init = Literal["random", "magnitude"]
 

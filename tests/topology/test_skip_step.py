@@ -26,8 +26,9 @@ from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.schedules import warmup_cosine
 from sparseopt_kernels.skipped_steps import PENDING, pending_skips
-from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.gmp import GMP
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 from sparseopt_kernels.topology.sparsify import sparsify
 
 EVERY = 3
