@@ -18,20 +18,11 @@ from ..masks.mapping import Masks
 from ..masks.registered_masks import remember, remembered_places
 from ..skipped_steps import SkippedStep
 from ..user_warning import warn
-from . import topology_table
+from . import method_arguments, method_notices, topology_table
 from .agreement import Group, check_masks_agree
 from .explored import Explored, rate_of
 from .hooks import Counts, Layer, Magnitude, Score
 from .layer_update import LayerUpdate
-from .method_arguments import (
-    check_masks,
-    check_min_fan_in,
-    check_not_pruned,
-    check_options,
-    check_present_masks,
-    check_steps,
-)
-from .method_notices import notice_of_loaded_masks, notice_of_masked_gradients, notices_of_steps
 from .seeding import generator
 from .update_plan import UpdatePlan
 
@@ -41,23 +32,20 @@ class DynamicSparseTraining:
 
     A method says by its hooks what is particular to it: :meth:`counts` (how many weights each layer drops and
     grows), :meth:`drop_score` and :meth:`grow_score` (which ones), :meth:`can_change` (in which layers) and
-    :meth:`next_update` (when). :meth:`counts` must be there; the other hooks have defaults. The page
-    `Adding a method` has complete examples.
+    :meth:`next_update` (when). Only :meth:`counts` has no default. The page on adding a method has examples.
 
-    An update asks the hooks in this order: ``can_change`` and ``grow_score`` for each layer; then, if all
-    gradients are finite, ``counts`` once, and ``drop_score`` for each layer that drops weights. All are
-    called under ``torch.no_grad()``. They may read weights, masks and gradients, in the order of the masks,
-    and must not write to them. They may be called in steps that are then postponed, and must give the same
-    answers on every rank of a distributed run. The base class does the rest:
+    An update calls ``can_change`` and ``grow_score`` for each layer; then, if all gradients are finite,
+    ``counts`` once, and ``drop_score`` for each layer that drops weights; all under ``torch.no_grad()``.
+    Hooks may read the tensors of the layers, and must not write to them. On all ranks they must answer alike.
+    The base class does the rest:
 
-    - The counts are exact, or an error. Of the active weights those of smallest drop score are dropped, and
-      then those of largest grow score grow among all that are not kept. A weight that was just dropped may
-      grow again, and then keeps its value; one that becomes active starts at 0. The masks are written in
-      place, and weights that left a mask or are new in it are zeroed.
-    - Of equal scores, an active weight comes before an inactive one and then the lower index (row-major): it
-      is kept, or grown, first. A NaN among the weights drops first. In a score of your own, NaN is an error.
+    - Of the active weights those of smallest drop score are dropped, and then those of largest grow score
+      grow among all that are not kept: as many as ``counts`` says, exactly. A weight that was just dropped
+      may grow again, and then keeps its value; one that becomes active starts at 0.
+    - Of equal scores, an active weight comes before an inactive one, and then the lower index (row-major): it
+      is kept, or grown, first. A NaN among the weights drops first; NaN in a tensor of scores is an error.
     - Random growth depends on (``seed``, layer, step) alone: it is the same on every device and rank.
-    - Nothing is written before all hooks have answered and their answers were checked. An error names the
+    - Masks and weights are written in place after all answers were checked. An error of a hook names the
       method, the hook and the layer, and leaves the masks, the weights and the clock as they were.
     - A non-finite gradient of a masked parameter postpones the update to the next step whose gradients are
       finite, unless :attr:`postpones` is False.
@@ -75,27 +63,24 @@ class DynamicSparseTraining:
         process_group: the ranks of a distributed run that have the same masks: see :class:`SET`.
 
     Raises:
-        ValueError: an argument is out of range, ``masks`` is empty, or a mask does not fit its parameter.
-        From
-            ``step()``: a hook returned wrong counts or scores.
-        TypeError: a key of ``masks`` is not a parameter, or ``skip_step`` is not a bool. From ``step()``: a
-        hook
-            returned something else than it must.
+        ValueError: an argument is out of range, ``masks`` is empty, or a mask does not fit its parameter; or,
+            from ``step()``, a hook returned wrong counts or scores.
+        TypeError: a key of ``masks`` is not a parameter, or ``skip_step`` is not a bool; from ``step()``: a
+            hook returned something else than it must.
         RuntimeError: from ``step()``: a hook has written to a tensor, or the ranks do not agree.
     """
 
-    settings: ClassVar[tuple[str, ...]] = (
-        *("skip_step", "update_every", "start_at", "stop_at", "min_fan_in", "seed"),
-    )
+    settings: ClassVar[tuple[str, ...]]
     """The names of the attributes that ``state_dict`` saves and that must be equal on all ranks. A subclass
     adds its own: ``settings = (*DynamicSparseTraining.settings, "fan_in")``."""
+    settings = ("skip_step", "update_every", "start_at", "stop_at", "min_fan_in", "seed")
     shown: ClassVar[tuple[str, ...]] = ("update_every", "stop_at")
     """The names of the attributes that ``repr`` shows first."""
     postpones: ClassVar[bool] = True
     """Whether a non-finite gradient postpones an update."""
     uses_gradients: ClassVar[bool] = False
-    """Whether weights grow by gradients. If so, a layer without a gradient keeps its mask, an update for which
-    no layer has one is an error, and gradients that were multiplied by the masks are warned of."""
+    """Whether weights grow by gradients. If so, a layer without a gradient keeps its mask, an update without
+    any gradient is an error, and gradients that were multiplied by the masks are warned of."""
 
     _usual: ClassVar[dict[str, Any]] = {"min_fan_in": 0, "skip_step": True}  # these are not shown
     _formerly: ClassVar[dict[str, Any]] = {"min_fan_in": 0, "skip_step": False}  # of states without them
@@ -114,9 +99,9 @@ class DynamicSparseTraining:
         min_fan_in: int = 0,
         process_group: Group = "world",
     ) -> None:
-        check_steps(update_every, start_at, stop_at)
-        check_options(skip_step, min_fan_in, process_group)
-        self._names = check_masks(masks)
+        method_arguments.check_steps(update_every, start_at, stop_at)
+        method_arguments.check_options(skip_step, min_fan_in, process_group)
+        self._names = method_arguments.check_masks(masks)
         self.masks = masks
         self.update_every = int(update_every)
         self.start_at = int(start_at)
@@ -134,15 +119,15 @@ class DynamicSparseTraining:
         self._is_new = True
         self._has_warned_of_masked_gradients = False
         self._leave_out_of_graphs()
-        if min_fan_in:
-            active = [int(mask.count_nonzero()) for mask in masks.values()]
-            check_min_fan_in(min_fan_in, masks, self._names, active)
+        active = [int(mask.count_nonzero()) for mask in masks.values()]
+        method_arguments.check_min_fan_in(min_fan_in, masks, self._names, active)
         if self.uses_gradients:
-            check_not_pruned(type(self).__name__, self._names)
-        for notice in notices_of_steps(update_every, stop_at, self.next_update(0), skip_step):
-            warn(notice)
-
-    # The hooks.
+            method_arguments.check_not_pruned(type(self).__name__, self._names)
+        goes_by_steps = type(self).next_update is DynamicSparseTraining.next_update
+        if goes_by_steps and self.next_update(0) is None:
+            warn(method_notices.notice_of_no_update(update_every, stop_at))
+        if skip_step and update_every == 1:
+            warn(method_notices.NOTICE_OF_NO_STEP)
 
     def counts(self, layers: Sequence[Layer], step: int) -> Sequence[Counts]:
         """Return how many weights each layer drops and grows in the update of that step: a hook.
@@ -207,16 +192,12 @@ class DynamicSparseTraining:
         return due if due < self.stop_at else None
 
     def _most_that_grow(self, layers: Sequence[Layer]) -> Sequence[int]:
-        """Return how many weights may grow in each layer at most, or 0.
-
-        What is told here is ranked in the pass over the gradients that finds them finite, and not in another.
-        """
+        """Return how many weights may grow in each layer at most; where it is not 0, one pass over the
+        gradient ranks by it and finds it finite."""
         return [0] * len(layers)
 
     def _check_last_update(self) -> None:
         """Warn if there is something wrong with the last update."""
-
-    # The clock.
 
     @property
     def updated(self) -> bool:
@@ -242,9 +223,9 @@ class DynamicSparseTraining:
     def skip_next(self) -> bool:
         """True from an update of the masks until the next call of :meth:`step`.
 
-        The optimizer's step between the two is to be left out.
-        ``SparseOpt`` sees to that by itself. With another optimizer, apply the masks to weights and momentum
-        then, and do not call its ``step``. It is always False with ``skip_step=False``, and of :class:`GMP`.
+        The optimizer's step between the two is to be left out. ``SparseOpt`` sees to that by itself. With
+        another optimizer, apply the masks to weights and momentum then, and do not call its ``step``. It is
+        always False with ``skip_step=False``, and of :class:`GMP`.
         """
         return self._skipped_step is not None
 
@@ -263,7 +244,7 @@ class DynamicSparseTraining:
     def _count_step(self) -> None:
         self._updated, self._skipped_step = False, None
         if self._is_new and self._explored.differs_from_masks():
-            warn(notice_of_loaded_masks(type(self).__name__))
+            warn(method_notices.notice_of_loaded_masks(type(self).__name__))
         self._is_new = False
         step = self._step + 1
         due = step == self._next_due()
@@ -294,20 +275,14 @@ class DynamicSparseTraining:
 
         Nothing is written before it is called.
         """
-        check_present_masks(self.masks, self._names)
+        method_arguments.check_present_masks(self.masks, self._names)
         plan = UpdatePlan(self, self._names, self._explored.unions())
-        check_min_fan_in(self.min_fan_in, self.masks, self._names, plan.active)
-        if self.uses_gradients and all(parameter.grad is None for parameter in self.masks):
-            raise RuntimeError(
-                f"{type(self).__name__} ranks by gradients and no masked parameter has one: "
-                "call step() after loss.backward() and before opt.zero_grad()"
-            )
-        plan.ask_grow_scores()
-        if (self.postpones or self.uses_gradients) and not plan.rank_by_gradients() and self.postpones:
+        method_arguments.check_min_fan_in(self.min_fan_in, self.masks, self._names, plan.active)
+        if not plan.ask_grow_scores():
             return None
         if self.uses_gradients and not self._has_warned_of_masked_gradients and plan.gradients_are_masked():
             self._has_warned_of_masked_gradients = True
-            warn(notice_of_masked_gradients(type(self).__name__))
+            warn(method_notices.notice_of_masked_gradients(type(self).__name__))
         plan.ask_counts(step)
 
         def update() -> list[LayerUpdate]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from .layer_update import LayerUpdate
 
+NOTICE_OF_NO_STEP = (
+    "update_every is 1 and skip_step is True: until stop_at, every step updates the masks and no weight, so "
+    "nothing is trained. Update less often, or pass skip_step=False"
+)
+
 
 def notice_of_masked_gradients(method: str) -> str:
     """Return the warning that a method grows by gradients which were multiplied by the masks."""
@@ -15,24 +20,9 @@ def notice_of_masked_gradients(method: str) -> str:
     )
 
 
-def notices_of_steps(update_every: int, stop_at: float, first: int | None, skip_step: bool) -> list[str]:
-    """Return the warnings that the masks would never change, or the weights would not.
-
-    Args:
-        update_every, stop_at, skip_step: the arguments of the method.
-        first: the step of its first update, None without one.
-    """
-    notices = []
-    if first is None:
-        notices.append(
-            f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
-        )
-    if skip_step and update_every == 1:
-        notices.append(
-            "update_every is 1 and skip_step is True: until stop_at, every step updates the masks and no "
-            "weight, so nothing is trained. Update less often, or pass skip_step=False"
-        )
-    return notices
+def notice_of_no_update(update_every: int, stop_at: float) -> str:
+    """Return the warning that no step of these updates a mask."""
+    return f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
 
 
 def notice_of_loaded_masks(method: str) -> str:

@@ -57,8 +57,18 @@ class UpdatePlan:
         self._drop_scores: dict[int, Tensor] = {}
         self._only_pytorch_can = False
 
-    def ask_grow_scores(self) -> None:
-        """Ask by which scores weights grow."""
+    def ask_grow_scores(self) -> bool:
+        """Ask by which scores weights grow. Return False if the gradients postpone the update.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: an answer of a hook is wrong, a hook has written, or a method
+                that grows by gradients finds none.
+        """
+        if self._method.uses_gradients and all(layer.gradient is None for layer in self._layers):
+            raise RuntimeError(
+                f"{self._name} ranks by gradients and no masked parameter has one: "
+                "call step() after loss.backward() and before opt.zero_grad()"
+            )
         scores = {layer.index: self._method.grow_score(layer) for layer in self.changing}
         self._scores = {index: score for index, score in scores.items() if score is not None}
         self._guard.check("grow_score")
@@ -72,10 +82,9 @@ class UpdatePlan:
                 check_score(self._name, "grow_score", score, layer)
                 ranking = ranking._replace(at_most=at_most[layer.index], factors=score.factors)
             self._rankings[layer.index] = ranking
-
-    def rank_by_gradients(self) -> bool:
-        """Rank by gradients where they are the scores. Return whether all gradients are finite."""
-        return self._chooser.rank([*self._rankings.values()])
+        if not (self._method.postpones or self._method.uses_gradients):
+            return True
+        return self._chooser.rank([*self._rankings.values()]) or not self._method.postpones
 
     def gradients_are_masked(self) -> bool:
         """Return whether gradients that weights grow by are 0 at all inactive weights, not at active ones."""
@@ -101,7 +110,7 @@ class UpdatePlan:
         new = [layer.index for layer in self.changing if self._set_ranking(layer)]
         if self._only_pytorch_can and not isinstance(self._chooser, TorchDropAndGrow):
             self._chooser = TorchDropAndGrow(self._tensors, self._neurons, self._method.min_fan_in)
-            new = [*self._rankings]
+            new = [index for index, ranking in self._rankings.items() if ranking.at_most > 0]
         self._chooser.rank([self._rankings[index] for index in new])
         for index, score in self._drop_scores.items():
             self._chooser.drop_by(index, score)
