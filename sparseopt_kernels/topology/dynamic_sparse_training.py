@@ -77,9 +77,9 @@ class DynamicSparseTraining:
     shown: ClassVar[tuple[str, ...]] = ("update_every", "stop_at")
     """The names of the attributes that ``repr`` shows first."""
     postpones: ClassVar[bool] = True
-    """Whether a non-finite gradient postpones an update."""
+    """True if a non-finite gradient postpones an update."""
     uses_gradients: ClassVar[bool] = False
-    """Whether weights grow by gradients. If so, a layer without a gradient keeps its mask, an update without
+    """True if weights grow by gradients. Then a layer without a gradient keeps its mask, an update without
     any gradient is an error, and gradients that were multiplied by the masks are warned of."""
 
     _usual: ClassVar[dict[str, Any]] = {"min_fan_in": 0, "skip_step": True}  # these are not shown

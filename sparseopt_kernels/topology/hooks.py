@@ -87,7 +87,7 @@ class Magnitude(NamedTuple):
     """
 
     values: Tensor
-    """Of the weight's shape."""
+    """A tensor of the weight's shape."""
     factors: Tensor | None = None
     """Not negative, and broadcast to the shape of the values; None for 1."""
 

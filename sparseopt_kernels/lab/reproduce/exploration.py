@@ -1,6 +1,6 @@
 """Figures 5 and 10: how many weights RigL tries, with original or corrected gradients for regrowth.
 
-The rate itself, R_m, is counted in ``topology/dynamic_topology.py``; here it is measured over sparsity and
+The rate itself, R_m, is counted in ``topology/explored.py``; here it is measured over sparsity and
 over the length of training, and compared with that of masked SGD.
 """
 
