@@ -156,7 +156,7 @@ class DynamicSparseTraining:
 
         Returns:
             A tensor of real numbers of the weight's shape and device, without NaN (any real dtype; it may be
-            negative or infinite), or a :class:`Magnitude`. The default is ``Magnitude(layer.weight)``, |w|.
+            negative or infinite), or a :class:`Magnitude`. The default is ``Magnitude(layer.weight)``.
         """
         return Magnitude(layer.weight)
 

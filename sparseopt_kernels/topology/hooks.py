@@ -57,7 +57,9 @@ class Counts(NamedTuple):
     """
 
     drop: int | Tensor
+    """The number of active weights that leave the mask."""
     grow: int | Tensor = 0
+    """The number of weights that become active, among all that are not kept."""
 
     @property
     def by_neuron(self) -> bool:

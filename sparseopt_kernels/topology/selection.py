@@ -31,7 +31,7 @@ def drop_smallest(
 
     Args:
         mask: boolean, of any shape, with at least ``k`` active weights; not written.
-        score: of the mask's shape and device, |w| for SET and RigL.
+        score: of the mask's shape and device, ``|w|`` for SET and RigL.
         k: the number of weights to drop.
         min_fan_in: the number of inputs that each neuron keeps.
         neurons: the dimension of the mask that counts neurons.
@@ -64,7 +64,7 @@ def fill_neurons(kept: Tensor, score: Tensor, min_fan_in: int, neurons: Neurons 
 
     Args:
         kept: boolean, what :func:`drop_smallest` left; not written. In such a neuron it drops nothing.
-        score: of the mask's shape and device: |gradient| for RigL, :func:`random_scores` for SET. The weights
+        score: of the mask's shape and device: ``|gradient|`` for RigL, :func:`random_scores` for SET. The weights
             of largest score in the neuron are taken.
         min_fan_in: at most the number of weights of a neuron.
         neurons: the dimension of the mask that counts neurons.
@@ -89,7 +89,7 @@ def grow_largest(kept: Tensor, mask: Tensor, score: Tensor, k: int) -> Tensor:
             outside it.
         mask: the mask before the update. What was dropped from it may come back, and does so before an
             inactive weight of the same score.
-        score: of the mask's shape and device, |gradient| for RigL.
+        score: of the mask's shape and device, ``|gradient|`` for RigL.
         k: the number of weights to grow.
     """
     return kept | _largest(score, ~kept, k, first=mask)
