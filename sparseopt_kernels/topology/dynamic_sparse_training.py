@@ -140,7 +140,7 @@ class DynamicSparseTraining:
             step: the number of the step, 1 for the first call of :meth:`step`.
 
         Returns:
-            One :class:`Counts` for each of these layers. ``drop`` is at most ``layer.active``, ``grow`` at
+            One ``Counts`` for each of these layers. ``drop`` is at most ``layer.active``, ``grow`` at
             most the number of weights that are not kept. They need not be equal. With two integers, weights
             are chosen among all of the layer; with two int64 tensors of shape ``(neurons,)`` on the weight's
             device, among those of each neuron. With ``min_fan_in`` and integers, weights that neurons need
@@ -156,7 +156,7 @@ class DynamicSparseTraining:
 
         Returns:
             A tensor of real numbers of the weight's shape and device, without NaN (any real dtype; it may be
-            negative or infinite), or a :class:`Magnitude`. The default is ``Magnitude(layer.weight)``.
+            negative or infinite), or a ``Magnitude``. The default is ``Magnitude(layer.weight)``.
         """
         return Magnitude(layer.weight)
 

@@ -26,7 +26,7 @@ class Layer:
     weight: Parameter
     """The weight. It is 0 outside the mask, unless the user has written there."""
     stored_mask: Tensor
-    """The mask as the user has it: boolean, or floating-point numbers that are 0 or 1."""
+    """The mask as the user has it, which may have floating-point numbers that are 0 or 1."""
     neurons: Neurons
     """The dimension of the weight that counts its neurons."""
     active: int
@@ -37,7 +37,7 @@ class Layer:
 
     @property
     def mask(self) -> Tensor:
-        """The mask: boolean, of the weight's shape, True where a weight is active."""
+        """The mask as a boolean tensor of the weight's shape, True where a weight is active."""
         return as_boolean(self.stored_mask)
 
     @property

@@ -64,8 +64,8 @@ def fill_neurons(kept: Tensor, score: Tensor, min_fan_in: int, neurons: Neurons 
 
     Args:
         kept: boolean, what :func:`drop_smallest` left; not written. In such a neuron it drops nothing.
-        score: of the mask's shape and device: ``|gradient|`` for RigL, :func:`random_scores` for SET. The weights
-            of largest score in the neuron are taken.
+        score: of the mask's shape and device: ``|gradient|`` for RigL, :func:`random_scores` for SET. The
+            weights of largest score in the neuron are taken.
         min_fan_in: at most the number of weights of a neuron.
         neurons: the dimension of the mask that counts neurons.
     """

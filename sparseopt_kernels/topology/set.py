@@ -34,8 +34,8 @@ class SET(DynamicSparseTraining):
     With ``skip_step``, the optimizer's step that follows an update only applies the masks: weights and
     momentum outside of them are zeroed, and no parameter of that optimizer is moved. The gradient of that
     step has chosen the masks (RigL), and is not used twice. ``SparseOpt`` sees to that if its ``masks`` have
-    one of these masks. For other optimizers there is :attr:`skip_next`. An update that AMP's overflow
-    postpones skips no step, nor does a mask that the user changes.
+    one of these masks. For other optimizers there is :attr:`~DynamicSparseTraining.skip_next`. An update that
+    AMP's overflow postpones skips no step, nor does a mask that the user changes.
 
     On a CPU, with the native library, an update takes a few passes over memory. Elsewhere PyTorch does it,
     with the same results.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -291,3 +293,18 @@ class TestGlobalRigL:
         first.grad, second.grad = torch.tensor([0.0, 0, 1, 2]), torch.tensor([0.0, 0, 3, 4])
         page.GlobalRigL(masks, 0.5, 1, stop_at=math.inf, skip_step=False).step()
         assert [mask.int().tolist() for mask in masks.values()] == [[0, 0, 0, 0], [1, 1, 1, 1]]
+
+
+@pytest.mark.slow
+def test_mypy_accepts_the_page(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    assert request.config.cache is not None
+    cache = request.config.cache.mkdir("mypy_of_docs")  # PyTorch is looked at once
+    path = tmp_path / "methods.py"
+    path.write_text("\n\n".join([SRIGL, GRANET, GLOBAL]))
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file="]
+    environment = {**os.environ, "MYPYPATH": str(PAGE.parents[1])}
+    found = subprocess.run(
+        [*command, f"--cache-dir={cache}", str(path)], env=environment, capture_output=True, text=True
+    )
+    assert found.stdout.startswith("Success"), found.stdout
