@@ -27,10 +27,11 @@ from sparseopt_kernels.lab.bench.network import Network, Shape
 from sparseopt_kernels.lab.machine import machine
 from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Summary, Turn, take_turns
 from sparseopt_kernels.text_table import aligned
-from sparseopt_kernels.topology import dynamic_topology
+from sparseopt_kernels.topology import update_plan
 from sparseopt_kernels.topology.densities import Distribution
 from sparseopt_kernels.topology.drop_schedules import DropSchedule
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 
 _UPDATE_EVERY = 100
 _SPARSITY = 0.95
@@ -120,7 +121,7 @@ def _always(factor: float) -> DropSchedule:
 
 def _by_pytorch(step: Callable[[], None]) -> Callable[[], None]:
     def patched() -> None:
-        with patch.object(dynamic_topology, "supports", lambda layers: False):
+        with patch.object(update_plan, "supports", lambda layers: False):
             step()
 
     return patched

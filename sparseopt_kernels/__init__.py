@@ -27,13 +27,16 @@ from .masks.mapping import Masks
 from .optimizer import SparseOpt
 from .schedules import warmup_cosine
 from .topology.densities import layer_densities
-from .topology.dynamic import SET, RigL
+from .topology.dynamic_sparse_training import DynamicSparseTraining
 from .topology.gmp import GMP
+from .topology.rigl import RigL
+from .topology.set import SET
 from .topology.sparsify import sparsify
 
 __all__ = [
     "GMP",
     "SET",
+    "DynamicSparseTraining",
     "Masks",
     "RigL",
     "SparseOpt",

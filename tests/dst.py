@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparseopt_kernels.topology.dynamic import SET
+from sparseopt_kernels.topology.set import SET
 
 
 def seeded(cls: type, seed: int) -> dict[str, int]:

@@ -343,9 +343,10 @@ MUTANTS = {
     ),
     # Updates of masks.
     "versions-raised-after-masks-are-written": Mutant(
-        "topology/native_updates.py",
-        "        self._count_writes(ks)\n        return self._written(self._updates.grow_largest(",
-        "        return (lambda changes: self._count_writes(ks) or self._written(changes))"
+        "topology/native_drop_and_grow.py",
+        "        self._count_writes(dropped, grown)\n"
+        "        return self._written(self._updates.grow_largest(",
+        "        return (lambda updates: self._count_writes(dropped, grown) or self._written(updates))"
         "(self._updates.grow_largest(",
         "topology/test_interrupted_updates.py::test_what_changed_is_counted_and_the_next_step_is_right",
     ),
@@ -362,16 +363,46 @@ MUTANTS = {
         "topology/test_agreement.py::test_an_error_on_every_rank",
     ),
     "ranks-not-compared-after-loading": Mutant(
-        "topology/dynamic_topology.py",
+        "topology/dynamic_sparse_training.py",
         "self._is_compared = False\n        self._is_new = False",
         "self._is_new = False",
         "topology/test_dynamic_state.py::TestState::test_after_loading_the_ranks_are_compared",
     ),
     "neurons-not-known-to-updates": Mutant(
-        "topology/dynamic_topology.py",
-        "make(layers, self._neurons(), self.min_fan_in)",
-        "make(layers, [Neurons()] * len(layers), self.min_fan_in)",
+        "topology/update_plan.py",
+        "make(self._tensors, self._neurons, method.min_fan_in)",
+        "make(self._tensors, [type(n)() for n in self._neurons], method.min_fan_in)",
         "topology/test_min_fan_in.py::TestSteps::test_a_dead_neuron_of_a_transposed_convolution",
+    ),
+    "a-hook-that-writes-not-noticed": Mutant(
+        "topology/hook_checks.py",
+        "if version != before[what]:",
+        "if False:",
+        "topology/test_wrong_hooks.py::TestWrongHooks::test_a_hook_that_writes",
+    ),
+    "as-many-grow-as-drop": Mutant(
+        "topology/update_plan.py",
+        "grows = [counts.grow if mine else 0",
+        "grows = [counts.drop if mine else 0",
+        "topology/test_hooks.py::TestByHand::test_drop_and_growth_apart",
+    ),
+    "nan-is-a-score": Mutant(
+        "topology/hook_checks.py",
+        "if math.isnan(least):",
+        "if False:",
+        "topology/test_wrong_hooks.py::TestWrongHooks::test_scores",
+    ),
+    "negative-scores-by-the-library": Mutant(
+        "topology/update_plan.py",
+        "self._only_pytorch_can |= least < 0 or not supports_score(ranking.values)",
+        "self._only_pytorch_can |= not supports_score(ranking.values)",
+        "topology/test_hooks.py::TestByHand::test_scores_of_what_grows",
+    ),
+    "ranked-once-though-more-grows": Mutant(
+        "topology/update_plan.py",
+        " and known.at_most >= at_most:",
+        ":",
+        "topology/test_hooks.py::test_rigl_with_more_growth_than_it_told",
     ),
     # The step that follows an update.
     "momentum-decays-in-a-step-left-out": Mutant(
@@ -392,7 +423,7 @@ MUTANTS = {
         "optimizer.py",
         "is_plain = not skips and ",
         "is_plain = ",
-        "topology/test_skip_step.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
+        "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
     ),
     "left-out-more-than-once": Mutant(
         "optimizer.py",
@@ -407,28 +438,28 @@ MUTANTS = {
         "topology/test_skip_step.py::test_a_step_that_fails_is_left_out_when_it_is_made",
     ),
     "one-that-was-not-used-does-not-end": Mutant(
-        "topology/dynamic_topology.py",
-        "        self._updated, self._skipped_step = False, None\n        self._warn_of_loaded_masks()",
-        "        self._updated = False\n        self._warn_of_loaded_masks()",
+        "topology/dynamic_sparse_training.py",
+        "        self._updated, self._skipped_step = False, None\n        if self._is_new and",
+        "        self._updated = False\n        if self._is_new and",
         "topology/test_skip_step.py::test_a_step_that_the_script_leaves_out_itself",
     ),
     "only-what-changed-is-left-out": Mutant(
-        "topology/dynamic.py",
-        "if self.skip_step and any(",
-        "if self.skip_step and any(own.changed for own in layers) and any(",
+        "topology/dynamic_sparse_training.py",
+        "if self.skip_step and plan.changing:",
+        "if self.skip_step and any(own.changed for own in updates):",
         "topology/test_skip_step.py::test_an_update_in_which_all_weights_grow_again",
     ),
     "only-masks-of-its-own-parameters-count": Mutant(
         "optimizer.py",
         "pending_skips(self, self._masks) if",
         "pending_skips(self, masks_of(self._masks, self._names())) if",
-        "topology/test_skip_step.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
+        "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
     ),
     "views-of-masks-do-not-count": Mutant(
         "skipped_steps.py",
         "memory_of([mask]) == memory_of([other])",
         "False",
-        "topology/test_skip_step.py::TestWhichOptimizers::test_one_with_views_of_the_masks",
+        "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_with_views_of_the_masks",
     ),
     # The norm over all positions.
     "dense-norm-with-the-mask": Mutant(

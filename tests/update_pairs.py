@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparseopt_kernels.neurons import Neurons
+from sparseopt_kernels.topology.drop_and_grow import DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow
 from sparseopt_kernels.topology.layer_update import LayerUpdate
-from sparseopt_kernels.topology.native_updates import NativeUpdates, supports
+from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow, supports
 from sparseopt_kernels.topology.seeding import generator
-from sparseopt_kernels.topology.updates import Layer, Ranking, TorchUpdates, Updates
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -22,19 +22,21 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1.0, 2.0, -2.0, 6e-8, 1e-40, -1e-40, 6e4, math.inf, -math.inf, math.nan]
 
 
-def layer_of(parameter: Tensor, mask: Tensor, gradient: Tensor | None) -> Layer:
+def layer_of(parameter: Tensor, mask: Tensor, gradient: Tensor | None) -> LayerTensors:
     own = nn.Parameter(parameter)
     own.grad = gradient
-    return Layer(own, mask, mask.clone())
+    return LayerTensors(own, mask, mask.clone())
 
 
-def copy_of(layer: Layer) -> Layer:
+def copy_of(layer: LayerTensors) -> LayerTensors:
     parameter, mask, explored = (tensor.detach().clone() for tensor in layer)
     copy = layer_of(parameter, mask, layer.parameter.grad)
     return copy._replace(explored=explored)
 
 
-def update(updates: Updates, layers: list[Layer], k: list[int], grow: str) -> tuple[bool, list[LayerUpdate]]:
+def update(
+    updates: DropAndGrow, layers: list[LayerTensors], k: list[int], grow: str
+) -> tuple[bool, list[LayerUpdate]]:
     """Drop and grow ``k`` weights of each layer; tell whether gradients are finite, and how masks changed."""
     gradients = [layer.parameter.grad for layer in layers]
     rankings = [Ranking(i, g, at_most=k[i]) for i, g in enumerate(gradients) if g is not None]
@@ -46,23 +48,23 @@ def update(updates: Updates, layers: list[Layer], k: list[int], grow: str) -> tu
 
 @torch.no_grad()
 def compare(
-    layers: list[Layer],
+    layers: list[LayerTensors],
     k: list[int],
     grow: str,
     threads: int = 1,
     *,
     min_fan_in: int = 0,
     neurons: list[Neurons] | None = None,
-) -> list[Layer]:
+) -> list[LayerTensors]:
     """Update copies by PyTorch and by the library; return the latter, whose bits are the former's."""
     expected, found = [copy_of(layer) for layer in layers], [copy_of(layer) for layer in layers]
     gradients = [None if g is None else g.clone() for g in (layer.parameter.grad for layer in layers)]
     assert supports(found)
     torch.set_num_threads(threads)
     neurons = neurons or [Neurons()] * len(layers)
-    told = update(NativeUpdates(found, neurons, min_fan_in), found, k, grow)
+    told = update(NativeDropAndGrow(found, neurons, min_fan_in), found, k, grow)
     torch.set_num_threads(1)
-    assert told == update(TorchUpdates(expected, neurons, min_fan_in), expected, k, grow)
+    assert told == update(TorchDropAndGrow(expected, neurons, min_fan_in), expected, k, grow)
     for want, got, old, gradient in zip(expected, found, layers, gradients, strict=True):
         assert got.mask.count_nonzero() == old.mask.count_nonzero()
         for wanted, tensor in zip(want, got, strict=True):
@@ -84,7 +86,7 @@ def drawn(data: st.DataObject, size: int, dtype: torch.dtype, values: list[float
 
 def large_layers(
     dtype: torch.dtype, *, ties: bool, sizes: tuple[int, ...] = (300_001, 70_000)
-) -> list[Layer]:
+) -> list[LayerTensors]:
     seed = torch.Generator().manual_seed(1)
     layers = []
     for size in sizes:

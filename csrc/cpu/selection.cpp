@@ -115,7 +115,7 @@ void forget_if_large(std::vector<Rank>& ranks) {
 
 }  // namespace
 
-void MaskUpdate::begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, const NeuronGrid& grid,
+void Selection::begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, const NeuronGrid& grid,
                        int threads) {
   numel_ = numel;
   active_ = at_most_ = missing_ = 0;
@@ -141,7 +141,7 @@ void MaskUpdate::begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, c
   if (min_fan_in_ > 0) find_lacking();
 }
 
-void MaskUpdate::find_lacking() {
+void Selection::find_lacking() {
   for (int64_t neuron = 0; neuron < grid_.neurons(); ++neuron) {
     const int64_t count = count_inputs(grid_, neuron, words_);
     if (count >= min_fan_in_) continue;
@@ -151,7 +151,7 @@ void MaskUpdate::find_lacking() {
 }
 
 template <class Rank, class RankOf>
-void MaskUpdate::fill(RankOf rank_of) {
+void Selection::fill(RankOf rank_of) {
   filled_.clear();
   std::vector<Rank> ranks;
   for (uint32_t neuron : lacking_) {
@@ -167,13 +167,14 @@ void MaskUpdate::fill(RankOf rank_of) {
   }
 }
 
-size_t MaskUpdate::grow_missing() {
+size_t Selection::grow_missing(int64_t net) {
   for (uint32_t place : filled_) words_[place / kWord] |= uint64_t(1) << place % kWord;
   grown_ = filled_;
-  return dropped_.size() - filled_.size();
+  const int64_t all = static_cast<int64_t>(dropped_.size()) + net;
+  return static_cast<size_t>(std::max<int64_t>(0, all - static_cast<int64_t>(filled_.size())));
 }
 
-bool MaskUpdate::rank(Dtype dtype, const void* scores, int64_t at_most, int threads) {
+bool Selection::rank(Dtype dtype, const void* scores, int64_t at_most, bool fills, int threads) {
   at_most_ = at_most;
   return with_magnitude(dtype, [&](auto magnitude) {
     using Magnitude = decltype(magnitude);
@@ -216,19 +217,19 @@ bool MaskUpdate::rank(Dtype dtype, const void* scores, int64_t at_most, int thre
     sees_inactive_ |= at_most > 0 && sees_inactive;
     sees_active_ |= at_most > 0 && sees_active;
     if (least > 0 && can_grow < at_most) find_from(0);
-    if (missing_ > 0 && filled_.empty())
+    if (missing_ > 0 && fills)
       fill<Rank>([&](uint32_t place) { return Magnitude::rank(Magnitude::of(values[place]), false, place); });
     return finite;
   });
 }
 
-void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int threads) {
+void Selection::drop_smallest(Dtype dtype, const void* scores, int64_t k, int threads) {
   if (k == 0) return;
   with_magnitude(dtype, [&](auto magnitude) {
     using Magnitude = decltype(magnitude);
     using Bits = typename Magnitude::Bits;
     using Rank = typename Magnitude::Rank;
-    const Bits* values = static_cast<const Bits*>(weights);
+    const Bits* values = static_cast<const Bits*>(scores);
     thread_local std::vector<Rank> found;  // new memory costs as much time as what is done with it
     const auto find_up_to = [&](Bits most) {
       const auto rank_of = [&](uint32_t place, Rank& rank) {
@@ -265,8 +266,8 @@ void MaskUpdate::drop_smallest(Dtype dtype, const void* weights, int64_t k, int 
   });
 }
 
-void MaskUpdate::grow_largest() {
-  const size_t k = grow_missing();
+void Selection::grow_largest(int64_t net) {
+  const size_t k = grow_missing(net);
   if (k == 0) return;
   std::visit(
       [&](auto& ranks) {
@@ -293,15 +294,16 @@ void MaskUpdate::grow_largest() {
       largest_);
 }
 
-void MaskUpdate::grow_random(uint64_t seed, uint64_t seed_of_missing) {
+void Selection::grow_random(int64_t net, uint64_t seed, uint64_t seed_of_missing) {
   if (missing_ > 0)
     fill<Rank64>([&](uint32_t place) {
       const uint64_t score = random_place(seed_of_missing, place, uint64_t(1) << 62);
       return (Rank64(score) + 1) << 33 | Rank64(~place);
     });
   grown_.reserve(dropped_.size());
-  const int64_t k = static_cast<int64_t>(grow_missing());
-  const int64_t free = numel_ - active_ + k;  // what is missing was free before
+  const int64_t dropped = static_cast<int64_t>(dropped_.size());
+  const int64_t k = static_cast<int64_t>(grow_missing(net));
+  const int64_t free = numel_ - active_ + dropped - static_cast<int64_t>(filled_.size());
   const auto grow = [&](uint32_t place) {
     words_[place / kWord] |= uint64_t(1) << place % kWord;
     grown_.push_back(place);
@@ -329,7 +331,7 @@ void MaskUpdate::grow_random(uint64_t seed, uint64_t seed_of_missing) {
   });
 }
 
-void MaskUpdate::explore(uint8_t* explored, int threads) const {
+void Selection::explore(uint8_t* explored, int threads) const {
   for_chunks(numel_, kChunk, threads, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += kWord) {
       uint64_t unseen = words_[i / kWord] & ~pack_bytes(explored + i, end - i);
@@ -338,10 +340,10 @@ void MaskUpdate::explore(uint8_t* explored, int threads) const {
   });
 }
 
-MaskChange MaskUpdate::apply(Dtype dtype, uint8_t* mask, void* weights, uint8_t* explored) const {
+LayerUpdate Selection::apply(Dtype dtype, uint8_t* mask, void* weights, uint8_t* explored) const {
   return with_magnitude(dtype, [&](auto magnitude) {
     auto* values = static_cast<typename decltype(magnitude)::Bits*>(weights);
-    MaskChange change;
+    LayerUpdate change;
     std::vector<NeuronChange> of_neurons(static_cast<size_t>(grid_.neurons()));
     for (uint32_t place : dropped_) {
       if (has(place)) continue;  // it grew again

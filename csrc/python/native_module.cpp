@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 #include "../cpu/zero_outside.h"
-#include "../cpu/mask_updates.h"
+#include "../cpu/drop_and_grow.h"
 #include "../cpu/packed_mask.h"
 #include "../cpu/random_choice.h"
 #include "../cpu/step.h"
@@ -71,7 +71,7 @@ py::dict build_info() {
   return info;
 }
 
-void define_mask_updates(py::module_& module) {
+void define_drop_and_grow(py::module_& module) {
   py::class_<MaskedLayer>(module, "MaskedLayer")
       .def(py::init([](const std::string& dtype, uintptr_t weights, uintptr_t mask, uintptr_t explored,
                        int64_t numel, int64_t min_fan_in, const std::array<int64_t, 4>& grid) {
@@ -89,29 +89,34 @@ void define_mask_updates(py::module_& module) {
            py::kw_only(), py::arg("dtype"), py::arg("weights"), py::arg("mask"), py::arg("explored"),
            py::arg("numel"), py::arg("min_fan_in"), py::arg("grid"));
   py::class_<Scores>(module, "Scores")
-      .def(py::init([](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most) {
-             return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most};
-           }),
-           py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"));
+      .def(py::init(
+               [](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most, bool fills) {
+                 return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most,
+                               fills};
+               }),
+           py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"),
+           py::arg("fills"));
 
-  py::class_<MaskChange>(module, "MaskChange")
-      .def_readonly("dropped", &MaskChange::dropped)
-      .def_readonly("grown", &MaskChange::grown)
-      .def_readonly("died", &MaskChange::died)
-      .def_readonly("revived", &MaskChange::revived)
-      .def_readonly("most_grown", &MaskChange::most_grown);
+  py::class_<LayerUpdate>(module, "LayerUpdate")
+      .def_readonly("dropped", &LayerUpdate::dropped)
+      .def_readonly("grown", &LayerUpdate::grown)
+      .def_readonly("died", &LayerUpdate::died)
+      .def_readonly("revived", &LayerUpdate::revived)
+      .def_readonly("most_grown", &LayerUpdate::most_grown);
 
   using Released = py::call_guard<py::gil_scoped_release>;
-  py::class_<MaskUpdates>(module, "MaskUpdates")
+  py::class_<DropAndGrow>(module, "DropAndGrow")
       .def(py::init<std::vector<MaskedLayer>, int>(), py::arg("layers"), py::arg("threads"), Released())
-      .def_property_readonly("active", &MaskUpdates::active)
-      .def_property_readonly("missing", &MaskUpdates::missing)
-      .def_property_readonly("scores_are_masked", &MaskUpdates::scores_are_masked)
-      .def("rank", &MaskUpdates::rank, py::arg("scores"), py::arg("threads"), Released())
-      .def("grow_largest", &MaskUpdates::grow_largest, py::arg("ks"), py::arg("threads"), Released())
-      .def("grow_random", &MaskUpdates::grow_random, py::arg("ks"), py::arg("seeds"),
+      .def_property_readonly("active", &DropAndGrow::active)
+      .def_property_readonly("missing", &DropAndGrow::missing)
+      .def_property_readonly("scores_are_masked", &DropAndGrow::scores_are_masked)
+      .def("rank", &DropAndGrow::rank, py::arg("scores"), py::arg("threads"), Released())
+      .def("drop_by", &DropAndGrow::drop_by, py::arg("scores"))
+      .def("grow_largest", &DropAndGrow::grow_largest, py::arg("drops"), py::arg("grows"),
+           py::arg("threads"), Released())
+      .def("grow_random", &DropAndGrow::grow_random, py::arg("drops"), py::arg("grows"), py::arg("seeds"),
            py::arg("seeds_of_missing"), py::arg("threads"), Released())
-      .def("drop", &MaskUpdates::drop, py::arg("ks"), py::arg("threads"), Released());
+      .def("drop", &DropAndGrow::drop, py::arg("drops"), py::arg("threads"), Released());
   module.def(
       "choose_random",
       [](uintptr_t chosen, int64_t size, int64_t k, uint64_t seed) {
@@ -240,5 +245,5 @@ PYBIND11_MODULE(_native, module) {
       py::call_guard<py::gil_scoped_release>());
   module.def("available_isas", &available_isas);
   module.def("build_info", &build_info);
-  define_mask_updates(module);
+  define_drop_and_grow(module);
 }

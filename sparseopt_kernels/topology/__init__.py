@@ -1,1 +1,5 @@
-"""Which weights are active: densities of layers, the masks to start with, their change during training."""
+"""The choice of active weights: densities of layers, first masks, and the methods that change masks.
+
+Here may be whatever decides which weights are active. It knows masks, weights and gradients, and never the
+optimizer, its plans or its backends. Methods are subclasses of ``DynamicSparseTraining``.
+"""

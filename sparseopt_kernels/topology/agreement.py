@@ -1,4 +1,4 @@
-"""The masks of all ranks of a distributed run must be the same: what differs is an error on every rank.
+"""Compares the masks of all ranks of a distributed run. A difference is an error on every rank.
 
 They are compared in the step that updates them. In the next forward pass ``DistributedDataParallel``
 overwrites the masks of all ranks but one, which would hide the difference.
@@ -35,7 +35,7 @@ def check_masks_agree(clock: Mapping[str, Any], masks: Mapping[str, Tensor], gro
     """Raise ``RuntimeError`` on every rank of the group, unless all ranks have the same masks and clocks.
 
     Args:
-        clock: what else must be equal, by its name in the error: the step, say.
+        clock: other values that must be equal (the step, the settings), by their names in the error.
         masks: by the name of their layer.
         group: the ranks that are compared.
     """

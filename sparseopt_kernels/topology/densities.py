@@ -1,6 +1,6 @@
-"""How a network's budget of active weights is shared among its layers: uniform, ER, ERK.
+"""Densities: share the active weights of a network among its layers (uniform, ER, ERK).
 
-Densities only; the masks are drawn in ``sparsify.py``.
+The masks are drawn in ``sparsify.py``.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _check_sparsity(what: str, sparsity: float) -> None:
 
 
 def _by_pattern(names: Mapping[str, Sequence[str]], sparsity: Mapping[str, float]) -> dict[str, float]:
-    """The densities of the weights that a pattern matches: the first one that does."""
+    """Return the densities of the weights that a pattern matches; the first such pattern counts."""
     patterns = Patterns("sparsity", sparsity)
     first = {weight: patterns.first(names[weight]) for weight in names}
     patterns.check_all_decisive(" that is not excluded; other layers than Linear and Conv need include, too")
@@ -159,12 +159,12 @@ def _distribute(
 
 
 def _er_share(shape: Sequence[int]) -> int:
-    """``numel * (n_out + n_in) / (n_out * n_in)``: what a layer gets for each unit of eps."""
+    """Return ``numel * (n_out + n_in) / (n_out * n_in)``, the active weights for each unit of eps."""
     return (shape[0] + shape[1]) * prod(shape[2:])
 
 
 def _erk_share(shape: Sequence[int]) -> int:
-    """``numel * sum(shape) / prod(shape)``: what a layer gets for each unit of eps."""
+    """Return ``numel * sum(shape) / prod(shape)``, the active weights for each unit of eps."""
     return sum(shape)
 
 

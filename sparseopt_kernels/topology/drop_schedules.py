@@ -1,4 +1,4 @@
-"""How much of ``drop_fraction`` is left as training goes on: what ``drop_schedule`` of SET and RigL takes.
+"""Schedules of the fraction of active weights that SET and RigL drop, for their argument ``drop_schedule``.
 
 A schedule is any callable of a step and ``stop_at`` that returns a factor in [0, 1].
 """

@@ -1,13 +1,13 @@
 """Gradual magnitude pruning: masks that lose weights on a schedule, and never grow any.
 
-The clock is in ``dynamic_topology.py``.
+Its life is in ``dynamic_sparse_training.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -15,12 +15,13 @@ from torch.nn.parameter import Parameter
 from ..masks.patterns import Patterns
 from .agreement import Group
 from .densities import Distribution, check_request, layer_densities
-from .dynamic_topology import DynamicTopology
-from .layer_update import LayerUpdate
+from .dynamic_sparse_training import DynamicSparseTraining
+from .hooks import Counts, Layer
+from .method_arguments import check_min_fan_in, check_steps
 
 
 def cubic_density(initial: float, final: float, progress: float) -> float:
-    """The density ``d_f + (d_i - d_f)(1 - progress)^3`` that a layer has at that part of the schedule.
+    """Return the density ``d_f + (d_i - d_f)(1 - progress)^3`` of a layer at that part of the schedule.
 
     It is Eq. 1 of Zhu and Gupta (2017), ``s_t = s_f + (s_i - s_f)(1 - (t - t_0) / (n dt))^3``, of the density
     ``1 - s``. ``progress`` is ``(t - t_0) / (n dt)``; below 0 and above 1 nothing changes.
@@ -28,7 +29,7 @@ def cubic_density(initial: float, final: float, progress: float) -> float:
     return final + (initial - final) * (1.0 - min(1.0, max(0.0, progress))) ** 3
 
 
-class GMP(DynamicTopology):
+class GMP(DynamicSparseTraining):
     """Gradual magnitude pruning (Zhu and Gupta 2017): drop the smallest weights until few are left.
 
     ``loss.backward(); dst.step(); opt.step()``: call it once per optimizer step. Pruning starts from the
@@ -66,8 +67,12 @@ class GMP(DynamicTopology):
         RuntimeError: from ``step()``, after an update: the ranks of a distributed run do not agree.
     """
 
-    _settings = ("sparsity", "distribution", "start_at", *DynamicTopology._settings, "initial_active")
-    _shown = ("sparsity", *DynamicTopology._shown)
+    settings: ClassVar[tuple[str, ...]] = (
+        *("sparsity", "distribution", "start_at", "update_every", "stop_at", "min_fan_in"),
+        "initial_active",
+    )
+    shown: ClassVar[tuple[str, ...]] = ("sparsity", *DynamicSparseTraining.shown)
+    postpones = False
 
     def __init__(
         self,
@@ -81,32 +86,38 @@ class GMP(DynamicTopology):
         min_fan_in: int = 0,
         process_group: Group = "world",
     ) -> None:
-        if not (start_at >= 0 and start_at == int(start_at)):
-            raise ValueError(f"start_at is {start_at}, it must be an integer of at least 0 (steps)")
+        check_steps(update_every, start_at, stop_at)
         if not start_at < stop_at < math.inf:
             raise ValueError(f"stop_at is {stop_at}, it must be finite and over start_at ({start_at})")
-        super().__init__(masks, update_every, stop_at, min_fan_in, process_group)
-        self.start_at = int(start_at)
+        super().__init__(
+            masks,
+            update_every,
+            start_at=start_at,
+            stop_at=stop_at,
+            skip_step=False,
+            min_fan_in=min_fan_in,
+            process_group=process_group,
+        )
         self.sparsity = dict(sparsity) if isinstance(sparsity, Mapping) else float(sparsity)
         self.distribution = distribution
-        self.initial_active = [int(union.count_nonzero()) for union in self._explored]
+        self.initial_active = [int(mask.count_nonzero()) for mask in masks.values()]
         self._final = self._final_densities()
         self._check_final()
 
-    def _is_due(self, step: int) -> bool:
-        return step == self._next_update()
-
-    def _next_update(self) -> int | None:
+    def next_update(self, step: int) -> int | None:
+        """Return the next of the steps ``start_at + i * update_every``, or the first from ``stop_at`` on."""
         last = math.ceil(self.stop_at)
-        passed = max(0, self._step - self.start_at) // self.update_every
-        return min(self.start_at + (passed + 1) * self.update_every, last) if self._step < last else None
+        passed = max(0, step - self.start_at) // self.update_every
+        return min(self.start_at + (passed + 1) * self.update_every, last) if step < last else None
 
-    def _prepare(self, step: int) -> Callable[[], list[LayerUpdate]]:
-        updates = self._begin()
-        progress = (step - self.start_at) / (self.stop_at - self.start_at)
-        pairs = zip(updates.active, self._counts_at(progress), strict=True)
-        ks = [max(0, active - count) for active, count in pairs]
-        return lambda: updates.drop(ks)
+    def can_change(self, layer: Layer) -> bool:
+        """Return True: a layer that does not require a gradient is pruned as well."""
+        return True
+
+    def counts(self, layers: Sequence[Layer], step: int) -> list[Counts]:
+        """Return for each layer what it has more than the schedule allows, and no growth."""
+        allowed = self._counts_at((step - self.start_at) / (self.stop_at - self.start_at))
+        return [Counts(drop=max(0, layer.active - allowed[layer.index])) for layer in layers]
 
     def _counts_at(self, progress: float) -> list[int]:
         """Return how many weights of each layer are active at that part of the schedule."""
@@ -144,7 +155,7 @@ class GMP(DynamicTopology):
                     f"{name!r} has {initial} active weights and would have {count} at the end: GMP only "
                     "prunes. Start from denser masks (sparsify(model, 0.0)), or give each layer its sparsity"
                 )
-        self._check_min_fan_in(final)
+        check_min_fan_in(self.min_fan_in, self.masks, self._names, final)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""The mask that one layer starts with: random, or of its largest weights."""
+"""The first mask of a layer: random, or of its largest weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..masks.layers import MaskableWeight
 from ..neurons import Neurons, fan_in
-from .mask_update import grow_largest
 from .random_choice import choose_random, draw_seed, random_places
+from .selection import grow_largest
 
 Init = Literal["random", "magnitude"]
 
@@ -59,7 +59,7 @@ def keep_largest(score: Tensor, k: int, neurons: Neurons, min_fan_in: int) -> Te
 
 
 def _largest_of_each(score: Tensor, neurons: Neurons, count: int) -> Tensor:
-    """The mask of the ``count`` largest scores of each neuron."""
+    """Return the mask of the ``count`` largest scores of each neuron."""
     if count == 0 or score.numel() == 0:
         return torch.zeros(score.shape, dtype=torch.bool, device=score.device)
     groups, segments, per_group, length = neurons.grid(score.shape)

@@ -1,4 +1,4 @@
-"""One update of one mask in numbers: how many weights and neurons it lost and got."""
+"""``LayerUpdate``: the numbers of weights and neurons that a mask lost and got in an update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..neurons import Neurons, fan_in
 
 
 class LayerUpdate(NamedTuple):
-    """What an update did to the mask of a layer; a weight that was dropped and grew again does not count."""
+    """The changes of a layer's mask in an update. A weight that was dropped and grew again does not count."""
 
     dropped: int = 0
     """The number of weights that left the mask."""
@@ -36,7 +36,7 @@ class LayerUpdate(NamedTuple):
 
 
 def compare_masks(before: Tensor, after: Tensor, neurons: Neurons) -> LayerUpdate:
-    """Compare two boolean masks of one layer. On a GPU it is waited for, once."""
+    """Compare two boolean masks of one layer. On a GPU, this waits for the device once."""
     if not before.numel():
         return LayerUpdate()
     former, now = fan_in(before, neurons), fan_in(after, neurons)

@@ -1,4 +1,4 @@
-"""Uniform choices of some of many places, made alike in PyTorch and in the native library.
+"""Uniform random choices, the same in PyTorch and in the native library.
 
 A choice depends on a seed alone. The numbers are those of SplitMix64, computed here with PyTorch's integers
 and in ``csrc/cpu/random_choice.h`` in C++, because PyTorch's own draws differ from release to release.
@@ -13,12 +13,12 @@ from .. import native_library
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """A number in [0, 2**63) for the functions below, drawn from a generator of the CPU."""
+    """Draw a seed for the functions below, in [0, 2**63), from a generator of the CPU."""
     return int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
 
 
 def choose_random(size: int, k: int, seed: int) -> Tensor:
-    """``k`` of ``size`` places, all equally likely: boolean, of shape ``(size,)``, on the CPU.
+    """Choose ``k`` of ``size`` places, all equally likely: boolean, of shape ``(size,)``, on the CPU.
 
     Memory beside the result is taken for the ``k`` chosen places, or for the ``size - k`` others.
     """
@@ -32,7 +32,7 @@ def choose_random(size: int, k: int, seed: int) -> Tensor:
 
 
 def add_random(taken: Tensor, k: int, seed: int) -> Tensor:
-    """``taken`` and the first ``k`` places that are not taken in the sequence of the seed.
+    """Return ``taken`` and the first ``k`` places that are not taken in the sequence of the seed.
 
     The fewer places are free, the longer it takes: half of them should be at the end.
 
@@ -54,7 +54,7 @@ def add_random(taken: Tensor, k: int, seed: int) -> Tensor:
 
 
 def random_places(seed: int, first: int, count: int, size: int) -> Tensor:
-    """The numbers ``first`` to ``first + count - 1`` of the sequence of a seed: int64, in [0, ``size``).
+    """Return the numbers ``first`` to ``first + count - 1`` of a seed's sequence: int64, in [0, ``size``).
 
     They are the remainders of 63 bits: no place is likelier than another by more than ``size / 2**63``.
     """
@@ -63,7 +63,7 @@ def random_places(seed: int, first: int, count: int, size: int) -> Tensor:
 
 
 def splitmix64(seed: int, places: Tensor) -> Tensor:
-    """The numbers of the sequence of a seed at these places (int64, from 0 on): all 64 bits, as int64."""
+    """Return the numbers of a seed's sequence at these places (int64, from 0 on): all 64 bits, as int64."""
     x = (places + 1).mul_(_signed(0x9E3779B97F4A7C15)).add_(seed)
     x = (x ^ _shifted(x, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
     x = (x ^ _shifted(x, 27)).mul_(_signed(0x94D049BB133111EB))
@@ -71,7 +71,7 @@ def splitmix64(seed: int, places: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros from the left, which signed integers do not do by themselves."""
+    """Shift the bits of int64 to the right, and zeros in from the left (``>>`` repeats the sign)."""
     return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 

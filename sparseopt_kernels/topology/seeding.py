@@ -1,4 +1,4 @@
-"""One source of randomness for topologies: the same on every rank, device and after a resume."""
+"""The generator of all random masks: the same on every rank and device, and after a resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def generator(seed: int, layer: int, update: int) -> torch.Generator:
-    """A CPU generator that depends on (seed, layer, update) and on nothing else.
+    """Return a CPU generator that depends on (seed, layer, update) and on nothing else.
 
     The three are mixed by a hash, so that neighbouring seeds, layers and updates are independent, and
     ``(1, 2, 3)`` differs from ``(2, 1, 3)``. Update 0 is the initial mask.

@@ -1,4 +1,4 @@
-"""The masks that a network starts with: all is checked and chosen first, then written."""
+"""``sparsify``: chooses the first masks of a network, checks everything, and then writes."""
 
 from __future__ import annotations
 

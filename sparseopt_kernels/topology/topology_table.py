@@ -1,4 +1,4 @@
-"""A topology to look at: a record or a line for each layer."""
+"""A sparse training method in numbers: a record, or a line of a table, for each layer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..text_table import aligned
 from .layer_update import LayerUpdate
 
 if TYPE_CHECKING:
-    from .dynamic_topology import DynamicTopology
+    from .dynamic_sparse_training import DynamicSparseTraining
 
 _HEADER = ("parameter", "active", "explored", "dead neurons", "dropped", "grown", "died", "revived", "to one")
 
 
 class TopologySummary(TypedDict):
-    """A masked parameter in numbers: a record of ``summary()`` of SET, RigL and GMP."""
+    """A masked parameter in numbers: a record of ``summary()``."""
 
     name: str
     """Its name in the model; ``"parameter 0"`` and so on, if the masks are a dict."""
@@ -43,12 +43,12 @@ class TopologySummary(TypedDict):
 
 
 @torch.no_grad()
-def summary(topology: DynamicTopology) -> list[TopologySummary]:
+def summary(method: DynamicSparseTraining) -> list[TopologySummary]:
     """Return one record for each layer, in the order of the masks. On a GPU, each waits for the device."""
-    rates, last = topology.exploration_rates(), topology.last_update
+    rates, last = method.exploration_rates(), method.last_update
     records: list[TopologySummary] = []
-    for name, (parameter, mask) in zip(rates, topology.masks.items(), strict=True):
-        inputs = fan_in(mask, neurons_in(topology.masks, parameter)).cpu()
+    for name, (parameter, mask) in zip(rates, method.masks.items(), strict=True):
+        inputs = fan_in(mask, neurons_in(method.masks, parameter)).cpu()
         update = last.get(name, LayerUpdate())
         records.append(
             {
@@ -67,7 +67,7 @@ def summary(topology: DynamicTopology) -> list[TopologySummary]:
     return records
 
 
-def table(topology: DynamicTopology) -> str:
+def table(method: DynamicSparseTraining) -> str:
     """Return the summary as a table in plain text, a line for each layer."""
     lines = [
         (
@@ -78,6 +78,6 @@ def table(topology: DynamicTopology) -> str:
             *(f"{record[key]:,}" for key in ("dropped", "grown", "died", "revived")),
             f"{record['largest_share']:.0%}",
         )
-        for record in summary(topology)
+        for record in summary(method)
     ]
     return "\n".join(line.rstrip() for line in aligned([_HEADER, *lines]))

@@ -19,8 +19,9 @@ from torch.nn.parameter import Parameter
 from sparseopt_kernels.masks.mapping import Masks, neurons_in
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.gmp import GMP
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 from sparseopt_kernels.topology.sparsify import sparsify
 
 

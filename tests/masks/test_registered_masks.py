@@ -19,7 +19,7 @@ from sparseopt_kernels.masks.mapping import Masks, neurons_in
 from sparseopt_kernels.masks.registered_masks import remembered_mask
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.topology.dynamic import SET
+from sparseopt_kernels.topology.set import SET
 from sparseopt_kernels.topology.sparsify import sparsify
 
 

@@ -11,7 +11,8 @@ from side_by_side import same_bits
 from torch import Tensor, nn
 
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 from sparseopt_kernels.topology.sparsify import sparsify
 
 testing = pytest.importorskip("torch._dynamo.testing")

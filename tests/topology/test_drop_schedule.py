@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from sparseopt_kernels.topology.drop_schedules import constant, cosine
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])
 

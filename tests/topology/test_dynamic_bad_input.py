@@ -9,7 +9,8 @@ import torch
 from by_hand import bits
 from torch import nn
 
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])
 
@@ -61,7 +62,7 @@ def test_unknown_regrow():
 def test_the_order_of_imports_does_not_matter():
     program = """
 import importlib, sys
-for module in ("topology.dynamic", "topology.mask_update", "topology.densities", "masks"):
+for module in ("topology.set", "topology.selection", "topology.densities", "masks"):
     importlib.import_module("sparseopt_kernels." + module)
     for name in [name for name in sys.modules if name.startswith("sparseopt_kernels")]:
         del sys.modules[name]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparseopt_kernels.topology.drop_schedules import cosine
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 
 
 class TestState:
@@ -74,7 +75,7 @@ class TestState:
         """In the next step, whether an update is due or not: the states may come from different files."""
         compared = []
         monkeypatch.setattr(
-            "sparseopt_kernels.topology.dynamic_topology.check_masks_agree",
+            "sparseopt_kernels.topology.dynamic_sparse_training.check_masks_agree",
             lambda clock, *_: compared.append(clock["step"]),
         )
         dst = self.make(update_every=50)

@@ -9,7 +9,8 @@ from dst import updated_by_step
 from torch import nn
 
 from sparseopt_kernels.masks.mapping import Masks
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])
 

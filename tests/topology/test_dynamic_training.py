@@ -10,7 +10,8 @@ from dst import seeded, updated_by_step
 from torch import nn
 
 from sparseopt_kernels.masks.mapping import Masks
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 from sparseopt_kernels.topology.sparsify import sparsify
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])

@@ -13,7 +13,8 @@ from torch.nn.utils import prune
 
 from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.masks.mapping import Masks
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels import cpu as native
-from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.gmp import GMP
-from sparseopt_kernels.topology.native_updates import NativeUpdates
+from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 
 REASON = native.CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
@@ -43,13 +44,13 @@ class InterruptedLibrary:
 
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = NativeUpdates.__init__
+    make = NativeDropAndGrow.__init__
 
-    def patched(self: NativeUpdates, *arguments: Any) -> None:
+    def patched(self: NativeDropAndGrow, *arguments: Any) -> None:
         make(self, *arguments)
         self._updates = InterruptedLibrary(self._updates)  # type: ignore[assignment]
 
-    monkeypatch.setattr(NativeUpdates, "__init__", patched)
+    monkeypatch.setattr(NativeDropAndGrow, "__init__", patched)
 
 
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {

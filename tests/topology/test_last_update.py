@@ -17,17 +17,18 @@ from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.neurons import Neurons
-from sparseopt_kernels.topology import dynamic_topology
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.topology import update_plan
 from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.layer_update import LayerUpdate, compare_masks
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 from sparseopt_kernels.topology.sparsify import sparsify
 
 
 @pytest.fixture(params=["native", "PyTorch"])
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "PyTorch":
-        monkeypatch.setattr(dynamic_topology, "supports", lambda layers: False)
+        monkeypatch.setattr(update_plan, "supports", lambda layers: False)
 
 
 def layer() -> tuple[Parameter, Tensor]:

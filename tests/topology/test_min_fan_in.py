@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.neurons import Neurons, fan_in
-from sparseopt_kernels.topology.dynamic import SET, RigL
-from sparseopt_kernels.topology.mask_update import drop_smallest, fill_neurons, missing_inputs, random_scores
+from sparseopt_kernels.topology.rigl import RigL
 from sparseopt_kernels.topology.seeding import generator
+from sparseopt_kernels.topology.selection import drop_smallest, fill_neurons, missing_inputs, random_scores
+from sparseopt_kernels.topology.set import SET
 
 BOTH = pytest.mark.parametrize("cls", [SET, RigL])
 

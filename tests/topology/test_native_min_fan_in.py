@@ -12,9 +12,9 @@ from update_pairs import DTYPES, SPECIAL, compare, copy_of, drawn, each_dtype, l
 
 from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.neurons import Neurons
-from sparseopt_kernels.topology.mask_update import missing_inputs
-from sparseopt_kernels.topology.native_updates import NativeUpdates, supports
-from sparseopt_kernels.topology.updates import Ranking, TorchUpdates
+from sparseopt_kernels.topology.drop_and_grow import Ranking, TorchDropAndGrow
+from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow, supports
+from sparseopt_kernels.topology.selection import missing_inputs
 
 REASON = native.CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
@@ -76,7 +76,7 @@ def test_a_dead_neuron_is_filled_by_its_gradient(corrected: bool) -> None:
     factors = torch.tensor([[2.0], [2.0], [0.0], [0.0]]) if corrected else None
     layer = layer_of(torch.randn(4, 6), mask, gradient)
     found = []
-    for make in (NativeUpdates, TorchUpdates):
+    for make in (NativeDropAndGrow, TorchDropAndGrow):
         own = copy_of(layer)
         with torch.no_grad():
             updates = make([own], [Neurons()], 1)
@@ -100,8 +100,8 @@ def test_dropping_alone(dtype: torch.dtype, min_fan_in: int, mask_dtype: torch.d
         layers = [layer_of(values.clone(), mask.clone(), None) for _ in range(2)]
         layers = [layer._replace(explored=mask != 0) for layer in layers]
         assert supports(layers[:1])
-        (update,) = NativeUpdates(layers[:1], [Neurons()], min_fan_in).drop([k])
-        assert [update] == TorchUpdates(layers[1:], [Neurons()], min_fan_in).drop([k])
+        (update,) = NativeDropAndGrow(layers[:1], [Neurons()], min_fan_in).drop([k])
+        assert [update] == TorchDropAndGrow(layers[1:], [Neurons()], min_fan_in).drop([k])
         assert (update.changed, update.grown, update.revived) == (k > 0, 0, 0)
         for native_tensor, expected in zip(*layers, strict=True):
             assert native_tensor.dtype == expected.dtype

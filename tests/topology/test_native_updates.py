@@ -18,12 +18,13 @@ from update_pairs import DTYPES, SPECIAL, compare, drawn, each_dtype, large_laye
 
 from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.neurons import Neurons
-from sparseopt_kernels.topology import dynamic_topology
-from sparseopt_kernels.topology.dynamic import SET, RigL
-from sparseopt_kernels.topology.native_updates import NativeUpdates, supports
+from sparseopt_kernels.topology import update_plan
+from sparseopt_kernels.topology.drop_and_grow import LayerTensors, Ranking, TorchDropAndGrow
+from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow, supports
 from sparseopt_kernels.topology.random_choice import random_places
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 from sparseopt_kernels.topology.sparsify import sparsify
-from sparseopt_kernels.topology.updates import Layer, Ranking, TorchUpdates
 
 REASON = native.CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
@@ -103,7 +104,7 @@ def test_only_what_is_to_be_written_is_written() -> None:
     gradient.normal_()
     layer = layer_of(values, mask, gradient)._replace(explored=explored)
     with torch.no_grad():
-        update(NativeUpdates([layer], [Neurons()]), [layer], [150], "largest")
+        update(NativeDropAndGrow([layer], [Neurons()]), [layer], [150], "largest")
     for whole in chain(memory, numbers):
         assert (whole[:64] == 7).all()
         assert (whole[-64:] == 7).all()
@@ -136,7 +137,9 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 class TestLayouts:
     """ParamState that are not contiguous are copied; the order of places is the same."""
 
-    def layer(self, form: Callable[[Tensor], Tensor], gradient_form: Callable[[Tensor], Tensor]) -> Layer:
+    def layer(
+        self, form: Callable[[Tensor], Tensor], gradient_form: Callable[[Tensor], Tensor]
+    ) -> LayerTensors:
         seed = torch.Generator().manual_seed(0)
         mask = torch.rand(8, 6, 3, 3, generator=seed) < 0.4
         values, gradient = (torch.randint(-3, 4, mask.shape, generator=seed).float() for _ in range(2))
@@ -153,7 +156,7 @@ class TestLayouts:
         versions = [layer.parameter._version, layer.mask._version]
         strides = layer.parameter.stride()
         assert supports([layer])
-        update(NativeUpdates([layer], [Neurons()]), [layer], [40], grow)
+        update(NativeDropAndGrow([layer], [Neurons()]), [layer], [40], grow)
         assert all(torch.equal(*pair) for pair in zip(layer, expected, strict=True))
         assert layer.parameter.stride() == strides
         assert layer.parameter._version > versions[0]
@@ -190,15 +193,15 @@ class TestWholeSteps:
             return cls(masks, 0.5, 2, stop_at=20, **options)
 
         with_library = self.run(make, dtype)
-        used: list[TorchUpdates] = []
+        used: list[TorchDropAndGrow] = []
 
-        def torch_updates(*arguments: Any) -> TorchUpdates:
-            used.append(TorchUpdates(*arguments))
+        def torch_updates(*arguments: Any) -> TorchDropAndGrow:
+            used.append(TorchDropAndGrow(*arguments))
             return used[-1]
 
         with monkeypatch.context() as patch:
             patch.setattr(native, "_MISSING", "taken away for a test")
-            patch.setattr(dynamic_topology, "TorchUpdates", torch_updates)
+            patch.setattr(update_plan, "TorchDropAndGrow", torch_updates)
             without = self.run(make, dtype)
         assert len(used) == 3  # steps 2, 3 for the postponed one, and 4: it was really without
         assert_same(with_library[0], without[0])
@@ -215,14 +218,14 @@ def test_what_is_not_supported() -> None:
     parameter, mask, explored = good[0]
     other = nn.Parameter(torch.randn(60))
     bad = {
-        "one mask of two parameters": [good[0], Layer(other, mask, explored)],
+        "one mask of two parameters": [good[0], LayerTensors(other, mask, explored)],
         "dtype": [layer_of(torch.zeros(60, dtype=torch.complex64), mask, None)],
         "dtype of the gradient": [good[1], layer_of(torch.zeros(60, dtype=torch.complex64), mask, None)],
-        "shape of the mask": [Layer(parameter, mask[:30], explored)],
-        "shape of what was explored": [Layer(parameter, mask, explored[:30])],
-        "dtype of the mask": [Layer(parameter, mask.byte(), explored)],
-        "subclass": [Layer(parameter, mask.as_subclass(Subclass), explored)],
-        "device": [Layer(nn.Parameter(torch.zeros(60, device="meta")), mask, explored)],
+        "shape of the mask": [LayerTensors(parameter, mask[:30], explored)],
+        "shape of what was explored": [LayerTensors(parameter, mask, explored[:30])],
+        "dtype of the mask": [LayerTensors(parameter, mask.byte(), explored)],
+        "subclass": [LayerTensors(parameter, mask.as_subclass(Subclass), explored)],
+        "device": [LayerTensors(nn.Parameter(torch.zeros(60, device="meta")), mask, explored)],
         "no memory": [layer_of(torch.zeros(60), mask, torch._efficientzerotensor(60))],
         "layout": [layer_of(torch.zeros(6, 10), mask.view(6, 10), torch.zeros(6, 10).to_sparse())],
     }
@@ -235,7 +238,7 @@ def test_bad_numbers_are_refused_before_anything_is_written() -> None:
     layer = large_layers(torch.float32, ties=False, sizes=(60,))[0]
     before = [tensor.detach().clone() for tensor in layer]
     active = int(layer.mask.sum())
-    updates = NativeUpdates([layer], [Neurons()])
+    updates = NativeDropAndGrow([layer], [Neurons()])
     assert updates.active == [active]
     with pytest.raises(ValueError, match="k is larger than was told to rank"):
         updates.grow_largest([1])

@@ -10,9 +10,9 @@ from scipy import stats
 from torch import Tensor
 
 from sparseopt_kernels.kernels import cpu as native
-from sparseopt_kernels.topology.mask_update import grow_random
 from sparseopt_kernels.topology.random_choice import add_random, choose_random, draw_seed, random_places
 from sparseopt_kernels.topology.seeding import generator
+from sparseopt_kernels.topology.selection import grow_random
 
 
 def test_the_numbers_are_those_of_splitmix64() -> None:

@@ -1,4 +1,4 @@
-"""The step that follows an update of the masks is left out: by which optimizers, when, and when not."""
+"""The step that follows an update of the masks is left out: when, and when not."""
 
 from __future__ import annotations
 
@@ -14,82 +14,18 @@ from typing import Any
 import pytest
 import torch
 from backends import Backend
-from ranks import on_ranks
 from side_by_side import same_bits
+from topology_training import BOTH, EVERY, Training
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import optimizer as optimizer_module
 from sparseopt_kernels.finished.finalize import finalize
-from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.schedules import warmup_cosine
-from sparseopt_kernels.skipped_steps import PENDING, pending_skips
-from sparseopt_kernels.topology.dynamic import SET, RigL
+from sparseopt_kernels.skipped_steps import PENDING
 from sparseopt_kernels.topology.gmp import GMP
-from sparseopt_kernels.topology.sparsify import sparsify
-
-EVERY = 3
-BOTH = pytest.mark.parametrize("cls", [SET, RigL])
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    layers = [nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5)]
-    return nn.Sequential(*layers).double()
-
-
-class Training:
-    """A network, its masks, an optimizer and a topology; batches depend on the step alone."""
-
-    def __init__(self, cls: type = RigL, backend: str = "auto", skip_step: bool = True, **options: Any):
-        self.model = network()
-        self.masks = sparsify(self.model, 0.7, seed=1)
-        self.opt = self.optimizer(backend=backend, **options)
-        self.dst = cls(self.masks, 0.3, EVERY, stop_at=100, skip_step=skip_step)
-        self.step = 0
-
-    def optimizer(self, masks: Any = None, **options: Any) -> SparseOpt:
-        masks = self.masks if masks is None else masks
-        parameters = options.pop("parameters", None) or self.model.parameters()
-        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, **options}
-        return SparseOpt(parameters, masks=masks, **options)
-
-    def backward(self) -> Tensor:
-        self.step += 1
-        batch = torch.Generator().manual_seed(self.step)
-        inputs = torch.randn(20, 12, generator=batch, dtype=torch.float64)
-        labels = torch.randint(5, (20,), generator=batch)
-        self.model.zero_grad()
-        loss = F.cross_entropy(self.model(inputs), labels)
-        loss.backward()
-        return loss.detach()
-
-    def to_update(self) -> None:
-        """Train to the first update of the masks, and make it; the step of the optimizer is to follow."""
-        for _ in range(EVERY - 1):
-            self.backward()
-            self.dst.step()
-            self.opt.step()
-        self.backward()
-        self.dst.step()
-
-    def state(self) -> list[Tensor]:
-        buffers = [state["momentum_buffer"] for state in self.opt.state.values()]
-        return [t.detach().clone() for t in (*self.model.parameters(), *buffers)]
-
-    def masked_state(self) -> list[Tensor]:
-        """What a step that only applies the masks leaves."""
-        masks = [self.masks.get(p, torch.tensor(True)) for p in self.model.parameters()]
-        pairs = zip(self.state(), [*masks, *masks], strict=False)  # no buffers, before the first step
-        return [torch.where(mask, t, 0.0) for t, mask in pairs]
-
-    def steps(self, step: Callable[[], object]) -> bool:
-        """Whether a step of an optimizer moves anything beyond the masks."""
-        expected = self.masked_state()
-        step()
-        return not all(map(same_bits, self.state(), expected))
+from sparseopt_kernels.topology.set import SET
 
 
 def published_rigl(training: Training, steps: int) -> list[list[Tensor]]:
@@ -243,78 +179,6 @@ def test_a_topology_that_is_stepped_in_the_closure() -> None:
     assert all(map(same_bits, training.state(), expected[0]))
 
 
-class TestWhichOptimizers:
-    def setup_method(self) -> None:
-        self.training = Training(momentum=0.0)
-
-    def skips(self, masks: Any, parameters: Any = None) -> bool:
-        """Whether an optimizer with these masks leaves out the step after an update."""
-        training = self.training
-        training.opt = training.optimizer(masks, parameters=parameters, momentum=0.0)
-        training.to_update()
-        owned = [p for group in training.opt.param_groups for p in group["params"]]
-        before = [torch.where(masks.get(p, torch.tensor(True)), p.detach(), 0.0) for p in owned]
-        training.opt.step()
-        return all(map(same_bits, [p.detach() for p in owned], before))
-
-    def test_one_that_has_a_share_of_the_parameters(self) -> None:
-        bias = self.training.model.get_parameter("3.bias")
-        assert self.skips(self.training.masks, parameters=[bias])
-
-    def test_one_with_another_mapping(self) -> None:
-        assert self.skips(dict(self.training.masks))
-
-    def test_one_with_masks_of_the_model_found_again(self) -> None:
-        assert self.skips(Masks(self.training.model))
-
-    def test_one_with_views_of_the_masks(self) -> None:
-        assert self.skips({p: mask.view(mask.shape) for p, mask in self.training.masks.items()})
-
-    @pytest.mark.parametrize("layer", [0, 1])
-    def test_one_with_one_of_the_masks(self, layer: int) -> None:
-        p, mask = [*self.training.masks.items()][layer]
-        assert self.skips({p: mask})
-
-    def test_one_with_the_memory_of_the_masks_through_numpy(self) -> None:
-        assert self.skips({p: torch.from_numpy(mask.numpy()) for p, mask in self.training.masks.items()})
-
-    def test_not_one_with_numbers_in_the_memory_of_the_masks(self) -> None:
-        pairs = self.training.masks.items()
-        found = pending_skips(object.__new__(Foreign), {p: mask.view(torch.uint8) for p, mask in pairs})
-        assert found == []
-
-    def test_not_one_with_masks_of_its_own(self) -> None:
-        assert not self.skips({p: mask.clone() for p, mask in self.training.masks.items()})
-
-    def test_not_one_without_masks(self) -> None:
-        assert not self.skips({}, parameters=[self.training.model.get_parameter("3.bias")])
-
-    def test_each_once(self) -> None:
-        training = self.training
-        weights, others = [*training.masks], [p for p in training.model.parameters() if p.ndim == 1]
-        two = [training.optimizer(parameters=own) for own in (weights, others)]
-        training.to_update()
-        for own in two:
-            assert not training.steps(own.step)
-        for own in two:
-            assert training.steps(own.step)
-
-    def test_two_topologies_at_once_cost_one_step(self) -> None:
-        training = self.training
-        first, last = training.masks
-        dst = [RigL(training.masks.subset([p]), 0.3, 1, stop_at=9) for p in (first, last)]
-        training.backward()
-        training.opt.step()
-        training.backward()
-        for own in dst:
-            own.step()
-        assert not training.steps(training.opt.step)
-        assert training.steps(training.opt.step)
-        training.backward()
-        dst[1].step()
-        assert not training.steps(training.opt.step)
-
-
 def test_a_step_that_the_script_leaves_out_itself() -> None:
     """It does not lose two: what was not used ends at the next step of the topology."""
     training = Training()
@@ -331,10 +195,6 @@ def test_without_its_topology_nothing_is_left_out() -> None:
     del training.dst
     gc.collect()
     assert training.steps(training.opt.step)
-
-
-class Foreign:
-    """Stands in for an optimizer."""
 
 
 def test_masks_that_are_gone_do_not_disturb_others() -> None:
@@ -495,32 +355,3 @@ class TestState:
         assert not any(map(same_bits, [p.detach() for p in model.parameters()], before))
         assert training.dst.skip_next
         assert not training.steps(training.opt.step)
-
-
-ZERO = """
-from torch.distributed.optim import ZeroRedundancyOptimizer
-import sparseopt_kernels as sk
-torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 10))
-masks = sk.sparsify(model, 0.8)
-opt = ZeroRedundancyOptimizer(
-    model.parameters(), sk.SparseOpt, lr=0.1, masks=masks, max_grad_norm=1.0, max_grad_norm_over="dense"
-)
-dst = sk.RigL(masks, update_every=3, stop_at=100)
-result = []
-for step in range(1, 10):
-    torch.manual_seed(step)
-    loss = model(torch.randn(8, 30)).square().mean()
-    model.zero_grad()
-    loss.backward()
-    dst.step()
-    before = [p.detach() * masks.get(p, torch.tensor(True)) for p in model.parameters()]
-    opt.step()
-    result.append(all(map(torch.equal, before, [p.detach() for p in model.parameters()])))
-"""
-
-
-@pytest.mark.slow
-def test_shares_of_zero(tmp_path: Any) -> None:
-    for skipped in on_ranks(ZERO, tmp_path):
-        assert skipped == [step % 3 == 0 for step in range(1, 10)]

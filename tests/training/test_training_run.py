@@ -12,8 +12,9 @@ from sparseopt_kernels.lab.training.epoch_updates import EpochUpdates
 from sparseopt_kernels.lab.training.errors import TrainingError
 from sparseopt_kernels.lab.training.run import Run
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.topology.dynamic import SET, RigL
 from sparseopt_kernels.topology.layer_update import LayerUpdate
+from sparseopt_kernels.topology.rigl import RigL
+from sparseopt_kernels.topology.set import SET
 
 
 def make_run(method, seed):

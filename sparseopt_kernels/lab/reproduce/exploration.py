@@ -1,7 +1,7 @@
 """Figures 5 and 10: RigL's exploration rate, with original or corrected gradients for regrowth.
 
-``topology/dynamic_topology.py`` counts the rate, R_m. Here it is measured over sparsity and over the length
-of training, and compared with that of masked SGD.
+The rate itself, R_m, is counted in ``topology/explored.py``; here it is measured over sparsity and
+over the length of training, and compared with that of masked SGD.
 """
 
 from __future__ import annotations

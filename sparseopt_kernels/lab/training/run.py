@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...optimizer import SparseOpt
 from ...schedules import warmup_cosine
-from ...topology.dynamic import SET, RigL
+from ...topology.rigl import RigL
+from ...topology.set import SET
 from ...topology.sparsify import sparsify
 from . import distributed
 from .by_hand import MaskedSGD

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseopt_kernels.topology.mask_update import drop_smallest, grow_largest, grow_random
 from sparseopt_kernels.topology.seeding import generator
+from sparseopt_kernels.topology.selection import drop_smallest, grow_largest, grow_random
 
 
 def bits(text):

@@ -1,4 +1,4 @@
-"""``Updates`` by the native library: the same bits in a few passes over memory, for tensors on the CPU."""
+"""``DropAndGrow`` by the native library: the same bits in few passes over memory, for tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from .. import native_library
 from ..kernels.memory import DTYPE_NAMES
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
+from .drop_and_grow import Count, LayerTensors, Ranking, score_of
 from .layer_update import LayerUpdate
 from .random_choice import draw_seed
-from .updates import Layer, Ranking, score_of
 
 
-def supports(layers: Sequence[Layer]) -> bool:
-    """Tell if there is a library, and it knows the tensors and gradients of all layers.
+def supports(layers: Sequence[LayerTensors]) -> bool:
+    """Tell if there is a library, and it supports the tensors and gradients of all layers.
 
-    A mask that two parameters share changes between their turns, and the library looks at all masks first.
+    A mask that two parameters share changes between their turns, and the library reads all masks first.
     """
     return (
         not native_library.MISSING
         and len({id(layer.mask) for layer in layers}) == len(layers)
-        and all(_is_known(layer) for layer in layers)
+        and all(_is_supported(layer) for layer in layers)
     )
 
 
-def _is_known(layer: Layer) -> bool:
+def _is_supported(layer: LayerTensors) -> bool:
     parameter, mask, explored = layer
     values = [parameter] if parameter.grad is None else [parameter, parameter.grad]
     return (
@@ -41,6 +41,11 @@ def _is_known(layer: Layer) -> bool:
         and all(_has_memory(t) and t.shape == mask.shape for t in (*values, mask, explored))
         and mask.numel() < 2**32
     )
+
+
+def supports_score(score: Tensor) -> bool:
+    """Tell if the library can rank by such a tensor of scores, whose magnitudes it compares."""
+    return score.dtype in DTYPE_NAMES and _has_memory(score)
 
 
 def _has_memory(tensor: Tensor) -> bool:
@@ -53,77 +58,104 @@ def _has_memory(tensor: Tensor) -> bool:
     )
 
 
-class NativeUpdates:
-    """``Updates`` of what ``supports`` says.
+class NativeDropAndGrow:
+    """``DropAndGrow`` of tensors that ``supports`` accepts, with one count for each layer.
 
-    Tensors that are not contiguous, and masks that are not boolean, are copied, and copied back.
+    Tensors that are not contiguous, and masks that are not boolean, are copied, and copied back. Scores must
+    be such that ``supports_score`` accepts them, and signed ones must not be negative.
 
-    Args: as of ``TorchUpdates``.
+    Args: as of ``TorchDropAndGrow``.
     """
 
-    def __init__(self, layers: Sequence[Layer], neurons: Sequence[Neurons], min_fan_in: int = 0) -> None:
+    def __init__(
+        self, layers: Sequence[LayerTensors], neurons: Sequence[Neurons], min_fan_in: int = 0
+    ) -> None:
         self._layers = layers
         self._contiguous = [_contiguous(layer) for layer in layers]
         pairs = zip(self._contiguous, neurons, strict=True)
-        self._updates = native_library.MaskUpdates(
+        self._updates = native_library.DropAndGrow(
             [_masked_layer(layer, min_fan_in, own) for layer, own in pairs], torch.get_num_threads()
         )
         self.active = self._updates.active
         self.missing = self._updates.missing
+        self._drop_scores: list[Tensor] = []  # the library has only their addresses
 
     def rank(self, rankings: Sequence[Ranking]) -> bool:
         plain = [r if r.factors is None else r._replace(at_most=0) for r in rankings]
-        finite = self._rank([(r, r.gradient) for r in plain])
+        fills = [own.at_most > 0 for own in rankings]
+        finite = self._rank([(r, r.values, own) for r, own in zip(plain, fills, strict=True)])
         for ranking in rankings:
             # One by one: scores are as large as the parameter.
             if finite and ranking.factors is not None:
-                self._rank([(ranking, score_of(ranking))])
+                # Within a neuron all factors are equal: the inputs it lacks are those of the values.
+                self._rank([(ranking, score_of(ranking), False)])
         return finite
 
-    def _rank(self, rankings: Sequence[tuple[Ranking, Tensor]]) -> bool:
-        values = [values.contiguous() for _, values in rankings]
+    def _rank(self, rankings: Sequence[tuple[Ranking, Tensor, bool]]) -> bool:
+        values = [values.contiguous() for _, values, _ in rankings]
         scores = [
             native_library.Scores(
                 layer=ranking.layer,
                 dtype=DTYPE_NAMES[own.dtype],
                 values=own.data_ptr(),
                 at_most=ranking.at_most,
+                fills=fills,
             )
-            for (ranking, _), own in zip(rankings, values, strict=True)
+            for (ranking, _, fills), own in zip(rankings, values, strict=True)
         ]
         return self._updates.rank(scores, torch.get_num_threads())
+
+    def drop_by(self, layer: int, score: Tensor) -> None:
+        own = score.contiguous()
+        self._drop_scores.append(own)
+        dtype, values = DTYPE_NAMES[own.dtype], own.data_ptr()
+        self._updates.drop_by(
+            [native_library.Scores(layer=layer, dtype=dtype, values=values, at_most=0, fills=False)]
+        )
 
     def ranks_are_masked(self) -> bool:
         return self._updates.scores_are_masked
 
-    def grow_largest(self, ks: list[int]) -> list[LayerUpdate]:
-        self._count_writes(ks)
-        return self._written(self._updates.grow_largest(ks, torch.get_num_threads()))
+    def grow_largest(self, drops: Sequence[Count], grows: Sequence[Count] | None = None) -> list[LayerUpdate]:
+        dropped, grown = _numbers(drops), _numbers(drops if grows is None else grows)
+        self._count_writes(dropped, grown)
+        return self._written(self._updates.grow_largest(dropped, grown, torch.get_num_threads()))
 
-    def grow_random(self, ks: list[int], generators: Sequence[torch.Generator]) -> list[LayerUpdate]:
+    def grow_random(
+        self,
+        drops: Sequence[Count],
+        generators: Sequence[torch.Generator],
+        grows: Sequence[Count] | None = None,
+    ) -> list[LayerUpdate]:
+        dropped, grown = _numbers(drops), _numbers(drops if grows is None else grows)
         pairs = list(zip(self.missing, generators, strict=False))
         of_missing = [draw_seed(generator) if missing else 0 for missing, generator in pairs]
         seeds = [draw_seed(generator) for generator in generators]
-        self._count_writes(ks)
-        return self._written(self._updates.grow_random(ks, seeds, of_missing, torch.get_num_threads()))
+        self._count_writes(dropped, grown)
+        return self._written(
+            self._updates.grow_random(dropped, grown, seeds, of_missing, torch.get_num_threads())
+        )
 
-    def drop(self, ks: list[int]) -> list[LayerUpdate]:
-        self._count_writes(ks)
-        return self._written(self._updates.drop(ks, torch.get_num_threads()))
+    def drop(self, drops: Sequence[Count]) -> list[LayerUpdate]:
+        dropped = _numbers(drops)
+        self._count_writes(dropped, dropped)
+        return self._written(self._updates.drop(dropped, torch.get_num_threads()))
 
-    def _count_writes(self, ks: list[int]) -> None:
+    def _count_writes(self, drops: list[int], grows: list[int]) -> None:
         """Raise the versions of what the library may write, before it does.
 
         Afterwards would be too late: an interrupt between the two would leave masks changed that nobody
         notices. The price is that a layer that then does not change is prepared anew in vain.
         """
         written: list[Tensor] = []
-        for k, layer, contiguous in zip(ks, self._layers, self._contiguous, strict=False):
-            written += [t for t, own in zip(layer, contiguous, strict=True) if k > 0 and own is t]
+        counts = zip(drops, grows, self._layers, self._contiguous, strict=False)
+        for drop, grow, layer, contiguous in counts:
+            if drop > 0 or grow > 0:
+                written += [t for t, own in zip(layer, contiguous, strict=True) if own is t]
         if written:
             increment_version(written)
 
-    def _written(self, changes: list[native_library.MaskChange]) -> list[LayerUpdate]:
+    def _written(self, changes: list[native_library.LayerUpdate]) -> list[LayerUpdate]:
         """Copy back what the library wrote to copies; PyTorch counts these writes."""
         updates = [LayerUpdate(c.dropped, c.grown, c.died, c.revived, c.most_grown) for c in changes]
         for layer, contiguous, update in zip(self._layers, self._contiguous, updates, strict=True):
@@ -135,6 +167,11 @@ class NativeUpdates:
         return updates
 
 
+def _numbers(counts: Sequence[Count]) -> list[int]:
+    """Return the counts as numbers, which they all must be."""
+    return [int(k) for k in counts]
+
+
 class _Contiguous(NamedTuple):
     """The tensors of a layer, or copies of them."""
 
@@ -143,7 +180,7 @@ class _Contiguous(NamedTuple):
     explored: Tensor
 
 
-def _contiguous(layer: Layer) -> _Contiguous:
+def _contiguous(layer: LayerTensors) -> _Contiguous:
     parameter, mask, explored = layer
     return _Contiguous(parameter.contiguous(), as_boolean(mask).contiguous(), explored.contiguous())
 

@@ -1,10 +1,10 @@
 """Choosing the active weights of one layer: pure functions of masks, scores and a generator, in PyTorch.
 
-They define what ``csrc/cpu/selection.cpp`` computes as well (``native_updates.py``).
+They define what ``csrc/cpu/selection.cpp`` computes as well (``native_drop_and_grow.py``).
 
-Every choice is exact in number and free of chance where it is not asked for. Of equal scores the
-active weight comes before the inactive one, and then the lower index (row-major, whatever the memory
-format) before the higher: it is kept, or grown, first. NaN comes last, after every number.
+Every choice is exact in number. Of equal scores the active weight comes before the inactive one, and then the
+lower index (row-major, whatever the memory format) before the higher: it is kept, or grown, first. NaN comes
+last, after every number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIM_0 = Neurons()
 def drop_smallest(
     mask: Tensor, score: Tensor, k: int, min_fan_in: int = 0, neurons: Neurons = _DIM_0
 ) -> Tensor:
-    """The mask without its ``k`` active weights of smallest score.
+    """Return the mask without its ``k`` active weights of smallest score.
 
     Only active weights are ranked: an inactive one never counts as dropped, even when all scores tie.
     The ``min_fan_in`` active weights of largest score of each neuron stay, or all of a neuron that has no
@@ -31,10 +31,10 @@ def drop_smallest(
 
     Args:
         mask: boolean, of any shape, with at least ``k`` active weights; not written.
-        score: of the mask's shape and device, |w| for SET and RigL.
-        k: how many to drop.
-        min_fan_in: how many inputs each neuron keeps.
-        neurons: where the neurons of the mask lie.
+        score: of the mask's shape and device, ``|w|`` for SET and RigL.
+        k: the number of weights to drop.
+        min_fan_in: the number of inputs that each neuron keeps.
+        neurons: the dimension of the mask that counts neurons.
     """
     if min_fan_in == 0:
         return _largest(score, mask, int(mask.count_nonzero()) - k)
@@ -43,27 +43,38 @@ def drop_smallest(
     return staying | _largest(score, others, max(0, int(others.count_nonzero()) - k))
 
 
+def drop_smallest_inputs(mask: Tensor, score: Tensor, counts: Tensor, neurons: Neurons = _DIM_0) -> Tensor:
+    """Return the mask without the active weights of smallest score of each neuron.
+
+    Args:
+        mask, score, neurons: as of :func:`drop_smallest`.
+        counts: the number of weights to drop in each neuron: int64, of shape ``(neurons,)``, each at most
+            the fan-in.
+    """
+    return _largest_inputs(score, mask, fan_in(mask, neurons) - counts, neurons)
+
+
 def missing_inputs(mask: Tensor, min_fan_in: int, neurons: Neurons = _DIM_0) -> int:
     """Return how many active weights the neurons lack that have fewer than ``min_fan_in``, all together."""
     return int((min_fan_in - fan_in(mask, neurons)).clamp_min(0).sum())
 
 
 def fill_neurons(kept: Tensor, score: Tensor, min_fan_in: int, neurons: Neurons = _DIM_0) -> Tensor:
-    """``kept`` and, in each neuron that has fewer than ``min_fan_in`` weights of it, those it lacks.
+    """Return ``kept`` and, in each neuron that has fewer than ``min_fan_in`` weights of it, those it lacks.
 
     Args:
         kept: boolean, what :func:`drop_smallest` left; not written. In such a neuron it drops nothing.
-        score: of the mask's shape and device: |gradient| for RigL, :func:`random_scores` for SET. The weights
-            of largest score in the neuron are taken.
+        score: of the mask's shape and device: ``|gradient|`` for RigL, :func:`random_scores` for SET. The
+            weights of largest score in the neuron are taken.
         min_fan_in: at most the number of weights of a neuron.
-        neurons: where the neurons of the mask lie.
+        neurons: the dimension of the mask that counts neurons.
     """
     missing = (min_fan_in - fan_in(kept, neurons)).clamp_min(0)
     return kept | _largest_inputs(score, ~kept, missing, neurons)
 
 
 def random_scores(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Scores in which every order of weights is equally likely: int64, of ``shape``, on the CPU.
+    """Return scores in which every order of weights is equally likely: int64, of ``shape``, on the CPU.
 
     One number is drawn from the generator; weight ``i`` gets number ``i`` of its sequence.
     """
@@ -71,25 +82,39 @@ def random_scores(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def grow_largest(kept: Tensor, mask: Tensor, score: Tensor, k: int) -> Tensor:
-    """``kept`` and the ``k`` weights of largest score among those not kept.
+    """Return ``kept`` and the ``k`` weights of largest score among those not kept.
 
     Args:
         kept: what :func:`drop_smallest` left of ``mask``; not written. At least ``k`` weights must be
             outside it.
         mask: the mask before the update. What was dropped from it may come back, and does so before an
             inactive weight of the same score.
-        score: of the mask's shape and device, |gradient| for RigL.
-        k: how many to grow.
+        score: of the mask's shape and device, ``|gradient|`` for RigL.
+        k: the number of weights to grow.
     """
     return kept | _largest(score, ~kept, k, first=mask)
 
 
+def grow_largest_inputs(
+    kept: Tensor, mask: Tensor, score: Tensor, counts: Tensor, neurons: Neurons = _DIM_0
+) -> Tensor:
+    """Return ``kept`` and the weights of largest score of each neuron among those not kept.
+
+    Args:
+        kept, mask, score: as of :func:`grow_largest`.
+        counts: the number of weights to grow in each neuron: int64, of shape ``(neurons,)``, each at most
+            the number of weights not kept.
+        neurons: the dimension of the mask that counts neurons.
+    """
+    return kept | _largest_inputs(score, ~kept, counts, neurons, first=mask)
+
+
 def grow_random(kept: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """``kept`` and ``k`` of the weights not kept, all equally likely.
+    """Return ``kept`` and ``k`` of the weights not kept, all equally likely.
 
     Args:
         kept: boolean, of any shape and on any device; not written.
-        k: how many to grow, at most the number of weights not kept.
+        k: the number of weights to grow, at most the number of those not kept.
         generator: of the CPU. One number is drawn from it: every device grows the same weights.
     """
     seed = draw_seed(generator)
@@ -102,7 +127,7 @@ def grow_random(kept: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = None) -> Tensor:
-    """Exactly ``k`` True at the largest scores among ``candidates``; of equal ones, ``first`` first."""
+    """Return exactly ``k`` True at the largest scores of ``candidates``; of equal ones, ``first`` first."""
     if k == 0:
         return torch.zeros_like(candidates)
     # Flat: the order of indices is that of rows.
@@ -123,31 +148,37 @@ def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = N
     return chosen.view(candidates.shape)
 
 
-def _largest_inputs(score: Tensor, candidates: Tensor, counts: Tensor, neurons: Neurons) -> Tensor:
-    """Exactly as many True in each neuron as ``counts`` says, at the largest scores among ``candidates``.
+def _largest_inputs(
+    score: Tensor, candidates: Tensor, counts: Tensor, neurons: Neurons, first: Tensor | None = None
+) -> Tensor:
+    """Return as many True in each neuron as ``counts`` says, at the largest scores among ``candidates``.
 
     Args:
         counts: int64, of shape ``(neurons,)``, each at most the number of candidates of that neuron.
+        first: of equal scores, these come before the others.
     """
-    rows = _rows(candidates, neurons)
-    # Both sorts are stable: candidates by score, equal ones by index, and then what is none.
-    order = _rows(_comparable(score), neurons).sort(dim=1, descending=True, stable=True).indices
-    order = order.gather(1, rows.gather(1, order).byte().sort(dim=1, descending=True, stable=True).indices)
-    first = torch.arange(rows.shape[1], device=rows.device) < counts.unsqueeze(1)
-    chosen = torch.zeros_like(rows).scatter_(1, order, first)
+    rows, row_scores = _rows(candidates, neurons), _rows(_comparable(score), neurons)
+    # The sorts are stable: candidates by score, equal ones by `first` and then by index, and then the rest.
+    order = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape)
+    for key in (None if first is None else _rows(first, neurons).byte(), row_scores, rows.byte()):
+        if key is not None:
+            by_key = key.gather(1, order).sort(dim=1, descending=True, stable=True).indices
+            order = order.gather(1, by_key)
+    taken = torch.arange(rows.shape[1], device=rows.device) < counts.to(rows.device).unsqueeze(1)
+    chosen = torch.zeros_like(rows).scatter_(1, order, taken)
     groups, segments, per_group, length = neurons.grid(candidates.shape)
     return chosen.view(groups, per_group, segments, length).transpose(1, 2).reshape(candidates.shape)
 
 
 def _rows(tensor: Tensor, neurons: Neurons) -> Tensor:
-    """A row for each neuron, whose weights are in the order of their indices."""
+    """Return a row for each neuron, whose weights are in the order of their indices."""
     groups, segments, per_group, length = neurons.grid(tensor.shape)
     rows = tensor.reshape(groups, segments, per_group, length).transpose(1, 2)
     return rows.reshape(groups * per_group, segments * length)
 
 
 def _comparable(score: Tensor) -> Tensor:
-    """NaN compares with nothing, and would break a count."""
+    """Return the score with NaN as -inf: NaN compares with nothing, and would break a count."""
     if not score.is_floating_point():
         return score
     return score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)

@@ -1,0 +1,153 @@
+#include "drop_and_grow.h"
+
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+#include <stdexcept>
+
+namespace sparseopt::cpu {
+namespace {
+
+constexpr int64_t kFewestPerThread = 1 << 15;  // weights: below this, starting a thread costs more than it saves
+
+// The memory of the last update, half a byte per weight. Allocating as much again would take as long as an
+// update.
+std::mutex spare_mutex;
+std::vector<Selection> spare;
+
+// Calls body(i, threads) for each of the sizes. A large one gets all threads; of the others, each thread
+// takes one at a time, the larger ones first, because much of a choice is serial.
+template <class Body>
+void for_sizes(const std::vector<int64_t>& sizes, int threads, Body body) {
+  const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t(0));
+  threads = static_cast<int>(std::clamp<int64_t>(total / kFewestPerThread, 1, std::max(threads, 1)));
+  std::vector<size_t> order(sizes.size());
+  std::iota(order.begin(), order.end(), size_t(0));
+  std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return sizes[i] > sizes[j]; });
+  const int64_t count = static_cast<int64_t>(order.size());
+  int64_t large = 0;
+  for (; large < count && (threads == 1 || sizes[order[size_t(large)]] > total / threads); ++large)
+    body(order[size_t(large)], threads);
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (int64_t i = large; i < count; ++i) body(order[size_t(i)], 1);
+}
+
+}  // namespace
+
+DropAndGrow::DropAndGrow(std::vector<MaskedLayer> layers, int threads) : layers_(std::move(layers)) {
+  {
+    const std::lock_guard<std::mutex> lock(spare_mutex);
+    selections_.swap(spare);
+  }
+  selections_.resize(layers_.size());
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    sizes.push_back(layers_[i].numel);
+    drop_scores_.push_back(Scores{i, layers_[i].dtype, layers_[i].weights, 0, false});
+  }
+  for_sizes(sizes, threads, [&](size_t i, int own_threads) {
+    const MaskedLayer& layer = layers_[i];
+    selections_[i].begin(layer.mask, layer.numel, layer.min_fan_in, layer.neurons, own_threads);
+  });
+}
+
+DropAndGrow::~DropAndGrow() {
+  const std::lock_guard<std::mutex> lock(spare_mutex);
+  selections_.swap(spare);
+}
+
+std::vector<int64_t> DropAndGrow::active() const {
+  std::vector<int64_t> counts;
+  for (const Selection& selection : selections_) counts.push_back(selection.active());
+  return counts;
+}
+
+std::vector<int64_t> DropAndGrow::missing() const {
+  std::vector<int64_t> counts;
+  for (const Selection& selection : selections_) counts.push_back(selection.missing());
+  return counts;
+}
+
+bool DropAndGrow::rank(const std::vector<Scores>& scores, int threads) {
+  std::vector<int64_t> sizes;
+  for (const Scores& own : scores) sizes.push_back(layers_.at(own.layer).numel);
+  std::vector<uint8_t> finite(scores.size());
+  for_sizes(sizes, threads, [&](size_t i, int own_threads) {
+    const Scores& own = scores[i];
+    finite[i] = selections_[own.layer].rank(own.dtype, own.values, own.at_most, own.fills, own_threads);
+  });
+  return std::all_of(finite.begin(), finite.end(), [](uint8_t own) { return own != 0; });
+}
+
+void DropAndGrow::drop_by(const std::vector<Scores>& scores) {
+  for (const Scores& own : scores) drop_scores_.at(own.layer) = own;
+}
+
+bool DropAndGrow::scores_are_masked() const {
+  const auto sees_active = [](const Selection& selection) { return selection.sees_active(); };
+  const auto sees_inactive = [](const Selection& selection) { return selection.sees_inactive(); };
+  return std::any_of(selections_.begin(), selections_.end(), sees_active) &&
+         std::none_of(selections_.begin(), selections_.end(), sees_inactive);
+}
+
+std::vector<LayerUpdate> DropAndGrow::grow_largest(const std::vector<int64_t>& drops,
+                                                   const std::vector<int64_t>& grows, int threads) {
+  for (size_t i = 0; i < selections_.size(); ++i)
+    if (grows.at(i) > selections_[i].at_most())
+      throw std::invalid_argument("k is larger than was told to rank()");
+  check_missing(drops, grows);
+  return replace(drops, grows, threads, [&](size_t i) { selections_[i].grow_largest(grows[i] - drops[i]); });
+}
+
+std::vector<LayerUpdate> DropAndGrow::grow_random(const std::vector<int64_t>& drops,
+                                                  const std::vector<int64_t>& grows,
+                                                  const std::vector<uint64_t>& seeds,
+                                                  const std::vector<uint64_t>& seeds_of_missing,
+                                                  int threads) {
+  if (seeds.size() != layers_.size() || seeds_of_missing.size() != layers_.size())
+    throw std::invalid_argument("there must be a seed for each layer");
+  check_missing(drops, grows);
+  return replace(drops, grows, threads, [&](size_t i) {
+    selections_[i].grow_random(grows[i] - drops[i], seeds[i], seeds_of_missing[i]);
+  });
+}
+
+std::vector<LayerUpdate> DropAndGrow::drop(const std::vector<int64_t>& drops, int threads) {
+  return replace(drops, std::vector<int64_t>(drops.size()), threads, [](size_t) {});
+}
+
+void DropAndGrow::check_missing(const std::vector<int64_t>& drops, const std::vector<int64_t>& grows) const {
+  for (size_t i = 0; i < selections_.size(); ++i)
+    if ((drops.at(i) > 0 || grows.at(i) > 0) && grows.at(i) < selections_[i].missing())
+      throw std::invalid_argument("k is smaller than what neurons are missing");
+}
+
+std::vector<LayerUpdate> DropAndGrow::replace(const std::vector<int64_t>& drops,
+                                              const std::vector<int64_t>& grows, int threads,
+                                              const std::function<void(size_t)>& grow) {
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const int64_t active = selections_[i].active();
+    if (drops.at(i) < 0 || drops[i] > active)
+      throw std::invalid_argument("k is out of range: it must be at most the number of active weights");
+    if (grows.at(i) < 0 || grows[i] > layers_[i].numel - active + drops[i])
+      throw std::invalid_argument("k is out of range: there are fewer weights that can grow");
+    const bool changes = drops[i] > 0 || grows[i] > 0;
+    if (changes && !selections_[i].is_possible())
+      throw std::invalid_argument("min_fan_in is out of range: there are too few active weights");
+    sizes.push_back(changes ? layers_[i].numel : 0);
+  }
+  std::vector<LayerUpdate> updates(layers_.size());
+  for_sizes(sizes, threads, [&](size_t i, int own_threads) {
+    if (drops[i] == 0 && grows[i] == 0) return;
+    const MaskedLayer& layer = layers_[i];
+    selections_[i].explore(layer.explored, own_threads);
+    selections_[i].drop_smallest(drop_scores_[i].dtype, drop_scores_[i].values, drops[i], own_threads);
+    grow(i);
+    // While what was read of this layer is in the cache.
+    updates[i] = selections_[i].apply(layer.dtype, layer.mask, layer.weights, layer.explored);
+  });
+  return updates;
+}
+
+}  // namespace sparseopt::cpu

@@ -1,0 +1,53 @@
+"""The texts of warnings about the training that a sparse training method is part of."""
+
+from __future__ import annotations
+
+from .layer_update import LayerUpdate
+
+NOTICE_OF_NO_STEP = (
+    "update_every is 1 and skip_step is True: until stop_at, every step updates the masks and no weight, so "
+    "nothing is trained. Update less often, or pass skip_step=False"
+)
+
+
+def notice_of_masked_gradients(method: str) -> str:
+    """Return the warning that a method grows by gradients which were multiplied by the masks."""
+    return (
+        "gradients are masked: they are 0 for all inactive weights of all layers, though not for "
+        f"active ones. {method} needs dense gradients, or it grows whichever weights come first. Do not "
+        "multiply gradients by the masks before dst.step(), nor weights in the forward pass (as "
+        "torch.nn.utils.prune does): SparseOpt keeps inactive weights at 0 without that"
+    )
+
+
+def notice_of_no_update(update_every: int, stop_at: float) -> str:
+    """Return the warning that no step of these updates a mask."""
+    return f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
+
+
+def notice_of_loaded_masks(method: str) -> str:
+    """Return the warning that masks were loaded from a checkpoint, but the state of the method was not."""
+    return (
+        f"the masks have changed since {method} was made, and it is at its first step. If they come "
+        f"from a checkpoint of a run that goes on, load the state of {method} as well "
+        "(dst.load_state_dict), or its schedule starts again. If not, "
+        f"make {method} after the masks have got their values"
+    )
+
+
+def is_concentrated(update: LayerUpdate, neurons: int) -> bool:
+    """Tell if one neuron got over a third of what grew, at least 20 weights, and ten times an even share."""
+    most = update.most_grown
+    return 3 * most > update.grown and most >= 20 and most * neurons >= 10 * update.grown
+
+
+def notice_of_concentrated_growth(name: str, update: LayerUpdate, others: int) -> str:
+    """Return the warning that one neuron of a layer got much of what grew, and likewise in other layers."""
+    more = f" (and likewise in {others} more layers)" if others else ""
+    return (
+        f"one neuron of {name!r} got {update.most_grown} of the {update.grown} weights that "
+        f"grew{more}. Behind a normalisation layer, a neuron with few inputs or none may have a "
+        "gradient many times the others'. Clip gradients, unless you do: "
+        "SparseOpt(max_grad_norm=1). Or update less often (update_every), or drop less "
+        "(drop_fraction)"
+    )

@@ -1,0 +1,183 @@
+"""The plan of one update: asks the hooks of a method, checks their answers, and then drops and grows.
+
+Nothing is written before :meth:`UpdatePlan.carry_out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..masks.mapping import neurons_in
+from .drop_and_grow import DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow, score_of
+from .hook_checks import WriteGuard, check_counts, check_score
+from .hooks import Counts, Layer, Magnitude, Score
+from .layer_update import LayerUpdate
+from .native_drop_and_grow import NativeDropAndGrow, supports, supports_score
+
+if TYPE_CHECKING:
+    from .dynamic_sparse_training import DynamicSparseTraining
+
+
+class UpdatePlan:
+    """An update of the masks of all layers, from the questions to the hooks to the writes.
+
+    Args:
+        method: the object with the hooks and the masks. Errors have the name of its class.
+        names: the names of its layers.
+        explored: the weights of each layer that have been active at some time; written when masks are.
+    """
+
+    def __init__(
+        self, method: DynamicSparseTraining, names: Sequence[str], explored: Sequence[Tensor]
+    ) -> None:
+        self._method = method
+        self._name = type(method).__name__
+        items = zip(method.masks.items(), explored, strict=True)
+        self._tensors = [LayerTensors(parameter, mask, union) for (parameter, mask), union in items]
+        self._neurons = [neurons_in(method.masks, parameter) for parameter in method.masks]
+        make = NativeDropAndGrow if supports(self._tensors) else TorchDropAndGrow
+        self._chooser: DropAndGrow = make(self._tensors, self._neurons, method.min_fan_in)
+        self.active = self._chooser.active
+        """The number of active weights of each layer."""
+        pairs = enumerate(zip(names, self._tensors, self._neurons, strict=True))
+        self._layers = [
+            Layer(i, name, own.parameter, own.mask, neurons, self.active[i], self._chooser.missing[i])
+            for i, (name, own, neurons) in pairs
+        ]
+        self.changing = [layer for layer in self._layers if method.can_change(layer)]
+        """The layers whose masks may change."""
+        self._guard = WriteGuard(self._name, self._layers)
+        self._counts = [Counts(0, 0)] * len(self._layers)
+        self._scores: dict[int, Score] = {}
+        self._rankings: dict[int, Ranking] = {}
+        self._drop_scores: dict[int, Tensor] = {}
+        self._only_pytorch_can = False
+
+    def ask_grow_scores(self) -> bool:
+        """Ask by which scores weights grow. Return False if the gradients postpone the update.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: an answer of a hook is wrong, a hook has written, or a method
+                that grows by gradients finds none.
+        """
+        if self._method.uses_gradients and all(layer.gradient is None for layer in self._layers):
+            raise RuntimeError(
+                f"{self._name} ranks by gradients and no masked parameter has one: "
+                "call step() after loss.backward() and before opt.zero_grad()"
+            )
+        scores = {layer.index: self._method.grow_score(layer) for layer in self.changing}
+        self._scores = {index: score for index, score in scores.items() if score is not None}
+        self._guard.check("grow_score")
+        most = self._method._most_that_grow(self.changing)
+        at_most = {layer.index: k for layer, k in zip(self.changing, most, strict=True)}
+        for layer in self._layers:
+            if layer.gradient is None:
+                continue
+            ranking, score = Ranking(layer.index, layer.gradient, at_most=0), self._scores.get(layer.index)
+            if isinstance(score, Magnitude) and score.values is layer.gradient:
+                check_score(self._name, "grow_score", score, layer)
+                ranking = ranking._replace(at_most=at_most[layer.index], factors=score.factors)
+            self._rankings[layer.index] = ranking
+        if not (self._method.postpones or self._method.uses_gradients):
+            return True
+        return self._chooser.rank([*self._rankings.values()]) or not self._method.postpones
+
+    def gradients_are_masked(self) -> bool:
+        """Return whether gradients that weights grow by are 0 at all inactive weights, not at active ones."""
+        return self._chooser.ranks_are_masked()
+
+    def ask_counts(self, step: int) -> None:
+        """Ask how many weights are dropped and grown, and by which scores they are dropped.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: an answer of a hook is wrong, or a hook has written.
+        """
+        returned = self._method.counts(self.changing, step)
+        self._guard.check("counts")
+        checked = check_counts(self._name, returned, self.changing, self._method.min_fan_in)
+        for layer, counts in zip(self.changing, checked, strict=True):
+            self._counts[layer.index] = counts
+            self._only_pytorch_can |= counts.by_neuron
+        self._check_shared_masks()
+        for layer in self.changing:
+            if self._counts[layer.index].drops:
+                self._set_drop_score(layer)
+        self._guard.check("drop_score")
+        new = [layer.index for layer in self.changing if self._set_ranking(layer)]
+        if self._only_pytorch_can and not isinstance(self._chooser, TorchDropAndGrow):
+            self._chooser = TorchDropAndGrow(self._tensors, self._neurons, self._method.min_fan_in)
+            new = [index for index, ranking in self._rankings.items() if ranking.at_most > 0]
+        self._chooser.rank([self._rankings[index] for index in new])
+        for index, score in self._drop_scores.items():
+            self._chooser.drop_by(index, score)
+
+    def _check_shared_masks(self) -> None:
+        masks = [id(layer.stored_mask) for layer in self._layers]
+        for layer in self.changing:
+            if self._counts[layer.index].by_neuron and masks.count(id(layer.stored_mask)) > 1:
+                raise ValueError(
+                    f"{self._name}.counts returned numbers by neuron for {layer.name!r}, whose mask another "
+                    "parameter has as well: for such a mask it must return two integers"
+                )
+
+    def _set_drop_score(self, layer: Layer) -> None:
+        score = self._method.drop_score(layer)
+        least = check_score(self._name, "drop_score", score, layer)
+        if isinstance(score, Magnitude):
+            if score.values is layer.weight and score.factors is None:
+                return  # as is usual
+            score = score_of(Ranking(layer.index, score.values, at_most=0, factors=score.factors))
+        self._only_pytorch_can |= least < 0 or not supports_score(score)
+        self._drop_scores[layer.index] = score
+
+    def _set_ranking(self, layer: Layer) -> bool:
+        """Set what weights of the layer grow by. Return whether it is yet to be ranked by that."""
+        score, counts = self._scores.get(layer.index), self._counts[layer.index]
+        if score is None or not counts.grows:
+            return False
+        at_most = 1 if isinstance(counts.grow, Tensor) else counts.grow
+        known = self._rankings.get(layer.index)
+        least = check_score(self._name, "grow_score", score, layer)
+        if isinstance(score, Magnitude):
+            ranking = Ranking(layer.index, score.values, at_most, score.factors)
+            if known is not None and known.values is score.values and known.at_most >= at_most:
+                return False
+        else:
+            ranking = Ranking(layer.index, score, at_most, signed=True)
+        self._only_pytorch_can |= least < 0 or not supports_score(ranking.values)
+        self._rankings[layer.index] = ranking
+        return True
+
+    def carry_out(self, generator: Callable[[int], torch.Generator]) -> list[LayerUpdate]:
+        """Drop and grow. Return what happened to each mask.
+
+        Args:
+            generator: returns a generator of the CPU for the layer with that index, to grow without a score.
+        """
+        updates = [LayerUpdate()] * len(self._layers)
+        for way in ("drop", "grow_largest", "grow_random"):
+            own = [self._way(layer) == way for layer in self._layers]
+            if not any(own):
+                continue
+            pairs = [*zip(self._counts, own, strict=True)]
+            drops = [counts.drop if mine else 0 for counts, mine in pairs]
+            grows = [counts.grow if mine else 0 for counts, mine in pairs]
+            if way == "drop":
+                done = self._chooser.drop(drops)
+            elif way == "grow_largest":
+                done = self._chooser.grow_largest(drops, grows)
+            else:
+                generators = [generator(layer.index) for layer in self._layers]
+                done = self._chooser.grow_random(drops, generators, grows)
+            updates = [new if mine else old for old, new, mine in zip(updates, done, own, strict=True)]
+        return updates
+
+    def _way(self, layer: Layer) -> Literal["drop", "grow_largest", "grow_random"] | None:
+        counts = self._counts[layer.index]
+        if counts.grows:
+            return "grow_largest" if layer.index in self._scores else "grow_random"
+        return "drop" if counts.drops else None
