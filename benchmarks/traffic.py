@@ -3,7 +3,7 @@
 It is a step in which masks are as they were in the one before. The kernels run in Triton's interpreter,
 where their loads and stores are noted. What counts is each sector of 32 bytes that a launch reads, once, and
 each that it writes, once more, as if caches were perfect; and the same of aligned pairs of sectors, 64 bytes,
-which is what some memories deliver. ParamState begin at multiples of 64 bytes here, as they do on a GPU. All
+which is what some memories deliver. Tensors begin at multiples of 64 bytes here, as they do on a GPU. All
 layers are metered whole: nothing is sampled or scaled.
 
 Exits with 1 where a layer whose rows have 27 columns or more, and which has 100 000 weights or more, is not
@@ -111,8 +111,9 @@ def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Laye
             chunks; what is left, tables and scalars, they share alike."""
             own = {}
             for i, row in zip(launch.members, launch.table.tolist(), strict=True):
-                tensors, sectors = self._tensors[i], self._kept[i].sectors
-                memory = [tensors.parameter, tensors.momentum_buffer, inputs.gradients[i], *(sectors or ())]
+                param, sectors, factors = self._params[i], self._listed[i].sectors, self._factors[i]
+                memory = [param.parameter, param.momentum_buffer, inputs.gradients[i]]
+                memory += [*(sectors or ()), *(factors or ())]
                 own[i] = [t for t in memory if t is not None], WalkRow(*row)
             costs = []
             for seen in (touched, touched.in_pairs()):
@@ -121,7 +122,7 @@ def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Laye
                 chunks = {i: -(-row.length // _TRUE_CHUNK) for i, (_, row) in own.items()}
                 costs.append({i: known[i] + shared / len(own) + 4 * chunks[i] for i in own})
             for i in own:
-                p, mask = self._tensors[i].parameter, self._tensors[i].mask
+                p, mask = self._params[i].parameter, self._params[i].mask
                 columns = 0 if mask is None else mask[0].numel()
                 floor = walk_floor_bytes(p, mask)
                 yield Layer(names[p], columns, p.numel(), p.itemsize, floor, costs[0][i], costs[1][i])
