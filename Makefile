@@ -11,7 +11,7 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast sanitize lint format docs bench traffic gpu-model call-cost mask-update mask-orders \
+.PHONY: demo test test-fast sanitize lint format docs bench traffic gpu-model call-cost step-calls tuning mask-update mask-orders \
   sparse-forward gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 98% sparse network on real data with and without this package, and time a step"
@@ -23,6 +23,8 @@ help:
 	@echo "make gpu-model   estimate how long a step takes on an H100, without a GPU"
 	@echo "make mask-orders count what another arrangement of the active weights would save a GPU: three minutes"
 	@echo "make call-cost   measure what the call of a step costs the host, without a GPU"
+	@echo "make step-calls  count the calls of Python functions in a step, and the moves from file to file"
+	@echo "make tuning      time the native library with other tuning constants, in about ten minutes"
 	@echo "make mask-update measure what an update of the masks costs on a CPU, natively and in PyTorch"
 	@echo "make sparse-forward measure a Linear layer's forward pass and size, dense and CSR: under a minute"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
@@ -59,6 +61,12 @@ mask-orders: $(VENV)/.package
 
 call-cost: $(VENV)/.package
 	$(RUN) benchmarks/call_cost.py
+
+step-calls: $(VENV)/.package
+	$(RUN) benchmarks/step_calls.py
+
+tuning: $(VENV)/.package
+	$(RUN) benchmarks/tuning.py
 
 mask-update: $(VENV)/.package
 	$(RUN) benchmarks/mask_update.py

@@ -1,5 +1,5 @@
-"""From which size and sparsity on is SparseOpt faster? One layer of 1 to 10^8 weights, and 1 to 3162 small
-layers, against PyTorch's fused SGD and the tuned chain: `make bench` draws the map of it.
+"""The time of a step by size and sparsity: one layer of 1 to 10^8 weights, and 1 to 3162 small layers,
+against PyTorch's fused SGD and the tuned chain. `make bench` runs it and draws a map.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The time of a step with what a user can switch on, and on weights of other dtypes and widths, beside
-PyTorch's fused SGD in the same dtype. `make bench` runs it; nothing about time is asserted.
+"""The time of a step with each option, and on weights of other dtypes and widths, beside PyTorch's fused SGD
+in the same dtype. `make bench` runs it; no time is asserted.
 
-How much an option costs is the ratio of the two, over that of the plain step in float32, which is here too.
+The cost of an option is the ratio of the two times, divided by that of the plain step in float32, which is
+measured here, too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _OPTIONS = {
     "float16": Options(torch.float16),
     "float64": Options(torch.float64),
     "nesterov": Options(ours={"nesterov": True}, theirs={"nesterov": True}),
-    # Small, or the weights would soon be infinite: the gradients are the same in each step.
+    # Small, because the gradients are the same in each step and the weights would soon be infinite.
     "HAM": Options(ours={"ham_alpha": 1e-3}),
     "max_grad_norm": Options(ours={"max_grad_norm": 1.0}, theirs={"max_grad_norm": 1.0}),
 }

@@ -1,8 +1,7 @@
-"""The time of one optimizer step, by sparsity, of all contestants. `make bench` runs it; nothing about time
-is asserted.
+"""The time of one optimizer step, by sparsity, of all contestants. `make bench` runs it; no time is asserted.
 
-What is reported comes of rounds in which the contestants take turns. pytest-benchmark times SparseOpt's step
-once more, alone: that is what its own options (``--benchmark-save``, ``--benchmark-compare``) are about.
+The report is made of rounds in which the contestants take turns. pytest-benchmark times SparseOpt's step once
+more, alone, for its own options (``--benchmark-save``, ``--benchmark-compare``).
 """
 
 from __future__ import annotations
@@ -41,8 +40,11 @@ def bench_large_layers(benchmark: Any, record_step: Callable[[Comparison], None]
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def bench_resnet20(benchmark: Any, record_step: Callable[[Comparison], None], sparsity: float) -> None:
-    """A small network: what counts is the cost of the call. One step at a time, caches hold what the
-    others left there; of twenty in a row, nearly all find what the one before them left."""
+    """Time a small network, where the cost of the call dominates.
+
+    A single step finds the caches as another contestant has left them; of twenty in a row, nearly all find
+    their own data there.
+    """
     torch._dynamo.reset()
     case = Case("ResNet-20", RESNET20, sparsity)
     found = checked_entrants(case, RIVALS)

@@ -1,14 +1,14 @@
-"""What the call of a step costs the host, without the work of a GPU: ``python benchmarks/call_cost.py``.
+"""The host's time for the call of a step, without the work of a GPU: ``python benchmarks/call_cost.py``.
 
-A step of ResNet-50's 161 tensors, by backend: with gradients that stay where they are, with gradients that
-move in every step, with a limit of the norm; beside ``torch.optim.SGD(fused=True)``, its kernel stubbed. Of
-Triton, kernels are really launched, to a driver that does nothing (see ``stand_in_driver``), or else stubs.
-Then steps in which all masks are new, for themselves, as they leave nothing in the caches.
+It times a step of ResNet-50's 161 tensors by backend, with gradients at the same addresses, with gradients at
+other addresses in every step, and with a limit of the norm, beside ``torch.optim.SGD(fused=True)``. CUDA
+kernels and PyTorch's are stubs. Triton's are launched to a driver that does nothing (see ``stand_in_driver``)
+if there is a C compiler, else they are stubs, too. Steps in which all masks are new are timed apart, because
+they evict everything from the caches.
 
-No GPU is needed: tensors lie on the CPU, with one row each, for nothing but their number matters. So the
-figures lack what a real GPU would cost the host: what its driver does, pinning the memory that is copied to
-it, the context manager of its device, and the query whether a CUDA graph is being captured. Kernels are
-stubbed, PyTorch's too: there are no results that could be checked.
+No GPU is needed. Tensors are on the CPU and have one row each, because only their number matters. The figures
+leave out the host's time for the real driver, for pinning the memory that is copied to the GPU, for the
+device guard, and for the query if a CUDA graph is being captured. Kernels compute nothing to be checked.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def _parameters() -> list[Parameter]:
-    """One row of each of ResNet-50's parameters, with a gradient."""
+    """Return one row of each of ResNet-50's parameters, with a gradient."""
     parameters = [
         Parameter(torch.zeros(1, *shape[1:]) if len(shape) > 1 else torch.zeros(4)) for shape in RESNET50
     ]
@@ -70,7 +70,7 @@ def _parameters() -> list[Parameter]:
 
 
 def _mover(parameters: list[Parameter]) -> Callable[[], None]:
-    """Gives all of them gradients that are elsewhere."""
+    """Return a function that gives all parameters gradients at other addresses."""
     places: Iterator[list[Tensor]] = cycle([[torch.zeros_like(p) for p in parameters] for _ in range(2)])
 
     def move() -> None:
@@ -81,7 +81,7 @@ def _mover(parameters: list[Parameter]) -> Callable[[], None]:
 
 
 def _renewer(optimizer: SparseOpt) -> Callable[[], None]:
-    """Writes all masks."""
+    """Return a function that writes all masks."""
 
     def renew() -> None:
         for mask in optimizer._masks.values():
@@ -104,7 +104,7 @@ def _sgd(parameters: list[Parameter]) -> torch.optim.SGD:
 
 @contextmanager
 def _stubs() -> Iterator[dict[str, Callable[[list[Parameter]], SparseOpt]]]:
-    """Makers of SparseOpt by name, whose launches do nothing while this lasts; those that are installed."""
+    """Yield makers of SparseOpt for the installed GPU backends, whose launches do nothing in this block."""
     nothing: Any = lambda *arguments, **keywords: None  # noqa: E731
     made = {}
     with ExitStack() as stack:

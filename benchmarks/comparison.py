@@ -1,4 +1,4 @@
-"""SparseOpt and its rivals on one network: made, checked against the reference, timed in turns on the CPU."""
+"""Makes SparseOpt and its rivals on one network, checks their results, and times them on the CPU."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _CACHE_LINE = 64  # bytes
 
 @dataclass(frozen=True)
 class Case:
-    """What is stepped on.
+    """A network to measure.
 
     Args:
         network: its name in tables and files.
         shapes: of the parameters; those of two and more dimensions are masked.
         sparsity: of each masked parameter.
         dtype: of the parameters.
-        options: of ``SparseOpt``, beside those that all contestants have.
+        options: of ``SparseOpt``, in addition to those that all contestants have.
     """
 
     network: str
@@ -47,19 +47,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured on one network at one sparsity."""
+    """The measurements on one network at one sparsity."""
 
     network: str
     sparsity: float
     weights: int
-    floor_bytes: int  # that a step of SparseOpt must touch
+    floor_bytes: int  # the least that a step of SparseOpt can touch
     copy_gb_per_s: float
     times: Mapping[str, Summary]  # by contestant
     wrong: tuple[str, ...] = ()  # contestants that are not timed, because their weights are wrong
 
 
 def checked_entrants(case: Case, rivals: Iterable[Sequence[Maker]]) -> Admitted:
-    """Return SparseOpt, and of each of the rivals the first whose weights are right; all are warmed up.
+    """Return SparseOpt, and the first alternative of each rival whose weights are right; all are warmed up.
 
     Raises:
         AssertionError: the weights of SparseOpt are not those of the reference.
@@ -76,8 +76,8 @@ def checked_entrants(case: Case, rivals: Iterable[Sequence[Maker]]) -> Admitted:
 def timed(
     case: Case, contestants: Admitted, rounds: Rounds, steps: int = 1, seconds: float = math.inf
 ) -> Comparison:
-    """Let them take turns of ``steps`` steps, SparseOpt first; for no longer than ``seconds``, once there
-    were the fewest of ``rounds``."""
+    """Time the contestants in turns of ``steps`` steps. After the fewest of ``rounds``, it ends when
+    ``seconds`` have passed."""
     gc.collect()
     ours = contestants.right[0]
     nbytes = sum(p.nbytes for p in ours.network.parameters)

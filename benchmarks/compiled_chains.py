@@ -23,14 +23,14 @@ def compiled_chain(network: Network) -> Contestant:
 
 
 def compiled_function(network: Network) -> Contestant:
-    """Return the chain written anew as one function of tensors, for ``torch.compile`` to fuse as best it can:
-    no optimizer object, gradients not written, weights and momentum masked where they are computed."""
+    """Return the chain as one function of tensors under ``torch.compile``, written to be fused well: without
+    an optimizer, without writes to gradients, with weights and momentum masked where they are computed."""
     factors = dict(zip(network.masks, correction_of(network), strict=True))
     weights = [p.detach() for p in network.parameters]
     buffers = [torch.zeros_like(p) for p in weights]
     masks = [network.masks.get(p) for p in network.parameters]
     scales = [factors.get(p) for p in network.parameters]
-    # All tensors are arguments: other masks of the same shapes need no other code.
+    # All tensors are arguments, so that other masks of the same shapes need no recompilation.
     update = torch.compile(_update, fullgraph=True, dynamic=False)
 
     @torch.no_grad()

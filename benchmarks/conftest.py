@@ -1,4 +1,4 @@
-"""Collects what the benchmarks measure; when all have run, it is printed, kept and drawn."""
+"""Collects the benchmarks' results; at the end they are printed, written to files and drawn."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _SHARE = pytest.StashKey[float]()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
-    # Of masks at random, at high sparsity, where nothing is trained.
+    # The warning is about training; here masks are random and nothing is trained.
     config.addinivalue_line("filterwarnings", "ignore:.*fan-in is concentrated:UserWarning")
     nothing: dict[str, list[Comparison]] = {STEP: [], MAP: []}
     config.stash[_FOUND] = nothing
     config.stash[_START] = time.monotonic()
-    try:  # before anything is measured
+    try:  # fail before anything is measured
         for kind in (STEP, MAP):
             own_rows(path_of(RESULTS, kind, machine()), machine())
     except ValueError as error:
@@ -51,13 +51,13 @@ def two_threads() -> None:
 
 @pytest.fixture
 def record_step(pytestconfig: pytest.Config) -> Callable[[Comparison], None]:
-    """Makes a comparison part of the tables."""
+    """Return a function that adds a comparison to the tables."""
     return pytestconfig.stash[_FOUND][STEP].append
 
 
 @pytest.fixture
 def record_map(pytestconfig: pytest.Config) -> Callable[[Comparison], None]:
-    """Makes a comparison part of the map."""
+    """Return a function that adds a comparison to the map."""
     return pytestconfig.stash[_FOUND][MAP].append
 
 
@@ -85,7 +85,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 
 
 def _write(kind: str, comparisons: list[Comparison]) -> list[Path]:
-    """The files that were written."""
+    """Write the table and the picture of a kind, and return the files written."""
     isa = instruction_set()
     table_path = path_of(RESULTS, kind, machine())
     rows = replace(table_path, rows_of(comparisons, machine()), machine())

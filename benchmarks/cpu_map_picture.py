@@ -1,8 +1,7 @@
-"""The map of `make bench`: how many times as fast as a rival SparseOpt is, by size and sparsity."""
+"""The map of `make bench`: the speed-up of SparseOpt over a rival, by size and sparsity."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,37 +9,32 @@ from typing import TYPE_CHECKING, Any
 from comparison import OURS
 from cpu_results import Row, caption, timed
 
-from sparseopt_kernels.lab.training.plots import STYLE
+from sparseopt_kernels.lab.training import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# By the title of the panel: the rival, and what stands in for it where it is wrong.
+# By the title of the panel: the rival, and its substitute where it is wrong.
 _RIVALS = {
     "SGD fused (no mask)": ("sgd fused, no mask", "sgd foreach, no mask"),
     "the tuned eager chain": ("eager chain, tuned", "eager chain, tuned (sgd foreach)"),
 }
-_SIDE = 4.0  # times as fast, or as slow: beyond it colours are the same
+_SIDE = 4.0  # the ratio, either way, at which the colour scale ends
 
 
 def png(rows: Sequence[Row]) -> bytes | None:
-    """A PNG file, drawn of rows of one machine and instruction set; None if there are no rows.
+    """Draw rows of one machine and instruction set as a PNG file; return None if there are no rows.
 
-    A panel for each network and rival, its smallest value in a frame. Values against a stand-in have an
-    asterisk.
+    There is a panel for each network and rival; a frame marks its smallest value, an asterisk a substitute.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     right = timed(rows)
     if not right:
         return None
     networks = list(dict.fromkeys(row["network"] for row in right))
     heights = [len({row["weights"] for row in right if row["network"] == network}) for network in networks]
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(8, 2.2 + 0.26 * sum(heights)), layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         figure.suptitle(
             "How many times as fast as a rival's SparseOpt's step is, by size and sparsity",
             x=0.01,
@@ -69,13 +63,12 @@ def png(rows: Sequence[Row]) -> bytes | None:
             fontsize=8,
         )
         figure.supxlabel(caption(rows), fontsize=7.5)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+
+    return plots.png(8, 2.2 + 0.26 * sum(heights), draw, {"axes.grid": False})
 
 
 def ratios_of(rows: Sequence[Row], rival: str) -> dict[tuple[int, float], float]:
-    """The median of the rival over that of SparseOpt, by weights and sparsity, where both were timed."""
+    """Return the rival's median divided by SparseOpt's, by weights and sparsity, where both were timed."""
     medians: dict[str, dict[tuple[int, float], float]] = {}
     for row in rows:
         place = int(row["weights"]), float(row["sparsity"])
@@ -85,7 +78,7 @@ def ratios_of(rows: Sequence[Row], rival: str) -> dict[tuple[int, float], float]
 
 
 def _draw(axes: Axes, rows: Sequence[Row], rivals: Sequence[str]) -> Any:
-    """Draw the ratios to the first of ``rivals`` that was right, and return what a colour bar is made of."""
+    """Draw the ratios to the first of ``rivals`` that was right; return the image, for the colour bar."""
     import numpy as np
     from matplotlib.patches import Rectangle
 
@@ -114,7 +107,7 @@ def _draw(axes: Axes, rows: Sequence[Row], rivals: Sequence[str]) -> Any:
 
 
 def short(weights: int) -> str:
-    """A number of weights in two digits: ``3.1k``, ``32M``."""
+    """Format a number of weights with two digits: ``3.1k``, ``32M``."""
     rounded = float(f"{weights:.2g}")
     for unit, suffix in ((1e6, "M"), (1e3, "k")):
         if rounded >= unit:

@@ -1,4 +1,4 @@
-"""What was measured on a CPU, as a text to read."""
+"""The results of CPU benchmarks as text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from comparison import OURS, Comparison
 from sparseopt_kernels.lab.bench.checks import WRONG
 from sparseopt_kernels.text_table import aligned
 
-_CLAIMED_SPARSITY, _CLAIMED_RATIO = 0.9, 0.95  # up to that sparsity no more than 5% slower: what is aimed at
+_CLAIMED_SPARSITY, _CLAIMED_RATIO = 0.9, 0.95  # the aim: up to this sparsity at most 5% slower
 
 
 def table(comparisons: Sequence[Comparison], machine: str, isa: str) -> str:
-    """For each network, the medians by sparsity, and how many times slower than SparseOpt the others are."""
+    """Return a table for each network: medians by sparsity, and the rivals' ratios to SparseOpt's."""
     lines = [
         f"One step, median milliseconds on {machine}, {isa}; in brackets: how many times SparseOpt is faster"
     ]
@@ -47,7 +47,7 @@ def _cell(comparison: Comparison, rival: str) -> str:
 
 
 def worst_of_map(comparisons: Sequence[Comparison]) -> str:
-    """For each kind of network and rival, where SparseOpt is slowest beside it, up to a sparsity of 0.9."""
+    """Return SparseOpt's worst ratio for each kind of network and rival, up to a sparsity of 0.9."""
     lines = []
     for network in dict.fromkeys(c.network for c in comparisons):
         own = [c for c in comparisons if c.network == network and c.sparsity <= _CLAIMED_SPARSITY]

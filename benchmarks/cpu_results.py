@@ -1,4 +1,4 @@
-"""The files of what was measured on CPUs: one of each kind for each machine, in ``benchmarks/results``."""
+"""The result files of CPU benchmarks: one of each kind for each machine, in ``benchmarks/results``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sparseopt_kernels.lab.atomic import write_atomically
 from sparseopt_kernels.lab.bench.checks import WRONG
 
 STEP, MAP = "cpu_step", "cpu_map"  # the kinds
-# The status of a row. What is not checked was measured before SGD without masks was checked: in bfloat16 and
-# float16 PyTorch 2.13.0's fused one is wrong.
+# The status of a row. Unchecked rows were measured before the results of SGD without masks were checked:
+# PyTorch 2.13.0's fused SGD is wrong in bfloat16 and float16.
 OK, NOT_CHECKED = "ok", "not checked"
 COLUMNS = (
     *("date", "version", "torch", "machine", "threads", "isa", "network", "weights", "sparsity"),
@@ -30,27 +30,27 @@ Row = dict[str, str]  # by column
 
 
 def path_of(folder: Path, kind: str, machine: str) -> Path:
-    """The file of this kind of a machine."""
+    """Return the result file of a kind and machine."""
     return folder / f"{kind}-{slug(machine)}.csv"
 
 
 def picture_of(folder: Path, kind: str, machine: str, isa: str) -> Path:
-    """The picture that is drawn of the rows of one instruction set in that file."""
+    """Return the picture file of a kind, machine and instruction set."""
     return folder / f"{kind}-{slug(machine)}-{isa}.png"
 
 
 def slug(machine: str) -> str:
-    """A machine in the names of files: ``amd-epyc-zen-5-2-cores`` for ``AMD EPYC (Zen 5), 2 cores``."""
+    """Return a machine's name in file names, such as ``amd-epyc-zen-5-2-cores``."""
     return "-".join(re.findall(r"[a-z0-9.]+", machine.lower()))
 
 
 def instruction_set() -> str:
-    """The one that the native library uses: the best, or what ``SPARSEOPT_CPU_ISA`` asks for."""
+    """Return the native library's instruction set: ``SPARSEOPT_CPU_ISA`` if set, else the best."""
     return os.environ.get("SPARSEOPT_CPU_ISA") or "".join(build_info().get("isas", ())[:1])
 
 
 def rows_of(comparisons: Iterable[Comparison], machine: str) -> list[Row]:
-    """A row for each contestant, as measured today; one that is wrong has no times."""
+    """Return a row of today for each contestant; one with wrong results has no times."""
     about = (date.today(), __version__, torch.__version__, machine, THREADS, instruction_set())
     rows = []
     for c in comparisons:
@@ -66,10 +66,10 @@ def rows_of(comparisons: Iterable[Comparison], machine: str) -> list[Row]:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; none if there is no file.
+    """Return the rows of a file; none if there is no file.
 
     Raises:
-        ValueError: its columns are others than ``COLUMNS``.
+        ValueError: its columns are not ``COLUMNS``.
     """
     if not path.exists():
         return []
@@ -81,10 +81,10 @@ def read(path: Path) -> list[Row]:
 
 
 def own_rows(path: Path, machine: str) -> list[Row]:
-    """The rows of a file that is this machine's.
+    """Return the rows of this machine's file.
 
     Raises:
-        ValueError: it has rows of another machine, or other columns.
+        ValueError: the file has rows of another machine, or other columns.
     """
     rows = read(path)
     for row in rows:
@@ -97,11 +97,11 @@ def own_rows(path: Path, machine: str) -> list[Row]:
 
 
 def replace(path: Path, rows: Sequence[Row], machine: str) -> list[Row]:
-    """Put rows of this machine in the place of those of the same instruction set, network and number of
-    weights, and keep the rest. All rows that the file has then are returned.
+    """Replace the rows of the same instruction set, network and number of weights in this machine's file, and
+    return all rows of the new file.
 
     Raises:
-        ValueError: as ``own_rows``; the file is left as it was.
+        ValueError: as in ``own_rows``; the file is unchanged.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in own_rows(path, machine):
@@ -118,18 +118,18 @@ def replace(path: Path, rows: Sequence[Row], machine: str) -> list[Row]:
 
 
 def timed(rows: Iterable[Row]) -> list[Row]:
-    """The rows of contestants that were right, and timed."""
+    """Return the rows of contestants that were right and timed."""
     return [row for row in rows if row["status"] == OK]
 
 
 def wrong_in(rows: Iterable[Row]) -> str:
-    """A line that names the contestants that were wrong, or nothing."""
+    """Return lines that name the contestants with wrong results, or nothing."""
     names = dict.fromkeys(row["contestant"] for row in rows if row["status"] == WRONG)
     return "".join(f"\nnot timed, {WRONG}: {name}" for name in names)
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """On what, and when: below a picture of rows of one machine and instruction set."""
+    """Return the caption of a picture of one machine's rows: machine, instruction set, versions and dates."""
     row, dates = rows[0], sorted({row["date"] for row in rows})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     where = f"{row['machine']}, {row['threads']} threads, {row['isa']}"

@@ -3,24 +3,24 @@ small network."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from comparison import OURS
 from cpu_results import Row, caption, timed
 
-from sparseopt_kernels.lab.training.plots import STYLE
+from sparseopt_kernels.lab.training import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # By the network's name in the rows.
 _PANELS = {
     "4 layers of 4096x2048": "Large layers: 4 of 4096x2048",
     "ResNet-20, 20 steps in a row": "ResNet-20",
 }
-# Name in the legend, colour and marker, by contestant. Okabe and Ito: distinct to the colour-blind, too.
+# Legend, colour and marker by contestant. The colour-blind can tell the colours apart (Okabe and Ito).
 _LINES = {
     OURS: ("SparseOpt", "#0072b2", "o"),
     "sgd fused, no mask": ("SGD fused: no mask, no correction", "#777777", "s"),
@@ -34,21 +34,16 @@ _LINES = {
 
 
 def png(rows: Sequence[Row]) -> bytes | None:
-    """A PNG file, drawn of rows of one machine and instruction set; None if they have none of the networks.
+    """Draw rows of one machine and instruction set as a PNG file; return None if no row is of ``_PANELS``.
 
     Lines are medians, with bands from the 20th to the 80th percentile.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = {network: [row for row in rows if row["network"] == network] for network in _PANELS}
     panels = {network: own for network, own in panels.items() if timed(own)}
     if not panels:
         return None
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         shown: dict[str, Any] = {}
         for axes, (network, own) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
@@ -73,9 +68,8 @@ def png(rows: Sequence[Row]) -> bytes | None:
             + "\nfloat32, momentum, weight decay; medians, bands: 20th to 80th percentile",
             fontsize=7.5,
         )
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+
+    return plots.png(8, 5.2, draw)
 
 
 def _draw(axes: Axes, rows: Sequence[Row]) -> None:

@@ -1,6 +1,6 @@
-"""The kernels of csrc/cuda, compiled by nvcc for a GPU that need not be here, as the build would.
+"""Compiles the kernels of csrc/cuda by nvcc, with the flags of the build, for a GPU that need not be here.
 
-``machine_code`` reads what comes out.
+``machine_code`` reads the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NVCC = shutil.which("nvcc")
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel: its instructions and what it takes."""
+    """A kernel: its instructions and its use of registers and memory."""
 
     code: Sequence[Instruction]
     usage: dict[str, int]
@@ -37,13 +37,13 @@ class Compiled:
 def compile_file(
     name: str, architecture: int, folder: Path, sources: Path = SOURCES
 ) -> dict[tuple[str, str], Compiled]:
-    """The kernels of a file, by their names and the types of the weights: ``("walk_step", "Half")``.
+    """Return the kernels of a file by their names and the type of the weights: ``("walk_step", "Half")``.
 
     Args:
-        name: of the file in csrc/cuda, without its ending.
+        name: the file in csrc/cuda, without its suffix.
         architecture: 90 for sm_90.
-        folder: to write machine code to.
-        sources: csrc, or another like it.
+        folder: the folder for the machine code.
+        sources: csrc, or a copy of it.
     """
     assert NVCC is not None, "there is no nvcc"
     cubin = folder / f"{name}.cubin"
@@ -54,15 +54,16 @@ def compile_file(
 
 
 def _flags() -> list[str]:
-    """nvcc's, from the build."""
+    """Return the build's flags for nvcc."""
     found = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]*)>", (SOURCES / "cuda/module.cmake").read_text())
     assert found is not None
     return found[1].split(";")
 
 
 def _key(function: str) -> tuple[str, str]:
-    """Of a mangled name: ...walk_step_kernelINS_4HalfEfE..., ...walk_step_kernelIddE...,
-    ...list_sectors_kernelILi4EdE..."""
+    """Return the kernel and the type of the weights from a mangled name such as
+    ``...walk_step_kernelINS_4HalfEfE...``, ``...walk_step_kernelIddE...`` or
+    ``...list_sectors_kernelILi4EdE...``."""
     found = re.search(r"([a-z]+_[a-z]+)_kernelI(?:NS_\d+(\w+?)E|Li(\d+)E)?([fd]?)", function)
     assert found is not None, function
     kernel, half, weights, arithmetic = found.groups()

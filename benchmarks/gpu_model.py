@@ -1,29 +1,30 @@
-"""How long a step may take on an H100, by a queueing model of a multiprocessor: an estimate, never measured.
+"""Estimates the time of a step on an H100 by a queueing model of a multiprocessor; nothing is measured.
 
     python benchmarks/gpu_model.py
 
-No GPU is needed: the kernels of Triton and, where there is nvcc, of CUDA are compiled for one, and registers
-and instructions are counted in their machine code. Ratios of 1.5 and more are to be believed, not digits.
-What is assumed:
+No GPU is needed: the kernels of Triton, and those of CUDA if there is nvcc, are compiled for one, and
+registers and instructions are counted in their machine code. Only ratios of 1.5 and more mean anything.
 
-- An H100: 132 multiprocessors, each with its share of 3.35 TB/s, of which 93% are reached; 1.755 GHz.
+Assumptions:
+
+- An H100 has 132 multiprocessors at 1.755 GHz, each with its share of 3.35 TB/s, of which 93% are reached.
 - A load takes 650 ns from memory, 200 from the L2 cache, 20 from the L1 cache. Parameters, momentum,
-  gradients, masks and lists come from memory, for the passes of the network have filled the caches with
-  something else; the table of tensors and c_i come from the L2 cache, as many programs read them, and so does
-  every second owner of a chunk.
-- Memory delivers single sectors: where it delivers pairs, as many more bytes move as ``traffic`` says.
-- Stores are not waited for, and take bandwidth like loads.
+  gradients, masks and lists come from memory, because the forward and backward passes have filled the caches.
+  The table of tensors and c_i come from the L2 cache, because many programs read them, and so does every
+  second owner of a chunk.
+- Memory delivers single sectors. If it delivers pairs, more bytes move; ``traffic`` says how many.
+- Stores take bandwidth like loads, but nothing waits for them.
 - A multiprocessor issues four instructions a cycle, 85% of the time; a warp that waits for its own results
-  issues one in 2.6 cycles. Of Triton, all instructions of a loop count, whether their branch is taken or
-  not; of CUDA, those of the shortest way around it on which the update is made. That kernel reads the table
-  thrice, from the L1 cache; it is waited for once.
-- A multiprocessor holds as many programs as its registers suffice for, 32 at most; a program, of CUDA a warp,
-  takes 60 ns to start. All begin at once, and nothing else runs: what the host takes to launch is not in it.
-- Masks are random with ERK's densities, and their live sectors as many as is to be expected.
+  issues one in 2.6 cycles. In Triton's kernels all instructions of a loop count, whether or not their branch
+  is taken; in CUDA's, those of the shortest way around the loop on which the update is made. The CUDA kernel
+  reads the table three times from the L1 cache, and waits for it once.
+- A multiprocessor holds as many programs as its registers allow, at most 32; a program (in CUDA a warp) takes
+  60 ns to start. All start at once, and nothing else runs. The host's time to launch is not counted.
+- Masks are random with ERK's densities, and have the expected number of live sectors.
 
-``floor`` is the least memory traffic that there can be (see ``networks.floor_bytes``) at 3.35 TB/s,
-``triton`` and ``cuda`` a step in which masks are as they were, ``masks new`` one of Triton in which all of
-them are new, without what makes lists of them.
+``floor`` is the least possible memory traffic (see ``networks.floor_bytes``) at 3.35 TB/s. ``triton`` and
+``cuda`` are steps with unchanged masks. ``masks new`` is a step of Triton in which all masks are new, without
+the kernels that make lists of them.
 """
 
 from __future__ import annotations
@@ -67,15 +68,15 @@ NETWORKS: dict[str, list[Shape]] = {"ResNet-20": RESNET20, "ResNet-50": RESNET50
 
 
 class Phases(NamedTuple):
-    """Instructions of a kernel that visits memory in a loop, and what it takes."""
+    """The registers and instruction counts of a kernel that visits memory in a loop."""
 
     registers: int
-    before: int  # the loop over memory, once a program
-    loads: int  # in the loop, until the first weight is asked for
-    update: int  # from there until the last is written
+    before: int  # before the loop, once per program
+    loads: int  # in the loop, up to the load of the first weight
+    update: int  # in the loop, from there to the store of the last weight
 
     def programs(self) -> int:
-        """Those that a multiprocessor holds at a time."""
+        """Return the number of programs that a multiprocessor holds at a time."""
         return min(PROGRAMS, REGISTERS // (-(-self.registers // 8) * 8 * WARP))
 
 
@@ -86,7 +87,7 @@ class Kernels(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One parameter of a network, with its density; 1 and no mask for what is dense."""
+    """A parameter of a network, with its density; a dense one has density 1 and no mask."""
 
     rows: int
     columns: int
@@ -112,7 +113,7 @@ def layers_of(shapes: Sequence[Shape], sparsity: float) -> list[Layer]:
 
 
 def live_share(density: float, weights: int) -> float:
-    """Of pieces of so many weights, those that hold an active one."""
+    """Return the expected fraction of pieces of ``weights`` weights that hold an active one."""
     return 1 - (1 - density) ** weights
 
 
@@ -126,12 +127,12 @@ def floor_ns(layers: Sequence[Layer], lanes: int) -> float:
     return total / PEAK
 
 
-# Yields the time when it can go on, and gets it back when it is its turn.
+# It yields the time at which it can continue, and is sent that time when it is its turn.
 Program = Generator[float, float, None]
 
 
 class Multiprocessor:
-    """When it has issued, and when it has moved, what it was asked to until now."""
+    """A multiprocessor with two queues: the times at which it has issued and moved all that was requested."""
 
     def __init__(self) -> None:
         self._issued = self._moved = 0.0
@@ -145,8 +146,8 @@ class Multiprocessor:
         return max(now, self._moved) + latency
 
     def run(self, programs: Sequence[Program], at_a_time: int) -> float:
-        """When all of them have ended. They yield the time when they can go on, and are called in its order:
-        whoever is asked first gets what is to be shared."""
+        """Run programs and return the time at which all have ended. They are resumed in the order of the
+        times that they yield, so that shared resources are given to the earliest."""
         queue: list[tuple[float, int]] = []
         waiting, end = iter(range(len(programs))), 0.0
 
@@ -169,9 +170,10 @@ class Multiprocessor:
 
 
 def walk_ns(layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiprocessor) -> float:
-    """All sectors of dense layers and of those with many live ones; the lists of the others."""
+    """Return the time of a step with unchanged masks: the walk visits all sectors of dense layers and of
+    those with many live ones, and the listed sectors of the others."""
     chunk, size = TritonKernels.chunk, 32
-    chunks: list[tuple[float, float]] = []  # of each, the bytes of lists or masks, and the live sectors
+    chunks: list[tuple[float, float]] = []  # for each: the bytes of lists or masks, and the live sectors
     for layer in layers:
         sectors, share = -(-layer.weights // lanes), live_share(layer.density, lanes)
         listed = layer.masked and share <= LISTED
@@ -185,13 +187,13 @@ def walk_ns(layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiproces
     def program(first: int) -> Program:
         own = [*chunks[first::programs], (0.0, 0.0)]
         now = yield 0.0
-        now = yield on.compute(now, phases.before / 2) + (DRAM + L2) / 2  # the first owner
+        now = yield on.compute(now, phases.before / 2) + (DRAM + L2) / 2  # the first chunk's owner
         now = yield on.compute(now, phases.before / 2) + L2  # the table
         now = yield on.move(now, own[0][0] + 4, DRAM if own[0][0] else 0.0)
         for (_, live), (next_bytes, _) in pairwise(own):
             now = yield on.compute(now, phases.loads) + L1  # the table's row, which was read before
-            arrived = on.move(now, 3 * size * live, DRAM)  # c_i is there before
-            # Meanwhile come the next chunk's owner, row of the table, and list, one after the other.
+            arrived = on.move(now, 3 * size * live, DRAM)  # c_i arrives earlier
+            # Meanwhile the next chunk's owner, its row of the table, and its list are loaded in turn.
             waited = (DRAM + L2) / 2 + L2 + (DRAM if next_bytes else 0.0)
             listed = on.move(now, next_bytes + 4, waited)
             now = yield max(arrived, listed)
@@ -202,7 +204,7 @@ def walk_ns(layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiproces
 
 
 def masked_ns(layers: Sequence[Layer], lanes: int, kernels: Kernels, on: Multiprocessor) -> float:
-    """The step in which all masks are new: neurons of which masks are read, counted, and read again."""
+    """Return the time of a step with new masks, each of which is read, counted by neuron, and read again."""
     phases, tiles = kernels.masked, TritonKernels()
     programs: list[Program] = []
 
@@ -218,7 +220,7 @@ def masked_ns(layers: Sequence[Layer], lanes: int, kernels: Kernels, on: Multipr
             here = rows * math.ceil(min(tile, layer.columns - first) / lanes)
             live = here * live_share(layer.density, lanes)
             now = yield on.compute(now, phases.loads)
-            # Meanwhile comes the next mask, for the second time.
+            # Meanwhile the next part of the mask is loaded for the second time.
             now = yield on.move(now, 3 * 32 * live, DRAM)
             now = yield on.compute(now, phases.update)
             now = yield on.move(now, 2 * 32 * live)
@@ -231,7 +233,7 @@ def masked_ns(layers: Sequence[Layer], lanes: int, kernels: Kernels, on: Multipr
 
 
 def triton_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
-    """What a training run launches on an H100: momentum, weight decay, one parameter group."""
+    """Return the kernels that a training run launches on an H100: momentum, weight decay, one group."""
 
     def steps() -> None:
         p = Parameter(torch.zeros(8, 64, dtype=dtype))
@@ -254,7 +256,7 @@ def triton_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
 
 
 def cuda_walk(dtype: torch.dtype = torch.float32) -> Phases | None:
-    """The same of the CUDA backend, of its walk; None: there is no nvcc."""
+    """Return the instruction counts of the CUDA backend's walk; None if there is no nvcc."""
     if NVCC is None:
         return None
     before, way, registers = cuda_round(dtype)
@@ -262,9 +264,12 @@ def cuda_walk(dtype: torch.dtype = torch.float32) -> Phases | None:
 
 
 def cuda_round(dtype: torch.dtype) -> tuple[int, list[Instruction], int]:
-    """How many instructions there are before the loop of the CUDA backend's walk, those of a round of it, and
-    the registers. One kernel has all variants of the rule: this is the shortest way on which a momentum step
-    is made, of weights that have a c_i, and on which the next sector is found."""
+    """Return the number of instructions before the loop of the CUDA backend's walk, the instructions of a
+    round of the loop, and the registers.
+
+    The kernel has all variants of the rule. The round is the shortest way on which a momentum step is made,
+    with weights that have a c_i, and the next sector is found.
+    """
     with tempfile.TemporaryDirectory() as folder:
         kernel = compile_file("walk_step", 90, Path(folder))["walk_step", CUDA_TYPES[dtype]]
     begin = max((own for own in loops(kernel.code) if any(map(_is_vector, own))), key=len)[0].address
@@ -276,7 +281,7 @@ def cuda_round(dtype: torch.dtype) -> tuple[int, list[Instruction], int]:
             lambda i: _is_vector(i) and i.opcode.startswith("STG"): 4,
             lambda i: i.opcode.startswith("LDG") and i.opcode.endswith(".CONSTANT"): 4,  # c_i, list, and bits
             lambda i: i.opcode.startswith("I2F"): 1,  # the division that finds a sector's row, in 32 bits
-            # With weight decay, three of each weight: no rule with fewer will do.
+            # With weight decay, there are three for each weight, which excludes rules with fewer.
             lambda i: i.opcode.startswith("FFMA"): 3 * weights_per_sector(dtype),
         },
     )
@@ -289,7 +294,7 @@ def _triton_phases(code: Code, registers: int) -> Phases:
 
 
 def _phases(round_: Code, registers: int, before: int) -> Phases:
-    """Of the instructions of a round of the loop over memory."""
+    """Count the instructions of a round of the loop over memory."""
     vectors = [i for i, instruction in enumerate(round_) if _is_vector(instruction)]
     return Phases(registers, before, vectors[0], vectors[-1] + 1 - vectors[0])
 
@@ -305,7 +310,7 @@ def _is_vector(instruction: Instruction) -> bool:
 def step_us(
     shapes: Sequence[Shape], sparsity: float, walk: Phases, dtype: torch.dtype = torch.float32
 ) -> float:
-    """A step in which masks are as they were, in microseconds."""
+    """Return the time of a step with unchanged masks, in microseconds."""
     return walk_ns(layers_of(shapes, sparsity), weights_per_sector(dtype), walk, Multiprocessor()) / 1e3
 
 

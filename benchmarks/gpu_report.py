@@ -1,12 +1,12 @@
-"""SparseOpt on a GPU, tested and then timed, in under eight minutes: ``python benchmarks/gpu_report.py``.
+"""Tests and then times SparseOpt on a GPU, in under eight minutes: ``python benchmarks/gpu_report.py``.
 
-Runs the tests marked ``gpu``, measures the bandwidth of a copy, lets the contestants of ``gpu_runs`` take
-turns, prints a table and writes a CSV and a picture beside it. A red suite is all it reports, if it is red.
+It runs the tests marked ``gpu``, measures the bandwidth of a copy, times the contestants of ``gpu_runs`` in
+turns, prints a table and writes a CSV file and a picture. If a test fails, it reports only that.
 
-``median_ms`` is the time on the device, with a cold cache; ``host_ms`` is what the call costs the host, which
-is what counts where it is the larger. ``bytes`` is the least that a step can move: 20 bytes per weight in
-sectors of 32 bytes that hold an active weight, and the mask as bits; of SGD without a mask, 20 per weight.
-``fraction_of_copy_bandwidth`` is these bytes per median, over the bandwidth of the copy.
+``median_ms`` is the time on the device, with a cold cache; ``host_ms`` is the host's time for the call, which
+matters where it is the larger. ``bytes`` is the least that a step can move: 20 bytes per weight in sectors of
+32 bytes that hold an active weight, and the mask as bits; for SGD without a mask, 20 bytes per weight.
+``fraction_of_copy_bandwidth`` is these bytes per median, divided by the bandwidth of the copy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what is tested is timed, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to time the code that is tested
 
 from gpu_runs import (
     LEFT_OUT,
@@ -57,10 +57,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 450.0  # for all of it
+SECONDS = 450.0  # for the whole report
 SUITE = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-q"]
 SUITE_SECONDS = 240.0  # most of it is the compilation of kernels
-# The smallest network comes last: it is what a slow machine leaves out.
+# The smallest network is last, because a slow machine leaves the last ones out.
 RUNS = [
     *(Run("4 layers of 8192x8192", LAYERS_8192X8192, sparsity) for sparsity in (0.0, 0.9, 0.95, 0.99)),
     *(Run("ResNet-50", RESNET50, sparsity) for sparsity in (0.9, 0.95, 0.99)),
@@ -70,7 +70,7 @@ COLUMNS = (
     *("device", "version", "torch", "triton", "network", "weights", "sparsity", "contestant", "median_ms"),
     *("p20_ms", "p80_ms", "host_ms", "bytes", "copy_gb_per_s", "fraction_of_copy_bandwidth", "status"),
 )
-# By a word of the contestant's name. Okabe and Ito: distinct to the colour-blind, too.
+# By a word of the contestant's name. The colour-blind can tell the colours apart (Okabe and Ito).
 _COLOURS = {
     "triton": "#0072b2",
     "cuda": "#009e73",
@@ -83,7 +83,7 @@ _COLOURS = {
 
 
 def main() -> int:
-    """Report on the current CUDA device; the exit status."""
+    """Report on the current CUDA device and return the exit status."""
     deadline = Deadline(SECONDS)
     if not torch.cuda.is_available():
         print(f"PyTorch {torch.__version__} finds no CUDA device here: nothing was measured.")
@@ -115,7 +115,7 @@ def main() -> int:
 
 
 def suite_is_green(command: Sequence[str], seconds: float) -> bool:
-    """Run the suite and print the end of what it says. One that skips all of its tests is not green."""
+    """Run the suite, print the end of its output, and tell if it passed; skipping all tests is no pass."""
     print("tests on the device:", flush=True)
     try:
         run = subprocess.run(
@@ -144,7 +144,11 @@ def report(
     folder: Path,
     copy_bytes: int = 1 << 30,
 ) -> int:
-    """Measure on ``device``, print the table and write the files; 1 if one of ours failed or is wrong."""
+    """Measure on ``device``, print the table and write the files.
+
+    Returns:
+        The exit status: 1 if one of SparseOpt's contestants failed or is wrong.
+    """
     copy = copy_bandwidth(timer, device, copy_bytes)
     print(f"a copy within its memory: {copy:.1f} GB/s, read and written", flush=True)
     results = measure(runs, makers, timer, device, copy, deadline)
@@ -181,7 +185,7 @@ def _rounded(value: Any) -> Any:
 
 
 def table(results: Sequence[Result]) -> str:
-    """For each network and sparsity, the times, and how many times faster than SGD without a mask that is."""
+    """Return a table for each network and sparsity: the times, and the speed-ups over SGD without a mask."""
     header = (
         *("contestant", "median ms", "p20", "p80", "host ms"),
         *("bytes/weight", "of copy", "x SGD"),
@@ -206,7 +210,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def beside_model(results: Sequence[Result], runs: Sequence[Run]) -> str:
-    """What ``gpu_model`` estimates for an H100, and what was measured."""
+    """Return a table of the estimates of ``gpu_model`` for an H100 beside the measured times."""
     models = {backend: _model(backend) for backend in ("triton", "cuda")}
     rows: list[tuple[str, ...]] = [("network", "sparsity", "contestant", "model us", "measured us", "ratio")]
     shapes = {(run.network, run.sparsity): run.shapes for run in runs}
@@ -222,8 +226,8 @@ def beside_model(results: Sequence[Result], runs: Sequence[Run]) -> str:
 
 
 def _model(backend: str) -> Callable[[Sequence[Shape], float], float] | str:
-    """The microseconds of a step, by shapes and sparsity; or why they are not known, as what was measured
-    stands anyway."""
+    """Return a function from shapes and sparsity to the estimated microseconds of a step, or the reason why
+    there is none: the measurements are reported without estimates then."""
     try:
         import gpu_model
 
@@ -244,7 +248,7 @@ def _row(result: Result, baseline: float) -> tuple[str, ...]:
 
 
 def picture(results: Sequence[Result], name: str) -> bytes:
-    """The medians by sparsity as a PNG file, a panel for each network; the bands are p20 to p80."""
+    """Return the medians by sparsity as a PNG file, a panel for each network, with bands from p20 to p80."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -287,7 +291,8 @@ def _draw(axes: Axes, results: Sequence[Result]) -> None:
 
     sparsities = sorted({result.sparsity for result in results})
     for contestant in dict.fromkeys(r.contestant for r in results if r.status == OK):
-        timed = sorted((r for r in results if r.contestant == contestant and r.status == OK), key=_sparsity)
+        own = (r for r in results if r.contestant == contestant and r.status == OK)
+        timed = sorted(own, key=lambda r: r.sparsity)
         places = [sparsities.index(r.sparsity) for r in timed]
         graph = contestant.endswith("graph")
         colour = next((colour for word, colour in _COLOURS.items() if word in contestant), "#000000")
@@ -318,13 +323,9 @@ def _draw(axes: Axes, results: Sequence[Result]) -> None:
 
 
 def _wrong_in(results: Sequence[Result]) -> str:
-    """A line that names the contestants that were wrong, or nothing."""
+    """Return a line that names the contestants with wrong results, or nothing."""
     names = dict.fromkeys(r.contestant for r in results if r.status == WRONG)
     return f"\nnot timed, {WRONG}: {'; '.join(names)}" if names else ""
-
-
-def _sparsity(result: Result) -> float:
-    return result.sparsity
 
 
 def _driver() -> str:

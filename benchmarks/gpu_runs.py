@@ -1,7 +1,6 @@
-"""What the GPU report measures: its contestants, on each network and sparsity, until time is up.
+"""Measures the contestants of the GPU report on each network and sparsity, until time is up.
 
-Nothing here asks for a GPU but ``replayed``. How it is timed is in ``timing``, what becomes of the rows in
-``gpu_report``.
+Only ``replayed`` needs a GPU. ``timing`` times the steps, ``gpu_report`` prints and writes the results.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from sparseopt_kernels.lab.bench.network import Network, Shape
 from sparseopt_kernels.lab.timing import Rounds, Timer, copied_gb_per_s, copying, take_turns
 
 SGD_FUSED, SGD_FOREACH = "SGD fused, no mask", "SGD foreach, no mask"
-OURS = "SparseOpt "  # how the names of this package's contestants begin
+OURS = "SparseOpt "  # the prefix of the names of this package's contestants
 OK, LEFT_OUT, NO_MEMORY = "ok", "left out: no time", "left out: no memory"
 _LATE = "gave up: not ready after "
 _TO_BE_READY = 75.0  # seconds
 _ROUNDS = Rounds(50, warmup=5, fewest=10)
 _COPIES = Rounds(20, warmup=5)
 _SECTOR = 32  # bytes
-_RESERVE = 40.0  # seconds: more than the rest of the report takes after the last deadline was looked at
+_RESERVE = 40.0  # seconds: more than the report takes after the last look at the deadline
 
 
 class Run(NamedTuple):
@@ -50,13 +49,13 @@ class Deadline:
         return time.monotonic() - self._start
 
     def left(self) -> float:
-        """The seconds left for measuring."""
+        """Return the seconds left for measuring."""
         return self._seconds - _RESERVE - self.elapsed()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one contestant; nothing was if the status is not ``OK``."""
+    """The measurements of one contestant; they are NaN if the status is not ``OK``."""
 
     network: str
     weights: int
@@ -78,7 +77,7 @@ class Result:
 
 
 def makers_for(backends: Sequence[str], graphs: bool = True) -> dict[str, Maker]:
-    """The contestants by name: each backend, called and replayed from a CUDA graph, and what PyTorch has."""
+    """Return the contestants by name: each backend, called and replayed from a CUDA graph, and PyTorch's."""
     makers: dict[str, Maker] = {OURS + name: partial(sparseopt, backend=name) for name in backends}
     if graphs:
         makers |= {f"{OURS}{name}, graph": partial(replayed, backend=name) for name in backends}
@@ -93,7 +92,7 @@ def makers_for(backends: Sequence[str], graphs: bool = True) -> dict[str, Maker]
 
 
 def replayed(network: Network, backend: str) -> Contestant:
-    """The step of ``sparseopt``, captured in a CUDA graph."""
+    """Return the step of ``sparseopt``, captured in a CUDA graph."""
     eager = sparseopt(network, backend)
     steps = 3
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -107,7 +106,7 @@ def replayed(network: Network, backend: str) -> Contestant:
         eager.step()
 
     def replay() -> Contestant:
-        """Holds on to the optimizer, whose momentum the graph reads without keeping it alive."""
+        """Replay the graph. The closure keeps the optimizer alive, whose momentum the graph reads."""
         graph.replay()
         return eager
 
@@ -115,7 +114,7 @@ def replayed(network: Network, backend: str) -> Contestant:
 
 
 def copy_bandwidth(timer: Timer, device: torch.device, nbytes: int = 1 << 30) -> float:
-    """GB/s, read and written, of copying so many bytes within the device's memory."""
+    """Return the bandwidth of a copy within the device's memory in GB/s, reads and writes together."""
     copy = take_turns({"copy": copying(nbytes, device)}, timer, _COPIES)["copy"]
     return copied_gb_per_s(nbytes, copy)
 
@@ -129,13 +128,13 @@ def measure(
     deadline: Deadline,
 ) -> list[Result]:
     """Time the contestants on each network and sparsity, until the deadline; the rest is left out."""
-    from tqdm import tqdm  # the report says what to install, before it comes here
+    from tqdm import tqdm  # the report has checked that it is installed
 
     results: list[Result] = []
     with tqdm(runs, unit="run") as progress:
         for run in progress:
             progress.set_description(f"{run.network}, sparsity {run.sparsity}")
-            # Who was late once need not be waited for again.
+            # A contestant that was late is not tried again on the same network.
             known = {r.contestant: r.status for r in results if r.network == run.network and r.is_late()}
             try:
                 found = _compare(run, makers, known, timer, device, deadline)
@@ -157,7 +156,7 @@ def _compare(
     device: torch.device,
     deadline: Deadline,
 ) -> dict[str, dict[str, Any]]:
-    """Fields of the results, by contestant. Only those that agree with the reference are timed."""
+    """Return the fields of the results by contestant. Only those that agree with the reference are timed."""
     found: dict[str, dict[str, Any]] = {name: {"status": LEFT_OUT} for name in makers}
     if deadline.left() <= 0:
         return found
@@ -189,13 +188,13 @@ def _compare(
     return found
 
 
-class NotReadyError(BaseException):  # no Exception: what compiles may catch those
+class NotReadyError(BaseException):  # not an Exception, because compilers may catch those
     """A contestant took too long before its first timed step."""
 
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raise ``NotReadyError`` in the block after so many seconds, where the system has alarms."""
+    """Raise ``NotReadyError`` in the block after ``seconds``, on systems that have alarms."""
 
     def stop(*_: object) -> None:
         raise NotReadyError(f"{_LATE}{seconds:.0f} s")

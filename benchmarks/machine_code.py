@@ -1,4 +1,4 @@
-"""Reads the machine code of NVIDIA's GPUs (SASS, in a cubin): what would run, on a machine that has none."""
+"""Reads the machine code of NVIDIA's GPUs (SASS, in a cubin). No GPU is needed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import NamedTuple
 _FUNCTION = re.compile(r"^\s+Function : (\S+)$", re.M)
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+) )?\s*([A-Z][\w.]*)([^;]*);", re.M)
 _USAGE = re.compile(r"^ Function (\S+?):\n(.*)$", re.M)
-# Arithmetic and conversions; MUFU.RCP64H and its like begin a division or a root.
+# Arithmetic and conversions; MUFU.RCP64H and similar ones begin a division or a root.
 _FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|SET|MNMX|MMA)\b|.*\bF64\b|.*64H\b")
 
 
 def cuobjdump() -> str | None:
-    """The disassembler, from the CUDA toolkit or Triton's wheel. None: there is none."""
+    """Return the path of the disassembler, from the CUDA toolkit or Triton's wheel; None if there is none."""
     triton = importlib.util.find_spec("triton")
     wheel = Path(triton.origin).parent / "backends/nvidia/bin" if triton and triton.origin else Path()
     return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(wheel))
 
 
 def usage(cubin: Path) -> dict[str, dict[str, int]]:
-    """What each function of a cubin takes: REG(isters), STACK, LOCAL, SHARED and others."""
+    """Return the resources of each function of a cubin: REG(isters), STACK, LOCAL, SHARED and others."""
     listing = _run("--dump-resource-usage", cubin)
     return {
         function: {kind: int(number) for kind, number in re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", line)}
@@ -36,18 +36,18 @@ def usage(cubin: Path) -> dict[str, dict[str, int]]:
 
 class Instruction(NamedTuple):
     address: int
-    predicate: str  # what decides whether it is carried out; empty: it always is
+    predicate: str  # empty if the instruction is always executed
     opcode: str  # without operands: LDG.E.128
     operands: str
 
     def jumps_to(self) -> int | None:
-        """Where a branch leads."""
+        """Return the target address of a branch; None for other instructions."""
         found = re.search(r"0x([0-9a-f]+)", self.operands) if self.opcode.startswith("BRA") else None
         return None if found is None else int(found[1], 16)
 
 
 def instructions(cubin: Path) -> dict[str, list[Instruction]]:
-    """Those of each function of a cubin, in order."""
+    """Return the instructions of each function of a cubin, in order."""
     pieces = _FUNCTION.split(_run("-sass", cubin))[1:]
     return {
         function: [Instruction(int(at, 16), *rest) for at, *rest in _INSTRUCTION.findall(listing)]
@@ -56,18 +56,18 @@ def instructions(cubin: Path) -> dict[str, list[Instruction]]:
 
 
 def opcodes(cubin: Path) -> dict[str, list[str]]:
-    """Those of each function of a cubin, in order."""
+    """Return the opcodes of each function of a cubin, in order."""
     return {function: [i.opcode for i in code] for function, code in instructions(cubin).items()}
 
 
 def accesses(code: Iterable[str], opcode: str) -> Counter[int]:
-    """How many loads (LDG) or stores (STG) of global memory there are, by bits per thread."""
+    """Count the loads (LDG) or stores (STG) of global memory, by bits per thread."""
     sizes = (re.search(r"\.[US]?(8|16|64|128|256)\b", o) for o in code if o.split(".")[0] == opcode)
     return Counter(int(size[1]) if size else 32 for size in sizes)
 
 
 def float64(code: Iterable[str]) -> set[str]:
-    """The instructions of double precision, for which most GPUs have hardly any units."""
+    """Return the double-precision opcodes, for which most GPUs have hardly any units."""
     return {opcode for opcode in code if _FLOAT64.match(opcode)}
 
 

@@ -1,4 +1,4 @@
-"""The ways that a GPU may take through machine code: its loops, and the shortest way around one of them."""
+"""Control flow of GPU machine code: the loops, and the shortest way around a loop."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Code = Sequence[Instruction]
 
 
 def loops(code: Code) -> list[Code]:
-    """From where a branch leads back to, up to the branch."""
+    """Return the loops: the instructions from the target of each backward branch to the branch."""
     position = {instruction.address: i for i, instruction in enumerate(code)}
     jumps = [(own.jumps_to(), i) for i, own in enumerate(code)]
     return [code[position[to] : i + 1] for to, i in jumps if to in position and position[to] < i]
 
 
 def outermost(found: Sequence[Code]) -> list[Code]:
-    """The loops that are in none of the others."""
+    """Return the loops that are inside no other."""
     spans = [(own[0].address, own[-1].address) for own in found]
     return [
         own
@@ -33,25 +33,26 @@ def outermost(found: Sequence[Code]) -> list[Code]:
 def shortest_round(
     code: Code, begin: int, wanted: Mapping[Callable[[Instruction], bool], int]
 ) -> list[Instruction]:
-    """The fewest instructions from the beginning of a loop back to it, among which are as many as wanted.
+    """Return the shortest sequence of instructions from the beginning of a loop back to it that has the
+    wanted ones.
 
-    Of a warp all of whose threads go the same way, and call nothing: what is called is for rare cases. An
-    instruction counts whether its predicate holds or not: it is issued.
+    All threads of the warp are assumed to take the same way, without calls, which are for rare cases. A
+    predicated instruction counts whether or not its predicate holds, because it is issued.
 
     Args:
-        code: all of a function, as a compiler may put parts of a loop behind it.
+        code: all of the function, because a compiler may put parts of a loop behind it.
         begin: the address of the loop.
-        wanted: how many there are to be of what.
+        wanted: the least number of instructions for which each predicate is true.
 
     Raises:
-        ValueError: no way around has them all, or it is not known where a jump leads.
+        ValueError: no way around the loop has them all, or the target of a jump is not known.
     """
     blocks = _blocks(code)
     limits = tuple(wanted.values())
     counts = {
         at: tuple(sum(map(is_wanted, block.code)) for is_wanted in wanted) for at, block in blocks.items()
     }
-    # Dijkstra's: of the ways that end with a block and have so many of what is wanted, the shortest is first.
+    # Dijkstra's algorithm; a state is a block and the counts of wanted instructions so far.
     first = begin, tuple(map(min, counts[begin], limits))
     queue = [(len(blocks[begin].code), first)]
     before = {first: first}
@@ -74,7 +75,7 @@ def shortest_round(
 
 
 class _Block(NamedTuple):
-    """Instructions that follow each other, and the addresses of those that may come next."""
+    """A basic block: its instructions, and the addresses of the blocks that may come next."""
 
     code: Code
     next: list[int]
@@ -85,7 +86,7 @@ _UNKNOWN = ("BRX", "BRXU", "JMP", "JMX", "JMXU")
 
 
 def _blocks(code: Code) -> dict[int, _Block]:
-    """By address."""
+    """Return the basic blocks by address."""
     position = {instruction.address: i for i, instruction in enumerate(code)}
     starts = {0, len(code)}
     next_of: dict[int, list[int]] = {}
@@ -106,5 +107,5 @@ def _blocks(code: Code) -> dict[int, _Block]:
 
 
 def _may_go_on(jump: Instruction) -> bool:
-    """Whether a jump depends on something: its predicate, one among its operands, or its threads."""
+    """Tell if a jump is conditional: by its predicate, by one among its operands, or by divergence."""
     return bool(jump.predicate or ".DIV" in jump.opcode or re.match(r"\s*!?U?P\d", jump.operands))

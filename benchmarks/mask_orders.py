@@ -1,21 +1,23 @@
-"""What an order of the inputs, or active weights in groups, would save of a step's memory traffic on a GPU:
-``python benchmarks/mask_orders.py``. Nothing is timed and nothing runs on a GPU: lines of memory are counted.
+"""Counts the memory traffic of a step on a GPU with inputs in another order, or active weights in groups:
+``python benchmarks/mask_orders.py``. Nothing is timed and nothing runs on a GPU.
 
 A masked step reads and writes p and b and reads g in the lines that hold an active weight (sectors of 32
-bytes, or aligned pairs of them), and reads what tells them: the mask's bits, or a list of these lines if that
-is shorter. Of a tensor without a mask it moves everything.
+bytes, or aligned pairs of them). It also reads the mask's bits, or a list of these lines if that is shorter.
+Tensors without a mask are moved whole.
 
-Counted are masks as they are; with the inputs of each layer in another order, which is the same for all its
-neurons; and random masks whose active weights come in aligned groups. In an order, there move either
+The traffic is counted for masks as they are; for masks with the inputs of each layer in another order, the
+same for all its neurons; and for random masks whose active weights come in aligned groups. An order permutes
+either
 
-- columns of the weight matrix, each for itself: of convolutions larger than 1x1 for comparison only, as they
-  could not read such a weight; or
-- input channels with their kh * kw weights: together in contiguous memory, or apart in channels_last.
+- single columns of the weight matrix; for convolutions larger than 1x1 this is only a comparison, because
+  they could not read such a weight; or
+- input channels with their kh * kw weights, which are adjacent in contiguous memory and apart in
+  channels_last.
 
-Each layer has its own order, or, in ResNet-50, all layers that read the same channels have one.
+Each layer has its own order, or, in ResNet-50, all layers that read the same channels share one.
 
-Masks are random (``sparsify``, ERK), or what RigL and SET leave after they trained small networks, of those
-networks' shapes, on scikit-learn's digits and on Fashion-MNIST. It takes three minutes on one core.
+Masks are random (``sparsify``, ERK), or those of small networks that RigL and SET have trained on
+scikit-learn's digits and on Fashion-MNIST. It takes three minutes on one core.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ from sparseopt_kernels.text_table import aligned
 
 SPARSITIES = (0.9, 0.95, 0.99)
 RESULTS = Path(__file__).parent / "results" / "mask_orders.csv"
-WIDTHS = (8, 16, 32)  # of a line, in weights
+WIDTHS = (8, 16, 32)  # weights in a line
 
 
 class Memory(NamedTuple):
-    """How weights are stored, and in lines of how many bytes they are fetched."""
+    """The size of a weight and of a line of memory, in bytes."""
 
     name: str
     itemsize: int
@@ -58,7 +60,7 @@ class Memory(NamedTuple):
 
     @property
     def width(self) -> int:
-        """How many weights there are in a line: one of ``WIDTHS``."""
+        """The number of weights in a line: one of ``WIDTHS``."""
         return self.line // self.itemsize
 
 
@@ -73,7 +75,7 @@ _ACCESSES = 5  # p and b read and written, g read
 
 Bools = npt.NDArray[np.bool_]
 Permutation = npt.NDArray[np.intp]
-Order = Callable[[Bools, int], Permutation]  # of pieces, see MOVES, for lines of so many weights
+Order = Callable[[Bools, int], Permutation]  # of pieces (see MOVES), by the weights in a line
 
 
 class Case(NamedTuple):
@@ -85,7 +87,7 @@ class Case(NamedTuple):
     masks: list[Bools]
     unmasked: int  # weights of parameters without a mask
     earlier: list[Bools] | None = None  # the masks halfway through their updates
-    inputs: list[int] | None = None  # what each layer reads: equal numbers, the same channels
+    inputs: list[int] | None = None  # for each layer, the number of the channels that it reads
 
     @property
     def weights(self) -> int:
@@ -93,29 +95,29 @@ class Case(NamedTuple):
 
 
 class Count(NamedTuple):
-    """What the masked parameters of a case cost, arranged in a way. By the width of lines:"""
+    """The traffic of a case's masked parameters in one arrangement, by the weights in a line."""
 
     layout: str
     arrangement: str
     live: dict[int, int]  # lines that hold an active weight
-    mask_bytes: dict[int, int]  # read to know the active weights
+    mask_bytes: dict[int, int]  # read to find the active weights
 
     def step_bytes(self, case: Case, memory: Memory) -> int:
-        """What a step moves, parameters without a mask included."""
+        """Return the bytes that a step moves, parameters without a mask included."""
         unmasked = _ACCESSES * memory.itemsize * case.unmasked
         live = _ACCESSES * memory.line * self.live[memory.width]
         return live + self.mask_bytes[memory.width] + unmasked
 
 
 def live_lines(memory: Bools, width: int) -> int:
-    """How many lines of ``width`` weights hold an active one. The first line begins with the first weight."""
+    """Return the number of lines of ``width`` weights with an active one. The first weight begins a line."""
     flat = memory.reshape(-1)
     return int(np.pad(flat, (0, -flat.size % width)).reshape(-1, width).any(axis=1).sum())
 
 
 def least_mask_bytes(weights: int, live: int, width: int) -> int:
-    """What tells the active weights: all bits of the mask, or, if that is less, a list of the ``live`` lines,
-    with a number of 4 bytes and the bits of each."""
+    """Return the bytes read to find the active weights: all bits of the mask, or, if that is less, a list of
+    the ``live`` lines with a 4-byte number and the bits of each."""
     return min(-(-weights // 8), live * (4 + width // 8))
 
 
@@ -131,7 +133,7 @@ def _channels_apart(mask: Bools) -> Bools:
     return np.moveaxis(mask, 1, -1).reshape(-1, mask.shape[1], 1)
 
 
-# What moves, by layout: a mask as (rows, pieces, weights of a piece) in the order of memory.
+# By layout and kind of piece: reshapes a mask to (rows, pieces, weights of a piece) in the order of memory.
 MOVES: dict[tuple[str, str], Callable[[Bools], Bools]] = {
     ("contiguous", "columns"): _columns,
     ("contiguous", "channels"): _channels,
@@ -144,15 +146,15 @@ def at_random(pieces: Bools, width: int) -> Permutation:
 
 
 def by_fan_out(pieces: Bools, width: int) -> Permutation:
-    """Those with the most active weights first."""
+    """Return the order with the most active weights first."""
     return np.argsort(-pieces.sum(axis=(0, 2)), kind="stable")
 
 
 def greedily(pieces: Bools, width: int) -> Permutation:
-    """Group after group of as many pieces as share a line of ``width`` weights.
+    """Return an order built greedily, group by group, where a group has the pieces that share a line.
 
-    Each begins with the piece of the largest fan-out that is left, and takes the one of the largest
-    ``overlap / sqrt(fan-out)`` next, where overlap counts the rows in which the group is active already.
+    Each group begins with the remaining piece of largest fan-out. The next one is that with the largest
+    ``overlap / sqrt(fan-out)``, where overlap counts the rows in which the group is already active.
     """
     active: Bools = np.logical_or.reduce(pieces, axis=2)
     rows, count = active.shape
@@ -180,15 +182,15 @@ ORDERS = {"at random": at_random, "by fan-out": by_fan_out, "greedily": greedily
 
 
 def packed(mask: Bools) -> Bools:
-    """Each row's active weights at its beginning: no order of columns touches fewer lines, where rows are
-    whole numbers of lines."""
+    """Return the mask with each row's active weights at its beginning. If rows are whole numbers of lines, no
+    order of columns has fewer live lines."""
     rows = mask.reshape(len(mask), -1)
     is_packed: Bools = np.arange(rows.shape[1]) < rows.sum(axis=1, keepdims=True)
     return is_packed
 
 
 def in_groups(mask: Bools, size: int) -> Bools:
-    """A random mask of the same density, of whose rows each ``size`` weights are active or not as one."""
+    """Return a random mask of the same density whose rows consist of groups of ``size`` equal weights."""
     rows, columns = len(mask), prod(mask.shape[1:])
     groups = np.zeros(rows * -(-columns // size), dtype=bool)
     groups[np.random.default_rng(0).permutation(groups.size)[: round(mask.mean() * groups.size)]] = True
@@ -196,11 +198,11 @@ def in_groups(mask: Bools, size: int) -> Bools:
 
 
 def counts(case: Case) -> Iterator[Count]:
-    """Of the masks as they are, in each order, packed, and of random ones in groups."""
+    """Yield the counts of the masks as they are, in each order, packed, and of random masks in groups."""
     yield _count("contiguous", AS_IS, case.masks)
     for (layout, what), pieces in MOVES.items():
         if what == "channels" and all(prod(mask.shape[2:]) == 1 for mask in case.masks):
-            continue  # they are columns
+            continue  # the same as columns
         masks = [pieces(mask) for mask in case.masks]
         if layout == "channels_last":
             yield _count(layout, AS_IS, masks)
@@ -228,7 +230,8 @@ def _count(
     order: Order = _as_is,
     seen: Sequence[Bools] | None = None,
 ) -> Count:
-    """With the pieces of each mask in the order that suits another, which was ``seen``."""
+    """Count the traffic with the pieces of each mask in the order made from the mask ``seen`` (default: the
+    mask itself)."""
     live, mask_bytes = dict.fromkeys(WIDTHS, 0), dict.fromkeys(WIDTHS, 0)
     for mask, model in zip(masks, seen or masks, strict=True):
         for width in WIDTHS:
@@ -239,7 +242,7 @@ def _count(
 
 
 def _of_equal_inputs(masks: Sequence[Bools], inputs: Sequence[int]) -> list[Bools]:
-    """For each layer the rows of all that read the same, below each other."""
+    """Return for each layer the concatenated rows of all layers that read the same channels."""
     return [np.concatenate([m for m, i in zip(masks, inputs, strict=True) if i == own]) for own in inputs]
 
 
@@ -254,19 +257,19 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "ResNet-20, digits": {"data": "digits", "model": "resnet20"},
     "MLP, Fashion-MNIST": {"data": "fashion-mnist", "model": "mlp", "epochs": 8, "update_every": 50},
 }
-_EXAMPLES = 20_000  # at most, to train on and to test with
+_EXAMPLES = 20_000  # the most training examples, and the most test examples
 _HALFWAY = 3 / 8  # of the epochs: masks change in the first three quarters
 
 
 def random_case(network: str, sparsity: float) -> Case:
-    """The masks that ``sparsify`` draws, ERK."""
+    """Return a case with the random ERK masks of ``sparsify``."""
     model = NETWORKS[network]()
     case = _case(network, RANDOM, sparsity, model, sk.sparsify(model, sparsity, "erk"))
     return case._replace(inputs=resnet50_inputs()) if network == "ResNet-50" else case
 
 
 def trained_case(network: str, method: str, sparsity: float) -> Case:
-    """What became of the masks in training by masked SGD. Says the test accuracy."""
+    """Train by masked SGD, print the test accuracy, and return a case with the final masks."""
     options = TRAININGS[network]
     config = new_config({**options, "sparsity": sparsity, "method": method, "device": "cpu", "threads": 1})
     run = Run(config, load_dataset(config.data).first(_EXAMPLES, _EXAMPLES), "sgd", seed=0)
@@ -280,8 +283,11 @@ def trained_case(network: str, method: str, sparsity: float) -> Case:
 
 
 def resnet50_inputs() -> list[int]:
-    """What each layer of ``networks.resnet50`` reads. The blocks of a stage add to the same channels, which
-    their first convolutions read, and both that begin the next stage."""
+    """Return the number of the channels that each layer of ``networks.resnet50`` reads.
+
+    The blocks of a stage add to the same channels. Their first convolutions read these, and so do the first
+    convolution and the shortcut of the next stage.
+    """
     inputs, read, last = [0], 1, 1
     for blocks in (3, 4, 6, 3):
         for block in range(blocks):
@@ -303,7 +309,7 @@ def _arrays(masks: Mapping[nn.Parameter, Tensor]) -> list[Bools]:
 
 
 def main(results: Path = RESULTS) -> int:
-    """Count, print and write the table; the exit status."""
+    """Count, print and write the table, and return the exit status."""
     cases = [partial(random_case, network, sparsity) for network in NETWORKS for sparsity in SPARSITIES]
     for network in TRAININGS:
         cases += [partial(trained_case, network, method, s) for method in METHODS for s in SPARSITIES]
@@ -320,7 +326,8 @@ def main(results: Path = RESULTS) -> int:
 
 
 def _table(found: Sequence[tuple[Case, list[Count]]], memory: Memory) -> list[list[str]]:
-    """By arrangement and sparsity; in brackets, as a share of the same layout as it is."""
+    """Return bytes per weight by arrangement and sparsity, and in brackets the ratio to the same layout as it
+    is."""
     rows = [["layout", "arrangement", *(str(case.sparsity) for case, _ in found)]]
     for same in zip(*(of_case for _, of_case in found), strict=True):
         cells = []
@@ -333,7 +340,7 @@ def _table(found: Sequence[tuple[Case, list[Count]]], memory: Memory) -> list[li
 
 
 def _write(path: Path, counted: Sequence[tuple[Case, list[Count]]]) -> None:
-    """A row for each case and arrangement: live lines and mask bytes by the weights in a line, and bytes."""
+    """Write a row for each case and arrangement: live lines, mask bytes and bytes of a step."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(

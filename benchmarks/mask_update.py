@@ -1,9 +1,10 @@
-"""What an update of the masks costs on a CPU, in the native library and in PyTorch: ``make mask-update``.
+"""The time of a mask update on a CPU, in the native library and in PyTorch: ``make mask-update``.
 
-Of each network and dtype: a step of SparseOpt, ``dst.step()`` of RigL and SET when an update is due, and the
-step of SparseOpt after it, which prepares for the new masks, in milliseconds. In brackets: an update as a
-share of the 100 steps between two of them. ``start`` is the first update of a run, which drops
-``drop_fraction`` of the active weights; the others drop half as many, the mean over a run. Then ``sparsify``.
+For each network and dtype it prints milliseconds of a step of SparseOpt, of ``dst.step()`` of RigL and SET
+when an update is due, and of the step of SparseOpt after it, which prepares for the new masks. In brackets is
+an update's share of the 100 steps between two updates. ``start`` is the first update of a run, which drops
+``drop_fraction`` of the active weights; the others drop half as many, the mean over a run. Then it prints the
+time of ``sparsify``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for dtype in options.dtypes:
             network = _network(shapes, distribution, getattr(torch, dtype))
             turns = _turns(network)
-            # PyTorch's updates take a hundred times as long: two will do.
+            # Two rounds only, because PyTorch's updates take a hundred times as long.
             slow = {own: turns.pop(own) for own in _CONTESTANTS if own.endswith("PyTorch")}
             found = take_turns(turns, CpuTimer(), Rounds(timed=options.rounds, warmup=1))
             found |= take_turns(slow, CpuTimer(), Rounds(timed=2, warmup=0))
@@ -95,14 +96,14 @@ def _turns(network: Network) -> dict[str, Turn]:
     def between_updates() -> None:
         for gradient in network.gradients:
             gradient.normal_()
-        for _ in range(2):  # the first one prepares for the masks that changed
+        for _ in range(2):  # the first one prepares for the changed masks
             optimizer.step()
 
     turns = {"step": Turn(optimizer.step, between_updates)}
     for name, (cls, factor, is_native) in _CONTESTANTS.items():
-        # The step after an update is to be timed, not left out.
+        # Without skip_step, because the step after an update is timed.
         dst = cls(network.masks, 0.3, 1, stop_at=math.inf, drop_schedule=_always(factor), skip_step=False)
-        dst.step()  # the first one alone compares the masks with those it was made with
+        dst.step()  # only the first one compares the masks with those that dst was made with
         turns[name] = Turn(dst.step if is_native else _by_pytorch(dst.step), between_updates)
 
     def update() -> None:

@@ -1,4 +1,4 @@
-"""The networks that the benchmarks measure, and the least memory traffic that a step on them can have."""
+"""The networks that the benchmarks measure, and the least memory traffic of a step on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparseopt_kernels.lab.training.models import resnet
 
 
 def resnet50() -> nn.Module:
-    """The parameters of ResNet-50 (He et al. 2016) for ImageNet, in order; it computes nothing."""
+    """Return a module with the parameters of ResNet-50 (He et al. 2016), in order; it computes nothing."""
     layers: list[nn.Module] = []
 
     def convolution(columns: int, rows: int, size: int) -> None:
@@ -47,15 +47,17 @@ LAYERS_8192X8192: list[Shape] = [(8192, 8192)] * 4
 
 
 def nearly_square(weights: int) -> Shape:
-    """The shape of one layer of so many weights, or a few less."""
+    """Return the shape of a layer of ``weights`` weights, or a few less."""
     rows = math.isqrt(weights)
     return (rows, weights // rows)
 
 
 def floor_bytes(parameter: Tensor, mask: Tensor | None, line: int = 32) -> int:
-    """The bytes that no implementation can do without: p and b read and written and g read in the lines of
-    ``line`` bytes that hold an active weight, and the mask's bits. (A line is a sector of a GPU, 32 bytes,
-    or a cache line of a CPU, 64.) All of a dense tensor is live, and no mask read."""
+    """Return the least bytes that a step can move: p and b read and written and g read in the lines of
+    ``line`` bytes that hold an active weight, and the mask's bits.
+
+    A line is a GPU's sector of 32 bytes or a CPU's cache line of 64. Tensors without a mask are moved whole.
+    """
     size = parameter.element_size()
     if mask is None:
         return 5 * size * parameter.numel()
@@ -64,16 +66,18 @@ def floor_bytes(parameter: Tensor, mask: Tensor | None, line: int = 32) -> int:
 
 
 def floor_bytes_of(contestant: Contestant, line: int) -> int:
-    """Return the bytes that no implementation of what a contestant does can do without: if it knows no masks,
-    those of all weights."""
+    """Return the least bytes that a step of the contestant's work can move; without masks, those of all
+    weights."""
     masks = contestant.network.masks if contestant.work != "sgd" else {}
     return sum(floor_bytes(p, masks.get(p), line) for p in contestant.network.parameters)
 
 
 def walk_floor_bytes(parameter: Tensor, mask: Tensor | None) -> int:
-    """The least that the walk of a GPU backend can move: that of ``floor_bytes``, and the sectors of c_i of
-    neurons that have an active weight; where few sectors are live, not the mask's bits but the number of
-    each, of 4 bytes, and its bits."""
+    """Return the least bytes that the walk of a GPU backend can move.
+
+    They are those of ``floor_bytes``, and the sectors of c_i of neurons that have an active weight. If few
+    sectors are live, the 4-byte numbers and the bits of these are read in place of all bits of the mask.
+    """
     if mask is None:
         return floor_bytes(parameter, mask)
     lanes = 32 // parameter.element_size()

@@ -1,7 +1,8 @@
-"""A ``Linear`` layer, dense and as ``to_sparse`` makes it: the time of a forward pass and the size on disk.
+"""The time of a forward pass and the size on disk of a ``Linear`` layer, dense and as CSR of ``to_sparse``:
+``make sparse-forward``.
 
-For each layer, sparsity and number of threads: milliseconds, dense and CSR, medians, and their quotient.
-Then the bytes of the saved state dict. The rule of ``to_sparse`` stands on it. ``make sparse-forward``.
+For each layer, sparsity and number of threads it prints median milliseconds, dense and CSR, and their ratio;
+then the size of the saved state dict. The thresholds of ``to_sparse`` are chosen by these figures.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sparseopt_kernels.lab.machine import machine
 from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Turn, processor_share, take_turns
 from sparseopt_kernels.text_table import aligned
 
-_BATCHES = {1: 20, 32: 4, 256: 1}  # passes in a row, timed as one
+_BATCHES = {1: 20, 32: 4, 256: 1}  # by batch size, the passes in a row that are timed together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def _cell(dense: nn.Module, sparse: nn.Module, batch: int, rounds: int) -> str:
 
 
 def _short(ms: float) -> str:
-    """Three digits."""
+    """Format with three digits."""
     return f"{ms:.{max(0, 2 - math.floor(math.log10(ms)))}f}"
 
 

@@ -1,6 +1,6 @@
-"""Triton's own launcher over a driver that does nothing: kernels are compiled and launched, nothing runs.
+"""Triton's launcher over a CUDA driver that does nothing: kernels are compiled and launched, but do not run.
 
-It takes a C compiler, and no GPU.
+It needs a C compiler, but no GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def compiler() -> str | None:
 
 @contextmanager
 def active() -> Iterator[Callable[[], int]]:
-    """While this lasts, Triton launches for an H100 that is not there. Tells how many launches there were."""
+    """Make Triton launch to the stand-in of an H100; yield a function that returns the number of launches."""
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
     from triton.runtime import driver
@@ -52,7 +52,8 @@ def active() -> Iterator[Callable[[], int]]:
 
 @cache
 def _library() -> tuple[str, ctypes.CDLL]:
-    """The folder of libcuda.so.1, and the library: loaded for good, as what Triton links to it stays, too."""
+    """Return the folder of the stand-in's libcuda.so.1 and the library. It is never unloaded, because modules
+    that Triton links to it are not, either."""
     folder = tempfile.mkdtemp(prefix="stand_in_driver_")
     library = Path(folder, "libcuda.so.1")
     command = [str(compiler()), "-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", str(_SOURCE)]

@@ -1,13 +1,13 @@
 """The memory that one step of the Triton backend touches: ``python benchmarks/traffic.py``. Nothing is timed.
 
-It is a step in which masks are as they were in the one before. The kernels run in Triton's interpreter,
-where their loads and stores are noted. What counts is each sector of 32 bytes that a launch reads, once, and
-each that it writes, once more, as if caches were perfect; and the same of aligned pairs of sectors, 64 bytes,
-which is what some memories deliver. Tensors begin at multiples of 64 bytes here, as they do on a GPU. All
-layers are metered whole: nothing is sampled or scaled.
+It is a step with unchanged masks. The kernels run in Triton's interpreter, where their loads and stores are
+recorded. Each sector of 32 bytes that a launch reads counts once, and each that it writes counts once more,
+as if caches were perfect; the same is counted for aligned pairs of sectors, 64 bytes, which some memories
+deliver. Tensors begin at multiples of 64 bytes here, as they do on a GPU. All layers are measured whole:
+nothing is sampled or scaled.
 
-Exits with 1 where a layer whose rows have 27 columns or more, and which has 100 000 weights or more, is not
-within 1.02 of the floor.
+The exit status is 1 if a layer with rows of 27 columns or more and 100 000 weights or more is not within 1.02
+of the floor.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.97, 0.99)
 BOUND, BOUND_COLUMNS, BOUND_WEIGHTS = 1.02, 27, 100_000
 RESULTS = Path(__file__).parent / "results" / "traffic.csv"
 _DENSE_SGD = 5  # accesses of each weight: p and b read and written, g read
-# A program takes milliseconds here, whatever it does: few programs with large chunks. That changes nothing
-# about which sectors of the tensors a launch touches, only how many chunks have an owner; see ``_layers``.
+# Few programs with large chunks, because any program takes milliseconds in the interpreter. The sectors of
+# the tensors that a launch touches are the same, but fewer chunks have an owner; see ``_layers``.
 _CHUNK, _TRUE_CHUNK = 1 << 16, TritonKernels.chunk
 _ROWS = 512
 
@@ -54,7 +54,7 @@ Numbers = npt.NDArray[np.uint64]
 
 
 class Layer(NamedTuple):
-    """What one parameter costs in a step. All after ``weights`` are bytes."""
+    """The traffic of one parameter in a step. All fields after ``weights`` are bytes."""
 
     name: str
     columns: int  # of a row; 0: a dense tensor
@@ -66,7 +66,7 @@ class Layer(NamedTuple):
 
 
 class Touched(NamedTuple):
-    """What a launch reads and writes: the distinct numbers, sorted, of pieces of memory of ``unit`` bytes."""
+    """The memory that a launch reads and writes: the sorted distinct numbers of pieces of ``unit`` bytes."""
 
     read: Numbers
     written: Numbers
@@ -79,14 +79,14 @@ class Touched(NamedTuple):
         return self.unit * (len(self.read) + len(self.written))
 
     def bytes_of(self, tensor: Tensor) -> int:
-        """Those in its memory."""
+        """Return the bytes read and written in the memory of a tensor."""
         address, size = tensor.data_ptr(), tensor.nbytes
         ends = np.array([address // self.unit, (address + size - 1) // self.unit + 1], dtype=np.uint64)
         return self.unit * sum(int(np.diff(np.searchsorted(n, ends))[0]) for n in (self.read, self.written))
 
 
 def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Layer]:
-    """The traffic of one step, by parameter."""
+    """Return the traffic of one step by parameter."""
     names: dict[Tensor, str] = {}
     for name, p in model.named_parameters():
         names[p], p.grad = name, torch.ones_like(p)
@@ -107,8 +107,8 @@ def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Laye
                 layers.extend(self._layers(launch, touched, inputs))
 
         def _layers(self, launch: WalkLaunch, touched: Touched, inputs: Inputs) -> Iterator[Layer]:
-            """The launch's traffic by parameter. Each pays for its own memory and for the owners of its
-            chunks; what is left, tables and scalars, they share alike."""
+            """Yield the launch's traffic by parameter: its own memory, the owners of its chunks, and an equal
+            share of the rest, which is tables and scalars."""
             own = {}
             for i, row in zip(launch.members, launch.table.tolist(), strict=True):
                 param, sectors, factors = self._params[i], self._listed[i].sectors, self._factors[i]
@@ -142,7 +142,8 @@ def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Laye
 
 @contextmanager
 def _intercepted() -> Iterator[list[Touched]]:
-    """The launches made within: all loads and stores of the interpreter end in these two functions."""
+    """Yield a list to which the memory of each launch in the block is added. All loads and stores of the
+    interpreter pass through the two patched functions."""
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, launch = builder.create_masked_load, builder.create_masked_store, executor.__call__
     launches: list[Touched] = []
@@ -171,12 +172,12 @@ def _intercepted() -> Iterator[list[Touched]]:
 
 
 def _touched(addresses: Numbers, mask: npt.NDArray[np.bool_]) -> Numbers:
-    """The sectors of one access. An element never straddles two: it lies at a multiple of its size."""
+    """Return the sectors of one access. An element lies at a multiple of its size, so within one sector."""
     return _distinct(_no_repeats(addresses[mask.astype(bool)] // 32))
 
 
 def _distinct(numbers: Numbers) -> Numbers:
-    """Sorted: np.unique is many times slower, as it hashes."""
+    """Return the sorted distinct numbers. ``np.unique`` hashes and is many times slower."""
     return _no_repeats(np.sort(numbers))
 
 
@@ -199,7 +200,7 @@ def main(
     sparsities: Sequence[float] = SPARSITIES,
     results: Path = RESULTS,
 ) -> int:
-    """Meter, print and write the table; the exit status."""
+    """Measure, print and write the table, and return the exit status."""
     torch.set_num_threads(1)
     measured: dict[str, dict[float, list[Layer]]] = {name: {} for name in networks}
     runs = [(name, sparsity) for name in networks for sparsity in sparsities]
@@ -236,12 +237,12 @@ def _print_network(name: str, by_sparsity: Mapping[float, list[Layer]]) -> None:
 
 
 def _verdict(measured: Mapping[str, Mapping[float, list[Layer]]]) -> int:
-    """1 where the bound does not hold, after saying so."""
+    """Print the layers that break the bound, and return the exit status: 1 if there are any, else 0."""
     broken = 0
     for name, by_sparsity in measured.items():
         for sparsity, layers in by_sparsity.items():
             for layer in layers:
-                # No launch touches less, unless some of its accesses went unseen.
+                # Less than the floor would mean that some accesses were not recorded.
                 assert _ratio(layer) >= 1, f"{layer} has less than the floor"
                 is_bound = layer.columns >= BOUND_COLUMNS and layer.weights >= BOUND_WEIGHTS
                 if is_bound and _ratio(layer) > BOUND:
@@ -255,7 +256,7 @@ def _verdict(measured: Mapping[str, Mapping[float, list[Layer]]]) -> int:
 
 
 def _write(path: Path, measured: Mapping[str, Mapping[float, list[Layer]]]) -> None:
-    """A row for each network and sparsity, and one for each length of its rows."""
+    """Write a row for each network and sparsity, and one for each number of columns in it."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(

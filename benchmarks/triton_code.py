@@ -1,6 +1,6 @@
-"""The Triton kernels of steps, compiled for a GPU that need not be here: launches stop after compilation.
+"""Compiles the Triton kernels of steps for a GPU that need not be here: launches stop after compilation.
 
-So these are the very kernels and arguments of a training run. ``machine_code`` reads ``asm["cubin"]``.
+The kernels and arguments are those of a training run. ``machine_code`` reads ``asm["cubin"]``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Compiled(NamedTuple):
 
 
 def compiled_by(step: Callable[[], object], target: GPUTarget = H100) -> list[Compiled]:
-    """All launches that ``step`` makes with the backend "triton", on CPU tensors; nothing runs."""
+    """Return all launches that ``step`` makes with the backend "triton", on CPU tensors; no kernel runs."""
     found: list[Compiled] = []
     run = JITFunction.run
 
@@ -36,7 +36,7 @@ def compiled_by(step: Callable[[], object], target: GPUTarget = H100) -> list[Co
         found.append(Compiled(self.__name__, constants, kernel))
 
     gpu = SimpleNamespace(
-        get_current_device=lambda: target,  # what compiled kernels are kept by
+        get_current_device=lambda: target,  # the cache key of compiled kernels
         get_current_stream=lambda device: 0,
         get_current_target=lambda: target,
     )

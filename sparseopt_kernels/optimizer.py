@@ -31,6 +31,7 @@ from .optimizer_arguments import (
     parameters_in,
     take_out_arguments,
     warn_of_forgotten_masks,
+    warn_of_norm_without_limit,
 )
 from .skipped_steps import PENDING, pending_skips
 from .step.change_detection import Identities, Observed, observe, owners_and_masks, versions_of
@@ -41,7 +42,7 @@ from .step.preparation import NOTHING_PREPARED, Prepared, prepare
 from .step.unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
 from .user_warning import warn
 
-_COPIED = ("_masks", "_backend_name", "_max_grad_norm_over", "_feeding_norm", "_warned")
+_COPIED = ("_masks", "_backend_name", "_feeding_norm", "_warned")
 """The attributes of a copy, besides those that any optimizer of PyTorch has."""
 
 
@@ -77,7 +78,7 @@ class SparseOpt(Optimizer):
 
     Args:
         params: parameters, named parameters, or parameter groups; every keyword below except ``masks``,
-            ``feeding_norm``, ``max_grad_norm_over`` and ``backend`` may be set per group.
+            ``feeding_norm`` and ``backend`` may be set per group.
         lr: learning rate ``eta``, a number or a one-element tensor.
         momentum: momentum factor ``mu``; with 0 there is no ``momentum_buffer``.
         dampening: dampening ``tau`` of the momentum.
@@ -102,7 +103,8 @@ class SparseOpt(Optimizer):
             The norm is over all groups; each group is scaled by its own limit.
         max_grad_norm_over: what counts in that norm: the gradients of ``"active"`` weights, or of all
             positions, ``"dense"``, those of masked ones with the ``c_i`` of their neuron. The latter is most
-            likely what the paper's experiments did (see "The paper, claim by claim").
+            likely what the paper's experiments did (see "The paper, claim by claim"). All groups have the
+            same one.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the environment
             variable ``SPARSEOPT_BACKEND`` overrides ``"auto"``, which takes ``"cpu"`` for CPU tensors and
             ``"cuda"`` (where it was built), else ``"triton"``, for those of a GPU.
@@ -125,7 +127,6 @@ class SparseOpt(Optimizer):
     _masks: Mapping[Parameter, Tensor]
     _own_masks: Mapping[Parameter, Tensor]  # those of parameters in the groups
     _backend_name: str
-    _max_grad_norm_over: NormOver
     _feeding_norm: set[Parameter] | None
     _warned: set[Parameter]  # there was a warning of their fan-in
     _full_check: FullCheck | None
@@ -158,8 +159,6 @@ class SparseOpt(Optimizer):
         fused: bool | None = None,
     ) -> None:
         self._backend_name = kernels.chosen_name(backend)
-        check_norm_over(max_grad_norm_over)
-        self._max_grad_norm_over = max_grad_norm_over
         if not isinstance(masks, Mapping | None):
             raise TypeError(
                 f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
@@ -184,6 +183,7 @@ class SparseOpt(Optimizer):
             "ham_alpha": ham_alpha,
             "ham_beta": ham_beta,
             "max_grad_norm": max_grad_norm,
+            "max_grad_norm_over": max_grad_norm_over,
         }
         check_group(defaults)
         super().__init__(params, defaults)
@@ -193,6 +193,7 @@ class SparseOpt(Optimizer):
             raise ValueError(
                 "feeding_norm has none of the optimizer's parameters: it is that of another model or a copy"
             )
+        warn_of_norm_without_limit(self.param_groups)
         self._leave_out_of_graphs()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -210,13 +211,12 @@ class SparseOpt(Optimizer):
                 if id(p) in seen:
                     raise ValueError(f"{name} is in the optimizer already, as {seen[id(p)]}")
         if isinstance(param_group, dict):
-            take_out_arguments(
-                param_group, self._masks, self._feeding_norm, self._backend_name, self._max_grad_norm_over
-            )
+            take_out_arguments(param_group, self._masks, self._feeding_norm, self._backend_name)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             check_group(group)
+            check_norm_over(self.param_groups)
             check_auto(group, self._feeding_norm)
             for p in group["params"]:
                 if hasattr(p, "device_mesh"):  # the fan-in of a neuron would span several ranks
@@ -294,12 +294,10 @@ class SparseOpt(Optimizer):
         else:
             self._full_check.check(self._prepared, self._own_masks, self._names())
         if not skips:
-            is_made = make_step(
-                self._prepared, observed.gradients, self.param_groups, amp, self._max_grad_norm_over
-            )
+            is_made = make_step(self._prepared, observed.gradients, self.param_groups, amp)
             observed = self._with_new_buffers(observed) if is_made else observed
         is_repeatable = self._full_check is None
-        self._last = LastStep(self._prepared, observed, self._max_grad_norm_over, is_repeatable)
+        self._last = LastStep(self._prepared, observed, is_repeatable)
         for skip in skips:
             skip.take(self)
 
@@ -342,6 +340,7 @@ class SparseOpt(Optimizer):
         Returns:
             What was observed, of the parameters and masks that were found.
         """
+        check_norm_over(self.param_groups)
         for group in self.param_groups:
             check_correction(group["correction"])
             check_auto(group, self._feeding_norm)

@@ -25,13 +25,13 @@ def take_out_arguments(
     masks: Mapping[Parameter, Tensor],
     feeding_norm: set[Parameter] | None,
     backend: str,
-    max_grad_norm_over: str,
 ) -> None:
-    """Drop from a group what is the very argument of the constructor: wrappers such as SAM and
-    ``ZeroRedundancyOptimizer`` put all arguments into the groups that they make.
+    """Drop the arguments of the whole optimizer from a group.
+
+    Wrappers such as SAM and ``ZeroRedundancyOptimizer`` put all arguments into the groups that they make.
 
     Raises:
-        ValueError: it is another one.
+        ValueError: one of them is not the optimizer's.
     """
     is_given: dict[str, Callable[[Any], bool]] = {
         "masks": lambda value: value is masks or (value is None and not masks),
@@ -39,7 +39,6 @@ def take_out_arguments(
         "backend": lambda value: (
             value == backend or (value == "auto" and kernels.chosen_name(value) == backend)
         ),
-        "max_grad_norm_over": lambda value: value == max_grad_norm_over,
     }
     for name in is_given.keys() & group.keys():
         if not is_given[name](group[name]):
@@ -130,8 +129,12 @@ def check_group(group: dict[str, Any]) -> None:
             "it requires momentum > 0 and dampening = 0"
         )
     limit = group["max_grad_norm"]
-    if limit is not None and not (_is_number(limit) and limit > 0):
+    if limit is not None and not (_is_limit(limit) and limit > 0):
         raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
+    if group["max_grad_norm_over"] not in _NORMS_OVER:
+        raise ValueError(
+            f"max_grad_norm_over is {group['max_grad_norm_over']!r}, it must be one of {_NORMS_OVER}"
+        )
     check_correction(group["correction"])
     if group["differentiable"]:
         raise RuntimeError("differentiable=True is not supported: the step is not differentiable")
@@ -143,14 +146,36 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, Tensor)) or hasattr(value, "__float__")
 
 
+def _is_limit(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return _is_number(value) and not isinstance(value, bool)
+
+
 def check_correction(correction: str) -> None:
     if correction not in _CORRECTIONS:
         raise ValueError(f"correction is {correction!r}, it must be one of {_CORRECTIONS}")
 
 
-def check_norm_over(over: str) -> None:
-    if over not in _NORMS_OVER:
-        raise ValueError(f"max_grad_norm_over is {over!r}, it must be one of {_NORMS_OVER}")
+def check_norm_over(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``ValueError`` unless all groups have the same valid ``max_grad_norm_over``."""
+    found = {group["max_grad_norm_over"] for group in groups}
+    if len(found) > 1:
+        raise ValueError(
+            f"max_grad_norm_over is {' and '.join(sorted(map(repr, found)))} in different parameter groups, "
+            "it must be the same in all of them"
+        )
+    if not found <= {*_NORMS_OVER}:
+        raise ValueError(f"max_grad_norm_over is {found.pop()!r}, it must be one of {_NORMS_OVER}")
+
+
+def warn_of_norm_without_limit(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Warn if a norm over all positions was asked for, and no group has a limit for it."""
+    if all(group["max_grad_norm"] is None and group["max_grad_norm_over"] == "dense" for group in groups):
+        warn(
+            "max_grad_norm_over is 'dense', and max_grad_norm is None: no norm is limited. "
+            "Pass max_grad_norm, too"
+        )
 
 
 def check_auto(group: Mapping[str, Any], feeding_norm: Collection[Parameter] | None) -> None:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 class _WarmupCosine:
     """The factor by which ``LambdaLR`` multiplies ``peak`` at a step.
 
-    It is an object and not a closure because ``LambdaLR.state_dict`` saves the attributes of an object.
+    A callable object and not a closure, because ``LambdaLR.state_dict`` saves the attributes of an object.
     """
 
     peak: float

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows as lines with columns of equal width, and a rule below the first of them, the header.
+    """Return the rows as lines with aligned columns, and a rule below the first row, the header.
 
     Args:
-        rows: as many cells in each. Those of the first column are aligned to the left, all others to the
-            right.
+        rows: the cells, the same number in each row. The first column is aligned to the left, all others to
+            the right.
 
     Raises:
-        ValueError: rows of different lengths.
+        ValueError: the rows have different lengths.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     header, *body = (

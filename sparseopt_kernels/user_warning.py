@@ -1,5 +1,5 @@
-"""Warnings that point at the user's line, however deep in PyTorch or in this package they are made; and the
-notes that the command line makes of them."""
+"""Warnings that name the user's line, from any depth within PyTorch and this package; the command line prints
+them as notes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FOREIGN = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (to
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, and name the innermost line that is neither in PyTorch nor in this package.
+    """Warn, naming the innermost line that is neither in PyTorch nor in this package.
 
     A fixed ``stacklevel`` cannot do that: schedulers, GradScaler, hooks and compiled functions call an
     optimizer through different numbers of frames.
@@ -27,13 +27,15 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _is_foreign(filename: str) -> bool:
-    """Tell if it belongs to PyTorch, to this package, or to no file (``<frozen runpy>``, compiled code)."""
+    """Tell if a frame's file is PyTorch's, this package's, or no file (``<frozen runpy>``, compiled code)."""
     return filename.startswith((*_FOREIGN, "<frozen", "<eval_with_key>"))
 
 
 def show_as_notes() -> None:
-    """Print the warnings of this process as notes, from now on, for commands: there is no line of the user's
-    to point at. Those that differ in their numbers only, as from seed to seed, are printed once."""
+    """Print all further warnings of this process as notes: a command has no line of the user's to name.
+
+    Warnings that differ only in numbers, as between seeds, are printed once.
+    """
     seen: set[str] = set()
 
     def show(

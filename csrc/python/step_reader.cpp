@@ -54,15 +54,16 @@ std::optional<bool> is_true(py::handle object) {
 
 bool add_group(std::string& to, py::handle group) {
   if (!PyDict_Check(group.ptr())) return false;
-  const py::handle params = item(group, names().params), correction = item(group, names().correction);
-  if (!params || !PyList_Check(params.ptr()) || !correction) return false;
+  const py::handle params = item(group, names().params), correction = item(group, names().correction),
+                   norm_over = item(group, names().max_grad_norm_over);
+  if (!params || !PyList_Check(params.ptr()) || !correction || !norm_over) return false;
   add_objects(to, py::reinterpret_borrow<py::list>(params));
   for (const py::str* name : {&names().momentum, &names().dampening}) {
     const std::optional<bool> truth = is_true(item(group, *name));
     if (!truth) return false;
     add_number(to, *truth);
   }
-  return add_string(to, correction);
+  return add_string(to, correction) && add_string(to, norm_over);
 }
 
 bool add_state(std::string& keys, std::string& memory, const MemoryReader& reader, py::handle state) {

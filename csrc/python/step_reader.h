@@ -59,7 +59,7 @@ class StepReader {
 struct Names {
   pybind11::str params{"params"}, lr{"lr"}, momentum{"momentum"}, dampening{"dampening"},
       weight_decay{"weight_decay"}, nesterov{"nesterov"}, maximize{"maximize"}, correction{"correction"},
-      ham_alpha{"ham_alpha"}, ham_beta{"ham_beta"}, max_grad_norm{"max_grad_norm"},
+      ham_alpha{"ham_alpha"}, ham_beta{"ham_beta"}, max_grad_norm{"max_grad_norm"}, max_grad_norm_over{"max_grad_norm_over"},
       momentum_buffer{"momentum_buffer"}, grad{"grad"}, version{"_version"}, is_neg{"is_neg"};
 };
 const Names& names();

@@ -1,4 +1,4 @@
-"""What is done to a model before or after training: dense weights loaded, masks applied, made permanent, CSR.
+"""Conversions of a model before or after training: load dense weights, apply or remove masks, convert to CSR.
 
-No step is made here.
+No optimizer step is made here.
 """

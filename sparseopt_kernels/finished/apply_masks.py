@@ -50,7 +50,11 @@ def apply_masks(model: nn.Module, masks: Masks | None = None) -> None:
 
 
 def _matched(model: nn.Module, masks: Masks, own: list[MaskedParameter]) -> dict[Parameter, Tensor]:
-    """The masks by the parameters of ``model``: boolean, each on its parameter's device."""
+    """Return the masks by the parameters of ``model``: boolean, each on its parameter's device.
+
+    Raises:
+        ValueError: see :func:`apply_masks`.
+    """
     parameters = {_bare(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     found = {}
     for name, parameter in masks.named().items():

@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def finalize(model: Model) -> Model:
-    """Remove the masks of a model, in place: what is left is a dense model with zeros.
+    """Remove the masks of a model in place, which leaves a dense model with zeros.
 
     Its ``state_dict`` is that of the dense model. Weights outside the masks are zeroed first. Masks of
     :func:`sparsify`, boolean masks of your own and masks of ``torch.nn.utils.prune`` are removed; other

@@ -1,4 +1,4 @@
-"""Checkpoints without masks for models that have some."""
+"""Loading a dense checkpoint, which has no masks, into a masked model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def load_dense(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Load a dense checkpoint into a masked model: the masks stay, and weights outside them are zeroed.
 
     Apart from masks, it is as strict as ``model.load_state_dict(state_dict)``, with the same messages: names
-    must be those of ``model``, wrappers (``module.``) included. As there, tensors that fit may have been
-    loaded when it raises; weights outside the masks are zero even then. The momentum of an optimizer is not
-    changed.
+    must be those of ``model``, wrappers (``module.``) included. As with ``load_state_dict``, tensors that fit
+    may have been loaded when it raises; weights outside the masks are zero even then. The momentum of an
+    optimizer is not changed.
 
     Args:
         model: a model with masks of :func:`sparsify`, of your own, or of ``torch.nn.utils.prune`` (which gets
@@ -47,9 +47,9 @@ def load_dense(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def _with_masks(state_dict: Mapping[str, Any], places: list[MaskedParameter]) -> Mapping[str, Any]:
-    """The dense ``state_dict`` with the model's own masks, under the names that the masked model has."""
+    """Return the dense ``state_dict`` with the masked model's keys, and with its own masks added."""
     complete: OrderedDict[str, Any] = OrderedDict(state_dict)
-    if hasattr(state_dict, "_metadata"):  # the versions of modules, which decide how they load
+    if hasattr(state_dict, "_metadata"):  # the versions of modules: _load_from_state_dict depends on them
         complete._metadata = state_dict._metadata  # type: ignore[attr-defined]
     for place in places:
         if place.dense_name in complete:
@@ -60,10 +60,10 @@ def _with_masks(state_dict: Mapping[str, Any], places: list[MaskedParameter]) ->
 
 
 class _MissingMask(str):
-    """The name of a mask that a state dict lacks. In a message, it is followed by what to do.
+    """The name of a mask that a state dict lacks; formatted, it is followed by advice.
 
-    It is equal to the name. PyTorch offers no other way: a hook that adds to ``error_msgs`` would raise with
-    ``strict=False`` too, and none is told of ``strict``.
+    It compares equal to the name. PyTorch offers no other way: a hook that adds to ``error_msgs`` would raise
+    with ``strict=False`` too, and no hook is told of ``strict``.
     """
 
     __slots__ = ()
@@ -73,10 +73,10 @@ class _MissingMask(str):
 
 
 def register_load_advice(module: nn.Module) -> None:
-    """Let PyTorch's error that the masks of ``module`` are missing from a state dict name :func:`load_dense`.
+    """Make PyTorch's error for a state dict without the masks of ``module`` mention :func:`load_dense`.
 
-    It survives ``deepcopy`` and pickle of the model. With ``strict=False`` nothing changes, but that the
-    missing key is followed by the advice where it is formatted.
+    The hook survives ``deepcopy`` and pickle of the model. With ``strict=False`` the only change is that the
+    missing key is followed by the advice when it is formatted.
 
     Args:
         module: the layer that has the mask as a buffer.
@@ -93,7 +93,8 @@ def remove_load_advice(module: nn.Module) -> None:
 
 
 def _advise(module: nn.Module, keys: _IncompatibleKeys) -> None:
-    """Mark the first mask that is missing while its weight is there."""
+    """Replace the key of the first mask that is missing, although its weight is present, by a
+    ``_MissingMask``."""
     missing = keys.missing_keys
     if any(isinstance(key, _MissingMask) for key in missing):
         return

@@ -17,12 +17,12 @@ from .finalize import finalize
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# `benchmarks/sparse_forward.py` has the times. Smaller or denser layers were slower for some batches.
+# Measured by `benchmarks/sparse_forward.py`: smaller or denser layers were slower for some batch sizes.
 LEAST_WEIGHTS = 2**19
 LARGEST_DENSITY = 0.1
 
-_DTYPES = (torch.float32, torch.float64)  # that MKL multiplies
-_ROWS_AT_ONCE = 64  # of the input: with more, they leave the cache (2 to 7 times slower with 2048)
+_DTYPES = (torch.float32, torch.float64)  # the dtypes for which MKL has sparse products
+_ROWS_AT_ONCE = 64  # rows of the input: more do not fit into the cache (2 to 7 times slower with 2048)
 _PARTS = ("crow_indices", "col_indices", "values")
 
 
@@ -36,8 +36,8 @@ def to_sparse(model: Model) -> Model:
     exist.
 
     Weights that are zero count, masked or not: a finalized model is converted as well. Save the copy as a
-    whole (``torch.save(sparse, path)``), or its ``state_dict``, which holds plain tensors and loads into what
-    ``to_sparse`` makes of the same model with masks of the same sparsity.
+    whole (``torch.save(sparse, path)``), or its ``state_dict``, which holds plain tensors and loads into the
+    ``to_sparse`` copy of the same model with masks of the same sparsity.
 
     Args:
         model: with masks of :func:`sparsify` or ``torch.nn.utils.prune``, or with zeros in its weights.
@@ -84,9 +84,9 @@ class SparseLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """``torch.sparse_csr``, of shape ``(out_features, in_features)``. It shares the buffers' memory."""
+        """A ``torch.sparse_csr`` tensor ``(out_features, in_features)`` that shares the buffers' memory."""
         shape = (self.out_features, self.in_features)
-        # Indices are checked when they are loaded: in each call, that would cost more than the call.
+        # Indices are checked when they are loaded: a check in each call would cost more than the product.
         return torch.sparse_csr_tensor(
             self.crow_indices, self.col_indices, self.values, shape, check_invariants=False
         )
@@ -148,14 +148,14 @@ class SparseLinear(nn.Linear):
             error_msgs.append(f"the sparse weight {prefix}weight cannot be loaded: {reason}")
             state_dict = {key: t for key, t in state_dict.items() if key.removeprefix(prefix) not in _PARTS}
         elif given:
-            for name in ("col_indices", "values"):  # as many as are active there
+            for name in ("col_indices", "values"):  # the number of active weights may differ
                 self._buffers[name] = getattr(self, name).new_empty(len(given[name]))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     def _why_not(self, parts: dict[str, Any]) -> str | None:
-        """The reason why ``parts`` make no weight of this layer; None: they do, or there are none."""
+        """Return why ``parts`` do not form a weight of this layer; None if they do, or if there are none."""
         if not parts:
             return None
         if len(parts) < len(_PARTS):
@@ -169,12 +169,15 @@ class SparseLinear(nn.Linear):
         return None
 
     def extra_repr(self) -> str:
-        """Name the number of active weights too."""
+        """Return the description of ``nn.Linear``, and the number of active weights."""
         return f"{super().extra_repr()}, active={len(self.values)}"
 
 
 def _memo(places: list[MaskedParameter]) -> dict[int, Any]:
-    """Copies of the weights that PyTorch's prune computes: ``deepcopy`` takes no tensor with a history."""
+    """Return a ``deepcopy`` memo with copies of the weights that ``torch.nn.utils.prune`` computes.
+
+    ``deepcopy`` itself refuses tensors with an autograd history.
+    """
     computed = [
         getattr(place.module, place.buffer.removesuffix("_mask")) for place in places if place.is_pruned
     ]
@@ -186,36 +189,37 @@ def _has_mkl() -> bool:
 
 
 def _pays(weight: Tensor) -> bool:
-    """Tell if CSR is faster."""
+    """Tell if CSR is faster than dense for this weight."""
     if weight.dtype not in _DTYPES or weight.device.type != "cpu" or weight.numel() < LEAST_WEIGHTS:
         return False
-    most = math.ceil(LARGEST_DENSITY * weight.numel())  # sparsify rounds
+    most = math.ceil(LARGEST_DENSITY * weight.numel())  # sparsify rounds the number of active weights
     return int(weight.count_nonzero()) <= most
 
 
 def _convert(layer: nn.Linear, converted: dict[Tensor, Tensor]) -> None:
-    """Make a ``SparseLinear`` of a layer, in place: its hooks stay, and whoever holds it sees it.
+    """Turn a layer into a ``SparseLinear`` in place, so that its hooks and references to it stay valid.
 
     Args:
-        converted: the CSR of weights so far, which layers may share.
+        converted: the CSR tensors made so far, by weight: layers may share a weight.
     """
     weight = layer.weight
     if weight not in converted:
         with warnings.catch_warnings():
-            # PyTorch says once in a process, and from here, that CSR is in beta.
+            # PyTorch warns once per process that CSR is in beta; the warning would name this line.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             converted[weight] = weight.detach().to_sparse_csr()
     csr = converted[weight]
     del layer._parameters["weight"]
     layer.__class__ = SparseLinear
-    # MKL takes indices of 4 bytes, and would have others converted in each call.
+    # MKL uses 4-byte indices; others would be converted in each call.
     layer.register_buffer("crow_indices", csr.crow_indices().to(torch.int32))
     layer.register_buffer("col_indices", csr.col_indices().to(torch.int32))
     layer.register_buffer("values", csr.values())
 
 
 def _read_no_weights(model: nn.Module) -> None:
-    """Let PyTorch's Transformer call its layers: the fused path of its eval mode reads dense weights."""
+    """Switch off the fused path of ``nn.Transformer`` in eval mode, which reads the weights of its layers as
+    dense tensors instead of calling the layers."""
     for module in model.modules():
         if any(isinstance(part, SparseLinear) for part in module.modules()):
             if isinstance(module, nn.TransformerEncoderLayer):

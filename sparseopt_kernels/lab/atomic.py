@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, whenever the process is killed."""
+"""Atomic writes: whenever the process is killed, a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Put ``content`` in the place of the file ``path``, or leave that file as it was.
+    """Replace the file ``path`` by ``content``, or leave it as it was.
 
     Args:
         path: its folder must exist. A leftover of a killed process, ``<name>.tmp``, is overwritten.
         content: the whole file.
-        durable: wait until the disk has it, so that a power cut loses nothing either.
+        durable: wait until the content is on the disk, so that it survives a power cut.
 
     Raises:
-        OSError: the disk is full, say. The former file is untouched, and no temporary file is left.
+        OSError: it cannot be written (a full disk, say). The former file is untouched, and no temporary file
+            is left.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -35,7 +36,7 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last. Not every system can open a folder; where not, the rename is all one gets."""
+    """Make a rename durable, on systems that can open a folder; on others do nothing."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

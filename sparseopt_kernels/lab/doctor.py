@@ -1,4 +1,4 @@
-"""The command ``doctor``: what is installed, which backends run here, and whether they are right."""
+"""The command ``doctor``: lists versions, devices and backends, and checks each backend's results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(_: argparse.Namespace) -> int:
-    """Print the report; 0 if every backend that runs here is right, else 1."""
+    """Print the report and return the exit code: 0 if every backend that runs here is right, else 1."""
     print(f"sparseopt_kernels {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}")
     print("optional packages: " + ", ".join(f"{name} {_version(name)}" for name in _OPTIONAL))
     print(f"machine: {machine()}, {platform.machine()}; PyTorch uses {torch.get_num_threads()} threads")
@@ -62,7 +62,7 @@ def run(_: argparse.Namespace) -> int:
                 continue
             try:
                 difference = _largest_difference(name, device)
-            except Exception as error:  # compilers have errors of their own
+            except Exception as error:  # of any type: compilers raise their own
                 all_right = False
                 print(f"  {name:10} {device:5} FAILED: {str(error) or repr(error)}")
                 continue
@@ -85,7 +85,7 @@ _TOLERANCE = 1e-5
 
 
 def _largest_difference(backend: str, device: str) -> float:
-    """How far ten steps end from those of the reference in float64."""
+    """Return the largest absolute difference to the float64 reference after ten float32 steps."""
     got = _ten_steps(backend, device, torch.float32)
     want = _ten_steps("reference", "cpu", torch.float64)
     return max(float((g.double().cpu() - w).abs().max()) for g, w in zip(got, want, strict=True))
@@ -113,7 +113,7 @@ def _ten_steps(backend: str, device: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _strategies() -> list[str]:
-    """What the CPU backend measures in its first large steps, of four sparsities."""
+    """Return lines on what the CPU backend measures and decides in large steps, at four sparsities."""
     for sparsity in (0.9, 0.95, 0.97, 0.99):
         parameter = Parameter(torch.zeros(2048, 2048))
         parameter.grad = torch.zeros_like(parameter)

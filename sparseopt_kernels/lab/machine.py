@@ -7,8 +7,8 @@ import platform
 import re
 from pathlib import Path
 
-# By "vendor_id", "cpu family" and "model": as of Linux (arch/x86/include/asm/intel-family.h) and of AMD's
-# revision guides. Virtual machines seldom tell more than "AMD EPYC" in their names.
+# By "vendor_id", "cpu family" and "model", from Linux (arch/x86/include/asm/intel-family.h) and AMD's
+# revision guides. The name alone is not enough: on virtual machines it is seldom more than "AMD EPYC".
 _MICROARCHITECTURES = {
     ("AuthenticAMD", 23, 49): "Zen 2",
     ("AuthenticAMD", 25, 1): "Zen 3",
@@ -20,8 +20,8 @@ _MICROARCHITECTURES = {
     ("GenuineIntel", 6, 207): "Emerald Rapids",
     ("GenuineIntel", 6, 173): "Granite Rapids",
 }
-# What the numbers of a virtual machine hide, instructions tell: the first processor that had them, the newest
-# first. Later ones have them, too.
+# The first processors that had these instructions, the newest first, for virtual machines that hide family
+# and model. Later processors have the instructions, too.
 _FIRST_WITH = (
     ({"amx_fp16"}, "Granite Rapids"),
     ({"amx_tile", "avx512_fp16"}, "Sapphire Rapids"),
@@ -30,8 +30,8 @@ _DECORATION = re.compile(r"\((?:r|tm)\)|\bprocessor\b|\bcpu\b|@.*$", re.IGNORECA
 
 
 def machine() -> str:
-    """Return the processor's name, its microarchitecture and the number of cores: ``AMD EPYC (Zen 5), 2
-    cores``. Elsewhere than on Linux the microarchitecture is left out."""
+    """Return the processor's name, its microarchitecture and the number of cores, as in ``AMD EPYC (Zen 5), 2
+    cores``. The microarchitecture is left out on systems other than Linux."""
     try:
         return machine_of(Path("/proc/cpuinfo").read_text())
     except (OSError, ValueError):
@@ -39,15 +39,15 @@ def machine() -> str:
 
 
 def machine_of(cpuinfo: str) -> str:
-    """Return the same for the machine whose ``/proc/cpuinfo`` this is. A microarchitecture that is not known
-    here is given by the numbers of its family and model; on ARM, by those of its implementer and part.
+    """Return :func:`machine` for the text of a ``/proc/cpuinfo``. An unknown microarchitecture is given by
+    its family and model numbers, on ARM by its implementer and part numbers.
 
     Raises:
         ValueError: the text names no processor.
     """
     lines = [line.partition(":") for line in cpuinfo.splitlines()]
     fields = [(key.strip(), value.strip()) for key, _, value in lines]
-    core = dict(fields)  # the last: all are taken to be alike
+    core = dict(fields)  # the last core's; all cores are assumed to be alike
     cores = sum(key == "processor" and value.isdigit() for key, value in fields)
     if {"vendor_id", "cpu family", "model", "model name"} <= core.keys():
         name, microarchitecture = _plain(core["model name"]), _x86(core)
@@ -60,7 +60,7 @@ def machine_of(cpuinfo: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """``Intel(R) Xeon(R) Processor @ 2.60GHz`` as ``Intel Xeon``."""
+    """Shorten a name: ``Intel(R) Xeon(R) Processor @ 2.60GHz`` to ``Intel Xeon``."""
     return " ".join(_DECORATION.sub(" ", name).split())
 
 

@@ -1,9 +1,9 @@
-"""Times contestants on a CPU or a GPU. They take turns within one process, because machines are noisy and the
-noise lasts: each round times one turn of each, in random order, because whoever comes after another finds
-in the caches what that one left there.
+"""Times contestants on a CPU or a GPU.
 
-Nothing here asks for a GPU but ``CudaTimer``. Who the contestants are is not known here: the benchmarks and
-the demo have their own.
+They take turns within one process, so that slow drifts of the machine's speed meet all of them. The order of
+a round is random, because each contestant finds the caches as the one before it left them.
+
+Only ``CudaTimer`` needs a GPU. The contestants are defined by the callers: the benchmarks and the demo.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-QUIET = 0.85  # of a processor, at least, for times to be believed
+QUIET = 0.85  # the least share of a processor with which times are believed
 _PROBE_SECONDS = 0.5
 _EVICTING = 256 << 20  # bytes that are read between steps, at least
-_LEAD_MS = 10.0  # before it is known how long the host takes to issue a step
+_LEAD_MS = 10.0  # how long the device is kept busy until the host's time for a step is known
 
 
 class Timing(NamedTuple):
-    """What a step takes on the device, and how long its call takes on the host: on a CPU, the same."""
+    """The time of a step on the device, and of its call on the host; on a CPU both are the same."""
 
     device_ms: float
     host_ms: float
@@ -32,8 +32,7 @@ class Timing(NamedTuple):
 
 class Timer(Protocol):
     def __call__(self, step: Callable[[], object], busy_ms: float) -> Timing:
-        """Time one call of ``step``, after keeping the device busy with other memory for about ``busy_ms``,
-        if it is a device of its own."""
+        """Time one call of ``step``. A GPU is kept busy with other memory for about ``busy_ms`` first."""
 
 
 class CpuTimer:
@@ -45,23 +44,23 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """What a step takes on the device, by CUDA events, and how long its call takes on the host.
+    """A timer that measures a step on the device by CUDA events, and its call on the host.
 
-    Before it, a buffer larger than the cache is read: that evicts what a step could find there, and leaves
-    nothing to be written back. It is read as often as keeps the device busy until the host has issued the
+    Before each step it reads a buffer larger than the L2 cache: that evicts the step's data, and leaves
+    nothing to be written back. The reads are repeated to keep the device busy until the host has issued the
     whole step, so that the time between the events is the device's alone.
     """
 
     def __init__(self, device: torch.device) -> None:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         self._buffer = torch.zeros(max(_EVICTING, 4 * cache) // 4, device=device)
-        event: Any = torch.cuda.Event  # its type is not told
+        event: Any = torch.cuda.Event  # not annotated in PyTorch
         self._start, self._end = event(enable_timing=True), event(enable_timing=True)
         self._read_ms = 1.0
         self._read_ms = median(self(self._buffer.sum, busy_ms=1.0).device_ms for _ in range(9))
 
     def __call__(self, step: Callable[[], object], busy_ms: float) -> Timing:
-        for _ in range(min(200, 1 + math.ceil(busy_ms / self._read_ms))):  # a queue has room for a thousand
+        for _ in range(min(200, 1 + math.ceil(busy_ms / self._read_ms))):  # the launch queue holds a thousand
             self._buffer.sum()
         self._start.record()
         before = time.perf_counter()
@@ -72,22 +71,27 @@ class CudaTimer:
         return Timing(self._start.elapsed_time(self._end), 1e3 * host)
 
 
+def timer_for(device: torch.device) -> Timer:
+    """Return the timer of a CPU or CUDA device."""
+    return CudaTimer(device) if device.type == "cuda" else CpuTimer()
+
+
 class Turn(NamedTuple):
-    """What a contestant does in a round."""
+    """The part of one contestant in a round."""
 
     step: Callable[[], object]
     prepare: Callable[[], object] = lambda: None  # not timed
-    steps: int = 1  # in a row, timed as one
+    steps: int = 1  # steps in a row that are timed together
 
 
 class Rounds(NamedTuple):
     timed: int
-    warmup: int  # before them, not counted
-    fewest: int = 2  # of the timed ones, even if time is up
+    warmup: int  # rounds before the timed ones
+    fewest: int = 2  # timed rounds that are made even if time is up
 
 
 class Summary(NamedTuple):
-    """Quantiles of the time of one step on the device, and the median of what its call takes on the host."""
+    """Quantiles of the time of one step on the device, and the median time of its call on the host."""
 
     p20_ms: float
     p50_ms: float
@@ -97,16 +101,16 @@ class Summary(NamedTuple):
 
     @classmethod
     def of(cls, timings: Sequence[Timing], steps: int = 1) -> Summary:
-        """Of two timings or more, of so many steps each."""
+        """Summarize two or more timings, each of ``steps`` steps."""
         tenths = quantiles([timing.device_ms / steps for timing in timings], n=10, method="inclusive")
         host = median(timing.host_ms / steps for timing in timings)
         return cls(tenths[1], tenths[4], tenths[7], host, len(timings))
 
 
 def speed(own: Summary, rival: Summary) -> str:
-    """Say how fast a step is beside another's: "it is ... <the other>" makes a sentence.
+    """Return how fast a step is compared with another's, as the middle of a sentence "it is ... <the other>".
 
-    Two steps differ if the middle 60% of their times have nothing in common.
+    Two steps differ if the middle 60% of their times do not overlap.
     """
     if own.p80_ms < rival.p20_ms:
         return f"{rival.p50_ms / own.p50_ms:.1f} times as fast as"
@@ -118,13 +122,13 @@ def speed(own: Summary, rival: Summary) -> str:
 def take_turns(
     turns: Mapping[str, Turn], timer: Timer, rounds: Rounds, is_over: Callable[[], bool] = lambda: False
 ) -> dict[str, Summary]:
-    """Let each contestant have its turn in each round.
+    """Time each contestant once in each round and return the summaries by name.
 
     Args:
         turns: by the contestants' names.
         timer: times a turn.
-        rounds: how many; two timed ones at least.
-        is_over: asked before each round once there were enough; if time is up, there are no more.
+        rounds: the number of rounds; at least two are timed.
+        is_over: called before each round after the first ``rounds.fewest``; True ends the measurement.
     """
     taken: dict[str, list[Timing]] = {name: [] for name in turns}
     order = Random(0)
@@ -148,8 +152,8 @@ def _in_a_row(turn: Turn) -> Callable[[], object]:
 
 
 def processor_share() -> float:
-    """What other programs leave: the time on a processor of a thread that does nothing but compute, as part
-    of the time that passes."""
+    """Return the share of a processor that other programs leave, in [0, 1]: the processor time of a thread
+    that only computes, divided by the time that passes."""
     start, used = time.perf_counter(), time.thread_time()
     while time.perf_counter() - start < _PROBE_SECONDS:
         pass
@@ -157,12 +161,12 @@ def processor_share() -> float:
 
 
 def copying(nbytes: int, device: torch.device | str = "cpu") -> Turn:
-    """Copy so many bytes within the device's memory: what any other step's traffic is compared with."""
+    """Return a turn that copies ``nbytes`` within the device's memory, as the measure of its bandwidth."""
     source = torch.ones(nbytes // 4, device=device)
     target = torch.empty_like(source)
     return Turn(lambda: target.copy_(source))
 
 
 def copied_gb_per_s(nbytes: int, copy: Summary) -> float:
-    """GB/s, read and written, of the turns of ``copying``."""
+    """Return the bandwidth of the turns of ``copying`` in GB/s, reads and writes together."""
     return 2 * nbytes / copy.p50_ms / 1e6

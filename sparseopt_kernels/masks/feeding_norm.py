@@ -107,11 +107,11 @@ def _has_batch_norm(part: nn.Module) -> bool:
 
 
 class _Layer(NamedTuple):
-    """A parameter's use as the weight of a layer."""
+    """The use of a parameter as the weight of a layer."""
 
     is_transposed: bool
     neurons: range
-    """Their numbers, which no other layer has."""
+    """The numbers of its neurons; no two layers have a number in common."""
 
 
 class _Search:
@@ -119,7 +119,7 @@ class _Search:
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self._parameters = parameters  # by the name of their placeholder
-        self._numbers: dict[Node, Any] = {}  # the neuron of each element, of values made of layers' outputs
+        self._numbers: dict[Node, Any] = {}  # the neuron of each element, for nodes made of layers' outputs
         self._layers: dict[Parameter, _Layer] = {}
         self._count = 0
         self._in_norm: set[int] = set()
@@ -133,7 +133,7 @@ class _Search:
         return self._in_norm.issuperset(layer.neurons) and self._elsewhere.isdisjoint(layer.neurons)
 
     def look_at(self, node: Node) -> None:
-        """Note where a node sends the outputs of layers, and the neuron numbers of its own output."""
+        """Record where a node sends the outputs of layers, and the neuron numbers of its own output."""
         if node.op in ("placeholder", "get_attr"):
             return
         name = _name(node)
@@ -195,7 +195,7 @@ class _Search:
         return None
 
     def _moved(self, node: Node) -> Any:
-        """Carry out a node that only moves elements on neuron numbers."""
+        """Apply a node that only moves elements to the neuron numbers of its inputs."""
 
         def numbers_of(source: Node) -> Any:
             if source in self._numbers:
@@ -229,7 +229,10 @@ def _neurons_in(numbers: Any) -> set[int]:
 
 
 def _pooled(numbers: Tensor, dims: Sequence[int], made: Any, keepdim: bool = True) -> Any:
-    """Return the neuron numbers of pooling's output (some come with indices), or None if it mixes neurons."""
+    """Return the neuron numbers of pooling's output, or None if it mixes neurons.
+
+    Max pooling may return indices as well; ``made`` is a tuple then, and so is the result.
+    """
     low, high = numbers.amin(dim=tuple(dims), keepdim=keepdim), numbers.amax(dim=tuple(dims), keepdim=keepdim)
     if not torch.equal(low, high):
         return None

@@ -37,13 +37,13 @@ class MaskableWeight(NamedTuple):
 
 
 def neurons_of(module: nn.Module) -> Neurons:
-    """Return where the neurons of ``module``'s weights lie.
+    """Return the dimension of ``module``'s weights that counts its neurons.
 
-    Dimension 1 counts them for ``ConvTranspose1d-3d``, and for ``Conv1D`` of Hugging Face's transformers,
-    whose weight is ``(in, out)``. Dimension 0 does for all others: for ``Linear`` and ``Conv1d-3d``; for the
-    stacked weights of ``MultiheadAttention`` and ``LSTM``, which have a row for each output; for
-    ``Embedding``, where a row is the vector of one token, as in the classifier that often shares its weight;
-    for modules of unknown type.
+    It is dimension 1 for ``ConvTranspose1d-3d``, and for ``Conv1D`` of Hugging Face's transformers, whose
+    weight is ``(in, out)``. It is dimension 0 for all others: ``Linear`` and ``Conv1d-3d``; the stacked
+    weights of ``MultiheadAttention`` and ``LSTM``, which have a row for each output; ``Embedding``, where a
+    row is the vector of one token, as in the classifier that often shares its weight; and modules of unknown
+    type.
     """
     if isinstance(module, _DIM_1_IS_NEURONS):
         return Neurons(dim=1, groups=module.groups)
@@ -54,7 +54,7 @@ def neurons_of(module: nn.Module) -> Neurons:
 
 
 def pruned_by_pytorch(module: nn.Module) -> list[str]:
-    """The tensors of ``module`` itself that ``torch.nn.utils.prune`` computes, by name.
+    """Return the names of the tensors of ``module`` itself that ``torch.nn.utils.prune`` computes.
 
     Such a ``weight`` is a plain attribute, the product of the parameter ``weight_orig`` and the buffer
     ``weight_mask``, which has the weight's dtype.
@@ -88,13 +88,14 @@ def all_weights(model: nn.Module) -> list[MaskableWeight]:
             if parameter not in found:
                 found[parameter] = weight
             elif weight.is_usual() and not found[parameter].is_usual():
-                del found[parameter]  # the order is that of the places
+                del found[parameter]  # so that it comes at its usual place
                 found[parameter] = weight
     return list(found.values())
 
 
 def names_of_parameters(model: nn.Module) -> dict[Parameter, list[str]]:
-    """Return the names by which a pattern finds each parameter: its own and its layer's, at every place."""
+    """Return the names that a pattern may match for each parameter: its own and its layer's, wherever it is
+    used."""
     names: dict[Parameter, list[str]] = {}
     for module_name, module in model.named_modules(remove_duplicate=False):
         for attribute, parameter in module._parameters.items():
@@ -106,19 +107,19 @@ def names_of_parameters(model: nn.Module) -> dict[Parameter, list[str]]:
 def maskable_weights(
     model: nn.Module, exclude: Sequence[str] = (), include: Sequence[str] = ()
 ) -> list[MaskableWeight]:
-    """Return the weights that a call of ``sparsify`` is about, in model order.
+    """Return the weights that ``sparsify`` masks, in model order.
 
-    They are those of all ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` layers, and what ``include``
-    adds, without what ``exclude`` names. A weight that several layers share comes once, and is found by
-    each of its names. A layer whose weight is computed (parametrized, pruned) is left out, with a warning
-    unless ``exclude`` names it.
+    They are the weights of all ``Linear``, ``Conv1d-3d`` and ``ConvTranspose1d-3d`` layers and those that
+    ``include`` adds, without those that ``exclude`` names. A weight that several layers share comes once, and
+    is found by each of its names. A layer whose weight is computed (parametrized, pruned) is left out, with a
+    warning unless ``exclude`` names it.
 
     Args:
         model: any module.
         exclude: names, or shell-style patterns, of layers (``"fc"``, ``"layer1.*"``) or of their
             weights (``"fc.weight"``) to leave out.
-        include: of weights of other layers to add (``"self_attn.in_proj_weight"``, ``"*.wte"``). What
-            ``exclude`` names as well is left out.
+        include: names or patterns of weights of other layers to add (``"self_attn.in_proj_weight"``,
+            ``"*.wte"``). Weights that ``exclude`` names as well are left out.
 
     Raises:
         TypeError: ``exclude`` or ``include`` is a single string, or holds something that is no string.
@@ -135,7 +136,7 @@ def maskable_weights(
                 warn(f"layer {name!r} is left out: its weight is not a parameter (parametrized)")
     chosen = []
     for weight in all_weights(model):
-        # Each is asked, for the patterns that it meets.
+        # Both are called for every weight, because Patterns records what has matched.
         is_included = included.match(names[weight.parameter])
         is_excluded = excluded.match(names[weight.parameter])
         if not is_excluded and (is_included or weight.is_usual()):
@@ -153,7 +154,7 @@ def maskable_weights(
 
 
 def _computed(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with a usual weight that is no parameter, but computed from others, by name."""
+    """Return the layers, by name, whose usual weight is computed from other tensors and is no parameter."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -162,7 +163,7 @@ def _computed(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_other_weight(weight: MaskableWeight) -> bool:
-    """Tell if ``include`` may add a parameter that is no usual weight."""
+    """Tell if ``include`` may add this weight, which is not a usual one."""
     _, module, attribute, parameter, _ = weight
     if isinstance(module, _NORMS) or attribute == "bias" or attribute.startswith("bias_"):
         return False

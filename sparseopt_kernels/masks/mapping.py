@@ -1,7 +1,7 @@
-"""The masks of a model as a mapping from parameter to mask, and what can be asked about them.
+"""``Masks``: the masks of a model as a mapping from parameter to mask, with their sparsity and fan-in.
 
-They are made in ``topology.sparsify``, and found in ``registered_masks.py``. What a kernel derives from a
-mask (packed bits, lists of active blocks) is the kernel's business.
+Masks are made in ``topology.sparsify``, and found in ``registered_masks.py``. Data that a kernel derives from
+a mask (packed bits, lists of active blocks) belongs to the kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .registered_masks import MaskedParameter, masks_without_parameter, register
 
 
 def check_model(model: object) -> None:
-    """Raise ``TypeError`` unless it is a module whose masks can be found."""
+    """Raise ``TypeError`` unless ``model`` is a module whose masks can be found."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, it must be a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
@@ -93,7 +93,7 @@ class Masks(Mapping[Parameter, Tensor]):
         return len(self._places)
 
     def tensors(self) -> list[Tensor]:
-        """Return all masks, in the order of iteration: ``list(self.values())``, sooner."""
+        """Return all masks in the order of iteration; faster than ``list(self.values())``."""
         tensors = [place.module._buffers.get(place.buffer) for place in self._places.values()]
         if any(tensor is None for tensor in tensors):
             return list(self.values())  # raises
@@ -190,15 +190,15 @@ class Masks(Mapping[Parameter, Tensor]):
 
 
 def masks_of(masks: Mapping[Parameter, Tensor], parameters: Iterable[Tensor]) -> Mapping[Parameter, Tensor]:
-    """Return the masks of these parameters alone, if a model has them; a user's own mapping as it is."""
+    """Return the masks of these parameters alone if ``masks`` is a ``Masks``, else the mapping itself."""
     return masks._only(parameters) if isinstance(masks, Masks) else masks
 
 
 def neurons_in(masks: Mapping[Parameter, Tensor], parameter: Parameter) -> Neurons:
-    """Return where the neurons of a masked parameter lie.
+    """Return the dimension of a masked parameter that counts its neurons.
 
-    A mask that is registered in a model takes them from its layer, whatever mapping it comes in. Else
-    dimension 0 counts them.
+    If the mask is registered in a model, the layer decides, whatever mapping the mask comes in. Else it is
+    dimension 0.
     """
     if isinstance(masks, Masks):
         return masks.neurons(parameter)

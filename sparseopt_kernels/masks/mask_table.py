@@ -1,6 +1,6 @@
-"""Masks to look at: a record or a line for each layer.
+"""A table of a model's masks: a record or a line for each layer.
 
-Only for reading: nothing here changes a mask, and masks need not be boolean.
+Nothing here changes a mask, and masks need not be boolean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers and weights that a caller names: ``exclude``, ``include`` and the keys of ``sparsity`` alike."""
+"""Name patterns of layers and weights, for ``exclude``, ``include`` and the keys of ``sparsity``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 class Patterns:
     """Names, or shell-style patterns, of layers (``"fc"``, ``"layer1.*"``) or weights (``"fc.weight"``).
 
-    A pattern must match a whole name: ``"layer1"`` does not match ``"layer1.conv"``. It is remembered which
-    patterns have matched, so that a misspelt one is found.
+    A pattern must match a whole name: ``"layer1"`` does not match ``"layer1.conv"``. The object keeps which
+    patterns have matched, so that a misspelt one can be reported.
 
     Args:
-        argument: of the public function, for error messages.
+        argument: the name of the public function's argument, for error messages.
         patterns: the names and patterns, in the order in which they are tried.
 
     Raises:
@@ -45,7 +45,7 @@ class Patterns:
         return self.first(names) is not None
 
     def check_all_met(self, advice: str = "") -> None:
-        """Raise ``ValueError``, which ends with the advice, for a pattern that has matched nothing."""
+        """Raise ``ValueError`` if a pattern has matched nothing; the message ends with ``advice``."""
         for pattern in self._patterns:
             if pattern not in self._met:
                 raise ValueError(
@@ -53,7 +53,7 @@ class Patterns:
                 )
 
     def check_all_decisive(self, advice: str = "") -> None:
-        """Raise ``ValueError`` for a pattern that has never been the first to match: it does nothing."""
+        """Raise ``ValueError`` if a pattern was never the first to match: it has no effect."""
         self.check_all_met(advice)
         for pattern in self._patterns:
             if pattern not in self._decisive:

@@ -1,6 +1,6 @@
-"""The masks that are registered in a model: which buffers are masks, of which parameters, and where.
+"""Finds the masks that are registered as buffers in a model, and the parameters that they belong to.
 
-Here is also remembered, weakly, which parameters have such a mask, for whoever is handed a parameter alone.
+It also keeps a weak table from parameter to mask, for callers that have only the parameter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MaskedParameter(NamedTuple):
     attribute: str
     """The name of the parameter in its module."""
     buffer: str
-    """Name of the mask in the same module."""
+    """The name of the mask in its module."""
 
     @property
     def is_pruned(self) -> bool:
@@ -47,38 +47,38 @@ class MaskedParameter(NamedTuple):
         return self.mask_name.removesuffix(_SUFFIX)
 
     def mask(self) -> Tensor | None:
-        """Return the mask, or None if the module has it no more."""
+        """Return the mask, or None if the module no longer has one."""
         return self.module._buffers.get(self.buffer)
 
     def parameter(self) -> Parameter | None:
-        """Return what the module has under the parameter's name now."""
+        """Return the parameter that the module has under this name now, or None."""
         return self.module._parameters.get(self.attribute)
 
     def both(self) -> tuple[Parameter, Tensor]:
-        """Return parameter and mask of what was just found."""
+        """Return the parameter and its mask, which the module must still have."""
         parameter, mask = self.parameter(), self.mask()
         assert parameter is not None
         assert mask is not None
         return parameter, mask
 
     def neurons(self) -> Neurons:
-        """Return where the neurons of the parameter lie."""
+        """Return the dimension of the parameter that counts its neurons."""
         return neurons_of(self.module)
 
 
 def masked_parameters(model: nn.Module) -> list[MaskedParameter]:
-    """Find all masks of a model, in the order of its parameters; of one that layers share, each layer's.
+    """Return all masks of a model, in the order of its parameters. A shared parameter comes once per layer.
 
     A mask is the buffer ``<name>_mask`` beside the parameter ``<name>``, or beside ``<name>_orig`` in a layer
-    that ``torch.nn.utils.prune`` has pruned. A buffer of that name is the user's own, and left alone, if it
-    is neither boolean nor of the parameter's shape; beside a parameter that is not called weight, or has one
-    dimension, unless it is both.
+    that ``torch.nn.utils.prune`` has pruned. A buffer with such a name is not taken for a mask if it is
+    neither boolean nor of the parameter's shape. Beside a parameter of one dimension, or one without
+    ``weight`` in its name, it must be both.
     """
     return [place for name, module in model.named_modules() for place in _in_module(name, module)]
 
 
 def registered_masks(model: nn.Module) -> dict[Parameter, MaskedParameter]:
-    """Return the masks of a model by parameter; of one that layers share, the first layer's.
+    """Return the masks of a model by parameter. For a shared parameter, the first layer's mask is returned.
 
     Raises:
         ValueError: a mask does not fit its parameter; the message names it.
@@ -96,8 +96,8 @@ def registered_masks(model: nn.Module) -> dict[Parameter, MaskedParameter]:
 
 
 def masks_without_parameter(model: nn.Module) -> Iterator[str]:
-    """Name the tensors that have a boolean mask but are computed in every forward pass: of layers that
-    ``weight_norm``, ``spectral_norm`` or another parametrization was applied to after ``sparsify``."""
+    """Yield the names of tensors that have a boolean mask but are computed in every forward pass, because
+    ``weight_norm``, ``spectral_norm`` or another parametrization was applied after ``sparsify``."""
     for module_name, module in model.named_modules():
         for buffer, mask in module._buffers.items():
             attribute = buffer.removesuffix(_SUFFIX)
@@ -112,7 +112,8 @@ def masks_without_parameter(model: nn.Module) -> Iterator[str]:
 
 
 def remembered_mask(parameter: Tensor) -> MaskedParameter | None:
-    """Return the registered mask of a parameter, as far as one was found before in some model; else None."""
+    """Return the registered mask of a parameter if :func:`remember` was told of it and it still holds; else
+    None."""
     remembered = _REMEMBERED.get(id(parameter))
     module = None if remembered is None else remembered.module()
     if remembered is None or module is None:
@@ -122,7 +123,7 @@ def remembered_mask(parameter: Tensor) -> MaskedParameter | None:
 
 
 def remembered_places(masks: Mapping[Parameter, Tensor]) -> list[MaskedParameter]:
-    """Return the registered masks among those of a mapping: what its copy has to :func:`remember` again."""
+    """Return the registered masks in a mapping; a copy of the mapping must :func:`remember` them again."""
     return [place for p in masks if (place := remembered_mask(p)) is not None and place.mask() is masks[p]]
 
 
@@ -180,8 +181,8 @@ class _Remembered(NamedTuple):
 
 
 _REMEMBERED: dict[int, _Remembered] = {}
-"""By the identity of the parameter, which its module confirms. A weak reference to a parameter would keep
-PyTorch from swapping it (``torch.utils.swap_tensors``)."""
+"""Masks by ``id(parameter)``; the module is asked if the parameter is still the same. A weak reference to a
+parameter would keep PyTorch from swapping it (``torch.utils.swap_tensors``)."""
 
 
 def _remember(parameter: Parameter, place: MaskedParameter) -> None:

@@ -1,4 +1,4 @@
-"""Finds tensors that share memory although they are different tensors."""
+"""Finds different tensors that share memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def overlapping_pairs(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    """Find the pairs of strided tensors that have an element at the same address, by their places.
+    """Yield the indices ``(i, j)``, ``i < j``, of strided tensors that have a byte in common.
 
-    Two views that lie between each other's elements (even and odd columns of a matrix) do not overlap.
+    Interleaved views, such as the even and the odd columns of a matrix, do not overlap.
     """
     by_start = sorted((i for i, t in enumerate(tensors) if t.numel() > 0), key=lambda i: _start(tensors[i]))
     for position, i in enumerate(by_start):
@@ -27,13 +27,13 @@ def _start(tensor: Tensor) -> tuple[str, int]:
 
 
 def _end(tensor: Tensor) -> int:
-    """One past the last byte."""
+    """Return the address one past the last byte of a tensor."""
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _have_common_byte(low: Tensor, high: Tensor) -> bool:
-    """Tell if two tensors whose spans overlap, of which ``high`` does not start first, share a byte."""
+    """Tell if two tensors with overlapping spans share a byte. ``high`` does not start before ``low``."""
     if all(_end(t) - t.data_ptr() == t.numel() * t.element_size() for t in (low, high)):
         return True  # both fill their spans
     first, last = high.data_ptr(), min(_end(low), _end(high))
@@ -41,7 +41,7 @@ def _have_common_byte(low: Tensor, high: Tensor) -> bool:
 
 
 def _bytes_of(tensor: Tensor, first: int, last: int) -> Tensor:
-    """Mark which bytes from ``first`` to ``last`` belong to the tensor: boolean, on the CPU."""
+    """Return a boolean CPU tensor that is True for each byte from ``first`` to ``last`` of the tensor."""
     addresses = torch.full((), tensor.data_ptr() - first)
     for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
         addresses = addresses.unsqueeze(-1) + torch.arange(n) * (stride * tensor.element_size())

@@ -45,7 +45,7 @@ class Snapshot(NamedTuple):
     """
 
     groups: object
-    """The parameters of each group, whether it has momentum and dampening, and its correction."""
+    """The parameters of each group, whether it has momentum and dampening, its correction and its norm."""
     masked: object
     """The parameters in a dict of masks; those of a ``Masks`` never change."""
     stateful: object
@@ -123,6 +123,7 @@ def _observe_in_python(
                 group["momentum"] != 0,
                 group["dampening"] != 0,
                 group["correction"],
+                group["max_grad_norm_over"],
             )
             for group in groups
         ],

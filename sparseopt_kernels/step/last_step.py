@@ -14,7 +14,6 @@ from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
 from .. import native_library
-from ..kernels.contract import NormOver
 from .change_detection import READER, Observed, State, owners_and_masks, versions_of
 from .preparation import Prepared
 
@@ -29,7 +28,6 @@ class LastStep:
     Args:
         prepared: its preparation; None: unknown.
         observed: what the next step will observe if nothing changes.
-        norm_over: the positions that count in the norm of the gradients, where it is limited.
         may_repeat: whether the native library may make the step again, if it can.
     """
 
@@ -39,14 +37,13 @@ class LastStep:
         self,
         prepared: Prepared | None = None,
         observed: Observed | None = None,
-        norm_over: NormOver = "active",
         may_repeat: bool = False,
     ) -> None:
         self._prepared = prepared
         # The gradients are let go. The masks must live as long as the snapshot is compared.
         self._snapshot, self._masks = (observed.snapshot, observed.masks) if observed else (None, [])
         self._versions = None if prepared is None else versions_of(prepared.watched)
-        self._repeat = _native_step(prepared, observed, norm_over) if may_repeat else None
+        self._repeat = _native_step(prepared, observed) if may_repeat else None
 
     @property
     def is_repeatable(self) -> bool:
@@ -79,9 +76,7 @@ class LastStep:
 NO_STEP = LastStep()
 
 
-def _native_step(
-    prepared: Prepared | None, observed: Observed | None, norm_over: NormOver
-) -> native_library.ReadyStep | None:
+def _native_step(prepared: Prepared | None, observed: Observed | None) -> native_library.ReadyStep | None:
     """Return the step as the native library makes it; None where it takes more than that."""
     if READER is None or prepared is None or observed is None:
         return None
@@ -94,4 +89,5 @@ def _native_step(
     table = batch.plan.native_table()
     if table is None:
         return None
-    return native_library.ReadyStep(READER, table, batch.positions, snapshot, versions, norm_over == "dense")
+    is_dense = prepared.norm_over == "dense"
+    return native_library.ReadyStep(READER, table, batch.positions, snapshot, versions, is_dense)

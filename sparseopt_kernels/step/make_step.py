@@ -7,7 +7,6 @@ from typing import Any
 
 from torch.autograd.graph import increment_version
 
-from ..kernels.contract import NormOver
 from .gradients import Gradients
 from .inputs import Amp, inputs_of, limit_norm
 from .preparation import Prepared
@@ -18,7 +17,6 @@ def make_step(
     gradients: Gradients,
     groups: Sequence[dict[str, Any]],
     amp: Amp,
-    norm_over: NormOver,
 ) -> bool:
     """Update what is prepared. False if the host knows that AMP skips the step: nothing has happened then.
 
@@ -27,7 +25,6 @@ def make_step(
         gradients: those of all parameters.
         groups: the optimizer's parameter groups.
         amp: GradScaler's scale and verdict.
-        norm_over: the positions that count in the norm of the gradients, where it is limited.
     """
     # Whether a first step with dampening was made decides on the next one: it is worth waiting for.
     if amp.found_inf is not None and (prepared.on_host or prepared.has_first_steps):
@@ -38,7 +35,7 @@ def make_step(
     inputs = [inputs_of(batch, prepared, gradients, groups, amp) for batch in batches]
     limits = [groups[rule.group]["max_grad_norm"] for rule in prepared.rules]
     if batches and limits.count(None) < len(limits):
-        inputs = limit_norm(batches, inputs, limits, prepared.on_host, norm_over)
+        inputs = limit_norm(batches, inputs, limits, prepared.on_host, prepared.norm_over)
     # Kernels write through pointers, and autograd must notice it; before the write, so that whatever
     # interrupts it cannot leave one that was not counted.
     increment_version(prepared.updated)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from ..correction import Correction
-from ..kernels.contract import Backend, ParamFactors, ParamState, Plan
+from ..kernels.contract import Backend, NormOver, ParamFactors, ParamState, Plan
 from ..kernels.gpu.device import refuse_capture
 from ..kernels.memory import memory_order
 from ..kernels.reference import REFERENCE
@@ -87,6 +87,8 @@ class Prepared(NamedTuple):
     batches: list[Batch]
     new_buffers: dict[Parameter, Tensor]
     """The momentum buffers that the state is to have after the step."""
+    norm_over: NormOver
+    """The positions that count in the norm of the gradients, where it is limited."""
     on_host: bool
     """True if a backend wants all scalars as numbers."""
     watched: list[Tensor]
@@ -102,7 +104,7 @@ class Prepared(NamedTuple):
         return any(rule.is_first_step for rule in self.rules)
 
 
-NOTHING_PREPARED = Prepared([], [], [], [], {}, False, [], {}, {}, None)
+NOTHING_PREPARED = Prepared([], [], [], [], {}, "active", False, [], {}, {}, None)
 
 
 class _Found(NamedTuple):
@@ -186,6 +188,7 @@ def prepare(
         rules=rules,
         batches=_batches([_Member(turns[i], found[i], new[i]) for i in updated], factors, former.batches),
         new_buffers={f.parameter: f.buffer for f in found if f.is_new and f.buffer is not None},
+        norm_over=groups[0]["max_grad_norm_over"],
         on_host=any(backend.host_scalars(device) for device, backend in backends.items()),
         watched=[t for i in updated if found[i].mask is not None for t in found[i].watched],
         entries=entries,

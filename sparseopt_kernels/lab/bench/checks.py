@@ -1,4 +1,4 @@
-"""Contestants whose weights are right, and the names of those whose are not: only the former are timed.
+"""Checks the weights of contestants: only those with right results are timed.
 
 ``torch.optim.SGD(fused=True)`` of PyTorch 2.13.0 leaves most weights of bfloat16 and float16 unwritten on a
 CPU (pytorch/pytorch#191763), and is fast at it.
@@ -15,8 +15,8 @@ from torch import Tensor
 from .contestants import Contestant, Maker, Work, chain, sgd, sparseopt
 from .network import Network
 
-WRONG = "wrong results"  # the status of a contestant that is not timed for that
-# How far weights may be from those of the reference after the warm-up, by dtype: some roundings of each step.
+WRONG = "wrong results"  # the status of a contestant that is not timed for that reason
+# rtol and atol of the weights after the warm-up, by dtype: they allow for some roundings in each step.
 _TOLERANCES = {
     torch.float64: (1e-9, 1e-10),
     torch.float32: (1e-4, 1e-5),
@@ -26,15 +26,15 @@ _TOLERANCES = {
 
 
 class References:
-    """The weights that a network has after a warm-up, by work; each is computed once, when it is asked for.
+    """The right weights after a warm-up, for each kind of work; each is computed at its first use.
 
     The oracle is the for-loop of ``torch.optim.SGD``, in float32 at least, with masks applied in plain
-    PyTorch; with options that PyTorch does not have, the reference backend.
+    PyTorch. If there are options that PyTorch does not have, it is the reference backend.
 
     Args:
-        network: what contestants start from. It is not written.
-        options: of ``SparseOpt``: what contestants of the work ``"sparseopt"`` have, too. Of these, SGD knows
-            ``nesterov`` and ``max_grad_norm``.
+        network: the network that contestants start from. It is not written.
+        options: the options of ``SparseOpt`` that contestants of the work ``"sparseopt"`` have. SGD takes
+            ``nesterov`` and ``max_grad_norm`` of them.
     """
 
     def __init__(self, network: Network, options: Mapping[str, Any] | None = None) -> None:
@@ -50,7 +50,7 @@ class References:
         return self._weights[work]
 
     def are_met_by(self, contestant: Contestant) -> bool:
-        """Tell if the weights of a contestant that is warmed up are close to those of its work."""
+        """Tell if the weights of a warmed-up contestant are close to the right ones of its work."""
         want = self.weights(contestant.work)
         found = [p.detach() for p in contestant.network.parameters]
         return all(_is_close(p, q) for p, q in zip(found, want, strict=True))
@@ -71,25 +71,24 @@ class References:
 
 class Admitted(NamedTuple):
     right: list[Contestant]
-    """Warmed up and right."""
+    """The contestants whose weights are right. They are warmed up."""
     wrong: list[str]
-    """The names of those that are not right, and that are not timed."""
+    """The names of the contestants whose weights are wrong. They are not timed."""
 
 
 def admitted(network: Network, rivals: Iterable[Sequence[Maker]], references: References) -> Admitted:
     """Make contestants, each with weights and gradients of its own, and check them.
 
     Args:
-        network: what they start from.
-        rivals: of each, the first whose weights are right is admitted; those after it stand in for one that
-            is wrong.
-        references: of ``network``.
+        network: the network that they start from.
+        rivals: alternatives for each contestant; the first whose weights are right is admitted.
+        references: the right weights of ``network``.
     """
     found = Admitted([], [])
     for alternatives in rivals:
         for make in alternatives:
             own = network.copy()
-            own.own_gradients()  # one that is shared would be in the cache for all but the first of a round
+            own.own_gradients()  # shared ones would be in the cache for all but the first of a round
             contestant = make(own)
             contestant.warm_up()
             if references.are_met_by(contestant):

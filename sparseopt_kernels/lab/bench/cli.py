@@ -1,4 +1,4 @@
-"""The command ``bench``: is a step of SparseOpt faster on this machine, on layers of these shapes?"""
+"""The command ``bench``: times a step of SparseOpt and its rivals on this machine, on given layer shapes."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
                 args.layers, args.sparsity, getattr(torch, args.dtype), device, args.seconds, show
             )
         training_pass = measure_pass(args.layers, args.batch, getattr(torch, args.dtype), device)
-    except (RuntimeError, MemoryError) as error:  # of a CPU's memory PyTorch raises plain ones
+    except (RuntimeError, MemoryError) as error:  # PyTorch raises a plain RuntimeError if a CPU has no memory
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate" not in str(error):
             raise
         raise TrainingError(
@@ -174,7 +174,7 @@ def _backend(device: torch.device) -> str:
 
 @contextmanager
 def _progress(seconds: float, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """A bar of the seconds that have passed, on a terminal, if tqdm is installed."""
+    """Yield a function that shows the elapsed seconds as a bar, on a terminal, if tqdm is installed."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:

@@ -1,7 +1,7 @@
-"""The ways to take one step that are timed against each other, on the same weights, masks and gradients.
+"""The contestants: optimizers whose steps are timed on the same weights, masks and gradients.
 
-A contestant has a function ``step``, which is timed, and one ``prepare``, which is not: it restores the
-gradients that a step has written into. Whether its weights are right is checked by ``checks``.
+A contestant's ``step`` is timed. Its ``prepare`` is not: it restores the gradients that a step has written
+into. ``checks`` checks the weights.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ LR, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
 WARMUP_STEPS = 5  # before the weights are compared, and the first step is timed
 
 Work = Literal["sgd", "masked sgd", "sparseopt"]
-"""The work of a contestant: SGD that knows no mask, SGD under masks, or SGD under masks with the correction
-of Eq. 12."""
+"""The work of a contestant: SGD without masks, masked SGD, or masked SGD with the correction of Eq. 12."""
 Implementation = Literal["fused", "foreach", "for-loop", "default"]
-"""``torch.optim.SGD`` without masks."""
+"""An implementation of ``torch.optim.SGD``."""
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Contestant:
     step: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
     work: Work = "sparseopt"
-    steps_made: int = 0  # before it was handed over
+    steps_made: int = 0  # before warm_up
 
     def turn(self, steps: int = 1) -> Turn:
         return Turn(self.step, self.prepare, steps)
@@ -48,7 +47,7 @@ class Contestant:
             self.prepare()
             self.step()
         if self.network.parameters[0].is_cuda:
-            torch.cuda.synchronize()  # errors of the device are this contestant's
+            torch.cuda.synchronize()  # so that an error of the device is raised for this contestant
 
 
 Maker = Callable[[Network], Contestant]
@@ -58,8 +57,8 @@ def sparseopt(network: Network, backend: str = "auto", **options: Any) -> Contes
     """Return this package's step: correction, masks and update in one pass over memory.
 
     Args:
-        network: what is stepped on; its gradients are not written.
-        backend: of ``SparseOpt``.
+        network: its gradients are not written.
+        backend: the backend of ``SparseOpt``.
         options: other options of ``SparseOpt``.
     """
     optimizer = SparseOpt(
@@ -81,7 +80,7 @@ def sgd(
     max_grad_norm: float | None = None,
     nesterov: bool = False,
 ) -> Contestant:
-    """Return PyTorch's SGD on dense weights: no mask and no correction, less work than SparseOpt's."""
+    """Return PyTorch's SGD on dense weights. Without mask and correction it does less work than SparseOpt."""
     optimizer = _sgd(network, implementation, nesterov=nesterov)
     name = f"sgd {implementation}, no mask"
     if max_grad_norm is None:
@@ -102,8 +101,8 @@ def eager_chain(
     correct: bool = True,
     nesterov: bool = False,
 ) -> Contestant:
-    """Return what one writes first without this package: scale the gradients by c_i, mask them by a boolean
-    mask, step, mask the weights. Without ``correct`` the gradients are not scaled."""
+    """Return the simplest code without this package: scale the gradients by c_i, mask them by a boolean mask,
+    step, mask the weights. Without ``correct`` the gradients are not scaled."""
     step = chain(network, implementation, correct=correct, nesterov=nesterov)
     return Contestant("eager chain", network, step, network.restore_gradients, _work(correct))
 
@@ -111,11 +110,11 @@ def eager_chain(
 def tuned_chain(
     network: Network, implementation: Implementation = "fused", correct: bool = True
 ) -> Contestant:
-    """Return the fastest chain that is as simple: ``c_i * mask`` as one factor of the dtype of the weights,
-    which PyTorch multiplies faster than by a boolean mask, and all tensors in one call.
+    """Return the fastest chain that is as simple: all tensors in one call, and ``c_i * mask`` as one factor
+    of the weights' dtype, which PyTorch multiplies by faster than by a boolean mask.
 
-    The weights are masked in each step, as one does who changes masks; with masks that stay as they are, that
-    pass over memory could be left out.
+    The weights are masked in each step, as code must do whose masks may change. With masks that stay the
+    same, that pass over memory could be left out.
     """
     network.own_gradients()
     optimizer = _sgd(network, implementation)
@@ -139,19 +138,18 @@ def tuned_chain(
 
 
 SGD: tuple[Callable[..., Contestant], ...] = (sgd, partial(sgd, implementation="foreach"))
-"""The fastest, and what stands in for it where it is wrong."""
+"""Fused SGD, and foreach SGD as its substitute where the fused one is wrong."""
 TUNED_CHAIN: tuple[Callable[..., Contestant], ...] = (
     tuned_chain,
     partial(tuned_chain, implementation="foreach"),
 )
-"""The same of the tuned chain, which has an SGD within."""
+"""The tuned chain with fused SGD, and with foreach SGD as its substitute."""
 
 
 def chain(
     network: Network, implementation: Implementation, *, correct: bool = True, nesterov: bool = False
 ) -> Callable[[], None]:
-    """Return the step of ``eager_chain``. The factors c_i are computed once, as one would between two changes
-    of the masks."""
+    """Return the step of ``eager_chain``. The factors c_i are computed once: the masks do not change."""
     network.own_gradients()
     optimizer = _sgd(network, implementation, nesterov=nesterov)
     factors = dict(zip(network.masks, correction_of(network), strict=True)) if correct else {}
@@ -171,7 +169,7 @@ def chain(
 
 
 def correction_of(network: Network) -> list[Tensor]:
-    """Return the factors c_i of each masked parameter, in the order of ``network.masks`` and of its dtype."""
+    """Return the factors c_i of each masked parameter, in its dtype, in the order of ``network.masks``."""
     return [mask_factors(mask, Neurons()).to(p.dtype) for p, mask in network.masks.items()]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..timing import CpuTimer, CudaTimer, Rounds, Summary, Turn, take_turns
+from ..timing import Rounds, Summary, Turn, take_turns, timer_for
 from ..training.errors import TrainingError
 from .checks import References, admitted
 from .contestants import SGD, TUNED_CHAIN, Maker, eager_chain, sparseopt
@@ -23,8 +23,8 @@ RIVALS: tuple[tuple[Maker, ...], ...] = (SGD[:1], SGD[1:], TUNED_CHAIN, (eager_c
 _ROUNDS = Rounds(timed=60, warmup=1, fewest=3)
 _PASSES = Rounds(timed=20, warmup=1)
 _PASS_SECONDS = 5.0
-# How many numbers there are for each weight, at most: five contestants with weights, gradients and momentum,
-# factors of the tuned chain, what they are copied from, references, temporaries.
+# An upper bound for each weight: five contestants with weights, gradients and momentum; the factors of the
+# tuned chain; the network that they are copied from; references; temporaries.
 _NUMBERS_PER_WEIGHT = 30
 
 
@@ -34,7 +34,7 @@ class Measured:
 
     Args:
         sparsity: in [0, 1).
-        times: of a step, by contestant; none if there was no time left.
+        times: of a step, by contestant; empty if there was no time left.
         wrong: the contestants that are not timed, because their weights are wrong.
     """
 
@@ -58,14 +58,14 @@ def measure(
         sparsities: of the masks, each in [0, 1).
         dtype: of the weights.
         device: a CPU or a CUDA device.
-        seconds: for all of it, about: each sparsity gets an equal share of what is left.
+        seconds: the approximate time limit; each sparsity gets an equal share of the time that is left.
         on_round: called before each round with the seconds since the start.
 
     Raises:
         TrainingError: the device has too little memory.
     """
     _check_memory(sum(map(math.prod, layers)), dtype, device)
-    timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+    timer = timer_for(device)
     start = time.monotonic()
     found = []
     for i, sparsity in enumerate(sparsities):
@@ -81,7 +81,7 @@ def measure(
             return elapsed > end
 
         with warnings.catch_warnings():
-            # Masks at random, where nothing is trained.
+            # The warning is about training; here masks are random and nothing is trained.
             warnings.filterwarnings("ignore", ".*fan-in is concentrated")
             network = Network.of_shapes(layers, sparsity, device=device, dtype=dtype)
             right, wrong = admitted(network, [(sparseopt,), *RIVALS], References(network))
@@ -95,11 +95,11 @@ def measure(
 def measure_pass(
     layers: Sequence[Shape], batch: int, dtype: torch.dtype, device: torch.device
 ) -> Summary | None:
-    """Time a forward and a backward pass of the layers; None: see :func:`training_pass`."""
+    """Time a forward and a backward pass of the layers; None where :func:`training_pass` returns None."""
     forward_and_backward = training_pass(layers, batch, dtype, device)
     if forward_and_backward is None:
         return None
-    timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+    timer = timer_for(device)
     start = time.monotonic()
     turns = {"pass": Turn(forward_and_backward)}
     return take_turns(turns, timer, _PASSES, lambda: time.monotonic() - start > _PASS_SECONDS)["pass"]

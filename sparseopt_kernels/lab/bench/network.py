@@ -1,4 +1,4 @@
-"""Parameters, masks and gradients that contestants take steps on."""
+"""The parameters, masks and gradients of a contestant."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Shape = tuple[int, ...]
 class Network:
     """Parameters with gradients, and masks for some of them.
 
-    ``p.grad`` is the tensor in ``gradients`` until ``own_gradients`` is called: who writes into gradients
-    calls it first.
+    ``p.grad`` is the tensor in ``gradients`` until ``own_gradients`` is called. A contestant that writes into
+    gradients calls it first.
     """
 
     parameters: list[Parameter]
@@ -37,7 +37,9 @@ class Network:
         dtype: torch.dtype = torch.float32,
     ) -> Network:
         """Return a network with normally distributed weights and gradients, the same in every call.
-        Parameters of two and more dimensions are masked at random."""
+
+        Parameters of two or more dimensions have random masks.
+        """
         generator = torch.Generator(device).manual_seed(0)
 
         def random(shape: Shape) -> Tensor:
@@ -55,7 +57,7 @@ class Network:
 
     @classmethod
     def of_model(cls, model: nn.Module, gradients: list[Tensor]) -> Network:
-        """Return the network of a model's own parameters and registered masks."""
+        """Return a network of the model's parameters themselves and its registered masks."""
         parameters = list(model.parameters())
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
@@ -72,8 +74,8 @@ class Network:
         return cls(parameters, found, gradients)
 
     def copy(self, dtype: torch.dtype | None = None) -> Network:
-        """Return a network with weights of its own, of ``dtype`` if that is given. Masks are shared, and so
-        are gradients of the same dtype."""
+        """Return a network with copies of the weights, in ``dtype`` if given. Masks are shared, and so are
+        gradients of the same dtype."""
         weights = [p.detach().clone().to(dtype or p.dtype) for p in self.parameters]
         gradients = self.gradients
         if any(weight.dtype != g.dtype for weight, g in zip(weights, gradients, strict=True)):
@@ -86,7 +88,7 @@ class Network:
             p.grad = gradient.clone()
 
     def restore_gradients(self) -> None:
-        """Copy the gradients into those of the parameters, which are their own."""
+        """Copy the gradients into each ``p.grad``; ``own_gradients`` must have been called."""
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
             assert p.grad is not None
             assert p.grad is not gradient

@@ -1,4 +1,4 @@
-"""The results of ``bench`` in words. Every sentence is chosen by the numbers."""
+"""The results of ``bench`` in words. The numbers choose every sentence."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _NOTES = (
 
 
 def table(measured: Sequence[Measured]) -> list[str]:
-    """Return a line for each sparsity: the median of each contestant, and in brackets the multiple of
-    SparseOpt's that it is."""
+    """Return a line for each sparsity: the median of each contestant, and in brackets its ratio to
+    SparseOpt's."""
     shown = {name for m in measured for name in (*m.times, *m.wrong)}
     columns = [name for name in NAMES if name in shown]
     if not columns:

@@ -1,6 +1,4 @@
-"""A forward and a backward pass of the layers that ``bench`` times a step of: how much of a training step an
-optimizer is.
-"""
+"""A forward and backward pass of the layers of ``bench``, with which the time of a step is compared."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ def training_pass(
 ) -> Callable[[], object] | None:
     """Return a forward and a backward pass of ``Linear`` layers of these shapes, dense as in training.
 
-    Each layer has an input of its own, and gradients are made of weights and inputs.
+    Each layer has an input of its own, and the gradients of weights and inputs are computed.
 
     Args:
         layers: the shapes of the weights, ``(out, in)``.

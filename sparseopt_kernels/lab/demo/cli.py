@@ -1,6 +1,6 @@
-"""The command ``demo``: train, time, and say what came out.
+"""The command ``demo``: trains, times steps, and prints conclusions.
 
-Training is that of the command ``train``; the time of a step is in ``step_time``, the words are in
+It trains by the code of the command ``train``. Steps are timed in ``step_time``, and the conclusions are in
 ``conclusions``.
 """
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 PICTURE, STEP_TIMES, WITHOUT = "demo.png", "step_times.csv", "without"
-_EPOCHS = 30  # five seeds of three optimizers, and of two without the remedies, in a minute
-_SPARSITY = 0.98  # at 0.95, digits are as easy without the remedies
+_EPOCHS = 30  # a minute for five seeds of three optimizers, and of two without clip and skipped step
+_SPARSITY = 0.98  # at 0.95, accuracy on digits is the same without clip and skipped step
 
 _EPILOG = """\
 The demo trains an MLP on scikit-learn's digits, 98% sparse (ERK) with RigL, from five seeds, by three
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demonstrate(config: Config, size: Size, output: Path | None, *, quiet: bool) -> int:
-    """The whole demo.
+    """Run the whole demo.
 
     Args:
         config: of the training; its optimizers are those of ``OPTIMIZERS``.

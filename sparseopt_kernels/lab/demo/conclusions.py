@@ -1,4 +1,4 @@
-"""What is said of what was measured. Every sentence is chosen by the numbers, none by what was expected."""
+"""The conclusions of the demo in words. The numbers choose every sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {
     PLAIN: "SparseOpt, no correction",
     CORRECTED: "SparseOpt, Eq. 12",
 }
-# Of what stands in for a contestant that has the fused SGD in it, where that is wrong.
+# Names of the substitutes for contestants with fused SGD, by the wrong contestant and its place.
 _FOREACH_NAMES = {
     ("sgd fused, no mask", DENSE): "foreach SGD, no mask",
     ("eager chain, tuned", TUNED): "by hand, tuned (foreach)",
@@ -31,14 +31,14 @@ _ROUNDING = 1e-4  # of the largest change: float32 has seven digits, and each st
 
 
 def names_of(measured: StepTimes) -> dict[str, str]:
-    """Return what each contestant that was timed is called."""
+    """Return the name of each contestant in tables and pictures."""
     stand_ins = {own: name for (wrong, own), name in _FOREACH_NAMES.items() if wrong in measured.wrong}
     return {**NAMES, **stand_ins}
 
 
 def times_table(measured: StepTimes) -> list[str]:
-    """A line for each contestant: median, the middle 60% of the steps, and its time as a multiple of
-    SparseOpt's without correction."""
+    """Return a line for each contestant: median, the middle 60% of the steps, and the ratio of its time to
+    that of SparseOpt without correction."""
     own, names = measured.times[PLAIN], names_of(measured)
     header = ("step", "median", "middle 60% of the steps", "time / SparseOpt's", "masked")
     rows = [
@@ -61,7 +61,7 @@ def speed_title(measured: StepTimes) -> str:
 
 
 def speed_conclusions(measured: StepTimes) -> list[str]:
-    """What can be said of SparseOpt's step, against each rival, and what the correction costs."""
+    """Return sentences that compare SparseOpt's step with each rival, and on the cost of the correction."""
     if not measured.is_reliable:
         return [
             f"Other programs were running: a thread got {measured.processor_share:.0%} of a processor.",
@@ -79,7 +79,7 @@ def speed_conclusions(measured: StepTimes) -> list[str]:
 
 
 def agreement(measured: StepTimes) -> str:
-    """Whether SparseOpt without correction computes what the code by hand does."""
+    """Return a sentence on whether SparseOpt without correction and the code by hand have equal weights."""
     verdict = "equal to rounding" if measured.difference <= _ROUNDING * measured.moved else "NOT equal"
     return (
         f"Weights by SparseOpt without correction and by hand, after {measured.steps} steps on the same "
@@ -89,7 +89,7 @@ def agreement(measured: StepTimes) -> str:
 
 
 def without_remedies(config: Config) -> Config:
-    """Return the runs of SparseOpt of ``config``, without a clip and without the skipped step."""
+    """Return ``config`` for the runs of SparseOpt alone, without clip and skipped step."""
     names = tuple(name for name in config.optimizer if name != "by-hand")
     return replace(config, optimizer=names, max_grad_norm=None, skip_step=False)
 
@@ -97,13 +97,14 @@ def without_remedies(config: Config) -> Config:
 def remedy_worth(
     rows: Sequence[Row], former: Sequence[Row], config: Config, test_examples: int
 ) -> dict[str, Paired]:
-    """Return what clip and skipped step are worth to each optimizer of ``config``, in points of final test
+    """Return the gain by clip and skipped step for each optimizer of ``config``, in points of final test
     accuracy, paired by seed.
 
     Args:
-        rows, former: with them, and without.
-        config: that of ``former``.
-        test_examples: how many were tested.
+        rows: with clip and skipped step.
+        former: without them.
+        config: the configuration of ``former``.
+        test_examples: the size of the test set.
     """
     final, without = last_rows(rows, config), last_rows(former, config)
     worth = {}
@@ -123,7 +124,7 @@ def remedy_worth(
 def remedy_conclusions(
     rows: Sequence[Row], former: Sequence[Row], config: Config, test_examples: int
 ) -> list[str]:
-    """Return a sentence for each optimizer. For the arguments see :func:`remedy_worth`."""
+    """Return a sentence for each optimizer on its :func:`remedy_worth`, which takes the same arguments."""
     return [
         f"{name}: with both {worth.mean:+.2f} points ± {worth.half_width:.2f} "
         f"({'more than' if worth.beyond_noise else 'within'} the noise of the seeds)"
@@ -132,7 +133,7 @@ def remedy_conclusions(
 
 
 def accuracy_title(worth: Mapping[str, Paired]) -> str:
-    """Return the worth of clip and skipped step, in a line."""
+    """Return a title that states the gain by clip and skipped step."""
     if not worth:
         return "Test accuracy by epoch"
     differing = [

@@ -1,14 +1,13 @@
-"""The time of an optimizer step on a network that is large enough for it to matter.
+"""Times optimizer steps on a network that is large enough for the step to matter.
 
-All contestants take the same steps: with the same gradients of the same batches of real data, in turn. What
-is concluded from the times is in ``conclusions``.
+All contestants take the same steps in turn, with the same gradients of the same batches of real data.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from ...topology.sparsify import sparsify
 from ..bench.checks import WRONG, References, admitted
 from ..bench.contestants import SGD, TUNED_CHAIN, Contestant, Maker, eager_chain, sparseopt
 from ..bench.network import Network
-from ..timing import QUIET, CpuTimer, CudaTimer, Rounds, Summary, Turn, processor_share, take_turns
+from ..timing import QUIET, Rounds, Summary, Turn, processor_share, take_turns, timer_for
 from ..training.data import Dataset, split_order
 from ..training.errors import TrainingError
 from ..training.models import mlp
@@ -32,31 +31,29 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Size:
-    """Of the network and of the measurement."""
+    """The size of the network and of the measurement."""
 
     hidden: tuple[int, ...] = (2048, 2048, 2048)
     sparsity: float = 0.95
     batch_size: int = 64
     rounds: Rounds = field(default_factory=lambda: Rounds(timed=60, warmup=3, fewest=5))
-    seconds: float = 40.0  # there are no more rounds after that
+    seconds: float = 40.0  # no round starts later than this
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What was measured.
+    """The result of :func:`measure`.
 
     Args:
         times: by contestant: ``BY_HAND``, ``TUNED``, ``DENSE``, ``PLAIN`` and ``CORRECTED``.
-        weights: how many of the network are masked, active or not.
+        weights: the number of weights under masks, active or not.
         sparsity: of the masks, in [0, 1).
         threads: of PyTorch.
-        steps: how many each contestant made.
-        difference: the largest absolute difference between two weights of the networks of ``BY_HAND`` and
-            ``PLAIN`` at the end.
-        moved: the largest absolute change of a weight from the start to the end, by hand.
-        wrong: contestants that are not timed, because their weights are wrong; another stood in for each.
-        processor_share: how much of one processor a loop of one thread got just before and after, in [0, 1]:
-            what other programs leave.
+        steps: the number of steps of each contestant.
+        difference: the largest absolute difference between the final weights of ``BY_HAND`` and ``PLAIN``.
+        moved: the largest absolute change of a weight of ``BY_HAND`` from the start to the end.
+        processor_share: the share of a processor that other programs left just before and after, in [0, 1].
+        wrong: contestants that are not timed, because their weights are wrong; each was replaced by another.
     """
 
     times: Mapping[str, Summary]
@@ -71,16 +68,19 @@ class StepTimes:
 
     @property
     def is_reliable(self) -> bool:
-        """Whether the machine was quiet. If not, threads wait for one another, and times are not those of
-        their work: more so the more parallel regions a step has."""
+        """True if the machine was quiet. On a busy one, threads wait for one another at the end of each
+        parallel region, and the times show these waits."""
         return self.processor_share >= QUIET
 
 
 def measure(dataset: Dataset, size: Size) -> StepTimes:
-    """Train an MLP on the data set for some steps, and time each contestant's.
+    """Train an MLP on the data set for some steps with each contestant, and time the steps.
 
-    The gradients are those of ``PLAIN``'s network, dense, as ``backward()`` leaves them. Batches, initial
+    All get the gradients of ``PLAIN``'s network, dense, as ``backward()`` leaves them. Batches, initial
     weights and masks are the same in every call.
+
+    Raises:
+        TrainingError: none of a contestant's makers is right.
     """
     device = dataset.train_images.device
     pixels = dataset.train_images[0].numel()
@@ -90,7 +90,7 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
     masks = sparsify(model, size.sparsity, "uniform", seed=_SEED)
     chosen, wrong = _checked(model)
     start = [p.detach().clone() for p in model.parameters()]
-    gradients = [torch.zeros_like(p) for p in start]  # of all: each batch writes into them
+    gradients = [torch.zeros_like(p) for p in start]  # shared by all; each batch writes into them
     models = {name: deepcopy(model) for name in chosen}
     contestants = {name: _contestant(chosen[name], models[name], gradients) for name in chosen}
     give = _gradients(models[PLAIN], dataset, size.batch_size)
@@ -99,15 +99,15 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
 
     def prepare(name: str) -> None:
         nonlocal steps
-        if steps_of[name] == steps:  # the first of a round
+        if steps_of[name] == steps:  # the first contestant of a round
             for own, gradient in zip(gradients, next(give), strict=True):
                 own.copy_(gradient)
             steps += 1
         steps_of[name] += 1
         contestants[name].network.restore_gradients()
 
-    turns = {name: Turn(c.step, _called_with(prepare, name)) for name, c in contestants.items()}
-    timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+    turns = {name: Turn(c.step, partial(prepare, name)) for name, c in contestants.items()}
+    timer = timer_for(device)
     before = processor_share()
     end = time.monotonic() + size.seconds
     times = take_turns(turns, timer, size.rounds, lambda: time.monotonic() > end)
@@ -125,7 +125,7 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
     )
 
 
-# In the order of a round: PLAIN's network gives the gradients of the next one when it has made its step.
+# The alternatives for each contestant; the first whose steps are right is timed.
 _MAKERS: dict[str, tuple[Maker, ...]] = {
     BY_HAND: (partial(eager_chain, implementation="default", correct=False),),
     TUNED: tuple(partial(make, correct=False) for make in TUNED_CHAIN),
@@ -136,8 +136,8 @@ _MAKERS: dict[str, tuple[Maker, ...]] = {
 
 
 def _checked(model: nn.Module) -> tuple[dict[str, Maker], tuple[str, ...]]:
-    """Return the maker of each contestant, the first of ``_MAKERS`` whose steps on the model's parameters are
-    right, and the names of those that are wrong.
+    """Return for each contestant the first of its ``_MAKERS`` whose steps on the model's parameters are
+    right, and the names of the wrong ones.
 
     Raises:
         TrainingError: none of a contestant's makers is right.
@@ -171,7 +171,7 @@ def _weights(model: nn.Module) -> list[Tensor]:
 
 
 def _gradients(model: nn.Module, dataset: Dataset, batch_size: int) -> Iterator[list[Tensor]]:
-    """The gradients of ``model``, as it is by then, on one batch after another, epoch after epoch."""
+    """Yield the gradients of ``model``, with its current weights, on one batch after another, without end."""
     generator = torch.Generator().manual_seed(_SEED)
     while True:
         order = torch.randperm(len(dataset.train_labels), generator=generator)
@@ -179,10 +179,6 @@ def _gradients(model: nn.Module, dataset: Dataset, batch_size: int) -> Iterator[
             images, labels = dataset.train_images[indices], dataset.train_labels[indices]
             loss = F.cross_entropy(model(images), labels)
             yield list(torch.autograd.grad(loss, list(model.parameters())))
-
-
-def _called_with(function: Callable[[str], None], name: str) -> Callable[[], None]:
-    return lambda: function(name)
 
 
 def _largest_difference(a: list[Tensor], b: list[Tensor]) -> float:

@@ -1,9 +1,11 @@
-"""What explains the gains of Appendix F? The gradient is limited in norm, over active weights or over all
-positions, and each kind of clip is crossed with a factor per neuron (Eq. 12; D, which is ``sqrt(1 - s_i)``)
-and with a factor of the same size without any direction, ``sqrt(1 - s_avg)`` of the layer.
+"""The experiment ``appendixF``: tests explanations for the gains of Appendix F.
 
-A run is in ``pairs.py``: 20,000 steps with weight decay after the clip, for which learning rate times weight
-decay times steps is that of the paper's 100 epochs on CIFAR-100, so that the norms of the weights settle.
+Gradient clipping by the norm over active weights or over all positions, and no clipping, are each combined
+with a factor per neuron (Eq. 12; D, which is ``sqrt(1 - s_i)``), with the layer's scalar factor
+``sqrt(1 - s_avg)``, which keeps the gradient's direction, and with no factor.
+
+``pairs.py`` trains a run. In its 20,000 steps, learning rate times weight decay times steps is that of the
+paper's 100 epochs on CIFAR-100, so that the norms of the weights settle.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from .interval_picture import draw_intervals, legend_of
 from .pairs import CLIPS, FACTORS, RESULTS, Parts, Recipe, Training, Way, parts, trained
 from .paper_figures import PAPER, Cell
 from .picture_titles import draw_title
-from .searched import Search, Setting, at_rate, differences
-from .table_text import seeds_of, still_missing, wrapped
+from .searched import Search, Setting, at_rate, differences, rate_of
+from .table_text import seeds_of, signed, star, still_missing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,24 +37,24 @@ _LABELS = {"none": "masked SGD", "layer": "Eq. 12", "D": "D", "scalar": "scalar"
 _COLOURS = {"none": "#000000", "layer": "#0072b2", "D": "#d55e00", "scalar": "#009e73"}
 _PAPER_TABLES = {"set": (3, 9), "rigl": (2, 8)}  # without renormalisation, with it
 _PAPER_EPOCHS = 100
-_FACTORS = ("layer", "D", "scalar")  # beside masked SGD
-_SECONDS = 55.0  # of one thread of an AMD EPYC that others were using, too
+_FACTORS = ("layer", "D", "scalar")  # compared with masked SGD
+_SECONDS = 55.0  # with one thread of a shared AMD EPYC
 
 
-_Found = Mapping[tuple[object, ...], Mapping[int, Row]]
-"""By method, sparsity, clip and factor: rows at one rate, by seed."""
+_RowsBySetting = Mapping[tuple[object, ...], Mapping[int, Row]]
+"""Rows at one learning rate by seed, for each (method, sparsity, clip, factor)."""
 
 
 @dataclass(frozen=True)
 class AppendixF:
-    """The defaults are the experiment; a smaller one can be made for a test."""
+    """The experiment, with its defaults. Tests make a smaller one."""
 
     sparsities: tuple[float, ...] = (0.97, 0.95, 0.90)
     searched: tuple[float, ...] = (0.97,)
-    """At these sparsities, each way to train is also compared at its best rate of ``rates``."""
+    """Sparsities at which the settings are also compared at their best rates of ``rates``."""
     rates: tuple[float, ...] = (0.03, 0.1, 0.3)
     lr: float = 0.1
-    """The paper's, one of ``rates``: all ways to train are compared at it."""
+    """The paper's learning rate, one of ``rates``, at which all settings are compared."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     searching: int = 2
     data: str = "fashion-mnist"
@@ -76,7 +78,7 @@ class AppendixF:
     key = ("method", "sparsity", "clip", "factor", "lr", "seed")
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
-        """The first sparsity with the paper's rate, then its search for rates, then the other sparsities."""
+        """Return for each sparsity the cases at the paper's rate, then those of the search for rates."""
         cases: list[Case] = []
         for sparsity in self.sparsities:
             settings = self._settings(sparsity)
@@ -95,7 +97,7 @@ class AppendixF:
         return [{**case, **trained(self._training(case, settings))}]
 
     def kept_case(self) -> Case:
-        """RigL with Eq. 12 and the clip over all positions."""
+        """Return a case of RigL with Eq. 12 and the clip over all positions."""
         return max(
             self.cases([]),
             key=lambda case: (case["clip"] == "dense", case["factor"] == "layer", case["method"] == "rigl"),
@@ -183,7 +185,7 @@ class AppendixF:
             title_fontsize=8,
         )
 
-    def _differences(self, found: _Found, sparsities: Sequence[float]) -> list[str]:
+    def _differences(self, found: _RowsBySetting, sparsities: Sequence[float]) -> list[str]:
         header = ("", "masked SGD", "clip costs", *(_LABELS[factor] for factor in _FACTORS), "D - scalar")
         lines = []
         for method, sparsity, clip in product(_METHODS, sparsities, CLIPS):
@@ -207,7 +209,7 @@ class AppendixF:
             )
         return aligned([header, *lines])
 
-    def _gradients(self, found: _Found) -> list[str]:
+    def _gradients(self, found: _RowsBySetting) -> list[str]:
         dead = [f"dead, {'SGD' if factor == 'none' else _LABELS[factor]}" for factor in FACTORS]
         lines = []
         for method, sparsity, clip in product(_METHODS, self.sparsities, CLIPS):
@@ -219,7 +221,7 @@ class AppendixF:
                 lines.append((f"{_METHODS[method]} {sparsity:g}, {_CLIPS[clip]}", *cells))
         return aligned([("", "coefficient", "norm, all", "norm, active", *dead), *lines])
 
-    def _left(self, found: _Found) -> list[str]:
+    def _left(self, found: _RowsBySetting) -> list[str]:
         lines: list[tuple[str, ...]] = [("", "D", "D, own", "scalar", "Eq. 12", "paper", "paper, own")]
         for method, sparsity in product(_METHODS, self.sparsities):
             means = {
@@ -239,8 +241,9 @@ class AppendixF:
             )
         return aligned(lines)
 
-    def _finding(self, found: _Found) -> list[str]:
-        """Say at the first sparsity where it is known what the clips cost, and what is given back."""
+    def _finding(self, found: _RowsBySetting) -> list[str]:
+        """Return sentences on the cost of the clips and the part that the factors regain, at the first
+        sparsity with results."""
         for sparsity in self.sparsities:
             said = []
             for method, name in _METHODS.items():
@@ -265,13 +268,14 @@ class AppendixF:
         return ["no clip can be compared yet"]
 
     def _paired(self, a: Mapping[int, Row], b: Mapping[int, Row]) -> Paired | None:
-        """In points of test accuracy; None if no seed has both, or a run diverged."""
+        """Return the difference ``a - b`` in points of test accuracy; None if no seed has both or a run
+        diverged."""
         found = differences(a, b, "test_accuracy")
         if not found or any(map(math.isnan, found)):
             return None
         return paired(found, 100 / self.recipe.test_pairs)
 
-    def _at_lr(self, rows: Sequence[Row]) -> _Found:
+    def _at_lr(self, rows: Sequence[Row]) -> _RowsBySetting:
         by_setting: dict[tuple[object, ...], list[Row]] = {}
         for row in rows:
             by_setting.setdefault(tuple(row[name] for name in self.key[:4]), []).append(row)
@@ -293,20 +297,18 @@ class AppendixF:
         return parts(self.data, settings.data_dir, self.held_out_images)
 
 
-def _own(found: _Found, method: str, sparsity: float, clip: str) -> dict[str, Mapping[int, Row]]:
-    """By factor."""
+def _own(found: _RowsBySetting, method: str, sparsity: float, clip: str) -> dict[str, Mapping[int, Row]]:
+    """Return the rows of a method, sparsity and clip by factor."""
     return {factor: found.get((method, sparsity, clip, factor), {}) for factor in FACTORS}
 
 
-def _accuracies(found: _Found, sparsity: float) -> list[str]:
+def _accuracies(found: _RowsBySetting, sparsity: float) -> list[str]:
     lines = []
     for method, clip in product(_METHODS, CLIPS):
         own = _own(found, method, sparsity, clip).values()
         if any(own):
             cells = [
-                f"{_cell(100 * _mean(rows, 'test_accuracy'), 2)} ({next(iter(rows.values()))['lr']:g})"
-                if rows
-                else "-"
+                f"{_cell(100 * _mean(rows, 'test_accuracy'), 2)} ({rate_of(rows):g})" if rows else "-"
                 for rows in own
             ]
             lines.append((f"{_METHODS[method]}, {_CLIPS[clip]}", *cells))
@@ -314,7 +316,7 @@ def _accuracies(found: _Found, sparsity: float) -> list[str]:
 
 
 def _share_left(means: Mapping[tuple[str, str], float], unclipped: str, factor: str) -> str:
-    """Of what the clip over all positions costs masked SGD, what it costs the factor."""
+    """Return the cost of the clip over all positions under a factor, divided by its cost for masked SGD."""
     costs_sgd = means["none", "none"] - means["dense", "none"]
     costs = means["none", unclipped] - means["dense", factor]
     return f"{costs / costs_sgd:.2f}" if costs_sgd > 0 and not math.isnan(costs) else "-"
@@ -338,7 +340,7 @@ def _paper_left(method: str, sparsity: float) -> tuple[str, str]:
 
 
 def _mean(rows: Mapping[int, Row], column: str) -> float:
-    """NaN without rows, or if a run diverged."""
+    """Return the mean of a column over seeds; NaN without rows, or if a run diverged."""
     return fmean(row[column] for row in rows.values()) if rows else math.nan
 
 
@@ -348,14 +350,9 @@ def _cell(value: float, digits: int) -> str:
 
 def _listed(results: Mapping[str, Paired | None]) -> str:
     return ", ".join(
-        f"{words} {result.mean:+.1f}{'*' if result.beyond_noise else ''}"
-        for words, result in results.items()
-        if result is not None
+        f"{words} {result.mean:+.1f}{star(result)}" for words, result in results.items() if result is not None
     )
 
 
 def _shown(result: Paired | None) -> str:
-    if result is None:
-        return "-"
-    spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
-    return f"{result.mean:+.2f}{spread}{'*' if result.beyond_noise else ''}"
+    return "-" if result is None else signed(result) + star(result)

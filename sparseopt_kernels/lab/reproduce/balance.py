@@ -1,8 +1,8 @@
 """Figure 6: the curves on which the flows stay (Lemmas A.1 and A.3), and measured trajectories on them.
 
 The students are those of figure 7. ``beta`` does not stay 0 on a trajectory, so the radius
-``sqrt(gamma^2 + beta^2)`` takes the place of the paper's ``gamma``: the two lemmas know nothing else of the
-normalisation, and the paper's third dimension is not needed.
+``sqrt(gamma^2 + beta^2)`` takes the place of the paper's ``gamma``. The two lemmas use nothing else of the
+normalisation, so that two dimensions suffice where the paper draws three.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _PAPER = "paper: a can flip its sign with HAM, which is not possible for balance
 
 
 class Balance:
-    """The curve of gradient descent ends at the origin, that of HAM goes through ``a = 0``.
+    """The experiment. The curve of gradient descent ends at the origin, that of HAM crosses ``a = 0``.
 
     Args:
         lr: the learning rate.
-        steps: how many.
+        steps: the number of steps.
         seeds: of data, teacher and student.
     """
 
@@ -57,22 +57,22 @@ class Balance:
         self.key = self._students.key
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
-        """Those of figure 7, with fewer seeds and steps: the curves are run through early."""
+        """Return the cases of figure 7, with fewer seeds and steps: trajectories pass their curve early."""
         return self._students.cases(rows)
 
     def seconds(self, case: Case) -> float:
-        """In proportion to the steps."""
+        """Return the estimate of figure 7, which is proportional to the steps."""
         return self._students.seconds(case)
 
     def check(self, settings: Settings) -> None:
-        """Nothing is needed."""
+        """Do nothing: no data are needed."""
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
-        """As figure 7."""
+        """Return the rows of figure 7."""
         return self._students.measure(case, settings)
 
     def table(self, rows: Sequence[Row]) -> list[str]:
-        """Where the closed form lets ``a`` pass zero, and where the trajectories did."""
+        """Return the radii at which ``a`` crosses zero, by the lemma and measured."""
         header = (
             "method",
             "balance at start",
@@ -109,7 +109,7 @@ class Balance:
         ]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        """The two curves, and the trajectories as points on them."""
+        """Draw the two curves, and the trajectories as points."""
         figure.set_size_inches(8, 5)
         axes = figure.subplots()
         a = torch.linspace(-1.2, 1.2, 481, dtype=torch.float64)
@@ -162,7 +162,8 @@ def _distance(row: Row, level: float, ham_alpha: float) -> float:
 
 
 def _radius_at_zero(run: Sequence[Row]) -> float | None:
-    """Where ``a`` last passed zero, linearly between the two kept points around it; None if it did not."""
+    """Return the radius where ``a`` last crossed zero, interpolated linearly between kept points; None if it
+    did not."""
     passed = [(before, after) for before, after in pairwise(run) if before["a"] < 0 <= after["a"]]
     if not passed:
         return None

@@ -1,9 +1,8 @@
-"""The command ``reproduce``: its options, and what it says."""
+"""The command ``reproduce``: its options, files and messages."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -150,7 +149,7 @@ def _workers(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _only(experiment: Experiment, texts: Sequence[str]) -> dict[str, list[object]]:
-    """``["seed=0", "seed=1"]`` as ``{"seed": [0, 1]}``."""
+    """Parse ``["seed=0", "seed=1"]`` to ``{"seed": [0, 1]}``."""
     only: dict[str, list[object]] = {}
     for text in texts:
         column, equals, value = text.partition("=")
@@ -176,7 +175,7 @@ def _reproduce(experiment: Experiment, settings: Settings, args: argparse.Namesp
         print(_announcement(experiment, results, workers), file=sys.stderr)
     if results.missing():
         experiment.check(settings)
-        results.save()  # a folder that cannot be written to is found out now, not after the first case
+        results.save()  # so that an unwritable folder raises now and not after the first case
         if isinstance(experiment, Trained):
             check_or_write_first_steps(experiment, settings, results)
         _measure(results, settings, workers, show=is_first and not args.quiet)
@@ -203,13 +202,13 @@ def _open_results(experiment: Experiment, folder: Path, only: Mapping[str, Seque
 
 
 def _measure(results: Results, settings: Settings, workers: int, *, show: bool) -> None:
-    """Measure what is missing, with a progress bar that counts seconds of one process."""
+    """Measure the missing cases, with a progress bar that counts seconds of one process."""
     from tqdm import tqdm
 
     experiment = results.experiment
 
     def on_case(case: Case) -> None:
-        # Cases that were not known of before may have come up.
+        # The results may have added cases.
         bar.total = bar.n + experiment.seconds(case) + _seconds(experiment, results.missing())
         bar.update(experiment.seconds(case))
         checkpoint = settings.checkpoint(case)
@@ -239,7 +238,7 @@ def _announcement(experiment: Experiment, results: Results, workers: int) -> str
 
 
 def _seconds(experiment: Experiment, cases: Sequence[Case]) -> float:
-    """With one process."""
+    """Return the estimated seconds of the cases with one process."""
     return sum(map(experiment.seconds, cases))
 
 
@@ -257,20 +256,9 @@ def _duration(seconds: float) -> str:
 
 
 def _png(experiment: Experiment, rows: list[Row]) -> bytes:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from ..training.plots import png
 
-    from ..training.plots import STYLE
-
-    # A figure of its own, without pyplot: no global state, no display.
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        experiment.draw(rows, figure)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+    return png(8, 4.5, lambda figure: experiment.draw(rows, figure))
 
 
 def _at_least_1(text: str) -> int:

@@ -1,5 +1,5 @@
-"""The control of the preconditioner D: a factor of the same size that has no direction, ``sqrt(1 - s_avg)``
-of a layer where D has ``sqrt(1 - s_i)`` for each of its neurons.
+"""The control of the preconditioner D: one scalar factor per layer, ``sqrt(1 - s_avg)``, which keeps the
+gradient's direction; D has ``sqrt(1 - s_i)`` for each neuron.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def layer_scale(mask: Tensor) -> float:
 
 
 def scale_by_layer(optimizer: Optimizer, masks: Masks) -> None:
-    """Let each step of the optimizer begin by multiplying, in place, the gradient of each masked weight by
-    its :func:`layer_scale`.
+    """Make each step of the optimizer first multiply the gradient of each masked weight by its
+    :func:`layer_scale`, in place.
 
-    What ranks by the gradients before, as RigL does, sees them as they were. SET and RigL keep the number of
-    active weights of each layer: the scales are computed once, here, and no step waits for a GPU.
+    RigL ranks gradients before the step, so it sees them unscaled. SET and RigL keep the number of active
+    weights of each layer, so the scales are computed only once, and no step waits for a GPU.
     """
     scales = [(parameter, layer_scale(mask)) for parameter, mask in masks.items()]
 

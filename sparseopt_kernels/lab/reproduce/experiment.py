@@ -1,7 +1,6 @@
-"""What an experiment of the paper is: cases to be measured one by one, a table and a picture of the results.
+"""The interface of experiments: cases that are measured one by one, a table and a picture of the results.
 
-How cases are run is in ``runner.py``, how they are kept and resumed in ``results.py``; each experiment has a
-file of its own.
+``runner.py`` runs the cases, ``results.py`` keeps their rows; each experiment has a file of its own.
 """
 
 from __future__ import annotations
@@ -16,49 +15,49 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-"""A line of the CSV file, by column."""
+"""A line of the CSV file: values by column."""
 Case = dict[str, Any]
-"""The columns that tell one measurement from all others, and their values."""
+"""The columns that identify one measurement, and their values."""
 
 
 class Settings(NamedTuple):
-    """What the user decides of a machine. No result depends on it, but for the data of an experiment that
-    says in its column ``data`` what they were."""
+    """The machine and the data folder that the user chooses. Results depend on the data alone, and an
+    experiment that takes other data has a column ``data`` that names them."""
 
     data_dir: str | None = None
-    """Where the files of the data set are; None: where the package finds or downloads them."""
+    """The folder of the data set's files; None: where the package finds or downloads them."""
     device: str = "cpu"
-    """This and what follows is for experiments of the paper's own size, ``PaperSized``."""
+    """A torch device. This field and those after it are for ``PaperSized`` experiments."""
     amp: AMP = "none"
     channels_last: bool = False
     loader_workers: int = 0
-    """Processes that decode images."""
+    """The number of processes that decode images."""
     checkpoints: Path | None = None
-    """A folder in which cases may keep how far they are."""
+    """The folder for the checkpoints of cases; None: no checkpoints."""
     progress: bool = False
-    """Whether cases say on standard error how far they are."""
+    """True if cases print their progress on standard error."""
 
     def checkpoint(self, case: Case) -> Path | None:
-        """The file of a case; it is removed when the case is in the results."""
+        """Return the checkpoint file of a case, which is removed when the case is in the results."""
         if self.checkpoints is None:
             return None
         return self.checkpoints / ("-".join(f"{name}_{value}" for name, value in case.items()) + ".pt")
 
 
 class Experiment(Protocol):
-    """An experiment is an object that is pickled into other processes: it holds nothing but its settings."""
+    """An experiment. It is pickled into other processes, so it holds nothing but its settings."""
 
     @property
     def name(self) -> str:
-        """As the command and the files are called: ``figure2``."""
+        """The name in the command and in file names: ``figure2``."""
 
     @property
     def source(self) -> str:
-        """Where the paper has it: ``Figure 2, Sections 3.2 and E.3``."""
+        """The place in the paper: ``Figure 2, Sections 3.2 and E.3``."""
 
     @property
     def shows(self) -> str:
-        """What it shows, in a line."""
+        """A line on the subject of the experiment."""
 
     @property
     def columns(self) -> Mapping[str, type]:
@@ -69,31 +68,30 @@ class Experiment(Protocol):
 
     @property
     def key(self) -> Sequence[str]:
-        """The columns of a ``Case``. A NaN is no value for them: it does not equal itself."""
+        """The columns of a ``Case``. Their values must not be NaN, which does not equal itself."""
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
-        """What is to be measured, in this order.
+        """Return the cases to be measured, in this order.
 
         Args:
-            rows: what has been measured so far, in any order, of any cases. Cases may depend on it (seeds
-                at the learning rate that was best, say): they are asked for again until all of them are
-                measured.
+            rows: all rows measured so far, in any order. Cases may depend on them (seeds at the best learning
+                rate, say): this is called again until all cases are measured.
         """
 
     def seconds(self, case: Case) -> float:
-        """About how long a case takes with one thread of a current processor."""
+        """Return the approximate seconds of a case with one thread of a current processor."""
 
     def check(self, settings: Settings) -> None:
-        """Raise ``TrainingError`` if something is missing (data, say), before anything is measured."""
+        """Raise ``TrainingError`` if something is missing (data, say). Called before anything is measured."""
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
-        """One or several rows; each has the columns of the case. Called with one thread."""
+        """Measure a case with one thread; return one or more rows, which include the case's columns."""
 
     def table(self, rows: Sequence[Row]) -> list[str]:
-        """The result in a few lines, with the paper's own figures beside where there are any."""
+        """Return the results as lines of text, beside the paper's own figures where there are any."""
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        """The picture, on an empty figure whose size may be set."""
+        """Draw the picture on an empty figure, whose size may be changed."""
 
 
 @runtime_checkable
@@ -101,20 +99,21 @@ class PaperSized(Experiment, Protocol):
     """An experiment that takes days on a GPU. Under torchrun, all ranks measure a case together."""
 
     def cost(self, cases: Sequence[Case]) -> str:
-        """How long the cases take, on what assumptions, and how a part of them is asked for."""
+        """Return text on the time that the cases take, its assumptions, and the options to measure fewer."""
 
 
 @runtime_checkable
 class Trained(Experiment, Protocol):
-    """An experiment that trains networks, so that its rows go stale when the code changes.
+    """An experiment that trains networks, so that its rows become outdated when the code changes.
 
-    Its CSV file has one more column, ``commit``, of the code that made the row: ``Results`` adds it, so that
-    neither ``columns`` nor what ``measure`` returns has it. The losses of the first steps of one case are
-    kept beside that file (``first_steps.py``).
+    Its CSV file has one more column, ``commit``, of the code that made the row. ``Results`` adds it: neither
+    ``columns`` nor the rows of ``measure`` have it. The losses of the first steps of one case are kept beside
+    the file (``first_steps.py``).
     """
 
     def kept_case(self) -> Case:
-        """A case that uses as much as one can of what the experiment compares."""
+        """Return the case whose first losses are kept: one that uses as many of the compared features as
+        possible."""
 
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
-        """The losses of the first steps of a case, fewer if it has fewer steps."""
+        """Return the losses of the first ``steps`` steps of a case, or of all if it has fewer."""

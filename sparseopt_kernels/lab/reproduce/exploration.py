@@ -1,7 +1,7 @@
-"""Figures 5 and 10: how many weights RigL tries, with original or corrected gradients for regrowth.
+"""Figures 5 and 10: RigL's exploration rate, with original or corrected gradients for regrowth.
 
-The rate itself, R_m, is counted in ``topology/dynamic_topology.py``; here it is measured over sparsity and
-over the length of training, and compared with that of masked SGD.
+``topology/dynamic_topology.py`` counts the rate, R_m. Here it is measured over sparsity and over the length
+of training, and compared with that of masked SGD.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Arm(NamedTuple):
-    """Which gradient updates the weights, and which ranks the weights to grow."""
+    """A setting to compare: the optimizer of the weights, and the gradient by which weights are grown."""
 
     optimizer: str
     regrow: str
@@ -47,19 +47,19 @@ _MARKERS = dict(zip(ARMS, ("o", "s", "^"), strict=True))
 
 @dataclass(frozen=True)
 class Exploration:
-    """R_m of RigL at the end of training, over sparsity, for each of ``ARMS``.
+    """The exploration rate R_m of RigL at the end of training, over sparsity, for each of ``ARMS``.
 
-    Runs of one seed start from the same weights and masks and see the same batches, whatever the arm: arms
-    are compared seed by seed.
+    Runs of one seed start from the same weights and masks and see the same batches, so arms are compared seed
+    by seed.
 
     Args:
         name, source, shows: as in ``Experiment``.
-        paper: what the paper did instead, for the table.
-        data, model: of ``training``.
-        examples: how many for training and for testing; more than there are means all.
+        paper: the paper's own setting, for the table.
+        data, model: as in ``Config``.
+        examples: the numbers of training and test examples; all if there are fewer.
         epochs: lengths of training, each with a schedule of its own.
-        update_every: steps between mask updates. Less than the paper's 100: it is the number of updates that
-            exploration depends on, and these trainings are short.
+        update_every: steps between mask updates. They are fewer than the paper's 100, because exploration
+            depends on the number of updates, and these runs are short.
         seconds_per_epoch: with one thread of a current processor.
         sparsities, seeds: of the runs.
     """
@@ -176,7 +176,7 @@ class Exploration:
         ]
 
     def rates(self, rows: Sequence[Row], arm: Arm, epochs: int, sparsity: float) -> dict[int, float]:
-        """R_m in per cent by seed, of the runs that did not diverge."""
+        """Return R_m in per cent by seed, for the runs that did not diverge."""
         return {
             row["seed"]: 100 * row["exploration_rate"]
             for row in rows
@@ -189,7 +189,7 @@ class Exploration:
         return [row["mask_updates"] for row in rows if row["epochs"] == epochs]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        """Above R_m over sparsity, one panel per length; below, the difference to masked SGD."""
+        """Draw R_m over sparsity, one panel per length of training; below, the difference to masked SGD."""
         figure.set_size_inches(8, 6)
         draw_title(figure, *self._finding(rows), *still_missing(self, rows))
         grid = figure.subplots(
@@ -203,7 +203,7 @@ class Exploration:
             upper.set_title(f"{epochs} epochs, {updates} mask updates", loc="left")
             lower.set_xlabel("sparsity")
             lower.set_xticks(self.sparsities, [f"{s:g}" for s in self.sparsities])
-        grid[0, 0].set_ylim(bottom=0)  # of all panels, so not before the last of them is drawn
+        grid[0, 0].set_ylim(bottom=0)  # after the last panel is drawn, because all share the axis
         grid[0, 0].set_ylabel("weights ever active, R_m (%)")
         grid[1, 0].set_ylabel("R_m minus that of\nmasked SGD (points)")
         figure.legend(
@@ -239,7 +239,7 @@ class Exploration:
                 axes.errorbar([sparsity + shift], [d.mean], [d.half_width], capsize=3, **style)
 
     def _finding(self, rows: Sequence[Row]) -> list[str]:
-        """Count the settings in which RigL tries more or fewer weights than with masked SGD."""
+        """Return sentences that count the settings with more or fewer weights tried than with masked SGD."""
         words = dict(zip(_COMPARED, ("grown by g", "grown by c g"), strict=True))
         said: list[str] = []
         for arm in reversed(_COMPARED):
@@ -253,7 +253,7 @@ class Exploration:
         return [*(f"{part};" for part in said[:-1]), said[-1]]
 
     def _differences(self, rows: Sequence[Row], arm: Arm, epochs: int) -> dict[float, Difference]:
-        """From masked SGD, by sparsity, where there is one."""
+        """Return the difference to masked SGD by sparsity, where there is one."""
         found = {
             s: difference(*(self.rates(rows, a, epochs, s) for a in (arm, BASELINE))) for s in self.sparsities
         }
@@ -261,14 +261,14 @@ class Exploration:
 
 
 class Difference(NamedTuple):
-    """A mean, and half the width of its 95% confidence interval."""
+    """A mean difference, and half the width of its 95% confidence interval."""
 
     mean: float
     half_width: float
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """The mean of ``values - baseline`` over the seeds that both have; None with fewer than two."""
+    """Return the mean of ``values - baseline`` over the seeds that both have; None with fewer than two."""
     paired = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
     if len(paired) < 2:
         return None

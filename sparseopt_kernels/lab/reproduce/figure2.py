@@ -1,6 +1,6 @@
 """Figure 2: the gradient of a masked layer against Equation 11, with batch norm and without.
 
-How a ratio is measured is in ``gradient_ratio.py``.
+``gradient_ratio.py`` measures the ratios.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _measured(rows: Sequence[Row]) -> list[tuple[Norm, str, str]]:
 
 
 def _random_mask(inputs: int, sparsity: float, seed: int) -> Tensor:
-    """Unstructured: each neuron has a fan-in of its own."""
+    """Return an unstructured random mask, in which neurons differ in fan-in."""
     layer = nn.utils.skip_init(nn.Linear, inputs, HIDDEN, bias=False)  # type: ignore[no-untyped-call]
     return sparsify(layer, sparsity, "uniform", seed=seed)[layer.weight]
 
@@ -126,7 +126,7 @@ def _ratios(rows: Sequence[Row], norm: Norm, sparsity: float) -> list[float]:
 
 
 def _deviation(rows: Sequence[Row], norm: Norm) -> float:
-    """The largest one of the mean over seeds, as a fraction of the theory."""
+    """Return the largest deviation of the mean over seeds from the theory, as a fraction of it."""
     by_sparsity = {s: _ratios(rows, norm, s) for s in SPARSITIES}
     return max(abs(mean(own) / theory(s) - 1.0) for s, own in by_sparsity.items() if own)
 

@@ -1,5 +1,5 @@
-"""The losses of the first steps of one case, kept beside a CSV file: whether today's code still makes its
-rows is found out by making these steps again.
+"""Keeps the losses of the first steps of one case beside a CSV file, and repeats these steps to check that
+the code still trains as it did for the rows of the file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ... import kernels
 from ...kernels.cpu import CPU
 from ..atomic import write_atomically
 from ..machine import machine
+from ..threads import pytorch_threads
 from ..training.errors import TrainingError
 from ..training.run import Run
 from .code_commit import code_commit
@@ -25,21 +26,20 @@ from .experiment import Settings, Trained
 from .results import Results
 
 STEPS = 50
-_FEWER = 20  # later, roundings may have chosen other weights to grow
+_FEWER = 20  # on another machine: later, roundings may have made RigL grow other weights
 _CLOSE = 1e-4
 
 
 def first_steps_path(results: Path) -> Path:
-    """Return where the first steps of the experiment with this CSV file are."""
+    """Return the file of the first steps that belongs to a CSV file."""
     return results.with_name(f"{results.stem}-first-steps.json")
 
 
 def check_or_write_first_steps(experiment: Trained, settings: Settings, results: Results) -> None:
-    """Keep the losses of the first steps of one case beside the CSV file, before rows are added to it.
+    """Check the kept losses if the CSV file has rows, or else write them, before rows are added.
 
     Raises:
-        TrainingError: the file has rows, and this code does not repeat the steps that are kept with them; or
-            the losses cannot be written.
+        TrainingError: this code does not repeat the kept losses, or the losses cannot be written.
     """
     path = first_steps_path(results.path)
     if results.rows() and path.exists():
@@ -65,8 +65,8 @@ def check_or_write_first_steps(experiment: Trained, settings: Settings, results:
 
 
 def repeats(experiment: Trained, settings: Settings, kept: Mapping[str, Any]) -> bool:
-    """Tell if this code makes the losses that were kept: all of them exactly, on the same processor with the
-    same PyTorch; else 20 of them to 1e-4."""
+    """Tell if this code repeats the kept losses: all of them exactly on the same processor with the same
+    PyTorch, else the first 20 to 1e-4."""
     is_native = kernels.backend_for(kernels.chosen_name("auto"), torch.device("cpu")) is CPU
     if is_native and (kept["machine"], kept["torch"]) == (machine(), torch.__version__):
         return bool(losses_of(experiment, kept["case"], settings, STEPS) == kept["losses"])
@@ -76,13 +76,9 @@ def repeats(experiment: Trained, settings: Settings, kept: Mapping[str, Any]) ->
 
 
 def losses_of(experiment: Trained, case: dict[str, Any], settings: Settings, steps: int) -> list[float]:
-    """Return the losses of the first steps of a case, made with one thread as its rows are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """Return the losses of the first steps of a case, computed with one thread as its rows are."""
+    with pytorch_threads(1):
         return experiment.first_losses(case, settings, steps)
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _EnoughError(Exception):
@@ -90,7 +86,7 @@ class _EnoughError(Exception):
 
 
 def first_losses(run: Run, steps: int) -> list[float]:
-    """Train ``run``, which is at its start, for a number of steps, or to its end if that comes first.
+    """Train a new ``run`` for ``steps`` steps, or to its end if that comes first.
 
     Returns:
         The loss of each step's batch, before the step.

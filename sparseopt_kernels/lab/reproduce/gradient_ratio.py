@@ -1,7 +1,5 @@
-"""How much larger the gradient of a masked layer is than that of the same layer when it is dense: the
-measurement of Section E.3, neuron by neuron, at initialisation, without any step.
-
-Which masks it is made with is in the experiments, ``figure2.py`` and ``layernorm.py``.
+"""Measures the ratio of a layer's gradient with a mask to that without, neuron by neuron, at initialisation,
+without any step (Section E.3). The experiments ``figure2.py`` and ``layernorm.py`` choose the masks.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ SEEDS = range(10)
 
 Norm = Literal["batch", "layer", "none"]
 
-# (images, mean, standard deviation) of the training pixels, in [0, 1]: the paper normalises by the former.
+# By (images, mean, standard deviation) of the training pixels, in [0, 1]. The paper normalises by MNIST's.
 _KNOWN = {(60_000, 0.1307, 0.3081): "MNIST", (60_000, 0.2860, 0.3530): "Fashion-MNIST"}
 
 
@@ -36,15 +34,15 @@ class Images(NamedTuple):
     """The training images of a data set, as they are in its files."""
 
     name: str
-    """What the data are, as far as the number of images and their mean and standard deviation tell."""
+    """The data set, recognised by the number of images and their mean and standard deviation."""
     pixels: Tensor
     """uint8, ``(N, height * width)``."""
     labels: Tensor
     """uint8, ``(N,)``."""
     mean: float
-    """Of all pixels, in [0, 255]."""
+    """The mean of all pixels, in [0, 255]."""
     std: float
-    """Of all pixels, in [0, 255]."""
+    """The standard deviation of all pixels, in [0, 255]."""
 
 
 class Gradients(NamedTuple):
@@ -54,17 +52,20 @@ class Gradients(NamedTuple):
     dense: Tensor
 
     def ratio(self, mask: int, neurons: slice = slice(None)) -> float:
-        """The mean of |gradient| with a mask over that without, on the weights the mask keeps."""
+        """Return mean |gradient| with a mask divided by that without, over the mask's active weights."""
         return float(self.sparse[mask, neurons].sum() / self.dense[mask, neurons].sum())
 
 
 @lru_cache(maxsize=1)
 def load_images(data_dir: str | None) -> Images:
-    """The images of ``data_dir``, which has the four files of Fashion-MNIST or MNIST (they are called alike
-    and have one format); without it, Fashion-MNIST from where :mod:`..training.fashion_mnist` finds it.
+    """Return the training images of Fashion-MNIST or MNIST.
+
+    Args:
+        data_dir: a folder with the four files of either, whose names and format are the same; None:
+            Fashion-MNIST, as :mod:`..training.fashion_mnist` finds it.
 
     Raises:
-        TrainingError: the data are nowhere to be found, damaged, or too few.
+        TrainingError: the data are not found, damaged, or too few.
     """
     images, labels, _, _ = fashion_mnist.load(Path(data_dir) if data_dir else None)
     if len(images) < BATCHES * BATCH_SIZE:
@@ -79,13 +80,13 @@ def load_images(data_dir: str | None) -> Images:
 
 
 def measure_gradients(norm: Norm, masks: Sequence[Tensor], images: Images, seed: int) -> Gradients:
-    """The gradients of the first layer of a two-layer network with and without masks.
+    """Return the gradients of the first layer of a two-layer network with and without masks.
 
     The network is a linear layer, the norm (gamma 1, beta 0), ReLU and a linear classifier, with the weights
     of a seed. A mask zeroes weights and leaves the others as they are. Each network sees the same batches.
 
     Args:
-        norm: what follows the first layer.
+        norm: the norm after the first layer.
         masks: boolean, ``(HIDDEN, pixels)``; no neuron is empty.
         images: see :func:`load_images`.
         seed: of the weights and the order of the images.
@@ -109,17 +110,17 @@ def measure_gradients(norm: Norm, masks: Sequence[Tensor], images: Images, seed:
 
 
 def data_of(rows: Sequence[Row]) -> str:
-    """The name of the data set, which is the same in all rows."""
+    """Return the name of the data set, which is the same in all rows."""
     return str(rows[0]["data"]) if rows else "none"
 
 
 def theory(sparsity: float) -> float:
-    """Equation 11: the ratio for a neuron of this sparsity, in [0, 1)."""
+    """Return the ratio of Equation 11 for a neuron of this sparsity, in [0, 1)."""
     return 1.0 / math.sqrt(1.0 - sparsity)
 
 
 def _gradient(weight: Tensor, classifier: Tensor, norm: Norm, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Of the mean cross entropy with respect to the first layer's weight, masked entries included."""
+    """Return the gradient of the mean cross entropy by the first layer's weight, masked entries included."""
     weight = weight.detach().requires_grad_()
     x = F.linear(pixels, weight)
     if norm == "batch":

@@ -1,4 +1,4 @@
-"""Means as they are drawn: a dot, and a bar for the 95% interval of paired differences or for the spread."""
+"""Draws means as dots, with bars for the 95% interval of paired differences or for the standard deviation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def draw_intervals(
     """Draw one series of differences.
 
     Args:
-        points: where each is, and what it is; without a number (a run diverged) it is left out, and with too
-            few pairs for an interval it is a dot alone.
+        points: the position and the difference of each. A NaN mean (a run diverged) is left out; a difference
+            with too few pairs for an interval is a dot without a bar.
         label: for the legend.
-        marker: of the means, as Matplotlib names it.
-        upright: whether differences are on the y axis, and places on the x axis.
+        marker: Matplotlib's name of the marker of the means.
+        upright: True if differences are on the y axis and positions on the x axis.
     """
     shown = [(place, result) for place, result in points if not math.isnan(result.mean)]
     places = [place for place, _ in shown]
@@ -54,11 +54,11 @@ def draw_intervals(
 def draw_means(
     axes: Axes, values: Mapping[int, Sequence[float]] | Mapping[float, Sequence[float]], **style: Any
 ) -> None:
-    """Draw upright the mean and standard deviation of the values at each place; nothing where there are none.
+    """Draw the mean and standard deviation of the values at each x position that has values.
 
     Args:
-        values: by place.
-        style: of ``Axes.errorbar``.
+        values: by x position.
+        style: arguments of ``Axes.errorbar``.
     """
     there = {place: own for place, own in values.items() if own}
     if there:

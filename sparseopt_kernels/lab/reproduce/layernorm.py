@@ -1,7 +1,7 @@
-"""Appendix D: the gradient of a masked layer under layer norm, with sparsity that is the same for all
-neurons, and with neurons of different sparsity, which the paper leaves open.
+"""Appendix D: the gradient of a masked layer under layer norm, with the same sparsity for all neurons, and
+with neurons of different sparsity, which the paper leaves open.
 
-How a ratio is measured is in ``gradient_ratio.py``.
+``gradient_ratio.py`` measures the ratios.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of the neurons of one layer, as many of each: densities from 0.4 to 0.025, a factor of 16.
+# Sparsities of the neurons of one layer, equally many of each: densities from 0.4 to 0.025, a factor of 16.
 _MIXED = (0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.975)
 _AVERAGE = mean(_MIXED)
 _OF_EACH = HIDDEN // len(_MIXED)
-_NEAR = 0.1  # of an exponent, to that which is said of a norm
+_NEAR = 0.1  # the largest distance of an exponent from -0.5 or 0 at which the title says so
 _NORMS: tuple[tuple[Norm, str, str], ...] = (
     ("batch", "batch norm", "#0072b2"),
     ("layer", "layer norm", "#009e73"),
@@ -148,7 +148,7 @@ _TITLES = {
 
 
 def _mask(inputs: int, sparsities: Sequence[float], seed: int) -> Tensor:
-    """A random mask, ``(neurons, inputs)``, with the fan-in that follows from the sparsity of each neuron."""
+    """Return a random mask, ``(neurons, inputs)``, with the given sparsity of each neuron."""
     order = torch.rand(len(sparsities), inputs, generator=generator(seed, 0, 0)).argsort(dim=1)
     fan_in = torch.tensor([round((1.0 - s) * inputs) for s in sparsities])
     return order < fan_in.unsqueeze(1)
@@ -166,7 +166,7 @@ def _deviation(rows: Sequence[Row], norm: Norm) -> str:
 
 
 def _exponents(rows: Sequence[Row], norm: Norm) -> list[float]:
-    """The slope of log ratio over log density, of each seed with several sparsities."""
+    """Return the slope of log ratio over log density for each seed with several sparsities."""
     by_seed: dict[int, list[Row]] = {}
     for row in rows:
         if (row["layer"], row["norm"]) == ("mixed", norm):

@@ -1,7 +1,8 @@
 """Figures 7 and 8: a neuron that must change the sign of its outer weight to become the teacher.
 
 Figure 7 has a small learning rate, figure 8 a large one; both train for the same time of the flow. The paper
-says neither how ``w`` is drawn nor how often: here there are many seeds, and in figure 8 two scales.
+gives neither the distribution of ``w`` nor the number of runs, so there are many seeds, and two scales in
+figure 8.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class OneNeuron:
     Args:
         name: ``figure7`` or ``figure8``.
         lr: the learning rate.
-        steps: how many.
+        steps: the number of steps.
         init_stds: standard deviations of the weights ``w`` at the start.
         seeds: of data, teacher and student.
     """
@@ -84,16 +85,16 @@ class OneNeuron:
         self._lr, self._steps, self._init_stds, self._seeds = lr, steps, init_stds, seeds
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
-        """All settings."""
+        """Return all combinations of standard deviation, optimizer and correction."""
         settings = product(self._init_stds, OPTIMIZERS, CORRECTIONS)
         return [dict(zip(self.key, values, strict=True)) for values in settings]
 
     def seconds(self, case: Case) -> float:
-        """In proportion to the steps."""
+        """Return an estimate that is proportional to the steps."""
         return _SECONDS_PER_STEP * self._steps
 
     def check(self, settings: Settings) -> None:
-        """Nothing is needed."""
+        """Do nothing: no data are needed."""
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
         """Train the students of all seeds with one method."""
@@ -106,7 +107,8 @@ class OneNeuron:
         return rows_of(case, points, self._seeds, ["sparse"], tasks.directions, self._steps)
 
     def table(self, rows: Sequence[Row]) -> list[str]:
-        """How many students changed the sign of ``a`` and became the teacher, and when."""
+        """Return the numbers of students that changed the sign of ``a`` and that found the teacher, and the
+        steps at which they did."""
         header = (
             "method",
             "std of w",
@@ -148,7 +150,7 @@ class OneNeuron:
         ]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        """Loss, ``a`` and the drift of the balance over steps: left gradient descent, right HAM."""
+        """Draw loss, ``a`` and the drift of the balance over steps: left gradient descent, right HAM."""
         there = {row["init_std"] for row in rows}
         std = next((std for std in self._init_stds if std in there), self._init_stds[0])
         drawn = [row for row in rows if row["init_std"] == std]
@@ -162,7 +164,7 @@ class OneNeuron:
                 if runs:
                     counts.append(f"{share([run[-1] for run in runs], found)} {label}")
                 for axes, what in zip(grid[:, column], ("loss", "a", "drift"), strict=True):
-                    draw_runs(axes, runs, what, colour, label, width)  # both are seen where they coincide
+                    draw_runs(axes, runs, what, colour, label, width)  # widths show both where they coincide
             said = ", ".join(counts) or "no run yet"
             grid[0, column].set_title(f"{OPTIMIZER_LABELS[optimizer]}, teacher found:\n{said}", loc="left")
             grid[1, column].axhline(0, color="#000000", linewidth=0.8, zorder=1)
@@ -187,7 +189,8 @@ class OneNeuron:
 
 
 def _scaling_compared(rows: Sequence[Row], std: float) -> list[str]:
-    """The same starts with and without scaling, with HAM; nothing while no start has both."""
+    """Return a line that compares runs from the same starts with and without scaling, with HAM; none if no
+    start has both."""
     plain, scaled = (
         {
             run[0]["seed"]: run[-1]

@@ -1,4 +1,4 @@
-"""A hundred classes out of Fashion-MNIST: pairs of images, an MLP that tells both, and one run of it.
+"""A task of a hundred classes from Fashion-MNIST, pairs of images, and one training run of an MLP on it.
 
 The experiment is in ``appendix_f.py``.
 """
@@ -30,7 +30,7 @@ FACTORS: dict[str, Correction] = {
     "D": "unnormalized",
     "scalar": "none",
 }
-"""The optimizer's correction; that of the scalar is applied to the gradients before the step."""
+"""The optimizer's correction by factor; the scalar is applied to the gradients before the step instead."""
 CLIPS = ("none", "active", "dense")
 _LOOK_EVERY = 25
 _POOLING = 2
@@ -47,7 +47,7 @@ class Images(NamedTuple):
         return int(self.labels.max()) + 1
 
     def pairs(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return pairs drawn at random: both images in a row, and ``first label * classes + second``."""
+        """Return random pairs: the pixels of both images, and ``first label * classes + second label``."""
         first, second = torch.randint(len(self.labels), (2, count), generator=random)
         images = torch.cat([self.images[first], self.images[second]], dim=1)
         return images, self.labels[first] * self.classes + self.labels[second]
@@ -64,7 +64,7 @@ def parts(data: str, data_dir: str | None, held_out: int) -> Parts:
     """Return a data set averaged over 2 by 2 pixels; the last ``held_out`` training images are held out.
 
     Raises:
-        TrainingError: the data are nowhere to be found, or damaged.
+        TrainingError: the data are not found, or damaged.
     """
     full = load_dataset(data, data_dir)
     train = F.avg_pool2d(full.train_images, _POOLING).flatten(1)
@@ -79,23 +79,23 @@ def parts(data: str, data_dir: str | None, held_out: int) -> Parts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all runs have in common."""
+    """The hyperparameters that all runs share."""
 
     steps: int
     batch_size: int = 128
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.05
-    """Share of the steps."""
+    """The fraction of the steps."""
     drop_fraction: float = 0.3
     update_every: int = 100
     stop_at: float = 0.75
-    """Share of the steps after which the masks stay."""
+    """The fraction of the steps after which the masks do not change."""
     test_pairs: int = 10_000
 
 
 class Way(NamedTuple):
-    """How a run is trained."""
+    """The settings of one run."""
 
     method: str
     sparsity: float
@@ -106,8 +106,8 @@ class Way(NamedTuple):
 
 
 class Training:
-    """One run. Runs of one seed have the same initial weights, masks and pairs; the random state of the
-    caller is not touched."""
+    """A training run. Runs of one seed have the same initial weights, masks and pairs. The caller's random
+    state does not change."""
 
     def __init__(self, way: Way, recipe: Recipe, data: Parts) -> None:
         self.way, self.recipe, self.data = way, recipe, data
@@ -138,7 +138,7 @@ class Training:
         self.norms: list[_Norms] = []
 
     def losses(self) -> Iterator[Tensor]:
-        """Train, and yield the loss of each step's batch, a number, after the step."""
+        """Train, and yield the loss of each step's batch, a scalar tensor, after the step."""
         random = torch.Generator().manual_seed(self.way.seed)
         for step in range(self.recipe.steps):
             images, labels = self.data.train.pairs(self.recipe.batch_size, random)
@@ -153,7 +153,7 @@ class Training:
             yield loss.detach()
 
     def accuracy(self, images: Images) -> float:
-        """Return the share of pairs in which both are told, of pairs that are the same in all runs."""
+        """Return the fraction of pairs whose class is predicted; the pairs are the same in all runs."""
         random = torch.Generator().manual_seed(0)
         self.model.eval()
         with torch.no_grad():
@@ -164,7 +164,7 @@ class Training:
 
     @torch.no_grad()
     def _norms(self) -> _Norms:
-        """The global norm of the gradients that ``backward`` left, and what the clip makes of them."""
+        """Return the global norm of the gradients after ``backward``, and the coefficient of the clip."""
         raw_all = raw_active = corrected_all = corrected_active = 0.0
         for parameter in self.model.parameters():
             gradient = parameter.grad
@@ -207,14 +207,14 @@ RESULTS: dict[str, type] = {
     "dead_share": float,
     "seconds": float,
 }
-"""What :func:`trained` finds. Accuracies are in [0, 1], NaN where a loss was not finite, which ends the run;
-``train_loss`` is the mean over the last tenth of the steps. The clip's coefficient (1: no clip) and the norms
-of the gradients, over all positions and over active ones, are means over every 25th step; ``dead_share`` is
-that of neurons without an active weight at the end."""
+"""The columns that :func:`trained` returns. Accuracies are in [0, 1], and NaN if a loss was not finite, which
+ends the run. ``train_loss`` is the mean over the last tenth of the steps. The clip's coefficient (1: no clip)
+and the norms of the gradients, over all positions and over active ones, are means over every 25th step.
+``dead_share`` is the fraction of neurons without an active weight at the end."""
 
 
 def trained(training: Training) -> dict[str, float]:
-    """Train a run from its start to its end, and find :data:`RESULTS`."""
+    """Train a run to its end and return :data:`RESULTS`."""
     started = time.perf_counter()
     losses: list[float] = []
     for loss in training.losses():

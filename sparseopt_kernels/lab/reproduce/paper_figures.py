@@ -1,5 +1,5 @@
 """The figures that the paper prints in its tables 1, 2, 3 and 6 to 9: test accuracy (top-1) in per cent, mean
-and, where it has one, standard deviation. How they are measured here is in ``tables.py``.
+and, where given, standard deviation. ``tables.py`` measures them here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Cell(NamedTuple):
-    """Which place of a table: ``ham`` is "w/ HAM", ``optimizer`` ``"sparseopt"`` ("Ours") or ``"sgd"``
+    """A cell of a table. ``ham`` is "w/ HAM", ``optimizer`` ``"sparseopt"`` ("Ours") or ``"sgd"``
     ("Baseline"), ``epochs`` the total training epochs."""
 
     dst: str
@@ -19,7 +19,7 @@ class Cell(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """``std`` is None where the paper gives none (ImageNet)."""
+    """The figure of a cell. ``std`` is None where the paper gives none (ImageNet)."""
 
     mean: float
     std: float | None
@@ -134,4 +134,4 @@ def _parsed(text: str) -> dict[Cell, Figure]:
 
 
 PAPER = {number: _parsed(text) for number, text in _TEXT.items()}
-"""By the number of the table."""
+"""The paper's figures, by the number of the table."""

@@ -1,4 +1,4 @@
-"""Titles of pictures: sentences that follow from the numbers that are drawn."""
+"""Titles of pictures: sentences that are derived from the numbers drawn."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MORE = 1 + 1e-9  # as Paired.beyond_noise: rounding is no difference
+_MORE = 1 + 1e-9  # as in Paired.beyond_noise: rounding is no difference
 _CHARACTERS = 84  # bold letters of this size on 8 inches
 
 
 def draw_title(figure: Figure, *parts: str) -> None:
-    """Draw a sentence above all panels, each part of it on lines of its own."""
+    """Draw a sentence above all panels, with each of its parts on lines of its own."""
     text = "\n".join(line for part in parts for line in textwrap.wrap(part, _CHARACTERS))
     figure.suptitle(text[:1].upper() + text[1:], fontsize=11, fontweight="bold")
 
 
 def only_with(runs: Mapping[str, Sequence[bool]], statement: str, inverted: str) -> str:
-    """Say with what something happens, and in how many runs.
+    """Return a sentence on the methods with which an event happens, and the number of runs.
 
     Args:
-        runs: by what they are made with, whether it happened in each; nothing is said of what has no run.
-        statement: ``the neuron dies``.
-        inverted: the same behind "only": ``does the neuron die``.
+        runs: by method, True for each run in which it happened; a method without runs is left out.
+        statement: the event, as in ``the neuron dies``.
+        inverted: the event in the word order after "only", as in ``does the neuron die``.
     """
     made = {name: happened for name, happened in runs.items() if happened}
     counts = {name: f"in {sum(happened)} of {len(happened)} runs" for name, happened in made.items()}
@@ -40,11 +40,11 @@ def only_with(runs: Mapping[str, Sequence[bool]], statement: str, inverted: str)
 
 
 def beyond_noise(results: Iterable[tuple[float, float]], more: str, less: str) -> str:
-    """Count the settings that differ beyond noise: ``better in 1 and worse in 2 of 9``.
+    """Return a count of the settings that differ beyond noise: ``better in 1 and worse in 2 of 9``.
 
     Args:
-        results: of each setting, a mean difference and half the width of its interval; NaN is no difference.
-        more, less: for those above 0 and those below it.
+        results: the mean difference of each setting and half the width of its interval; NaN is no difference.
+        more, less: the words for differences above and below 0.
     """
     results = list(results)
     counts = {

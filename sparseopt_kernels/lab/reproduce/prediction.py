@@ -1,10 +1,9 @@
-"""Where should a factor per neuron help? A test of a prediction, on one network.
+"""The experiment ``prediction``: tests on one network where a factor per neuron should help.
 
-Behind batch norm a neuron's gradient is proportional to 1/norm(w_i), and with weight decay the norm settles
-where the angle of an update does not depend on what the gradient is multiplied by. So a factor should change
-the start and the time after an update of the masks, not the end; and more where fan-in differs more from one
-neuron to the next, where masks change often, and where weight decay is weak. How rates are searched is in
-``searched.py``.
+Before batch norm, a neuron's gradient is proportional to 1/norm(w_i), and with weight decay the norm settles
+where the angle of an update does not depend on a factor of the gradient. So a factor should change the start
+of training and the time after a mask update, but not the end. Its effect should be larger if fan-in differs
+more between neurons, if masks change often, and if weight decay is weak. ``searched.py`` searches the rates.
 """
 
 from __future__ import annotations
@@ -30,21 +29,22 @@ from .experiment import Case, Row, Settings
 from .first_steps import first_losses
 from .interval_picture import draw_intervals, legend_of
 from .picture_titles import beyond_noise, draw_title
-from .searched import RESULTS, Images, Search, Setting, at_rate, differences, images, measured
-from .table_text import still_missing, wrapped
+from .searched import RESULTS, Images, Search, Setting, at_rate, differences, images, measured, rate_of
+from .table_text import signed, star, still_missing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OPTIMIZERS = ("sgd", "eq12", "norm")
-"""Masked SGD; Eq. 12; masked SGD with each row's gradient times norm(w_i) / rms of the layer's row norms."""
+"""Masked SGD; Eq. 12; masked SGD with each row's gradient multiplied by norm(w_i) / (RMS of the layer's row
+norms)."""
 _LABELS = {"eq12": "Eq. 12", "norm": "norm(w) / rms"}
 _MODEL = "mlp"
 _RATES = (0.01, 0.03, 0.1, 0.3)
 _WIDE_FACTOR = 4
 _WIDE_SHARE = 0.1
-_SECONDS = 10.0  # of one thread of an AMD EPYC that others were using, too
+_SECONDS = 10.0  # with one thread of a shared AMD EPYC
 _WHEN = {
     "quarter_epoch": "¼ epoch",
     "half_epoch": "½ epoch",
@@ -57,7 +57,7 @@ _MARKERS = ("o", "^", "s", "D")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The defaults are the experiment; a smaller one can be made for a test."""
+    """The experiment, with its defaults. Tests make a smaller one."""
 
     weight_decays: tuple[float, ...] = (0.0, 5e-4)
     updates: tuple[int, ...] = (0, 25, 100)
@@ -98,7 +98,7 @@ class Prediction:
         return [{**case, **measured(self._run(case, settings), self._images(settings))}]
 
     def kept_case(self) -> Case:
-        """Eq. 12, with the most frequent updates of the masks."""
+        """Return a case of Eq. 12 with the most frequent mask updates."""
         moving = [case for case in self.cases([]) if case["update_every"]]
         return max(moving, key=lambda case: (case["optimizer"] == "eq12", -case["update_every"]))
 
@@ -129,7 +129,7 @@ class Prediction:
         run = Run(config, self._images(settings).dataset, correction, case["seed"])
         draw_fan_in(run, wide=case["fan_in"] == "wide")
         if case["optimizer"] == "norm":
-            # Before the optimizer's step and after RigL's, which saw the gradient as it was.
+            # The hook runs after RigL's step, which sees the gradient unscaled.
             run.optimizer.register_step_pre_hook(lambda *_: scale_by_norm(run))
         return run
 
@@ -153,7 +153,7 @@ class Prediction:
             for column in _WHEN:
                 beyond.setdefault((optimizer, column), []).append(same[column])
             lr, own, factor = self._at_own_rate(rows, (fan_in, update, decay), optimizer)
-            cells = [_shown(same[column]) for column in _WHEN]
+            cells = [signed(same[column]) + star(same[column]) for column in _WHEN]
             masks = f"RigL, every {update}" if update else "static"
             lines.append(
                 (fan_in, masks, f"{decay:g}", _LABELS[optimizer], f"{lr:g}", *cells, own, f"{factor:.1f}")
@@ -204,7 +204,8 @@ class Prediction:
         )
 
     def _finding(self, rows: Sequence[Row], optimizer: str) -> str:
-        """When a factor differs from masked SGD in most settings before the end, and at the end."""
+        """Return a sentence that counts the settings in which a factor differs from masked SGD, at the time
+        before the end with the most of them, and at the end."""
         places = product(self.fan_ins, self.updates, self.weight_decays)
         found = [same for place in places if (same := self.differences(rows, place, optimizer))]
         if not found:
@@ -220,7 +221,8 @@ class Prediction:
     def differences(
         self, rows: Sequence[Row], place: tuple[str, int, float], optimizer: str
     ) -> dict[str, Paired]:
-        """From masked SGD, in points, at the rate that is best for masked SGD; empty until that is known."""
+        """Return the differences from masked SGD in points, by column, at the best rate of masked SGD; empty
+        until that rate is known."""
         lr = self._search().best_rates(rows).get((*place, "sgd"))
         if lr is None:
             return {}
@@ -236,7 +238,7 @@ class Prediction:
         }
 
     def _search(self) -> Search:
-        # All rates with all seeds: optimizers are compared at one rate, too. Another rate is another start.
+        # All rates with all seeds, because optimizers are also compared at one rate.
         columns = ("fan_in", "update_every", "weight_decay", "optimizer")
         values = product(self.fan_ins, self.updates, self.weight_decays, OPTIMIZERS)
         settings: list[Setting] = [dict(zip(columns, v, strict=True)) for v in values]
@@ -252,15 +254,16 @@ class Prediction:
     def _at_own_rate(
         self, rows: Sequence[Row], place: tuple[str, int, float], optimizer: str
     ) -> tuple[float, str, float]:
-        """The best rate of masked SGD, the difference at the end with each at its own, the largest c_i."""
+        """Return the best rate of masked SGD, the final difference with each at its own best rate, and the
+        mean over seeds of the largest c_i."""
         best = self._search().at_best_rate(rows)
         ours, baseline = (best.get((*place, name), {}) for name in (optimizer, "sgd"))
-        lr = float(next(iter(baseline.values()))["lr"])
+        lr = rate_of(baseline)
         if not ours:
             return lr, "no rate", math.nan
-        own_lr = next(iter(ours.values()))["lr"]
         end = paired(differences(ours, baseline, "test_accuracy"), 100 / self.test_images)
-        return lr, f"{_shown(end)} ({own_lr:g})", mean(row["largest_factor"] for row in ours.values())
+        at_own_rate = f"{signed(end)}{star(end)} ({rate_of(ours):g})"
+        return lr, at_own_rate, mean(row["largest_factor"] for row in ours.values())
 
     def _draw_panel(self, axes: Axes, rows: Sequence[Row], optimizer: str, fan_in: str) -> None:
         places = list(product(self.updates, self.weight_decays))
@@ -277,14 +280,10 @@ class Prediction:
         axes.set_yticks(range(len(places)), labels, fontsize=7.5)
 
 
-def _shown(result: Paired) -> str:
-    spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
-    return f"{result.mean:+.2f}{spread}{'*' if result.beyond_noise else ''}"
-
-
 @torch.no_grad()
 def draw_fan_in(run: Run, *, wide: bool) -> None:
-    """Give the masks of a run another fan-in, before its first step; each keeps its number of active weights.
+    """Redraw the masks of a run with another distribution of fan-in, before its first step. Each mask keeps
+    its number of active weights.
 
     Narrow: all rows have the same fan-in, to within one. Wide: a tenth of the rows have four times the mean,
     or all of their weights if that is fewer, and the others share the rest. The last layer, which no batch
@@ -299,18 +298,18 @@ def draw_fan_in(run: Run, *, wide: bool) -> None:
         mask = run.masks[parameter]
         random = generator(run.seed, layer, 0)
         counts = row_counts(mask, wide=wide and layer < len(named) - 1, random=random)
-        # The counts[i] smallest of random numbers in row i: a uniformly random choice.
+        # The counts[i] smallest of random numbers in row i are a uniformly random choice.
         rank = torch.rand(mask.flatten(1).shape, generator=random).argsort(dim=1).argsort(dim=1)
         mask.copy_((rank < counts[:, None]).view_as(mask))
         parameter.copy_(initial[name].masked_fill(~mask, 0.0))
     run.initial_fan_in = run.fan_in()
-    if run.topology is not None:  # it begins with these masks
+    if run.topology is not None:  # exploration is counted from these masks on
         explored = [mask.clone() for mask in run.masks.values()]
         run.topology.load_state_dict({**run.topology.state_dict(), "explored": explored})
 
 
 def row_counts(mask: Tensor, *, wide: bool, random: torch.Generator) -> Tensor:
-    """The fan-in of each row, int64, that :func:`draw_fan_in` gives a mask: its sum is that of the mask."""
+    """Return the fan-in, int64, that :func:`draw_fan_in` gives to each row; the sum is that of ``mask``."""
     rows, columns = mask.flatten(1).shape
     total = int(mask.count_nonzero())
     order = torch.randperm(rows, generator=random)
@@ -327,7 +326,7 @@ def row_counts(mask: Tensor, *, wide: bool, random: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def scale_by_norm(run: Run) -> None:
-    """Multiply the gradient of row i of each masked weight by norm(w_i) / rms of the norms of its layer."""
+    """Multiply the gradient of row i of each masked weight by norm(w_i) / (RMS of the layer's row norms)."""
     for parameter in run.masks:
         gradient: Any = parameter.grad
         norms = parameter.flatten(1).norm(dim=1)

@@ -1,6 +1,4 @@
-"""How the paper trains: the hyperparameters of its Tables 4 and 5 and the schedules of Appendix E.2, in this
-one place. What is trained with them is in ``tables.py``.
-"""
+"""The paper's hyperparameters (Tables 4 and 5) and schedules (Appendix E.2), which ``tables.py`` uses."""
 
 from __future__ import annotations
 
@@ -17,18 +15,18 @@ from .paper_figures import Cell
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network on a data set, and all that the runs of a table have in common.
+    """A network, a data set, and the hyperparameters that the runs of a table share.
 
-    Learning rates: from ``start_lr`` to the peak in ``warmup_epochs``, then a cosine down to ``end_lr`` at
-    the last step (``schedules.warmup_cosine``).
+    The learning rate rises from ``start_lr`` to the peak in ``warmup_epochs``, then falls as a cosine to
+    ``end_lr`` at the last step (``schedules.warmup_cosine``).
     """
 
     data: str
     model: str
     batch_size: int
-    """Of all ranks together, or of each where ``base_batch_size`` is given: "128 (scaled by factor)"."""
+    """The total batch size; with ``base_batch_size``, that of each rank ("128 (scaled by factor)")."""
     base_lr: float
-    """The peak, or that of a batch of ``base_batch_size``."""
+    """The peak learning rate, or with ``base_batch_size`` the peak for a batch of that size."""
     base_batch_size: int | None
     """The peak is ``base_lr * batch / base_batch_size`` with the batch of all ranks; None: no scaling."""
     momentum: float
@@ -40,14 +38,14 @@ class Recipe:
     drop_fraction: float
     update_every: int
     ham_alpha: float | None
-    """``h1``; None where the paper has no runs with HAM."""
+    """``h1``; None if the paper has no runs with HAM."""
     train_images: int
-    """In an epoch, to say how long it takes."""
+    """The number of images in an epoch, to estimate its time."""
 
     def config(
         self, cell: Cell, seed: int, max_grad_norm: float | None, settings: Settings, threads: int = 1
     ) -> Config:
-        """The run of a cell of a table.
+        """Return the configuration of the run of a table's cell.
 
         Raises:
             TrainingError: it cannot run on this machine.
@@ -130,7 +128,7 @@ IMAGENET = Recipe(  # Table 5, E.2.1
     train_images=1_281_167,
 )
 
-MAX_GRAD_NORM = 1.0  # of the tables with gradient renormalisation, Appendix F
-# Not in the paper, inferred: where an optimizer masks gradients inside, as jaxpruner's does, a clip in the
-# training loop sees those of masked positions, too.
+MAX_GRAD_NORM = 1.0  # for the tables with gradient renormalisation, Appendix F
+# Inferred, not in the paper: if the optimizer masks gradients itself, as jaxpruner's does, a clip in the
+# training loop also sees the gradients of masked positions.
 MAX_GRAD_NORM_OVER: NormOver = "dense"

@@ -1,5 +1,7 @@
-"""Does what ``small`` finds hold in a deeper network? ResNet-20 on a sixth of Fashion-MNIST, averaged over
-2 by 2 pixels, at one learning rate, the paper's: a run takes minutes, so that rates are not searched.
+"""The experiment ``resnet20``: repeats ``small`` with a deeper network.
+
+It is ResNet-20 on a sixth of Fashion-MNIST, averaged over 2 by 2 pixels, at the paper's learning rate. A run
+takes minutes, so rates are not searched.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The results of an experiment in its CSV file, which is the only state there is.
+"""The results of an experiment in its CSV file, which is the only state.
 
-What the file has is not measured again; who measures is ``runner.py``.
+Cases in the file are not measured again. ``runner.py`` measures the others.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Results:
     """The rows of an experiment in its CSV file.
 
     Args:
-        experiment: whose rows.
-        path: of the file. Under torchrun, rank 0 alone writes it.
-        only: the values, by column, that cases have to be measured; columns that are not in it may have any.
+        experiment: the experiment.
+        path: the CSV file. Under torchrun, only rank 0 writes it.
+        only: values by column: only cases with one of them are measured. Other columns may have any value.
 
     Raises:
-        TrainingError: the file is there and cannot be read, is not one of this experiment, or is damaged.
+        TrainingError: the file exists, but cannot be read, belongs to another experiment, or is damaged.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Results:
                 self._rows.setdefault(self._key(row), []).append(row)
 
     def rows(self) -> list[Row]:
-        """The rows of all cases, in the order of the cases, in whatever order they were measured."""
+        """Return the rows in the order of the cases, whatever the order in which they were measured."""
         return [row for case in self._cases() for row in self._rows.get(self._key(case), [])]
 
     def missing(self) -> list[Case]:
-        """The cases that are asked for, are known of by now and were not measured."""
+        """Return the cases that ``only`` selects and that are not measured, as far as they are known now."""
         return [
             case
             for case in self._cases()
@@ -60,25 +60,25 @@ class Results:
         ]
 
     def add(self, case: Case, rows: list[Row]) -> None:
-        """Keep a case: on the disk, too.
+        """Add the rows of a case and write the file.
 
         Raises:
-            TrainingError: the rows are of other data than those there, or the file cannot be written.
-            TypeError: the rows are not those of a case of this experiment.
+            TrainingError: the rows are of other data than those in the file, or the file cannot be written.
+            TypeError: the rows do not have the columns and types of the experiment or the values of the case.
         """
         self._check(case, rows)
         self._rows[self._key(case)] = [{**row, **self._commit} for row in rows]
         self.save()
 
     def save(self) -> None:
-        """Write the file: rows in the order of the cases, then those that no case asks for now.
+        """Write the file: rows in the order of the cases, then those of cases that do not exist now.
 
         Raises:
-            TrainingError: it cannot be written. The former file is as it was.
+            TrainingError: it cannot be written. The former file is unchanged.
         """
         if distributed.rank() != 0:
             return
-        # A case may be asked for again once those that it depends on are measured: it is not thrown away.
+        # Rows without a case are kept: the case may come back when those that it depends on are measured.
         order = dict.fromkeys([self._key(case) for case in self._cases()] + list(self._rows))
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self._columns), lineterminator="\n")
@@ -101,7 +101,7 @@ class Results:
         if not rows:
             raise TypeError(f"{name} measured no row for {case}")
         for row in rows:
-            # Exactly these types: what is read from the file must equal what was written.
+            # Exactly these types, so that values read from the file equal those written.
             if row.keys() != columns.keys() or any(type(row[c]) is not columns[c] for c in columns):
                 raise TypeError(f"{name} measured {row}, its columns are {dict(columns)}")
             if self._key(row) != self._key(case):
@@ -148,7 +148,7 @@ class Results:
 
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not empty, and where each ends, counted from 1."""
+    """Yield the lines that are not empty, and the line number, from 1, at which each ends."""
     reader = csv.reader(io.StringIO(text), strict=True)
     for line in reader:
         if line:
@@ -156,7 +156,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def parse_value(text: str, kind: type) -> object:
-    """A value as it is in a CSV file; ``ValueError`` if it is not one of that type."""
+    """Parse a value of a CSV file; raise ``ValueError`` if it is not of that type."""
     if kind is bool:
         if text not in ("True", "False"):
             raise ValueError(f"{text!r} must be True or False")

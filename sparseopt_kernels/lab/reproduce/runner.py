@@ -1,7 +1,7 @@
 """Measures the cases of an experiment in several processes, one after another in each.
 
-What is kept of them is in ``results.py``: at once, so that an experiment that was stopped in any way goes on
-where it was.
+The rows of a case are kept (``results.py``) as soon as it is finished, so that a stopped experiment can be
+continued.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from multiprocessing import active_children, get_context, parent_process
 import torch
 
 from ...user_warning import show_as_notes
+from ..threads import pytorch_threads
 from ..training.errors import TrainingError
 from .experiment import Case, Experiment, Row, Settings
 from .results import Results
@@ -28,16 +29,17 @@ from .results import Results
 def measure_all(
     results: Results, settings: Settings, workers: int, on_case: Callable[[Case], object] = lambda case: None
 ) -> None:
-    """Measure what is missing. What is finished when something goes wrong is kept.
+    """Measure the missing cases. Finished cases are kept if an error occurs.
 
     Args:
-        results: of the experiment; they are added to.
-        workers: how many processes; with 1 it happens in this one.
+        results: the results of the experiment, to which rows are added.
+        settings: for the cases.
+        workers: the number of processes; with 1, this process measures.
         on_case: called after each case.
 
     Raises:
         TrainingError: a case failed, or its process was killed.
-        KeyboardInterrupt: cases that are not finished are dropped, their processes ended.
+        KeyboardInterrupt: unfinished cases are dropped, and their processes ended.
     """
     while cases := results.missing():
         with closing(_measured(results.experiment, cases, settings, workers)) as measured:
@@ -50,23 +52,19 @@ def _measured(
     experiment: Experiment, cases: Sequence[Case], settings: Settings, workers: int
 ) -> Generator[tuple[Case, list[Row]], None, None]:
     if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with pytorch_threads(1):
             for case in cases:
                 yield case, _measure(experiment, case, settings)
-        finally:
-            torch.set_num_threads(threads)
         return
-    # Not forked: a process that has used threads cannot be copied safely.
+    # Not forked, because a process that has used threads cannot be forked safely.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
     others = set(active_children())
     try:
-        with _interrupts_ignored():  # and by the processes that are started here, for good
+        with _interrupts_ignored():  # the processes that are started here inherit this, for good
             futures = {pool.submit(_measure, experiment, case, settings): case for case in cases}
         yield from _collected(futures)
     except BaseException:
-        # Interrupted, or a full disk: to wait for what cannot be kept is no use.
+        # After an interrupt or on a full disk, no more rows can be kept: do not wait for them.
         for process in set(active_children()) - others:
             process.terminate()
         raise
@@ -75,7 +73,7 @@ def _measured(
 
 
 def _collected(futures: dict[Future[list[Row]], Case]) -> Iterator[tuple[Case, list[Row]]]:
-    """Cases as they are finished. After a failure no other is begun, but those that run are waited for."""
+    """Yield finished cases. After a failure no case is started, but running ones are waited for."""
     waiting = dict(futures)
     failure: BaseException | None = None
     for future in as_completed(futures):
@@ -97,10 +95,10 @@ def _collected(futures: dict[Future[list[Row]], Case]) -> Iterator[tuple[Case, l
 
 
 def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row]:
-    """What an experiment measures. An error names the case, and where it is one of the program, the place."""
+    """Measure a case. An error names the case, and has the traceback unless it was a ``TrainingError``."""
     try:
         with warnings.catch_warnings():
-            # What happens where fan-in is concentrated is what experiments are to find out.
+            # Experiments study concentrated fan-in on purpose.
             warnings.filterwarnings("ignore", ".*fan-in is concentrated|one neuron of")
             return experiment.measure(case, settings)
     except Exception as error:
@@ -116,7 +114,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for cases for ever."""
+    """End this worker with its parent: if the parent is killed, the worker would wait for cases for ever."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -125,7 +123,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C goes to the whole group of processes: of those that are started here, the parent ends them."""
+    """Ignore Ctrl-C, which goes to the whole process group, in workers started here: the parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread has handlers
         return

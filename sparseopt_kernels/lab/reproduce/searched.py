@@ -1,7 +1,7 @@
-"""Runs whose learning rate is searched for: which are to be made, which rate was best, one run measured.
+"""Learning-rate search: the runs to be made, the best rates, and the measurement of one run.
 
-What is compared, and on what, is in the experiments that use this. Rates are chosen by accuracy on held-out
-training images; the test images are looked at once per run, after its last step.
+The experiments that use this choose the settings. Rates are chosen by accuracy on held-out training images.
+The test images are used once per run, after its last step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..training.run import Run, evaluate
 from .experiment import Case, Row
 
 Setting = dict[str, str | int | float]
-"""The columns that all runs of a search have in common, and their values."""
+"""The columns that all runs of a setting share, and their values."""
 
 RESULTS: Mapping[str, type] = {
     "held_out_accuracy": float,
@@ -35,18 +35,17 @@ RESULTS: Mapping[str, type] = {
     "dead_share": float,
     "seconds": float,
 }
-"""What :func:`measured` finds. Accuracies are in [0, 1], NaN where the loss was not finite. Those of a
-quarter, half and one epoch are on held-out images. ``train_loss`` is the mean over the last epoch,
-``largest_factor`` the largest c_i of Eq. 12 that the last masks have, whether or not it was used, and
-``dead_share`` the share of neurons without an active weight in them; ``seconds`` of training and testing."""
+"""The columns that :func:`measured` returns. Accuracies are in [0, 1], and NaN if the loss was not finite.
+Those after a quarter, half and one epoch are on held-out images. ``train_loss`` is the mean over the last
+epoch. ``largest_factor`` is the largest c_i of Eq. 12 for the final masks, used or not, ``dead_share`` the
+fraction of neurons without an active weight in them. ``seconds`` is the time of training and testing."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Every setting at every rate with the first seeds, then its best rate with the other seeds.
+    """A search: every setting at every rate with the first seeds, then at its best rate with the other seeds.
 
-    ``rates`` are those of a setting; ``searching`` is the number of seeds, from the first on, with which
-    all rates are run.
+    ``rates`` returns the rates of a setting. ``searching`` is the number of seeds that are run at all rates.
     """
 
     settings: Sequence[Setting]
@@ -55,7 +54,7 @@ class Search:
     searching: int
 
     def cases(self, rows: Iterable[Row]) -> list[Case]:
-        """All settings with one seed, then all with the next: partial results are balanced."""
+        """Return the cases, all settings of a seed before the next, so that partial results are balanced."""
         best = self.best_rates(rows)
         search = [
             {**setting, "lr": lr, "seed": seed}
@@ -72,9 +71,10 @@ class Search:
         return search + rest
 
     def best_rates(self, rows: Iterable[Row]) -> dict[tuple[object, ...], float]:
-        """By the values of a setting, the rate with the largest mean held-out accuracy over the searching
-        seeds. A setting is left out until its search is complete, and if no rate got through without
-        diverging."""
+        """Return the rate of largest mean held-out accuracy over the first seeds, by a setting's values.
+
+        A setting is left out until its search is complete, or if runs diverged at every rate.
+        """
         seeds = self.seeds[: self.searching]
         best = {}
         for key, own in self._by_setting(rows).items():
@@ -89,7 +89,7 @@ class Search:
         return best
 
     def at_best_rate(self, rows: Iterable[Row]) -> dict[tuple[object, ...], dict[int, Row]]:
-        """By the values of a setting, its rows at its best rate, by seed."""
+        """Return the rows at the best rate by seed, by a setting's values."""
         rows = list(rows)
         best, by_setting = self.best_rates(rows), self._by_setting(rows)
         return {key: at_rate(by_setting[key], lr) for key, lr in best.items()}
@@ -102,18 +102,23 @@ class Search:
 
 
 def at_rate(rows: Iterable[Row], lr: float) -> dict[int, Row]:
-    """The rows of one setting at a rate, by seed."""
+    """Return the rows of one setting at a rate, by seed."""
     return {row["seed"]: row for row in rows if row["lr"] == lr}
 
 
+def rate_of(rows: Mapping[int, Row]) -> float:
+    """Return the learning rate of rows by seed, which is the same in all of them."""
+    return float(next(iter(rows.values()))["lr"])
+
+
 def differences(a: Mapping[int, Row], b: Mapping[int, Row], column: str) -> list[float]:
-    """``a - b`` for each seed that both have, in percentage points; NaN where one diverged."""
+    """Return ``a - b`` for each seed that both have, in percentage points; NaN if one diverged."""
     return [100 * (a[seed][column] - b[seed][column]) for seed in sorted(a.keys() & b.keys())]
 
 
 @dataclass(frozen=True)
 class Images:
-    """``dataset`` has the held-out images where a run tests after each epoch."""
+    """A data set whose test part is the held-out images, and the actual test images beside it."""
 
     dataset: Dataset
     test_images: Tensor
@@ -122,11 +127,11 @@ class Images:
 
 @lru_cache(maxsize=2)
 def images(data: str, data_dir: str | None, train: int, held_out: int, pooling: int = 1) -> Images:
-    """The first ``train`` training images, the next ``held_out`` ones, and all test images; each averaged
+    """Return the first ``train`` training images, the next ``held_out`` ones, and all test images, averaged
     over squares of ``pooling`` by ``pooling`` pixels.
 
     Raises:
-        TrainingError: the data are nowhere to be found, or damaged.
+        TrainingError: the data are not found, or damaged.
     """
     full = load_dataset(data, data_dir)
     labels, held = full.train_labels, slice(train, train + held_out)
@@ -136,10 +141,11 @@ def images(data: str, data_dir: str | None, train: int, held_out: int, pooling: 
 
 
 def measured(run: Run, data: Images) -> dict[str, float]:
-    """Train a run on ``data.dataset`` from its start to its end, and find :data:`RESULTS`.
+    """Train a run on ``data.dataset`` to its end and return :data:`RESULTS`.
 
     Args:
-        run: with at least four steps in an epoch.
+        run: a new run with at least four steps in an epoch.
+        data: the data set of ``run``, and the test images.
     """
     started = time.perf_counter()
     held_out = data.dataset.test_images, data.dataset.test_labels
@@ -172,7 +178,7 @@ def measured(run: Run, data: Images) -> dict[str, float]:
 
 
 def _accuracy(loss: float, accuracy: float) -> float:
-    return accuracy if math.isfinite(loss) else math.nan  # the class of a NaN is no answer
+    return accuracy if math.isfinite(loss) else math.nan  # the argmax of NaN scores means nothing
 
 
 def _key(setting: Setting) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
-"""Does a mask update turn the gradient, and does Eq. 12 undo it? The claim of Section 3.3, measured directly.
+"""The experiment ``skew``: measures by how much a mask update turns the gradient, and if Eq. 12 undoes it
+(the claim of Section 3.3).
 
-What is measured at a step is in ``skew_probe.py``. Here: of which runs, the table and the pictures.
+``skew_probe.py`` measures each step. Here are the runs, the table and the picture.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ _LINES: dict[str, dict[str, Any]] = {
     for optimizer, marker in (("sgd", "o"), ("sparseopt", "^"))
 }
 _GROUPS = list(product(_METHODS, (25, 100)))
-# The gradient that the optimizer goes by: g, or c_i * g.
+# The gradient that the optimizer applies: g, or c_i * g.
 _APPLIED = {"sgd": "raw", "sparseopt": "corrected"}
 
 
 @dataclass(frozen=True)
 class Skew:
-    """An MLP in training, looked at layer by layer: all of its masked layers but the last feed batch norm.
+    """The experiment: an MLP, measured layer by layer. All of its masked layers but the last feed batch norm.
 
     Args:
-        examples: how many for training and for testing.
-        epochs: length of a run.
+        examples: the numbers of training and test examples.
+        epochs: the length of a run.
         seeds: of the runs.
         seconds_per_run: with one thread of a current processor.
     """
@@ -89,8 +90,7 @@ class Skew:
                 "update_every": update_every,
             }
             for seed in self.seeds
-            for method in _METHODS
-            for update_every in (25, 100)
+            for method, update_every in _GROUPS
             for weight_decay in (0.0, 5e-4)
             for optimizer in _OPTIMIZERS
         ]
@@ -109,7 +109,7 @@ class Skew:
         return [{**case, **row} for row in probe.rows()]
 
     def kept_case(self) -> Case:
-        """RigL with Eq. 12, with the most frequent updates of the masks."""
+        """Return a case of RigL with Eq. 12 and the most frequent mask updates."""
         return max(
             self.cases([]),
             key=lambda case: (
@@ -171,7 +171,7 @@ class Skew:
         }
         header = ("trained by", *columns, "exponent", "later")
         body = []
-        for method, optimizer, every in self._groups():
+        for (method, every), optimizer in product(_GROUPS, _OPTIMIZERS):
             own = select(rows, method=method, optimizer=optimizer, update_every=every)
             if not own:
                 continue
@@ -184,32 +184,27 @@ class Skew:
         header = ("trained by", "weight decay", "c_i spread", "largest", "turn", "predicted", "by fan-in")
         late = second_half(rows)
         body = []
-        for method, optimizer, every in self._groups():
-            for weight_decay in (0.0, 5e-4):
-                own = select(
-                    late, method=method, optimizer=optimizer, update_every=every, weight_decay=weight_decay
+        for (method, every), optimizer, weight_decay in product(_GROUPS, _OPTIMIZERS, (0.0, 5e-4)):
+            own = select(
+                late, method=method, optimizer=optimizer, update_every=every, weight_decay=weight_decay
+            )
+            if not own:
+                continue
+            body.append(
+                (
+                    f"{_METHODS[method]} every {every}, {_OPTIMIZERS[optimizer]}",
+                    f"{weight_decay:g}",
+                    _cell(average(own, "c_spread"), ".2f"),
+                    _cell(max(row["c_largest"] for row in own), ".1f"),
+                    _cell(average(own, "turn"), ".2f"),
+                    _cell(average(own, "turn_predicted"), ".2f"),
+                    _cell(average(own, "turn_rank_correlation"), "+.2f"),
                 )
-                if not own:
-                    continue
-                body.append(
-                    (
-                        f"{_METHODS[method]} every {every}, {_OPTIMIZERS[optimizer]}",
-                        f"{weight_decay:g}",
-                        _cell(average(own, "c_spread"), ".2f"),
-                        _cell(max(row["c_largest"] for row in own), ".1f"),
-                        _cell(average(own, "turn"), ".2f"),
-                        _cell(average(own, "turn_predicted"), ".2f"),
-                        _cell(average(own, "turn_rank_correlation"), "+.2f"),
-                    )
-                )
+            )
         return aligned([header, *body])
 
-    @staticmethod
-    def _groups() -> list[tuple[str, str, int]]:
-        return [(m, o, every) for m in _METHODS for every in (25, 100) for o in _OPTIMIZERS]
-
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        """Above, angles; in the middle, c_i over time; below, turns of neurons."""
+        """Draw angles above, c_i over time in the middle, and turns of neurons below."""
         figure.set_size_inches(8, 9.5)
         draw_title(figure, *self._finding(rows), *still_missing(self, rows))
         parts = figure.subfigures(3, 1, squeeze=False)[:, 0]
@@ -222,7 +217,7 @@ class Skew:
         grid[1][1].set_ylabel("largest c_i of a neuron")
         self._draw_turns_over_time(grid[2][0], rows)
         self._draw_turns_by_fan_in(grid[2][1], rows)
-        for part, (left, _) in zip(parts[1:], grid[1:], strict=True):  # both panels have the same lines
+        for part, (left, _) in zip(parts[1:], grid[1:], strict=True):  # left and right have the same lines
             lines, labels = left.get_legend_handles_labels()
             columns = max(1, (len(lines) + 1) // 2)
             part.legend(
@@ -333,12 +328,12 @@ class Skew:
 
 
 def select(rows: Sequence[Row], **values: object) -> list[Row]:
-    """The rows that have these values in these columns."""
+    """Return the rows that have these values in these columns."""
     return [row for row in rows if all(row[column] == value for column, value in values.items())]
 
 
 def average(rows: Sequence[Row], column: str) -> float:
-    """The mean of a column where it is known; NaN if it never is."""
+    """Return the mean of a column over the rows in which it is not NaN; NaN if there are none."""
     known = [row[column] for row in rows if not math.isnan(row[column])]
     return fmean(known) if known else math.nan
 
@@ -348,13 +343,13 @@ def _cell(value: float, spec: str) -> str:
 
 
 def second_half(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the second half of the runs."""
+    """Return the rows of the second half of the runs."""
     last = max((row["step"] for row in rows), default=0)
     return [row for row in rows if row["step"] > last / 2]
 
 
 def _groups(rows: Sequence[Row], optimizer: str) -> list[list[Row]]:
-    """The rows of each method and interval."""
+    """Return the rows of an optimizer for each method and interval of ``_GROUPS``."""
     own = select(rows, optimizer=optimizer)
     return [select(own, method=method, update_every=every) for method, every in _GROUPS]
 
@@ -365,7 +360,7 @@ def _draw_bars(
     """Draw bars side by side for each method and interval, and return their heights.
 
     Args:
-        bars: of each the label, the column that is averaged, the optimizer of the runs, and the colours.
+        bars: for each bar the label, the column that is averaged, the optimizer of the runs, and the colours.
     """
     heights = []
     for i, (label, column, optimizer, colours) in enumerate(bars):
@@ -390,7 +385,7 @@ def _draw_bars(
 
 
 def _place(group: int, bar: int, bars: int) -> float:
-    """The middle of one of ``bars`` bars side by side."""
+    """Return the x position of the middle of one of ``bars`` bars side by side."""
     return group + (bar - (bars - 1) / 2) * 0.8 / bars
 
 

@@ -1,8 +1,8 @@
-"""What the experiment ``skew`` measures at each step of a run: how far the gradient turns, how unequal the
-neurons are, and how far each of them turns.
+"""The measurements of the experiment ``skew`` at each step of a run: angles between gradients, the spread of
+the neurons, and the angle by which each neuron turns.
 
-Which runs are measured, and what is made of it, is in ``skew.py``. All angles are in degrees. A layer's
-weight is seen as a matrix with a row per neuron: dimension 0 of a ``Linear`` or ``Conv`` weight.
+``skew.py`` chooses the runs and reports the results. All angles are in degrees. A layer's weight is taken as
+a matrix with a row per neuron: dimension 0 of a ``Linear`` or ``Conv`` weight.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ..training.run import Run
 from .experiment import Row
 
 WINDOW = 25
-"""Steps over which what is seen of a neuron is averaged. No mask changes inside a window."""
+"""The number of steps over which a neuron's measurements are averaged. No mask changes inside a window."""
 PERIOD = 100
-"""Steps that make a row of the results: four windows."""
+"""The number of steps of a row of the results: four windows."""
 QUARTERS = 4
 
 
@@ -37,25 +37,25 @@ class Gradient(NamedTuple):
     mask: Tensor
 
     def at(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient ``g`` and ``c_i * g``, what SparseOpt applies (Eq. 12), at flat indices: vectors."""
+        """Return the gradient ``g`` and the corrected one, ``c_i * g`` (Eq. 12), at flat indices: vectors."""
         factors = mask_factors(self.mask, Neurons()).flatten().to(self.values.dtype)
         raw = self.values.flatten()[places]
         return raw, raw * factors[places // (self.mask.numel() // len(factors))]
 
 
 class Angles(NamedTuple):
-    """Between two gradients, on the weights that are active under both masks."""
+    """The angles between two gradients, on the weights that are active under both masks."""
 
     raw: float
     corrected: float
-    """Each gradient corrected under its own mask."""
+    """The angle with each gradient corrected under its own mask."""
 
 
 class Rotation(NamedTuple):
-    """What a change of the mask does to the gradient of one and the same batch, all other weights equal.
+    """The effect of a change of the mask on the gradient of one and the same batch, all other weights equal.
 
-    On the weights that are active under both masks. The gradient of neuron i is multiplied by a factor (BN's
-    skew, in the paper's account) and changes its direction (the function is another one).
+    It is measured on the weights that are active under both masks. The gradient of neuron i gets another norm
+    (in the paper's account, the skew of batch norm) and another direction (because the function changes).
     """
 
     raw: float
@@ -63,46 +63,46 @@ class Rotation(NamedTuple):
     corrected: float
     """The whole angle, each gradient corrected under its own mask."""
     within_neurons: float
-    """What is left of ``raw`` when each neuron's gradient is given its former norm."""
+    """The angle if each neuron's gradient is rescaled to its former norm."""
     scale_alone: float
-    """The angle if each neuron's gradient had changed by its norm alone: what a correction could undo."""
+    """The angle if only the norm of each neuron's gradient had changed: the part that a factor could undo."""
     predicted: float
     """The angle if each neuron's gradient had been multiplied by sqrt(fan_in / new fan_in): Eq. 11."""
     correction_alone: float
-    """By how much the correction turns an unchanged gradient, because c_i changes with the mask."""
+    """The angle by which the correction turns an unchanged gradient, because c_i changes with the mask."""
     exponent: float
     """The slope of log(norm ratio) over log(fan-in ratio) across neurons: -0.5 in Eq. 11, 0 for no skew.
     NaN if no fan-in has changed."""
 
 
 def angle(a: Tensor, b: Tensor) -> float:
-    """The angle between two tensors, each taken as one vector: in [0, 180]; NaN if one of them is 0."""
+    """Return the angle between two tensors, taken as vectors, in [0, 180]; NaN if one of them is 0."""
     return float(row_angles(a.reshape(1, -1), b.reshape(1, -1)))
 
 
 def row_angles(a: Tensor, b: Tensor) -> Tensor:
-    """The angle between each row of ``a`` and that of ``b``, ``(neurons,)``; NaN where one of them is 0."""
+    """Return the angles between the rows of ``a`` and ``b``, ``(neurons,)``; NaN where a row is 0."""
     a, b = a.flatten(1), b.flatten(1)
     lengths = a.norm(dim=1), b.norm(dim=1)
-    # Of the chord between the two unit vectors: the arc cosine has no digits left for small angles.
+    # By the chord between the unit vectors, because the arc cosine is inaccurate for small angles.
     squared = (a - b).norm(dim=1).square() - (lengths[0] - lengths[1]).square()
     half_chord = (squared.clamp(min=0) / (lengths[0] * lengths[1])).sqrt() / 2
     return torch.rad2deg(2 * half_chord.clamp(max=1).asin())
 
 
 def angles(before: Gradient, after: Gradient) -> Angles:
-    """How far the gradient turned from one step to the next."""
+    """Return the angles between the gradients of two steps."""
     shared = (before.mask & after.mask).flatten().nonzero().flatten()
     pairs = zip(before.at(shared), after.at(shared), strict=True)
     return Angles(*(angle(old, new) for old, new in pairs))
 
 
 def rotation(before: Gradient, after: Gradient) -> Rotation:
-    """What the change from ``before.mask`` to ``after.mask`` did to the gradient of a batch."""
+    """Return the effect of the change from ``before.mask`` to ``after.mask`` on the gradient of a batch."""
     shared = before.mask & after.mask
     old, new = before.values * shared, after.values * shared
     norm_ratio = _norms(new) / _norms(old)
-    alive = norm_ratio.isfinite() & (norm_ratio > 0)  # a neuron that is switched off has no gradient
+    alive = norm_ratio.isfinite() & (norm_ratio > 0)  # dead neurons have no gradient
     fan_in_ratio = fan_in(after.mask, Neurons()) / fan_in(before.mask, Neurons())
     usable = alive & fan_in_ratio.isfinite() & (fan_in_ratio > 0)
     norm_factor = _per_neuron(torch.where(alive, norm_ratio, 1.0), old)
@@ -120,7 +120,8 @@ def rotation(before: Gradient, after: Gradient) -> Rotation:
 
 
 def slope(x: Tensor, y: Tensor) -> float:
-    """Of the least-squares line through points ``(x, y)``; NaN if all ``x`` are equal, or there are none."""
+    """Return the slope of the least-squares line through points ``(x, y)``; NaN if all ``x`` are equal, or if
+    there are none."""
     x, y = x.double(), y.double()
     deviation = x - x.mean()
     variance = deviation.square().sum()
@@ -128,20 +129,20 @@ def slope(x: Tensor, y: Tensor) -> float:
 
 
 def spread(values: Tensor) -> float:
-    """The coefficient of variation: standard deviation (of all) over mean; NaN if the mean is 0."""
+    """Return the coefficient of variation, population standard deviation over mean; NaN if the mean is 0."""
     values = values.double()
     mean = values.mean()
     return float(values.std(correction=0) / mean) if mean != 0 else math.nan
 
 
 def quarter_means(values: Tensor, by: Tensor) -> list[float]:
-    """The mean of ``values`` over the quarter of smallest ``by``, the next, and so on."""
+    """Return the means of ``values`` over the quarters by ``by``, smallest first."""
     ordered = values[by.argsort(stable=True)]
     return [float(part.mean()) if len(part) else math.nan for part in ordered.tensor_split(QUARTERS)]
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's: of the ranks, equal values having the mean of theirs; NaN if one of them is constant."""
+    """Return Spearman's correlation, with mean ranks for equal values; NaN if ``a`` or ``b`` is constant."""
     deviations = [ranks - ranks.mean() for ranks in map(_ranks, (a, b))]
     norms = deviations[0].norm() * deviations[1].norm()
     return float((deviations[0] * deviations[1]).sum() / norms) if norms > 0 else math.nan
@@ -154,12 +155,12 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def equilibrium_angle(lr: float, weight_decay: float, momentum: float) -> float:
-    """The angle per step at which the norm of a scale-invariant neuron neither grows nor shrinks.
+    """Return the angle per step at which the norm of a scale-invariant neuron neither grows nor shrinks.
 
-    Gradients of such a neuron are orthogonal to it and proportional to 1/norm. With uncorrelated ones, its
-    squared norm gains ``(lr * |g| / (1 - momentum))**2`` and loses ``2 * lr * weight_decay / (1 - momentum)``
-    of itself per step; where these are equal, a step turns it by ``sqrt(2 * lr * weight_decay /
-    (1 + momentum))`` (radians; Wan et al. 2021, Kosson et al. 2023), whatever its gradient is multiplied by.
+    The gradients of such a neuron are orthogonal to it and proportional to 1/norm. If they are uncorrelated,
+    each step adds ``(lr * |g| / (1 - momentum))**2`` to its squared norm and removes the fraction ``2 * lr *
+    weight_decay / (1 - momentum)``. When these are equal, a step turns it by ``sqrt(2 * lr * weight_decay /
+    (1 + momentum))`` radians, whatever factor its gradient has (Wan et al. 2021, Kosson et al. 2023).
     """
     return math.degrees(math.sqrt(2 * lr * weight_decay / (1 + momentum)))
 
@@ -167,19 +168,20 @@ def equilibrium_angle(lr: float, weight_decay: float, momentum: float) -> float:
 def gradients_under(
     run: Run, parameters: dict[str, Tensor], masks: dict[str, Tensor], layers: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The gradients of ``layers`` for the run's last batch with other parameters; the run stays as it is.
+    """Return the gradients of ``layers`` for the run's last batch with other parameters; the run does not
+    change.
 
     Args:
-        run: its network and its last batch.
-        parameters: all of them, by name.
-        masks: of the layers whose weights are to be masked, by name.
-        layers: names of weights.
+        run: the run whose network and last batch are used.
+        parameters: all parameters of the network, by name.
+        masks: the masks to apply, by the name of the weight.
+        layers: the names of weights.
     """
     inputs = {
         name: (p * masks[name] if name in masks else p).detach().requires_grad_()
         for name, p in parameters.items()
     }
-    # Batch norm writes its running means into the buffers it is given.
+    # Copies, because batch norm writes its running statistics into the buffers.
     buffers = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
     images, labels = run.batch
     loss = F.cross_entropy(functional_call(run.model, {**inputs, **buffers}, (images,)), labels)
@@ -188,24 +190,24 @@ def gradients_under(
 
 
 class Window(NamedTuple):
-    """What was seen of the neurons of a layer while its mask stayed the same; each ``(neurons,)``."""
+    """Measurements of a layer's neurons over ``WINDOW`` steps with the same mask; each ``(neurons,)``."""
 
     fan_in: Tensor
     factors: Tensor
-    """c_i."""
+    """The factors c_i."""
     norms: Tensor
-    """Of their weights, in the end."""
+    """The norms of their weights at the end of the window."""
     squares: Tensor
     """The mean over the steps of the squared norm of their gradients, on the active weights."""
     turns: Tensor
     """The mean angle by which they turned in a step."""
 
     def gradient_rms(self) -> Tensor:
-        """The root mean square of a gradient's active entries."""
+        """Return the root mean square of the active entries of each neuron's gradient."""
         return (self.squares / self.fan_in).sqrt()
 
     def summary(self, former: Window | None) -> dict[str, float]:
-        """The columns of ``COLUMNS`` that tell of neurons. Those without fan-in or gradient are left out.
+        """Return the columns of ``COLUMNS`` on neurons. Neurons without fan-in or gradient are left out.
 
         Args:
             former: the window before this one, if there was one.
@@ -233,12 +235,11 @@ class Window(NamedTuple):
 
 
 class Probe:
-    """Measures a run that changes its masks: ``run.train_epoch(probe)``, with a probe that is called after
-    each step. It changes nothing of the run.
+    """A probe that measures a run after each step, in ``run.train_epoch(probe)``. It does not change the run.
 
     Args:
-        run: not begun yet; its ``update_every`` must be a multiple of ``WINDOW``.
-        layers: names of masked weights. Those that feed batch normalisation are of interest.
+        run: a new run; its ``update_every`` must be a multiple of ``WINDOW``.
+        layers: the names of masked weights to measure, meant to be those that feed batch norm.
 
     Raises:
         ValueError: ``update_every`` is no multiple of ``WINDOW``, or the masks of the run are static.
@@ -265,7 +266,7 @@ class Probe:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """Look at the step that has just been made."""
+        """Measure the step that has just been made."""
         self._step += 1
         gradients: dict[str, Gradient] = {}
         for name, parameter in self._layers.items():
@@ -320,9 +321,9 @@ class Probe:
         self._seen[period, layer][column].append(value)
 
     def rows(self) -> list[Row]:
-        """One row per layer and period that is over: the means of what was seen in it, by ``COLUMNS``.
+        """Return one row per layer and finished period: the means over the period, by ``COLUMNS``.
 
-        NaN where there was nothing to be seen: no mask changes in the last quarter of a run.
+        A mean is NaN if nothing was measured: no mask changes in the last quarter of a run.
         """
         return [
             {"layer": layer, "step": period, **{c: _mean(seen[c]) for c in COLUMNS}}
@@ -345,15 +346,15 @@ COLUMNS = (
     *("turn", "turn_predicted", "turn_rank_correlation"),
     *(f"turn_quarter_{quarter}" for quarter in range(1, QUARTERS + 1)),
 )
-"""What a row has of a layer and a period, all as means over it.
+"""The measured columns of a row, as means over a layer and a period.
 
 ``ordinary_*`` and ``update_*``: ``Angles`` between the gradients of consecutive steps with the same mask, and
 with a mask update between them. ``same_batch_*``: ``Rotation``. ``later_exponent``: as its ``exponent``, but
-from the window before a mask update to the window after, when what has grown is no longer 0, for the root
-mean square of the active gradient. ``*_spread``: coefficients of variation over neurons.
-``gradient_exponent`` and ``norm_exponent``: the slope over log(fan-in), across neurons, of the log root mean
-square of the active gradient (-0.5 in Eq. 11), and of log norm(w_i) (0.5 where all weights are alike).
-``turn*``: how far a neuron turns in a step, its mean over neurons and over quarters of them by fan-in,
+of the root mean square of the active gradient, from the window before a mask update to the window after, when
+grown weights are no longer 0. ``*_spread``: coefficients of variation over neurons. ``gradient_exponent`` and
+``norm_exponent``: the slopes over log(fan-in), across neurons, of the log root mean square of the active
+gradient (-0.5 in Eq. 11), and of log norm(w_i) (0.5 if all weights have the same distribution). ``turn*``:
+the angle by which a neuron turns in a step, as a mean over all neurons and over quarters of them by fan-in,
 smallest first.
 """
 
@@ -364,11 +365,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _norms(values: Tensor) -> Tensor:
-    """Of each neuron's part, ``(neurons,)``."""
+    """Return the norm of each neuron's row, ``(neurons,)``."""
     norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
     return norms
 
 
 def _per_neuron(values: Tensor, like: Tensor) -> Tensor:
-    """A number per neuron, so that it broadcasts against a weight."""
+    """Reshape a number per neuron so that it broadcasts against a weight."""
     return values.view(-1, *[1] * (like.ndim - 1))

@@ -1,10 +1,12 @@
-"""What makes RigL stable at a laptop's size, and what does Eq. 12 add then? Three networks, three ways to
-choose masks, three sparsities, masked SGD and Eq. 12; with a limit of the gradient's norm, with the step left
-out that follows an update of the masks, with both, with an input kept for each neuron, and with none of them;
-each at the learning rate that is best for it on held-out images.
+"""The experiment ``small``: tests remedies that make RigL stable, and Eq. 12 with each of them, at a laptop's
+size.
 
-How rates are searched is in ``searched.py``, what is compared and the table in ``small_table.py``, the
-picture in ``small_picture.py``. What a per-neuron factor should do by theory is tested in ``prediction.py``.
+It has three networks, three ways to choose masks, three sparsities, and masked SGD and Eq. 12. The remedies
+are a clip of the gradient norm, a skipped step after each mask update, both, one input kept for each neuron,
+and none. Each setting is compared at its best learning rate on held-out images.
+
+``searched.py`` searches the rates, ``small_table.py`` has the comparisons and the table, ``small_picture.py``
+the picture. ``prediction.py`` tests the effect of a per-neuron factor that theory predicts.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ..training.data import load_dataset
 from ..training.run import Run
 from .experiment import Case, Row, Settings
 from .first_steps import first_losses
-from .searched import RESULTS, Images, Search, Setting, images, measured
+from .searched import RESULTS, Images, Search, Setting, images, measured, rate_of
 from .small_picture import draw_small
 from .small_table import OPTIMIZERS, REMEDIES, AtBest, Place, compared, written
 from .table_text import still_missing
@@ -29,38 +31,38 @@ if TYPE_CHECKING:
 
 _CORRECTION = {"sgd": "sgd", "eq12": "sparseopt"}
 
-# SET grows at random, and static masks have no step that follows an update.
+# Fewer for SET, which grows at random, and none for static masks, which have no updates.
 REMEDIES_OF = {
     "rigl": ("none", "clip", "skip", "both", "alive"),
     "set": ("none", "both"),
     "static": ("none",),
 }
-# Averaging the image over 2x2 pixels makes convolutions four times cheaper at their full width, without which
-# a layer at sparsity 0.99 has no weights left to speak of.
+# Averaging images over 2x2 pixels makes convolutions four times cheaper. Narrower layers would do so too, but
+# at sparsity 0.99 they would have hardly any weights left.
 _POOLING = {"mlp": 1, "convnet": 2, "resnet8": 2, "resnet20": 2}
 RATES = {
     "mlp": (0.003, 0.01, 0.03, 0.1, 0.3),
     "convnet": (0.01, 0.03, 0.1, 0.3, 1.0),
     "resnet8": (0.01, 0.03, 0.1, 0.3, 1.0),
 }
-# Of one thread of an AMD EPYC that others were using, too; with RigL at 0.97, testing included.
+# With one thread of a shared AMD EPYC, RigL at sparsity 0.97, testing included.
 _SECONDS = {"mlp": 4.5, "convnet": 11.0, "resnet8": 14.5, "resnet20": 380.0}
 
 
 @dataclass(frozen=True)
 class Small:
-    """The defaults are the experiment ``small``; ``resnet20.py`` has another, and tests have smaller ones."""
+    """The experiment ``small``, with its defaults. ``resnet20.py`` has other values, tests smaller ones."""
 
     name: str = "small"
     source: str = "Sections 5.1 and 5.2, at a laptop's size"
     models: tuple[str, ...] = ("mlp", "convnet", "resnet8")
     methods: tuple[str, ...] = ("rigl", "set", "static")
-    # The sparsest first: there the published updates of RigL do most harm.
+    # The sparsest first, where the published updates of RigL do most harm.
     sparsities: tuple[float, ...] = (0.99, 0.97, 0.95)
     remedies: Mapping[str, Sequence[str]] = field(default_factory=lambda: REMEDIES_OF)
-    """By method."""
+    """The remedies to test, by method."""
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
-    """By model, from low to high; what is compared is compared at the best."""
+    """The learning rates to search, by model, from low to high."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     searching: int = 2
     data: str = "fashion-mnist"
@@ -113,7 +115,7 @@ class Small:
         lines = written(at_best, compared(at_best, resolution), self.sparsities, resolution)
         searched = {way: self.rates[way[0].model] for way in at_best if len(self.rates[way[0].model]) > 1}
         if searched:
-            at_end = sum(_lr(at_best[way]) in (rates[0], rates[-1]) for way, rates in searched.items())
+            at_end = sum(rate_of(at_best[way]) in (rates[0], rates[-1]) for way, rates in searched.items())
             lines.append(f"the best rate is at an end of its grid in {at_end} of {len(searched)} searches")
         unknown = len(self._search().settings) - len(at_best)
         if unknown:
@@ -131,7 +133,7 @@ class Small:
         return {(Place(*key[:3]), *key[3:]): own for key, own in best.items()}  # type: ignore[arg-type,misc]
 
     def _places(self) -> list[Place]:
-        """RigL first, and of it the smallest network."""
+        """Return all places, RigL and the smallest network first."""
         return [
             Place(model, method, sparsity)
             for method, model, sparsity in product(self.methods, self.models, self.sparsities)
@@ -171,8 +173,3 @@ class Small:
         )
         dataset = self._images(case, settings).dataset
         return Run(config, dataset, _CORRECTION[case["optimizer"]], case["seed"])
-
-
-def _lr(rows: Mapping[int, Row]) -> float:
-    """The rate that all rows have."""
-    return float(next(iter(rows.values()))["lr"])

@@ -1,7 +1,7 @@
-"""The picture of the experiments ``small`` and ``resnet20``: what each remedy is worth, what Eq. 12 adds
-under it, and how many neurons die.
+"""The picture of the experiments ``small`` and ``resnet20``: the gain by each remedy, the gain by Eq. 12
+under it, and the share of neurons that die.
 
-A row of panels for each sparsity, as differences at one sparsity are ten times those at another.
+Each sparsity has a row of panels, because differences at one sparsity are ten times those at another.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _TITLES = (
     "dead neurons\nat the end",
 )
 _GAP = 1.0  # between settings, in lines
-_LINE = 0.088  # inches
-_FEWEST_LINES = 12.0  # that leave room for the label of a row
-_ROW = 0.7  # of a row of panels beside its lines, in inches
+_LINE = 0.088  # the height of a line in inches
+_FEWEST_LINES = 12.0  # the fewest lines that leave room for the label of a row
+_ROW = 0.7  # the height of a row of panels without its lines, in inches
 
 
 def draw_small(
@@ -56,10 +56,10 @@ def draw_small(
 
     Args:
         figure: empty.
-        at_best: rows at the best rate by seed, of each place, optimizer and remedy.
+        at_best: rows at the best rate by seed, for each place, optimizer and remedy.
         sparsities: from the uppermost row of panels to the lowest; one without rows is left out.
         resolution: one test image, in percentage points.
-        missing: what is said of what is not measured yet.
+        missing: sentences on the cases that are not measured yet.
     """
     comparisons = compared(at_best, resolution)
     said = (findings(comparisons, resolution, method) for method in METHODS)
@@ -79,7 +79,7 @@ def draw_small(
 
 
 def _places_of_lines(at_best: AtBest, sparsity: float) -> dict[tuple[Place, str], float]:
-    """From top to bottom, where the line of each place and remedy is."""
+    """Return the y position of the line of each place and remedy, from top to bottom."""
     there = {(place, remedy) for place, _, remedy in at_best if place.sparsity == sparsity}
     order = [
         (Place(model, method, sparsity), remedy)
@@ -100,8 +100,8 @@ def _draw_row(
     comparisons: Sequence[Comparison],
     lines: Mapping[tuple[Place, str], float],
 ) -> None:
-    """Of one sparsity: a panel for each kind of comparison, all of one width in points, and one for the
-    neurons that died."""
+    """Draw the row of one sparsity: a panel for each kind of comparison, with the same limits, and one for
+    dead neurons."""
     *of_kinds, of_dead = row
     for axes, kind in zip(of_kinds, KINDS, strict=True):
         for remedy, (label, *_) in REMEDIES.items():
@@ -135,7 +135,7 @@ def _draw_row(
 
 
 def _same_width(panels: Sequence[Axes]) -> None:
-    """So that a point is as wide in one as in the next."""
+    """Set the same x limits in all panels, so that differences can be compared by eye."""
     ends = [end for axes in panels for end in axes.get_xlim() if axes.containers]
     if ends:
         for axes in panels:

@@ -1,4 +1,4 @@
-"""What the experiments ``small`` and ``resnet20`` compare, what they find, and their table. The picture is in
+"""The comparisons, findings and table of the experiments ``small`` and ``resnet20``. The picture is in
 ``small_picture.py``.
 """
 
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from ...text_table import aligned
 from ..training.paired import Paired, holm, paired
 from .experiment import Row
-from .searched import differences
-from .table_text import wrapped
+from .searched import differences, rate_of
+from .table_text import signed, star, wrapped
 
 OPTIMIZERS = {"sgd": "masked SGD", "eq12": "Eq. 12"}
 MODELS = {"mlp": "MLP", "convnet": "convnet", "resnet8": "ResNet-8", "resnet20": "ResNet-20"}
@@ -22,7 +22,7 @@ METHODS = {"rigl": "RigL", "set": "SET", "static": "static masks"}
 
 
 class Remedy(NamedTuple):
-    """What may keep RigL from pouring its growth into neurons whose gradient batch norm has made large."""
+    """A remedy that may keep RigL from growing mostly in neurons whose gradient batch norm has made large."""
 
     label: str
     max_grad_norm: float | None = None
@@ -40,13 +40,13 @@ REMEDIES = {
 _IN_SENTENCES = {**{name: remedy.label for name, remedy in REMEDIES.items()}, "skip": "skip", "both": "both"}
 _TO_SGD, _TO_EQ12, _ADDS = "worth to masked SGD", "worth to Eq. 12", "Eq. 12 adds"
 KINDS = (_TO_SGD, _TO_EQ12, _ADDS)
-"""Of comparisons: a remedy against none, for masked SGD and for Eq. 12; Eq. 12 against masked SGD, both under
-the same remedy."""
+"""The kinds of comparisons: a remedy against none, for masked SGD and for Eq. 12; Eq. 12 against masked SGD,
+both under the same remedy."""
 _SURE = 0.05
 
 
 class Place(NamedTuple):
-    """All that the runs of a comparison have in common."""
+    """The network, method and sparsity that the runs of a comparison share."""
 
     model: str
     method: str
@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two ways to train in one place, each at its own best rate."""
+    """The comparison of two ways to train in one place, each at its own best rate."""
 
     kind: str
     """One of ``KINDS``."""
@@ -63,22 +63,22 @@ class Comparison(NamedTuple):
     rows: Mapping[int, Row]
     baseline_rows: Mapping[int, Row]
     result: Paired
-    """In percentage points of test accuracy."""
+    """The mean difference in percentage points of test accuracy."""
 
     @property
     def is_judged(self) -> bool:
-        """Whether there are seeds enough for an interval."""
+        """True if there are enough seeds for an interval."""
         return not math.isnan(self.result.p_value)
 
 
 TrainedAs = tuple[Place, str, str]
 """A place, an optimizer, a remedy."""
 AtBest = Mapping[TrainedAs, Mapping[int, Row]]
-"""Rows at the best rate, by seed."""
+"""Rows at the best rate by seed, for each way to train."""
 
 
 def compared(at_best: AtBest, resolution: float) -> list[Comparison]:
-    """Return all comparisons of which both best rates are known.
+    """Return all comparisons whose two best rates are known.
 
     Args:
         at_best: rows at the best rate, by seed.
@@ -105,7 +105,7 @@ def select(
     method: str | None = None,
     sparsity: float | None = None,
 ) -> list[Comparison]:
-    """Return the comparisons of a kind and remedy; None: of any method, of any sparsity."""
+    """Return the comparisons of a kind and remedy; None stands for any method or any sparsity."""
     return [
         c
         for c in comparisons
@@ -118,8 +118,11 @@ def select(
 def averaged(
     comparisons: Sequence[Comparison], resolution: float, column: str = "test_accuracy"
 ) -> Paired | None:
-    """Return each seed's mean over the comparisons: one setting tells little. Those with too few seeds for an
-    interval count only if all have too few; None if no seed has all, or a run diverged in each."""
+    """Return the mean over the comparisons, with an interval from each seed's mean.
+
+    Comparisons with too few seeds for an interval count only if all have too few. None: no seed has all
+    comparisons, or a run diverged in each.
+    """
     counted = [c for c in comparisons if c.is_judged]
     counted = counted or [c for c in comparisons if not math.isnan(c.result.mean)]
     if not counted:
@@ -132,8 +135,8 @@ def averaged(
 
 
 def findings(comparisons: Sequence[Comparison], resolution: float, method: str) -> list[str]:
-    """Say of a method of choosing masks what each remedy is worth, and what Eq. 12 adds under each; nothing
-    where nothing is compared."""
+    """Return sentences on the gain by each remedy, and by Eq. 12 under each, for a method of choosing masks;
+    none if nothing is compared."""
     own = [c for c in comparisons if c.place.method == method]
     said = []
     for kind in KINDS:
@@ -141,7 +144,7 @@ def findings(comparisons: Sequence[Comparison], resolution: float, method: str) 
         for remedy, words in _IN_SENTENCES.items():
             found = averaged(select(own, kind, remedy), resolution)
             if found is not None:
-                parts.append(f"{words} {found.mean:+.1f}{'*' if found.beyond_noise else ''}")
+                parts.append(f"{words} {found.mean:+.1f}{star(found)}")
         if parts:
             said.append(f"{kind}: {', '.join(parts)}")
     if not said:
@@ -157,8 +160,8 @@ def written(
     """Return the lines of the table.
 
     Args:
-        at_best: rows at the best rate by seed, of each place, optimizer and remedy.
-        comparisons: all of them; Holm's correction is for their number.
+        at_best: rows at the best rate by seed, for each place, optimizer and remedy.
+        comparisons: all comparisons; Holm's correction is for their number.
         sparsities: in the order of the table.
         resolution: one test image, in percentage points.
     """
@@ -193,8 +196,8 @@ def written(
 
 
 def dead_share(at_best: AtBest, places: Iterable[Place], optimizer: str, remedy: str) -> float:
-    """Return the share of neurons without an active weight at the end, over places and seeds; NaN if none is
-    known."""
+    """Return the fraction of neurons without an active weight at the end, over places and seeds; NaN without
+    runs."""
     runs = [own for place in places for own in at_best.get((place, optimizer, remedy), {}).values()]
     return mean(row["dead_share"] for row in runs) if runs else math.nan
 
@@ -267,7 +270,7 @@ def _counts(judged: Sequence[Comparison], sure: Sequence[Comparison]) -> list[st
 
 
 def _counted(comparisons: Sequence[Comparison]) -> tuple[int, int]:
-    """How many are better beyond noise, and how many worse."""
+    """Return the numbers of comparisons that are better and worse beyond noise."""
     found = [c.result.mean for c in comparisons if c.is_judged and c.result.beyond_noise]
     return sum(value > 0 for value in found), sum(value < 0 for value in found)
 
@@ -277,17 +280,14 @@ def _accuracy(rows: Mapping[int, Row] | None) -> str:
         return "-"
     accuracy = 100 * mean(row["test_accuracy"] for row in rows.values())
     shown = "diverged" if math.isnan(accuracy) else f"{accuracy:.2f}"
-    return f"{shown} ({next(iter(rows.values()))['lr']:g})"
+    return f"{shown} ({rate_of(rows):g})"
 
 
 def _starred(c: Comparison | None, sure: Sequence[Comparison]) -> str:
     if c is None:
         return "-"
-    return _shown(c.result) + ("**" if c in sure else "*" if c.result.beyond_noise else "")
+    return _shown(c.result) + ("**" if c in sure else star(c.result))
 
 
 def _shown(result: Paired | None) -> str:
-    if result is None or math.isnan(result.mean):
-        return "-"
-    spread = "" if math.isnan(result.half_width) else f" ± {result.half_width:.2f}"
-    return f"{result.mean:+.2f}{spread}"
+    return "-" if result is None or math.isnan(result.mean) else signed(result)

@@ -1,7 +1,7 @@
-"""The student and the teacher of Appendix A.1: model, data, trajectories, and what stays constant on them.
+"""The student and the teacher of Appendix A.1: model, data, trajectories, and the invariant of the flow.
 
-What is kept of a trajectory is in ``trajectory_rows.py``; which students are trained, and what is drawn of
-them, in ``one_neuron.py``, ``two_neurons.py`` and ``balance.py``.
+``trajectory_rows.py`` keeps points of trajectories as rows. The experiments are in ``one_neuron.py``,
+``two_neurons.py`` and ``balance.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...optimizer import SparseOpt
 
 INPUTS = 10
 RELEVANT = 2
-"""How many inputs the teacher uses, the first ones; its weights are zero for the others."""
+"""The number of inputs that the teacher uses, from the first on; its other weights are zero."""
 SAMPLES = 200
 DENSE_STD = INPUTS**-0.5
 """The usual scale of a dense layer's weights, 1/sqrt(inputs); masked weights keep it."""
@@ -26,10 +26,10 @@ BN_EPS = 1e-5
 
 
 class Students(nn.Module):
-    """Networks side by side: ``f(z) = sum_k a_k relu(gamma_k x_k + beta_k)`` each, of ``k`` neurons.
+    """A batch of networks ``f(z) = sum_k a_k relu(gamma_k x_k + beta_k)``, where ``x_k`` is ``w_k z``
+    normalised over all samples.
 
-    ``x_k`` is ``w_k z``, normalised over all samples. They share nothing: each has its own inputs, and the
-    gradient of the sum of their losses is that of each.
+    They share nothing: each has its own inputs, so the gradient of the sum of their losses is that of each.
 
     Args:
         weight: ``w``, of shape ``(students, neurons, inputs)``.
@@ -38,14 +38,14 @@ class Students(nn.Module):
 
     def __init__(self, weight: Tensor, a: Tensor) -> None:
         super().__init__()
-        # A neuron is a row, as in a Linear layer. a has two dimensions: HAM takes it for a weight.
+        # A neuron is a row, as in a Linear layer. a has two dimensions, so that HAM treats it as a weight.
         self.weight = nn.Parameter(weight.flatten(0, 1).clone())
         self.a = nn.Parameter(a.clone())
         self.gamma = nn.Parameter(weight.new_ones(a.numel()))
         self.beta = nn.Parameter(weight.new_zeros(a.numel()))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs of shape ``(students, samples, inputs)``, outputs ``(students, samples)``."""
+        """Map ``(students, samples, inputs)`` to ``(students, samples)``."""
         students, samples, width = inputs.shape
         x = inputs @ self.weight.view(students, -1, width).transpose(1, 2)
         rows = x.transpose(0, 1).reshape(samples, -1)
@@ -55,27 +55,27 @@ class Students(nn.Module):
 
 
 class Tasks(NamedTuple):
-    """What the students are to learn, one task for each."""
+    """The tasks of the students, one for each."""
 
     inputs: Tensor
-    """i.i.d. N(0, 1), of shape ``(students, samples, inputs)``."""
+    """i.i.d. N(0, 1), ``(students, samples, inputs)``."""
     outputs: Tensor
-    """Of the teachers, which are ``Students`` of one neuron with ``a = 1``; ``(students, samples)``."""
+    """The outputs of the teachers, ``Students`` of one neuron with ``a = 1``: ``(students, samples)``."""
     directions: Tensor
     """The teachers' weights, of length 1: ``(students, inputs)``."""
     weights: Tensor
-    """What the students start with, drawn from N(0, 1): ``(students, neurons, inputs)``."""
+    """The students' initial weights, drawn from N(0, 1): ``(students, neurons, inputs)``."""
 
 
 class Method(NamedTuple):
-    """How students are trained."""
+    """A training method."""
 
     lr: float
     correction: Correction = "none"
     """The scaling of ``w``. In a layer of one neuron Eq. 12 divides ``sqrt(1 - s)`` by itself, so c_i is 1:
     the paper's scaling of one neuron must be ``"unnormalized"``, D of Section 4.1 alone."""
     ham_alpha: float = 0.0
-    """0 is gradient descent."""
+    """The strength of HAM; 0 is gradient descent."""
 
 
 class Point(NamedTuple):
@@ -83,9 +83,9 @@ class Point(NamedTuple):
 
     step: int
     loss: Tensor
-    """Of shape ``(students,)``."""
+    """``(students,)``."""
     a: Tensor
-    """``(students, neurons)``, as ``gamma`` and ``beta``."""
+    """``(students, neurons)``, as are ``gamma`` and ``beta``."""
     gamma: Tensor
     beta: Tensor
     weight: Tensor
@@ -93,7 +93,7 @@ class Point(NamedTuple):
 
 
 def new_tasks(seeds: Sequence[int], neurons: int) -> Tasks:
-    """A task for each seed, in float64; a seed's task does not depend on the other seeds."""
+    """Return a task for each seed, in float64. A seed's task does not depend on the other seeds."""
     inputs, directions, weights = [], [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -112,9 +112,9 @@ def trajectory(students: Students, mask: Tensor, tasks: Tasks, method: Method, s
     """Train on all samples at each step; yield the students before the first step and after each.
 
     Args:
-        mask: of the weights of every student, True = active: ``(neurons, inputs)``. As it is the same for
-            all, Eq. 12 gives a student in a batch the same c_i as alone.
-        steps: how many; one more point is yielded.
+        mask: the mask of every student's weights, True = active: ``(neurons, inputs)``. It is the same for
+            all, so that Eq. 12 gives a student in a batch the same c_i as alone.
+        steps: the number of steps; one more point is yielded.
     """
     shape = (*students.a.shape, mask.shape[1])
     masks = {students.weight: mask.repeat(len(students.a), 1)}
@@ -140,13 +140,13 @@ def trajectory(students: Students, mask: Tensor, tasks: Tasks, method: Method, s
 
 
 def losses_of(students: Students, tasks: Tasks) -> Tensor:
-    """``1/(2m) sum_j (y_j - f(z_j))^2`` of each student, the loss of Appendix A.1."""
+    """Return ``1/(2m) sum_j (y_j - f(z_j))^2`` of each student, the loss of Appendix A.1."""
     errors: Tensor = students(tasks.inputs) - tasks.outputs
     return errors.square().mean(1) / 2
 
 
 def balance(a: Tensor, gamma: Tensor, beta: Tensor, ham_alpha: float) -> Tensor:
-    """What the flow leaves constant: ``2 * potential(a) - gamma^2 - beta^2``.
+    """Return the invariant of the flow, ``2 * potential(a) - gamma^2 - beta^2``.
 
     With ``ham_alpha`` 0 it is ``a^2 - gamma^2 - beta^2`` of Lemma A.1, otherwise twice that of Lemma A.3.
     """
@@ -154,7 +154,7 @@ def balance(a: Tensor, gamma: Tensor, beta: Tensor, ham_alpha: float) -> Tensor:
 
 
 def potential(a: Tensor, ham_alpha: float) -> Tensor:
-    """The integral of ``p / (1 + ham_alpha |p|)`` from 0 to ``a``, in the closed form of Lemma A.3."""
+    """Return the integral of ``p / (1 + ham_alpha |p|)`` from 0 to ``a``, in the closed form of Lemma A.3."""
     if ham_alpha == 0:
         return a**2 / 2
     x = ham_alpha * a.abs()
@@ -162,14 +162,14 @@ def potential(a: Tensor, ham_alpha: float) -> Tensor:
 
 
 def radius_on_curve(a: Tensor, level: float, ham_alpha: float) -> Tensor:
-    """``sqrt(gamma^2 + beta^2)`` where the balance is ``level``; NaN where it cannot be."""
+    """Return ``sqrt(gamma^2 + beta^2)`` on the curve of balance ``level``; NaN where it has no point."""
     return (2 * potential(a, ham_alpha) - level).sqrt()
 
 
 def angles(point: Point, directions: Tensor) -> Tensor:
-    """Between the weights of neurons and those of the teachers, in degrees: ``(students, neurons)``.
+    """Return the angles between the weights of neurons and teachers in degrees, ``(students, neurons)``.
 
-    A neuron of negative ``gamma`` computes what ``-w`` would with ``-gamma``: it is ``-w`` that counts then.
+    A neuron with negative ``gamma`` is the same as one with ``-w`` and ``-gamma``, so ``-w`` is taken then.
     """
     cosines = torch.cosine_similarity(point.weight, directions[:, None], dim=2) * point.gamma.sign()
     return cosines.clamp(-1, 1).acos().rad2deg()

@@ -1,6 +1,6 @@
 """Tables 1, 2, 3 and 6 to 9 of the paper: test accuracy of RigL and SET with masked SGD and SparseOpt, at the
-paper's size. The hyperparameters are in ``recipes.py``, the paper's own figures in ``paper_figures.py``, the
-picture in ``tables_picture.py``.
+paper's size. Hyperparameters are in ``recipes.py``, the paper's figures in ``paper_figures.py``, the picture
+in ``tables_picture.py``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _SPARSITIES = (0.90, 0.95, 0.97)
 _METHODS = (("sparseopt", True), ("sparseopt", False), ("sgd", True), ("sgd", False))  # as in the paper
-# Beside them where gradients are renormalised: factors that the paper's figures may come from.
+# Also measured in the tables with renormalised gradients: factors that the paper may have used there.
 _CONTROLS = (("unnormalized", False), ("scalar", False))
 _NAMES = {
     ("unnormalized", False): "D alone",
@@ -74,8 +74,8 @@ _RENORMALISED = (
     "alone, c_i = sqrt(1 - s_i), and the scalar sqrt(1 - s_avg) for all neurons of a layer, which has no",
     "direction",
 )
-# Images a second in training. That of a thread was measured (AMD EPYC, PyTorch 2.13, float32); that
-# of a GPU is an assumption to reckon with: nothing here was measured on one.
+# Images per second in training. The figure for a thread was measured (AMD EPYC, PyTorch 2.13, float32); that
+# for a GPU is an assumption.
 _SPEED: dict[str, dict[str, float]] = {
     "cifar-100": {"thread": 120, "gpu": 10_000},
     "imagenet": {"thread": 1.4, "gpu": 1_000},
@@ -86,14 +86,14 @@ _SPEED: dict[str, dict[str, float]] = {
 class Table:
     """A table of the paper.
 
-    Its cells are measured with several seeds where the paper gives standard deviations. It does not say
-    how many it had.
+    Cells are measured with several seeds if the paper gives standard deviations. It does not give the number
+    of its seeds.
     """
 
     number: int
     recipe: Recipe
     epochs: tuple[int, ...]
-    """Total training epochs: each is a training of its own."""
+    """The lengths of training in epochs, each of which is a run of its own."""
     dst: tuple[str, ...]
     seeds: tuple[int, ...]
     max_grad_norm: float | None = None
@@ -115,7 +115,7 @@ class Table:
 
     @property
     def methods(self) -> list[tuple[str, bool]]:
-        """Optimizers, without or with HAM."""
+        """Pairs of an optimizer and True for HAM."""
         paper = [(o, h) for o, h in _METHODS if not h or self.recipe.ham_alpha is not None]
         return [*paper, *_CONTROLS] if self.max_grad_norm else paper
 
@@ -128,7 +128,8 @@ class Table:
         return ("dst", "sparsity", "epochs", "optimizer", "ham", "seed")
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
-        """Short trainings first, and of each length all methods, so that something can be compared early."""
+        """Return all cases, short runs first, and all methods of a setting in a row, so that they can be
+        compared early."""
         return [
             {"dst": d, "sparsity": s, "epochs": e, "optimizer": o, "ham": h, "seed": seed}
             for e in self.epochs
@@ -156,7 +157,7 @@ class Table:
     def check(self, settings: Settings) -> None:
         case = self.cases([])[0]
         config = self.recipe.config(_cell(case), case["seed"], self.max_grad_norm, settings)
-        # A download by several ranks at once would be one too many.
+        # Only one rank may download the data.
         if distributed.rank() == 0:
             open_dataset(config.data, config.data_dir)
         distributed.wait_for_all()
@@ -253,12 +254,12 @@ def _cell(case: Case) -> Cell:
 
 
 def _accuracies(rows: Sequence[Row], cell: Cell) -> list[float]:
-    """Of all seeds that came to their end."""
+    """Return the test accuracy of a cell for each seed whose run came to its end."""
     return [row["test_accuracy"] for row in rows if _cell(row) == cell and row["status"] == "ok"]
 
 
 def _printed(figure: Printed | None) -> str:
-    """As the paper prints it, ``-`` where it prints none."""
+    """Return a figure as the paper prints it, or ``-`` for None."""
     if figure is None:
         return "-"
     return f"{figure.mean:.2f}" if figure.std is None else f"{figure.mean:.2f} ± {figure.std:.2f}"
@@ -275,7 +276,7 @@ def _save(run: Run, seconds: float, checkpoint: Path) -> None:
 
 
 def _resume(run: Run, checkpoint: Path) -> float:
-    """Let the run go on from the checkpoint; returns the seconds it took up to there."""
+    """Continue the run from the checkpoint and return the seconds it has taken so far."""
     try:
         state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -321,4 +322,4 @@ def _tables() -> dict[str, Table]:
 
 
 TABLES = _tables()
-"""By name."""
+"""The tables by name."""

@@ -1,4 +1,4 @@
-"""The picture of a table of the paper: test accuracy over total training epochs, ours and the paper's."""
+"""The picture of a table of the paper: test accuracy over total training epochs, measured and the paper's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = tuple[Mapping[int, Sequence[float]], Mapping[int, float]]
-"""By epochs: the accuracies measured, one for each seed, and the paper's mean, both in per cent."""
+"""The measured accuracies of all seeds, and the paper's mean, both by epochs and in per cent."""
 
-# Distinct to the colour-blind too (Okabe and Ito), and in grey by the markers.
+# Colours that the colour-blind can tell apart (Okabe and Ito), and markers for print in grey.
 _STYLES = {
     "SparseOpt, HAM": ("#009e73", "^"),
     "SparseOpt": ("#0072b2", "s"),
@@ -34,14 +34,14 @@ def draw_table(
     panels: Mapping[tuple[str, float], Mapping[str, Curve]],
     missing: Sequence[str] = (),
 ) -> None:
-    """A panel for each DST method and sparsity.
+    """Draw a panel for each DST method and sparsity.
 
     Args:
-        figure: empty.
-        title: of the whole; below it is said how far the methods are above masked SGD.
+        figure: an empty figure.
+        title: the title; below it is the gain of each method over masked SGD.
         panels: by DST method (a row of panels) and sparsity (a column), a curve for each method, the same
             methods in all panels.
-        missing: what is said of what is not measured yet.
+        missing: sentences on the cases that are not measured yet.
     """
     rows = list(dict.fromkeys(dst for dst, _ in panels))
     columns = list(dict.fromkeys(sparsity for _, sparsity in panels))
@@ -70,7 +70,8 @@ def draw_table(
 
 
 def _finding(panels: Sequence[Mapping[str, Curve]]) -> str:
-    """How far each method is above masked SGD, here and in the paper, where both are measured."""
+    """Return a sentence on the gain of each method over masked SGD, here and in the paper, where both are
+    measured."""
     found = []
     for name in (name for name in panels[0] if name != _BASELINE):
         here, paper = [], []

@@ -1,6 +1,6 @@
-"""What figures 6 to 9 keep of trajectories: about 50 points of each, as rows, and what is said of them.
+"""The rows of figures 6 to 9, about 50 points of each trajectory, and their text and curves.
 
-The trajectories themselves are in ``student_teacher.py``.
+``student_teacher.py`` computes the trajectories.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ COLUMNS: dict[str, type] = {
     "gamma": float,
     "beta": float,
     "angle": float,  # between w and the teacher's, in degrees
-    "balance": float,  # what Lemma A.1 or A.3 says is constant
+    "balance": float,  # the invariant of Lemma A.1 or A.3
     "drift": float,  # the largest distance of the balance from that of step 0, over all steps so far
     "flipped_at": int,  # the step of the last change of sign, -1 while the sign of a is that of step 0
     "found_at": int,  # the first step with the teacher's loss, -1 before it
 }
-"""Those of a point; an experiment puts the columns of its cases before them."""
+"""The columns of a point; an experiment puts the columns of its cases before them."""
 _OF_A_POINT = COLUMNS.keys() - {"seed", "neuron"}
 STEP_LABEL = "step (log; linear below 1)"
-"""Of the axis of ``draw_runs``."""
+"""The label of the x axis of ``draw_runs``."""
 OPTIMIZERS = {"gd": 0.0, "ham": 4.0}
-"""``alpha`` of each (Appendix A.1)."""
+"""The strength ``alpha`` of HAM for each optimizer (Appendix A.1)."""
 OPTIMIZER_LABELS = {"gd": "gradient descent", "ham": "HAM"}
 CORRECTION_LABELS = {"none": "not scaled", "unnormalized": "scaled by D", "layer": "scaled by Eq. 12"}
-COLOURS = ("#e69f00", "#0072b2")  # distinct to the colour-blind and in grey, too (Okabe and Ito)
+COLOURS = ("#e69f00", "#0072b2")  # the colour-blind can tell them apart, also in grey (Okabe and Ito)
 _TEACHERS_LOSS = 1e-4
-"""Below it a student has found the teacher, whose loss is 0; without any output it is about 0.25."""
+"""A student with a smaller loss has found the teacher, whose loss is 0. An output of 0 has a loss of about
+0.25."""
 
 
 def rows_of(
@@ -53,14 +54,15 @@ def rows_of(
     directions: torch.Tensor,
     steps: int,
 ) -> list[Row]:
-    """The kept points of a case: for each seed and neuron all of them, in order.
+    """Return the kept points of a case, ordered by seed, neuron and step.
 
     Args:
-        case: its columns; ``optimizer`` says which balance it is.
-        points: of all steps from 0 to ``steps``.
-        seeds: of the students.
-        neurons: the names of those of a student.
-        directions: of the teachers, ``(students, inputs)``.
+        case: the case, whose ``optimizer`` decides which balance is computed.
+        points: the points of all steps from 0 to ``steps``.
+        seeds: the seeds of the students.
+        neurons: the names of a student's neurons.
+        directions: the teachers' weights, ``(students, inputs)``.
+        steps: the number of steps.
     """
     ham_alpha = OPTIMIZERS[case["optimizer"]]
     kept = set(kept_steps(steps))
@@ -98,22 +100,22 @@ def rows_of(
                         "found_at": int(found_at[i].item()),
                     }
                 )
-    # Stable: the steps stay in order.
+    # The sort is stable, so the steps stay in order.
     return sorted(rows, key=lambda row: (seeds.index(row["seed"]), neurons.index(row["neuron"])))
 
 
 def kept_steps(steps: int, count: int = 50) -> list[int]:
-    """At most ``count`` steps from 0 to ``steps``, both among them, evenly spaced on a logarithmic axis."""
+    """Return at most ``count`` steps from 0 to ``steps``, both included, at equal logarithmic distances."""
     return sorted({round((steps + 1) ** (i / (count - 1))) - 1 for i in range(count)})
 
 
 def _rounded(value: torch.Tensor) -> float:
-    """To six digits: what a picture or a table can show, and a third of the size of the file."""
+    """Round to six digits: enough for pictures and tables, and a third of the file size."""
     return float(f"{value.item():.6g}")
 
 
 def trajectories(rows: Sequence[Row], **columns: object) -> list[list[Row]]:
-    """The rows of each case, seed and neuron; only those with these values in these columns."""
+    """Return the rows of each case, seed and neuron that have these values in these columns."""
     runs: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if all(row[name] == value for name, value in columns.items()):
@@ -123,29 +125,29 @@ def trajectories(rows: Sequence[Row], **columns: object) -> list[list[Row]]:
 
 
 def method_label(optimizer: str, correction: str) -> str:
-    """``HAM, not scaled``."""
+    """Return a label such as ``HAM, not scaled``."""
     return f"{OPTIMIZER_LABELS[optimizer]}, {CORRECTION_LABELS[correction]}"
 
 
 def flipped(end: Row) -> bool:
-    """Whether ``a`` has the other sign than at the start."""
+    """Tell if ``a`` has another sign than at the start."""
     return bool(end["flipped_at"] >= 0)
 
 
 def found(end: Row) -> bool:
-    """Whether the teacher was found."""
+    """Tell if the student has found the teacher."""
     return bool(end["found_at"] >= 0)
 
 
 def share(rows: Sequence[Row], says: Callable[[Row], bool]) -> str:
-    """In how many of the rows it is so: ``7/10``; ``-`` without rows."""
+    """Return the number of rows for which ``says`` is true, such as ``7/10``; ``-`` without rows."""
     return f"{sum(map(says, rows))}/{len(rows)}" if rows else "-"
 
 
 def by_optimizer(
     rows: Sequence[Row], says: Callable[[Row], bool], **columns: object
 ) -> dict[str, list[bool]]:
-    """Return by the label of the optimizer, for each run with these values, if it is so at its end."""
+    """Return ``says`` of the last row of each run with these values, by the optimizer's label."""
     return {
         label: [says(run[-1]) for run in trajectories(rows, optimizer=optimizer, **columns)]
         for optimizer, label in OPTIMIZER_LABELS.items()
@@ -153,7 +155,7 @@ def by_optimizer(
 
 
 def crossings(rows: Sequence[Row]) -> str:
-    """Say with which optimizers the outer weight crosses zero."""
+    """Return a sentence on the optimizers with which the outer weight crosses zero."""
     inverted = "does the outer weight cross zero"
     return only_with(by_optimizer(rows, flipped), "the outer weight crosses zero", inverted)
 
@@ -161,7 +163,7 @@ def crossings(rows: Sequence[Row]) -> str:
 def draw_runs(
     axes: Axes, runs: Sequence[list[Row]], column: str, colour: str, label: str, linewidth: float = 1.0
 ) -> None:
-    """Draw a column of each run over its steps, which are kept evenly on a logarithmic axis."""
+    """Draw a column of each run over its steps, on a logarithmic axis."""
     for i, run in enumerate(runs):
         axes.plot(
             [row["step"] for row in run],
@@ -171,12 +173,12 @@ def draw_runs(
             alpha=0.7,
             label=label if i == 0 else None,
         )
-    if runs:  # the limits of a panel without any would be those of all that share its axis
+    if runs:  # panels share the axis, so a panel without runs must not set its limits
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=0)
 
 
 def median_step(rows: Sequence[Row], column: str) -> str:
-    """The median of a column of steps, over the rows that have one."""
+    """Return the median of a column of steps, over the rows that have one; ``-`` if none has."""
     steps = [row[column] for row in rows if row[column] >= 0]
     return f"{statistics.median(steps):.0f}" if steps else "-"

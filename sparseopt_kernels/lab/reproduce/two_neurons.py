@@ -1,8 +1,7 @@
-"""Figure 9: a neuron with the right mask beside one that has only the inputs that do not matter.
+"""Figure 9: a neuron with the right mask beside one that has only irrelevant inputs.
 
-The teacher is that of one neuron. The paper says neither which scaling it takes (with two neurons Eq. 12 has
-something to say; D alone, as in figures 7 and 8, is the other reading) nor with which sign the dense neuron
-starts: all are tried.
+The teacher has one neuron. The paper says neither if the scaling is Eq. 12, which is not trivial with two
+neurons, or D alone, as in figures 7 and 8, nor with which sign the dense neuron starts. All are measured.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _PAPER = (
 
 
 class TwoNeurons:
-    """Is the dense neuron switched off?
+    """The experiment: it measures if the dense neuron is switched off.
 
     The dense neuron has all inputs but the relevant two, the sparse one those two. ``a`` of the sparse neuron
     starts at -1 (the teacher has 1), that of the dense one at -1 or 1. A case trains the students of all
@@ -60,7 +59,7 @@ class TwoNeurons:
 
     Args:
         lr: the learning rate.
-        steps: how many.
+        steps: the number of steps.
         seeds: of data, teacher and student.
     """
 
@@ -74,16 +73,16 @@ class TwoNeurons:
         self._lr, self._steps, self._seeds = lr, steps, seeds
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
-        """All settings."""
+        """Return all combinations of the dense neuron's start, optimizer and correction."""
         settings = product(_DENSE_STARTS, OPTIMIZERS, CORRECTIONS)
         return [dict(zip(self.key, values, strict=True)) for values in settings]
 
     def seconds(self, case: Case) -> float:
-        """In proportion to the steps."""
+        """Return an estimate that is proportional to the steps."""
         return _SECONDS_PER_STEP * self._steps
 
     def check(self, settings: Settings) -> None:
-        """Nothing is needed."""
+        """Do nothing: no data are needed."""
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
         """Train the students of all seeds with one method."""
@@ -97,7 +96,8 @@ class TwoNeurons:
         return rows_of(case, points, self._seeds, ["dense", "sparse"], tasks.directions, self._steps)
 
     def table(self, rows: Sequence[Row]) -> list[str]:
-        """How often the dense neuron was switched off, and what the sparse one became."""
+        """Return the numbers of runs in which the dense neuron was switched off, the sparse neuron changed
+        sign, and the teacher was found."""
         header = (
             "method",
             "a_dense from",
@@ -141,7 +141,7 @@ class TwoNeurons:
         ]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
-        """``a_dense`` over steps: a column for each scaling, a row for each sign at the start."""
+        """Draw ``a_dense`` over steps: a column for each scaling, a row for each sign at the start."""
         figure.set_size_inches(8, 5.8)
         grid = figure.subplots(len(_DENSE_STARTS), len(CORRECTIONS), sharex=True, sharey=True, squeeze=False)
         for (i, start), (j, correction) in product(enumerate(_DENSE_STARTS), enumerate(CORRECTIONS)):
@@ -176,7 +176,8 @@ class TwoNeurons:
 
 
 def _scaling_compared(rows: Sequence[Row], correction: Correction) -> list[str]:
-    """The same starts with and without this scaling, with HAM; nothing while no start has both."""
+    """Return a line that compares runs from the same starts with and without this scaling, with HAM; none if
+    no start has both."""
     plain, scaled = (
         {
             (run[0]["seed"], run[0]["dense_start"]): _off(run[-1])

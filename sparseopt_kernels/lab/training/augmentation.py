@@ -1,5 +1,6 @@
-"""Random crops and flips of training images: of whole batches of tensors (CIFAR-100), and where to cut a
-picture (ImageNet). Nothing here reads files; what is drawn comes from generators only.
+"""Random crops and flips of training images: for batches of tensors (CIFAR-100) and for a picture (ImageNet).
+
+Nothing here reads files. All random numbers come from generators.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from torch import Tensor
 
 from ...topology.seeding import generator
 
-_AREA = (0.08, 1.0)  # of the picture (Szegedy et al. 2015, as in every recipe for ImageNet since)
+_AREA = (0.08, 1.0)  # fraction of the picture (Szegedy et al. 2015, as in every recipe for ImageNet since)
 _RATIO = (3 / 4, 4 / 3)  # width to height
 _TRIES = 10
 
 
 @dataclass(frozen=True)
 class CropAndFlip:
-    """Crops of the images' own size out of a border that is put around them, and left-right flips of half
-    of them (He et al. 2016, Section 4.2).
+    """An augmentation: pad the images, crop them to their former size at random, and flip half of them
+    left-right (He et al. 2016, Section 4.2).
 
     Args:
         padding: width of the border in pixels.
@@ -31,14 +32,15 @@ class CropAndFlip:
     fill: tuple[float, ...]
 
     def draw(self, examples: int, seed: int, epoch: int) -> Tensor:
-        """For each example of the data set: the crop's row and column and whether it is flipped, ``(N, 3)``
+        """Draw the crop's row and column and the flip (0 or 1) of each example of the data set: ``(N, 3)``
         int64 on the CPU."""
-        draws = generator(seed, -1, epoch)  # -1: no layer's
+        draws = generator(seed, -1, epoch)  # layers have the numbers from 0 on
         corners = torch.randint(2 * self.padding + 1, (examples, 2), generator=draws)
         return torch.cat([corners, torch.randint(2, (examples, 1), generator=draws)], dim=1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """The images ``(B, channels, height, width)``, changed as drawn: ``(B, 3)``, a row for each."""
+        """Return the images ``(B, channels, height, width)``, cropped and flipped by the rows of ``drawn``,
+        ``(B, 3)``."""
         count, channels, height, width = images.shape
         drawn = drawn.to(images.device)
         border = self.padding
@@ -54,11 +56,11 @@ class CropAndFlip:
 
 
 def random_crop(width: int, height: int, draws: torch.Generator) -> tuple[int, int, int, int]:
-    """A part of a picture: of 8% to 100% of its area and of a ratio between 3:4 and 4:3, anywhere in it.
+    """Draw a box in a picture, of 8% to 100% of its area and a ratio of width to height from 3:4 to 4:3.
 
     Returns:
-        left, upper, right and lower, in pixels, as Pillow has them. If no such part was hit in ten tries,
-        the middle of the picture, as much of it as the ratios allow.
+        left, upper, right and lower in pixels, as in Pillow. If ten tries give no box within the picture, it
+        is the largest centred box that the ratios allow.
     """
     log_ratio = (math.log(_RATIO[0]), math.log(_RATIO[1]))
     for _ in range(_TRIES):

@@ -1,7 +1,4 @@
-"""Masked SGD as one writes it without this package: what its own optimizers are compared with.
-
-No use is made here of anything of this package.
-"""
+"""Masked SGD in plain PyTorch, as a baseline. Nothing of this package is used here."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ from torch.nn.parameter import Parameter
 
 
 class MaskedSGD(torch.optim.SGD):
-    """Mask the gradients, clip them, let ``torch.optim.SGD`` step, mask the weights.
+    """Masked SGD: mask the gradients, clip them, step ``torch.optim.SGD``, mask the weights.
 
-    With masks that stay as they are it computes what ``SparseOpt(correction="none")`` does, to rounding.
-    When a mask changes, the momentum of a weight that is dropped is left here to decay, where SparseOpt
-    zeroes it; a step that is left out zeroes it here, too.
+    While the masks do not change, it computes the same as ``SparseOpt(correction="none")``, to rounding. When
+    a mask changes, the momentum of a dropped weight decays here, while SparseOpt zeroes it. A skipped step
+    zeroes it here, too.
 
     Args:
-        params: as of ``torch.optim.SGD``.
-        masks: by parameter, of its shape: what its gradient is multiplied by, bool or of its dtype. The
-            mapping and its tensors may change between two steps.
-        max_grad_norm: limit of the global norm of the masked gradients; None: they are not clipped.
-        skips: asked in each step if it is to apply the masks and do nothing else.
+        params: as for ``torch.optim.SGD``.
+        masks: by parameter, of its shape, bool or of its dtype. The mapping and its tensors may change
+            between two steps.
+        max_grad_norm: limit of the global norm of the masked gradients; None: no clipping.
+        skips: called in each step; if it returns True, the step only applies the masks.
         sgd: all other arguments of ``torch.optim.SGD``.
     """
 
@@ -42,7 +39,7 @@ class MaskedSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step. Unlike SparseOpt it writes into ``p.grad``: what RigL ranks by must be read before."""
+        """Make one step. Unlike SparseOpt it writes into ``p.grad``: RigL must read the gradients before."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -67,8 +64,8 @@ class MaskedSGD(torch.optim.SGD):
     def _clip(self, limit: float) -> None:
         """Divide the gradients by ``max(norm / limit, 1)``.
 
-        ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the norm. Two runs that differ by so little choose
-        other weights to grow, a few updates later.
+        ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the norm. That small difference is enough for RigL to
+        grow other weights a few updates later.
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]

@@ -1,4 +1,4 @@
-"""One file that holds a whole experiment: what is finished, and the run in progress."""
+"""Checkpoints: one file that holds the finished runs of an experiment and the run in progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VERSION = 1
 
 @dataclass
 class FinishedRun:
-    """What the report needs of a run beside its rows: the fan-in of each neuron, by layer."""
+    """A finished run: its name, and the fan-in of each neuron before and after training, by layer."""
 
     optimizer: str
     seed: int
@@ -31,7 +31,7 @@ class FinishedRun:
 
 @dataclass
 class Progress:
-    """How far an experiment is. ``current`` is the ``state_dict`` of the run in progress."""
+    """The progress of an experiment. ``current`` is the ``state_dict`` of the run in progress."""
 
     rows: list[Row] = field(default_factory=list)
     finished: list[FinishedRun] = field(default_factory=list)
@@ -43,7 +43,10 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """``config`` as of :meth:`Config.to_dict`; ``output`` is the output folder, seen from the file's."""
+    """The content of a checkpoint file.
+
+    ``config`` is a :meth:`Config.to_dict`; ``output`` is the output folder, relative to the file's folder.
+    """
 
     config: dict[str, Any]
     output: str
@@ -51,10 +54,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file atomically: whenever this is killed, there is a whole checkpoint, former or new.
+    """Write the file atomically: if the process is killed, the former or the new checkpoint is complete.
 
     Raises:
-        TrainingError: the disk is full, say. The former checkpoint is still there.
+        TrainingError: the file cannot be written (a full disk, say). The former checkpoint is still there.
     """
     content = io.BytesIO()
     torch.save(
@@ -77,13 +80,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read what :func:`save_checkpoint` wrote, tensors onto the CPU.
+    """Read a file of :func:`save_checkpoint`, with its tensors on the CPU.
 
     Raises:
-        TrainingError: there is no such file, it is damaged, or it is something else.
+        TrainingError: there is no such file, it is damaged, or it is not a checkpoint of this version.
     """
     try:
-        # The checksums of the archive: torch.load does not look at them.
+        # torch.load does not check the checksums of the archive.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:

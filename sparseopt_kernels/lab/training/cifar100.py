@@ -1,7 +1,7 @@
-"""Where CIFAR-100 is found, or how it is fetched, and how its binary files are read.
+"""Finds or downloads CIFAR-100, and reads its binary files.
 
-In this order: the folder the user names; the cache; a download of the official archive into the cache. The
-archive is read as it is: nothing is unpacked onto the disk.
+It is taken from the user's folder if one is named, else from the cache, into which the official archive is
+downloaded if need be. The archive is read without being unpacked onto the disk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WAYS = f"""CIFAR-100 can be had in two ways:
 
 
 def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images and labels, test images and labels: uint8, ``(N, 3, 32, 32)`` and ``(N,)``.
+    """Return training images and labels, test images and labels: uint8, ``(N, 3, 32, 32)`` and ``(N,)``.
 
     The labels are the 100 fine ones.
 
@@ -43,7 +43,7 @@ def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         data_dir: a folder with the archive, or with ``train.bin`` and ``test.bin``.
 
     Raises:
-        TrainingError: a file is missing and cannot be downloaded, or is not what it should be.
+        TrainingError: a file is missing and cannot be downloaded, or has a wrong checksum or content.
     """
     folder = data_dir or download.cache_folder("cifar-100")
     for unpacked in (folder, folder / _FOLDER):
@@ -65,8 +65,8 @@ def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _unpack(archive: Path) -> tuple[bytes, bytes]:
-    """``train.bin`` and ``test.bin`` of the archive."""
-    # On each load: a copy may have been cut short, and training takes much longer than this.
+    """Return the content of ``train.bin`` and ``test.bin`` in the archive."""
+    # Checked on each load: a copy may have been cut short, and training takes much longer than this.
     found = hashlib.md5(_read(archive), usedforsecurity=False).hexdigest()
     if found != MD5:
         raise TrainingError(

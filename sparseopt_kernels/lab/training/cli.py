@@ -1,4 +1,4 @@
-"""The command ``train``: its options, its folders, and what it says at the end."""
+"""The command ``train``: its options, its folders, and its final report."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
         description="Train a sparse network with several optimizers and seeds, and compare them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        # An option that is not given is absent, so that --resume can tell it from one that is.
+        # Options that are not given are absent from args, so that --resume can tell them from defaults.
         argument_default=argparse.SUPPRESS,
     )
     add_experiment(parser.add_argument_group("experiment"))
@@ -57,7 +57,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> argpar
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``train`` with parsed arguments, print the results or what is wrong, and return the exit code."""
+    """Run ``train`` with parsed arguments, print the results or the error, and return the exit code."""
     try:
         check_packages("train")
         if distributed.launched():
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _started(args: argparse.Namespace) -> Experiment:
-    """A new experiment in a folder of its own."""
+    """Return a new experiment in a folder of its own."""
     config = new_config(_given(args))
     dataset = open_dataset(config.data, config.data_dir, config.loader_workers)
     checkpoint: Path | None = getattr(args, "checkpoint", None)
@@ -119,7 +119,7 @@ def _started(args: argparse.Namespace) -> Experiment:
 
 
 def _resumed(args: argparse.Namespace) -> Experiment:
-    """The experiment of a checkpoint, in its folder."""
+    """Return the experiment of a checkpoint, in its folder."""
     file = _file_to_resume(args)
     if getattr(args, "checkpoint", None) not in (None, file):
         raise TrainingError(
@@ -140,7 +140,7 @@ def _resumed(args: argparse.Namespace) -> Experiment:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of the experiment that are on the command line."""
+    """Return the options of the experiment that are on the command line."""
     values = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 

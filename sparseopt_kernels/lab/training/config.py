@@ -1,4 +1,4 @@
-"""What a training experiment is: every option that its numbers depend on, with the defaults."""
+"""The configuration of a training experiment: every option that its numbers depend on, with the defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AMP = Literal["none", "float16", "bfloat16"]
 METHODS = ("static", "set", "rigl")
 OPTIMIZERS = ("by-hand", "sgd", "sparseopt")
 
-# What suits 1,200 small images does not suit 60,000: on them a second thread costs more than it saves.
+# Defaults that depend on the size of the data set. On digits, a second thread costs more than it saves.
 DEFAULTS_BY_DATA: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 40, "batch_size": 64, "warmup_epochs": 2, "update_every": 25, "threads": 1},
     "fashion-mnist": {"epochs": 15, "batch_size": 128, "warmup_epochs": 1, "update_every": 100},
@@ -72,25 +72,25 @@ class Config:
         return f"{self.data}-{self.model}-{self.method}-{self.sparsity:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings and lists only, for JSON and for checkpoints."""
+        """Return the fields as numbers, strings, lists and None, for JSON and for checkpoints."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 OPTIONS = tuple(field.name for field in fields(Config))
-# A checkpoint that is older than an option was made with this: the default, or what was done before.
+# The values of options that are missing in older checkpoints: the defaults, except where they have changed.
 _FORMERLY = {field.name: field.default for field in fields(Config) if field.default is not MISSING} | {
     "skip_step": False,
     "max_grad_norm": None,
 }
-# Where the data lie and who reads them may change between two machines; what they are does not.
+# Options that may differ when an experiment is resumed, on another machine say: they do not change the data.
 _MACHINE = ("data_dir", "loader_workers")
 
 
 def new_config(given: Mapping[str, Any]) -> Config:
-    """The experiment of the options that were given, all others being the defaults.
+    """Return the configuration with the given options, and defaults for all others.
 
     Raises:
-        TrainingError: options that do not go together, or that cannot work on this machine.
+        TrainingError: options contradict each other, or cannot work on this machine.
     """
     values: dict[str, Any] = {
         "threads": torch.get_num_threads(),
@@ -106,10 +106,10 @@ def new_config(given: Mapping[str, Any]) -> Config:
 
 
 def saved_config(saved: Mapping[str, Any], given: Mapping[str, Any], source: Path) -> Config:
-    """The experiment of a checkpoint.
+    """Return the configuration of a checkpoint.
 
     Raises:
-        TrainingError: an option was given that differs from what the experiment was started with.
+        TrainingError: an option is given whose value differs from the checkpoint's.
     """
     for name, value in given.items():
         value = list(value) if isinstance(value, tuple) else value
@@ -130,12 +130,12 @@ def saved_config(saved: Mapping[str, Any], given: Mapping[str, Any], source: Pat
 
 
 def option(name: str) -> str:
-    """The command-line option that sets a field of :class:`Config`."""
+    """Return the command-line option that sets a field of :class:`Config`."""
     return "--" + name.replace("_", "-")
 
 
 def check(config: Config) -> None:
-    """Raise ``TrainingError`` for what one option alone cannot tell."""
+    """Raise ``TrainingError`` if options contradict each other or cannot work on this machine."""
     if config.warmup_epochs >= config.epochs:
         raise TrainingError(
             f"--warmup-epochs is {config.warmup_epochs}, it must be less than --epochs ({config.epochs})"
@@ -154,7 +154,7 @@ def check(config: Config) -> None:
 
 
 def check_device(name: str, backend: str) -> None:
-    """Raise ``TrainingError`` unless the device is there and the backend of the optimizers runs on it."""
+    """Raise ``TrainingError`` unless the device exists and the optimizers' backend runs on it."""
     try:
         device = distributed.local_device(name)
         torch.empty(1, device=device)

@@ -1,7 +1,7 @@
-"""What the loop trains on: batches in an order that it is given, and batches to test with.
+"""Data sets: training batches in a given order, and test batches.
 
-Here are the data sets that fit into memory, normalised. Those that are read from files while training are in
-``imagenet.py``; where files come from is in ``fashion_mnist.py`` and ``cifar100.py``.
+The data sets here are held in memory, normalised. ``imagenet.py`` reads its files while training;
+``fashion_mnist.py`` and ``cifar100.py`` find and download files.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ class Data(Protocol):
 
     @property
     def train_size(self) -> int:
-        """How many examples there are to train on."""
+        """The number of training examples."""
 
     @property
     def test_size(self) -> int: ...
 
     def to(self, device: torch.device) -> Data:
-        """The same, with batches on a device."""
+        """Return the data set with its batches on a device."""
 
     def train_batches(
         self, batches: Sequence[Tensor], seed: int, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The examples of each batch.
+        """Yield the images and labels of each batch.
 
         Args:
-            batches: the examples' numbers, a tensor ``(B,)`` for each batch.
-            seed: of the augmentation. What is drawn for an example depends on ``seed``, ``epoch`` and its
-                number alone: it is the same in any order, on any rank and after a resume.
+            batches: the indices of the examples, a tensor ``(B,)`` for each batch.
+            seed: of the augmentation. The random numbers of an example depend only on ``seed``, ``epoch`` and
+                its index: they are the same in any order, on any rank and after a resume.
             epoch: counted from 0.
         """
 
     def test_batches(self, rank: int, ranks: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every ``ranks``-th test example, the first being number ``rank``, in batches."""
+        """Yield every ``ranks``-th test example, from index ``rank`` on, in batches."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A data set in memory, all on one device: images ``(N, channels, height, width)`` float32, labels
-    ``(N,)`` int64. ``augment`` changes the training images anew in every epoch."""
+    ``(N,)`` int64. ``augment`` changes the training images, differently in every epoch."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -81,7 +81,7 @@ class Dataset:
         return int(self.train_labels.max()) + 1
 
     def first(self, train: int, test: int) -> Dataset:
-        """The first ``train`` training examples and the first ``test`` test examples, or all there are."""
+        """Return a data set of at most the first ``train`` training and the first ``test`` test examples."""
         return replace(
             self,
             train_images=self.train_images[:train],
@@ -124,14 +124,15 @@ class Dataset:
 
 
 def open_dataset(name: str, data_dir: str | None = None, loader_workers: int = 0) -> Data:
-    """The data set ``name`` of :data:`DATASETS`, in memory or in files.
+    """Return the data set ``name`` of :data:`DATASETS`, in memory or read from files.
 
     Args:
-        name, data_dir: as in :func:`load_dataset`; also ``"imagenet"``, whose folder has to be named.
+        name: as in :func:`load_dataset`, or ``"imagenet"``.
+        data_dir: as in :func:`load_dataset`; required for ``"imagenet"``.
         loader_workers: processes that read and decode images, for ``"imagenet"``.
 
     Raises:
-        TrainingError: the data are nowhere to be found, or not what they should be.
+        TrainingError: the data are not found, or not valid.
     """
     if name != "imagenet":
         return load_dataset(name, data_dir)
@@ -144,16 +145,16 @@ def open_dataset(name: str, data_dir: str | None = None, loader_workers: int = 0
 
 
 def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
-    """The data set ``name``, one of those of :data:`DATASETS` that fit into memory, on the CPU.
+    """Return the data set ``name``, one of :data:`DATASETS` except ``"imagenet"``, on the CPU.
 
     Args:
         name: ``"digits"`` (1,797 images of 8x8, from scikit-learn), ``"fashion-mnist"`` (70,000 of 28x28)
             or ``"cifar-100"`` (60,000 of 3x32x32, with random crops and flips).
-        data_dir: where the files of ``"fashion-mnist"`` or ``"cifar-100"`` are; without it, see
+        data_dir: the folder of ``"fashion-mnist"`` or ``"cifar-100"``; for the default see
             :mod:`.fashion_mnist` and :mod:`.cifar100`.
 
     Raises:
-        TrainingError: the data are nowhere to be found, or damaged.
+        TrainingError: the data are not found, or damaged.
     """
     folder = Path(data_dir) if data_dir else None
     if name == "digits":
@@ -176,7 +177,7 @@ def _digits() -> Dataset:
 
 
 def _every_third_of_each_class(labels: Tensor) -> Tensor:
-    """A split that is stratified and needs no random numbers: the same on every machine, for ever."""
+    """Return a stratified test split, boolean ``(N,)``, without random numbers: it is always the same."""
     chosen = torch.zeros(labels.shape, dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
         chosen[(labels == label).nonzero().flatten()[2::3]] = True
@@ -184,7 +185,7 @@ def _every_third_of_each_class(labels: Tensor) -> Tensor:
 
 
 def _grey(train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor) -> Dataset:
-    """Grey images ``(N, height, width)`` to mean 0 and variance 1 over the training set."""
+    """Normalise grey images ``(N, height, width)`` to mean 0 and variance 1 over the training set."""
     train, test = train_images.float().unsqueeze(1), test_images.float().unsqueeze(1)
     std, mean = torch.std_mean(train)
     return Dataset((train - mean) / std, train_labels.long(), (test - mean) / std, test_labels.long())
@@ -193,8 +194,8 @@ def _grey(train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_
 def _coloured(
     train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor
 ) -> Dataset:
-    """Images ``(N, 3, height, width)`` to mean 0 and variance 1 in each channel over the training set, with
-    random crops out of a black border of 4 pixels and random flips."""
+    """Normalise images ``(N, 3, height, width)`` to mean 0 and variance 1 in each channel over the training
+    set, and augment them by random crops, with a black border of 4 pixels, and random flips."""
     train, test = train_images.float(), test_images.float()
     std, mean = torch.std_mean(train, dim=(0, 2, 3), keepdim=True)
     return Dataset(
@@ -207,13 +208,13 @@ def _coloured(
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """How many batches :func:`split_order` makes."""
+    """Return the number of batches that :func:`split_order` makes."""
     return -(-examples // batch_size)
 
 
 def split_order(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    """All examples, in the given order, in batches of at most ``batch_size``.
+    """Split the examples, in the given order, into batches of at most ``batch_size``.
 
-    The batches differ in size by at most one: a short last one would disturb batch normalisation.
+    The batches differ in size by at most one: a short last batch would disturb batch normalisation.
     """
     return order.tensor_split(steps_per_epoch(len(order), batch_size))

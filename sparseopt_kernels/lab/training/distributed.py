@@ -1,5 +1,5 @@
-"""The processes ("ranks") of a run under ``torchrun``: how they join, and what they exchange beside the
-gradients, which are ``DistributedDataParallel``'s. Without torchrun there is one rank and nothing happens.
+"""The ranks of a run under ``torchrun``: joining the process group, splitting batches, and all that is
+reduced beside the gradients, which ``DistributedDataParallel`` reduces. Without torchrun there is one rank.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def launched() -> bool:
-    """Whether torchrun has started this process."""
+    """Tell if torchrun has started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Be one of the ranks that torchrun has started, until the block ends."""
+    """Join the process group of torchrun's ranks until the block ends; do nothing without torchrun."""
     if not launched():
         yield
         return
@@ -36,35 +36,35 @@ def joined(device: str) -> Iterator[None]:
 
 
 def rank() -> int:
-    """The number of this process. Rank 0 alone writes files and speaks."""
+    """Return the rank of this process. Only rank 0 writes files and prints."""
     return dist.get_rank() if _is_joined() else 0
 
 
 def ranks() -> int:
-    """How many processes there are."""
+    """Return the number of ranks."""
     return dist.get_world_size() if _is_joined() else 1
 
 
 def wait_for_all() -> None:
-    """Return when every rank has come here."""
+    """Wait until every rank has called this."""
     if _is_joined():
         dist.barrier()
 
 
 def local_device(device: str) -> torch.device:
-    """The device of this rank: of ``"cuda"``, the GPU of its number on this machine."""
+    """Return the device of this rank; for ``"cuda"``, the GPU with its local rank."""
     if device == "cuda" and launched():
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(device)
 
 
 def share_of(batch: Tensor) -> Tensor:
-    """The part of a batch ``(B,)`` that is this rank's. Parts differ in size by at most one."""
+    """Return this rank's part of a batch ``(B,)``. Parts differ in size by at most one."""
     return batch.tensor_split(ranks())[rank()]
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of what each rank gives, the same bits on every rank."""
+    """Sum a tensor over all ranks, in place; the result has the same bits on every rank."""
     if _is_joined():
         dist.all_reduce(values)
     return values
@@ -72,9 +72,10 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Give every rank the mean of the ranks' running means and variances of batch normalisation.
+    """Average the running means and variances of batch normalisation over the ranks.
 
-    Each rank normalises by its own part of a batch, so without this every rank would test another network.
+    Each rank normalises by its own part of a batch, so that without this the ranks would test different
+    networks.
     """
     if not _is_joined():
         return

@@ -1,4 +1,4 @@
-"""Fetches a file of a data set into a folder, if its checksum is right and the disk has room for it."""
+"""Downloads a file of a data set, checks its checksum and keeps it in a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIMEOUT_SECONDS = 30
 
 
 def cache_folder(dataset: str) -> Path:
-    """Where downloads of a data set are kept."""
+    """Return the folder in which downloads of a data set are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sparseopt_kernels" / dataset
 
@@ -33,15 +33,16 @@ def download(
     size: int,
     ways: str,
 ) -> Path:
-    """Fetch ``name`` from the first mirror that has it as it should be.
+    """Download ``name`` from the first mirror that has it with the right checksum.
 
     Args:
-        name: of the file.
+        name: the name of the file.
         mirrors: addresses that the name is appended to.
-        folder: where it is kept; made if need be.
-        algorithm, digest: the checksum that it must have: ``"md5"`` or ``"sha256"``, and hexadecimal digits.
-        size: bytes that it has at most, and that the disk must have free.
-        ways: how else the user can have the data, for messages.
+        folder: the folder in which it is kept; made if need be.
+        algorithm: of the checksum, ``"md5"`` or ``"sha256"``.
+        digest: the checksum, in hexadecimal digits.
+        size: the largest size in bytes, which the disk must have free.
+        ways: other ways to get the data, for error messages.
 
     Raises:
         TrainingError: no mirror has it, the checksum is wrong, or the disk is too small. Nothing is kept.

@@ -9,12 +9,12 @@ from ...topology.layer_update import LayerUpdate
 
 
 class EpochUpdates(NamedTuple):
-    """What the updates of an epoch did to all layers together."""
+    """Counts over all mask updates of an epoch and all layers."""
 
     grown: int = 0
     """The number of weights that grew; as many were dropped."""
     died: int = 0
-    """How often a neuron lost its last active weight."""
+    """The number of times that a neuron lost its last active weight."""
     largest_share: float = 0.0
     """The largest part of a layer's growth that went to one neuron in one update, in [0, 1]."""
 

@@ -1,4 +1,4 @@
-"""What the command line prints and ends with, in place of a traceback."""
+"""Errors that the command line prints in place of a traceback."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ _EXTRA = ("numpy", "scipy", "sklearn", "matplotlib", "tqdm", "PIL")
 
 
 class TrainingError(Exception):
-    """Something the user can put right: the message says what to do, ``exit_code`` is the process's.
+    """An error that the user can mend: the message says how.
 
-    2 is for what stops a run before it starts (options, data, packages), 1 for what stops it later.
+    ``exit_code`` of the process is 2 for errors before a run starts (options, data, packages), 1 for later
+    ones.
     """
 
     def __init__(self, message: str, exit_code: int = 2) -> None:

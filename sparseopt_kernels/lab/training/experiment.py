@@ -1,7 +1,6 @@
-"""An experiment: all its runs one after another, what is kept of them on the disk, and when.
+"""An experiment: makes all its runs one after another, and writes results, weights and checkpoints.
 
-After each epoch the results and, if asked for, the checkpoint are replaced; each is a whole file at any
-moment.
+Results and, if asked for, the checkpoint are replaced atomically after each epoch.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +20,7 @@ import torch
 from ... import kernels
 from ..._version import __version__
 from ..atomic import write_atomically
+from ..threads import pytorch_threads
 from . import distributed
 from .checkpoint import Checkpoint, FinishedRun, Progress, save_checkpoint
 from .config import Config
@@ -34,7 +33,7 @@ CONFIG, RESULTS, WEIGHTS = "config.json", "results.csv", "weights"
 
 
 class Watcher(Protocol):
-    """What is told of the progress."""
+    """An observer of the progress: called at the start of a run, after each step, and at the end of a run."""
 
     def start(self, run: Run, steps_per_epoch: int) -> None: ...
     def step(self) -> None: ...
@@ -42,15 +41,15 @@ class Watcher(Protocol):
 
 
 class Experiment:
-    """The runs of ``config``, each seed with every optimizer before the next seed, so that whatever is
-    finished when it ends can be compared.
+    """The runs of ``config``. Each seed is trained with every optimizer before the next seed, so that
+    finished runs can be compared even if the experiment is stopped.
 
     Args:
-        config: what to run.
-        dataset: ``config.data``.
+        config: the configuration.
+        dataset: the data set ``config.data``.
         output: an existing folder.
-        checkpoint: the file to keep the progress in, or None.
-        progress: of a checkpoint, to go on from there.
+        checkpoint: the file to save the progress in, or None.
+        progress: the progress of a checkpoint, to continue from.
     """
 
     def __init__(
@@ -68,23 +67,23 @@ class Experiment:
         self.progress = progress or Progress()
 
     def train(self, watcher: Watcher) -> None:
-        """Do all that is not finished yet.
+        """Train all runs that are not finished yet.
 
         Raises:
             TrainingError: a file cannot be written.
         """
-        with _threads(self.config.threads):
+        with pytorch_threads(self.config.threads):
             runs = self._runs()
-            first = next(runs, None)  # what cannot be made is found out before anything is written
+            first = next(runs, None)  # before anything is written, because making a run may raise
             self.write(CONFIG, json.dumps(self._description(), indent=2).encode() + b"\n")
             self._write_results()
-            # From the start: a run that is killed in its first epoch can be resumed like any other.
+            # So that a run that is killed in its first epoch can be resumed like any other.
             self._save_checkpoint()
             for run in runs if first is None else chain([first], runs):
                 self._train_run(run, watcher)
 
     def _runs(self) -> Iterator[Run]:
-        """Make those that are not finished, one after the other."""
+        """Yield the runs that are not finished; each is made when it is asked for."""
         for seed in self.config.seeds:
             for optimizer in self.config.optimizer:
                 if not self.progress.is_finished(optimizer, seed):
@@ -117,7 +116,7 @@ class Experiment:
         self.write(f"{WEIGHTS}/{run.optimizer_name}-seed{run.seed}.pt", content.getvalue())
 
     def _write_results(self) -> None:
-        # Once per epoch: to survive a kill it need not wait for the disk, the checkpoint does that.
+        # Not durable, because the checkpoint is: to survive a kill, nothing has to wait for the disk.
         self.write(RESULTS, results_csv(self.progress.rows).encode(), durable=False)
 
     def _save_checkpoint(self) -> None:
@@ -126,7 +125,7 @@ class Experiment:
             save_checkpoint(self.checkpoint, Checkpoint(self.config.to_dict(), output, self.progress))
 
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
-        """Put a file into the output folder, whole or not at all; ``TrainingError`` if that fails."""
+        """Write a file into the output folder atomically; raise ``TrainingError`` if that fails."""
         try:
             (self.output / name).parent.mkdir(exist_ok=True)
             write_atomically(self.output / name, content, durable=durable)
@@ -134,7 +133,7 @@ class Experiment:
             raise TrainingError(f"cannot write {self.output / name}: {error}", exit_code=1) from error
 
     def _description(self) -> dict[str, Any]:
-        """Options and surroundings: what somebody needs to repeat the experiment."""
+        """Return the options, machine and versions, so that the experiment can be repeated."""
         device = torch.device(self.config.device)
         backend = kernels.backend_for(kernels.chosen_name(self.config.backend), device)
         is_cuda = device.type == "cuda"
@@ -148,13 +147,3 @@ class Experiment:
             "torch": torch.__version__,
             "sparseopt_kernels": __version__,
         }
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    former = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)

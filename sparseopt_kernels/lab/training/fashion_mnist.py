@@ -1,7 +1,7 @@
-"""Where the four files of Fashion-MNIST are found, or how they are fetched, and how they are read.
+"""Finds or downloads the four files of Fashion-MNIST, and reads them.
 
-In this order: the folder the user names; the folder of Debian's package ``dataset-fashion-mnist``; the
-cache; a download into the cache.
+They are taken from the user's folder if one is named, else from the folder of Debian's package
+``dataset-fashion-mnist``, else from the cache, into which they are downloaded if need be.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .errors import TrainingError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
-# SHA-256 of the files whose MD5 sums are in the README of the first mirror's repository. The checksum is
-# what makes the second one, which has no https, as good as the first.
+# SHA-256 of the files whose MD5 sums are in the README of the first mirror's repository. Because of this
+# check the second mirror, which has no https, is as safe as the first.
 SHA256 = {
     "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -43,13 +43,13 @@ _WAYS = f"""Fashion-MNIST can be had in three ways:
 
 
 def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images and labels, test images and labels: uint8, ``(N, 28, 28)`` and ``(N,)``.
+    """Return training images and labels, test images and labels: uint8, ``(N, 28, 28)`` and ``(N,)``.
 
     Args:
         data_dir: a folder with the four files, as they are or unpacked (without ``.gz``).
 
     Raises:
-        TrainingError: a file is missing and cannot be downloaded, or is not what it should be.
+        TrainingError: a file is missing and cannot be downloaded, or has a wrong checksum or content.
     """
     files = _files(data_dir)
     train_images, train_labels, test_images, test_labels = map(read_idx, files)
@@ -68,12 +68,12 @@ def load(data_dir: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """Return the folder in which downloads are kept."""
     return download.cache_folder("fashion-mnist")
 
 
 def _files(data_dir: Path | None) -> list[Path]:
-    """The four files, in the order of ``SHA256``; downloaded where they are not there yet."""
+    """Return the paths of the four files, in the order of ``SHA256``; download those that are missing."""
     for folder in [data_dir] if data_dir else [DEBIAN_FOLDER, cache_folder()]:
         found = [_find(folder, name) for name in SHA256]
         if all(found):
@@ -85,7 +85,7 @@ def _files(data_dir: Path | None) -> list[Path]:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The file, or its unpacked form."""
+    """Return the path of the file or of its unpacked form, or None."""
     return next((p for p in (folder / name, folder / name.removesuffix(".gz")) if p.is_file()), None)
 
 
@@ -102,7 +102,7 @@ def _download(name: str, folder: Path) -> Path:
 
 
 def read_idx(path: Path) -> Tensor:
-    """The unsigned bytes of an IDX file, packed with gzip or not, in the shape that its header gives.
+    """Return the content of an IDX file, packed with gzip or not: uint8, in the shape that its header gives.
 
     Raises:
         TrainingError: the file cannot be read, or is not an IDX file of unsigned bytes, or is cut short.
@@ -113,7 +113,7 @@ def read_idx(path: Path) -> Tensor:
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise TrainingError(f"cannot read {path}: {error}") from error
-    # Two zero bytes, the type (8: unsigned byte), the number of dimensions, then each as big-endian uint32.
+    # Two zero bytes, the type (8: unsigned byte), the number of dimensions, the sizes as big-endian uint32.
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise TrainingError(
             f"{path} is not an IDX file of unsigned bytes: its header is {content[:4].hex()!r}"

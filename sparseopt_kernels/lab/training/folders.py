@@ -1,4 +1,4 @@
-"""Where results go: a folder that the user named, or the next free one; never over the results of others."""
+"""Output folders: one that the user names, or the next free default one. Results are never overwritten."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ RUNS = Path("runs")
 
 
 def claim(folder: Path) -> Path:
-    """Make a folder that the user named, unless it has the results of another experiment.
+    """Make a folder that the user named, and return it.
 
     Raises:
-        TrainingError: it has.
+        TrainingError: it has the results of another experiment.
         OSError: it cannot be made.
     """
     for name in (RESULTS, CHECKPOINT_NAME):
@@ -30,20 +30,24 @@ def claim(folder: Path) -> Path:
 
 
 def claim_default(name: str) -> Path:
-    """Make the next of ``runs/NAME``, ``runs/NAME-2``, and so on; ``OSError`` if that fails."""
+    """Make the next free of ``runs/NAME``, ``runs/NAME-2``, and so on, and return it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     RUNS.mkdir(exist_ok=True)
     existing = default_folders(name)
     for number in count(len(existing) + 1):
         folder = RUNS / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir()
-        except FileExistsError:  # by another process, just now
+        except FileExistsError:  # another process has just made it
             continue
         return folder
     raise AssertionError("unreachable")
 
 
 def default_folders(name: str) -> list[Path]:
-    """``runs/NAME``, ``runs/NAME-2``, and so on as far as there are any."""
+    """Return ``runs/NAME``, ``runs/NAME-2``, and so on, up to the first that does not exist."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return list(takewhile(Path.exists, (RUNS / name for name in names)))

@@ -1,7 +1,7 @@
 """ImageNet as a folder of pictures, ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``, read while training.
 
-Decoding is Pillow's, in the processes of a ``torch.utils.data.DataLoader``. What is random is in
-``augmentation.py``.
+Pillow decodes them in the worker processes of a ``torch.utils.data.DataLoader``. ``augmentation.py`` draws
+the random crops.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ...topology.seeding import generator
 from .augmentation import random_crop
 from .errors import TrainingError
 
-# The mean and standard deviation of ImageNet's pixels, of 1, that every recipe has used for a decade.
+# The usual mean and standard deviation of ImageNet's pixels, in [0, 1].
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SIZE = 224  # pixels, of what the network is given
-_SHORT_SIDE = 256  # pixels, of a test picture before its middle is cut out
+_SIZE = 224  # pixels, side of the network's input
+_SHORT_SIDE = 256  # pixels, of a test picture before its centre is cropped
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _TEST_BATCH = 128
 
@@ -32,18 +32,18 @@ _Transform = Callable[[int, Path], Tensor]
 
 
 class ImageNet:
-    """Classes are the names of the folders in ``train``, in alphabetical order.
+    """ImageNet in a folder. The classes are the names of the folders in ``train``, in alphabetical order.
 
-    In training, a random part of a picture (see :func:`.augmentation.random_crop`), scaled to 224x224 and
-    flipped half of the times; in tests the middle 224x224 of the picture scaled to a short side of 256.
+    Training images are random crops (see :func:`.augmentation.random_crop`), scaled to 224x224 and flipped
+    half of the time. Test images are the central 224x224 of the picture scaled to a short side of 256.
 
     Args:
-        folder: with ``train`` and ``val``.
-        workers: processes that read and decode; 0 for none but this one.
+        folder: the folder that has ``train`` and ``val``.
+        workers: processes that read and decode; with 0, this process does.
 
     Raises:
-        TrainingError: a folder is missing or a class has no pictures, or ``val`` has a class that ``train``
-            has not.
+        TrainingError: a folder is missing, a class has no pictures, or ``val`` has a class that ``train`` has
+            not.
     """
 
     image_shape = (3, _SIZE, _SIZE)
@@ -92,19 +92,19 @@ class ImageNet:
             batch_sampler=batches,
             num_workers=self._workers,
             pin_memory=self._device.type == "cuda",
-            # It draws a number that nobody uses: not from the run's random state.
+            # The loader draws a number that is not used; it must not come from the run's random state.
             generator=torch.Generator(),
         )
         mean = torch.tensor(_MEAN, device=self._device).view(1, 3, 1, 1) * 255
         std = torch.tensor(_STD, device=self._device).view(1, 3, 1, 1) * 255
         for images, labels in loader:
-            # As bytes up to here: a quarter of what floats would take on their way.
+            # Moved as bytes, which are a quarter of the size of floats.
             images = images.to(self._device, non_blocking=True).float()
             yield (images - mean) / std, labels.to(self._device, non_blocking=True)
 
 
 class _Pictures(MapDataset[tuple[Tensor, int]]):
-    """Files and labels; an item is the picture as ``transform`` makes it, and its label."""
+    """A data set of picture files. An item is the transformed picture and its label."""
 
     def __init__(self, files: Sequence[tuple[Path, int]], transform: _Transform) -> None:
         self.files = files
@@ -119,10 +119,10 @@ class _Pictures(MapDataset[tuple[Tensor, int]]):
 
 
 def _for_training(seed: int, epoch: int, index: int, path: Path) -> Tensor:
-    """A random part of the picture, ``(3, 224, 224)`` uint8. Pictures are drawn for as layers are: apart."""
+    """Return a random crop, ``(3, 224, 224)`` uint8. Each picture has a generator of its own."""
     from PIL import Image
 
-    draws = generator(seed, -2 - index, epoch)  # below 0: no layer's; -1 is CropAndFlip's
+    draws = generator(seed, -2 - index, epoch)  # layers have the numbers from 0 on, CropAndFlip has -1
     with Image.open(path) as image:
         picture = image.convert("RGB")
     width, height = picture.size
@@ -147,13 +147,13 @@ def _for_testing(index: int, path: Path) -> Tensor:
 
 
 def _pixels(content: bytes) -> Tensor:
-    """``(3, 224, 224)`` uint8 of red, green, blue, pixel by pixel."""
+    """Return ``(3, 224, 224)`` uint8 from the bytes red, green, blue of pixel after pixel."""
     pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     return pixels.view(_SIZE, _SIZE, 3).permute(2, 0, 1).contiguous()
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of each class, both in alphabetical order."""
+    """Return the pictures of each class, both in alphabetical order."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:

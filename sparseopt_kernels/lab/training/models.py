@@ -1,5 +1,5 @@
-"""The networks of the command line and the benchmarks. All have batch normalisation, whose effect on
-sparse layers is what SparseOpt corrects. Nothing here knows of masks.
+"""The networks of the command line and the benchmarks. All have batch normalisation, whose effect on sparse
+layers SparseOpt corrects. Nothing here knows of masks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MODELS = ("mlp", "convnet", "resnet8", "resnet20", "resnet50")
 
 
 def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The model ``name`` of :data:`MODELS` for images of shape ``(channels, height, width)``."""
+    """Return the model ``name`` of :data:`MODELS` for images of shape ``(channels, height, width)``."""
     channels, height, width = image_shape
     if name == "mlp":
         return mlp(channels * height * width, num_classes)
@@ -33,9 +33,9 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
 
 
 def mlp(in_features: int, num_classes: int, hidden: tuple[int, ...] = (512, 256, 128)) -> nn.Sequential:
-    """Linear, batch norm and ReLU for each width in ``hidden``, then a linear classifier.
+    """Return an MLP: linear, batch norm and ReLU for each width in ``hidden``, then a linear classifier.
 
-    Takes ``(N, ...)`` with ``in_features`` elements per example.
+    It takes ``(N, ...)`` with ``in_features`` elements per example.
     """
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     for i, (fan_in, width) in enumerate(pairwise((in_features, *hidden)), start=1):
@@ -46,8 +46,11 @@ def mlp(in_features: int, num_classes: int, hidden: tuple[int, ...] = (512, 256,
 
 
 def convnet(in_channels: int, num_classes: int, widths: tuple[int, ...] = (32, 64, 128)) -> nn.Sequential:
-    """3x3 convolution, batch norm and ReLU for each width, all but the first with stride 2; then the mean
-    over the image and a linear classifier. Takes ``(N, in_channels, H, W)`` of any size."""
+    """Return a convolutional network: 3x3 convolution, batch norm and ReLU for each width, all but the first
+    with stride 2; then the mean over the image and a linear classifier.
+
+    It takes ``(N, in_channels, H, W)`` of any size.
+    """
     layers: dict[str, nn.Module] = {}
     for i, (fan_in, width) in enumerate(pairwise((in_channels, *widths)), start=1):
         layers[f"conv{i}"] = _conv3x3(fan_in, width, stride=1 if i == 1 else 2)
@@ -57,11 +60,11 @@ def convnet(in_channels: int, num_classes: int, widths: tuple[int, ...] = (32, 6
 
 
 def resnet(in_channels: int, num_classes: int, blocks: int) -> nn.Sequential:
-    """The ResNet of He et al. (2016) for small images, with their parameter-free shortcuts (option A).
+    """Return the ResNet of He et al. (2016) for small images, with their parameter-free shortcuts (option A).
 
-    Three stages of ``blocks`` blocks of two convolutions. ResNet-20 has three blocks a stage: 19
+    It has three stages of ``blocks`` blocks of two convolutions. ResNet-20 has three blocks a stage: 19
     convolutions, 19 batch norms and a classifier, 59 parameter tensors, 0.27 million parameters. ResNet-8
-    has one. Takes ``(N, in_channels, H, W)`` of any size.
+    has one. It takes ``(N, in_channels, H, W)`` of any size.
     """
     layers: dict[str, nn.Module] = {
         "conv": _conv3x3(in_channels, 16),

@@ -1,4 +1,4 @@
-"""The options of ``train``, with what each accepts. What they mean together is checked in ``config``."""
+"""The options of ``train`` and the values that each accepts. ``config`` checks them together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _T = TypeVar("_T", int, float)
 
 
 def add_experiment(group: argparse._ArgumentGroup) -> None:
-    """What is trained: data, network, masks, optimizers, seeds."""
+    """Add the options of data, network, masks, optimizers and seeds."""
     group.add_argument("--data", choices=DATASETS, help=f"data set (default: {Config.data})")
     group.add_argument(
         "--data-dir",
@@ -63,7 +63,7 @@ def add_experiment(group: argparse._ArgumentGroup) -> None:
 
 
 def add_training(group: argparse._ArgumentGroup) -> None:
-    """How it is trained."""
+    """Add the hyperparameters of training."""
     positive = number(float, lambda v: 0 < v < math.inf, "a positive number")
     not_negative = number(float, lambda v: 0 <= v < math.inf, "a number of at least 0")
     at_least_1 = number(int, lambda v: v >= 1, "an integer of at least 1")
@@ -155,7 +155,7 @@ def add_training(group: argparse._ArgumentGroup) -> None:
 
 
 def add_machine(group: argparse._ArgumentGroup) -> None:
-    """Where it runs and what it writes."""
+    """Add the options of the machine and of output files."""
     group.add_argument(
         "--backend",
         choices=("auto", *kernels.BACKENDS),
@@ -196,7 +196,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def add_speed(group: argparse._ArgumentGroup) -> None:
-    """What makes training faster, ``reproduce`` has it too."""
+    """Add the options that make training faster, for ``train`` and ``reproduce``."""
     group.add_argument(
         "--amp",
         choices=get_args(AMP),
@@ -214,7 +214,7 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
 
 
 def number(parse: Callable[[str], _T], accepts: Callable[[_T], bool], expected: str) -> Callable[[str], _T]:
-    """A ``type=`` for argparse whose error says what was expected."""
+    """Return a ``type=`` for argparse whose error names the expected values."""
 
     def convert(text: str) -> _T:
         try:
@@ -234,6 +234,6 @@ def _limit(text: str) -> float | None:
 
 
 def _by_data(name: str) -> str:
-    """The defaults of an option that depend on the data set, for its help."""
+    """Return the defaults of an option by data set, for its help text."""
     values = "; ".join(f"{defaults[name]} for {data}" for data, defaults in DEFAULTS_BY_DATA.items())
     return f"(default: {values})"

@@ -1,6 +1,6 @@
-"""What paired differences tell: an interval for their mean, and how many such looks were taken.
+"""Statistics of paired differences: confidence intervals, p-values and their adjustment for multiple tests.
 
-Two runs of one seed share initial weights, masks and order of examples: their difference is what is averaged.
+Two runs of one seed share initial weights, masks and order of examples, so their difference is averaged.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-FEWEST_PAIRS = 3  # two may agree by chance
+FEWEST_PAIRS = 3  # two differences may be equal by chance
 
 
 class Paired(NamedTuple):
-    """The mean of paired differences, in their unit."""
+    """The mean of paired differences and its confidence interval, in their unit."""
 
     mean: float
     half_width: float
-    """Of the 95% confidence interval; NaN with fewer than ``FEWEST_PAIRS`` pairs, or a NaN among them."""
+    """Half the width of the 95% confidence interval; NaN with fewer than ``FEWEST_PAIRS`` pairs, or a NaN."""
     p_value: float
-    """Two-sided, of no difference (Student's t); below 0.05 where 0 is outside the interval."""
+    """The two-sided p-value of no difference (Student's t); below 0.05 if 0 is outside the interval."""
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether 0 is outside the interval."""
+        """True if 0 is outside the interval."""
         return abs(self.mean) > self.half_width * (1 + 1e-9)
 
 
 def paired(differences: Sequence[float], resolution: float) -> Paired:
-    """The mean of differences and its 95% confidence interval.
+    """Return the mean of differences and its 95% confidence interval.
 
     Args:
         differences: one per seed, at least one.
-        resolution: the step in which they are measured, in the same unit (one example, say): the interval
-            is never narrower to either side, as equal differences are no sign of a small spread then.
+        resolution: the unit in which they are counted (one example, say). The half width is at least this:
+            equal differences are no sign of a small spread if they are rounded.
     """
     count, middle = len(differences), mean(differences)
     if count < FEWEST_PAIRS or math.isnan(middle):
@@ -48,15 +48,15 @@ def paired(differences: Sequence[float], resolution: float) -> Paired:
 
 
 def t_quantile(degrees_of_freedom: int) -> float:
-    """The 97.5% quantile of Student's t distribution."""
+    """Return the 97.5% quantile of Student's t distribution."""
     from scipy.special import stdtrit  # installed with the extra "train"
 
     return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted for their number by Holm (1979): one below 0.05 counts, and the chance that any does by
-    accident is below 0.05."""
+    """Return p-values adjusted for multiple tests by Holm (1979): if no difference is real, the probability
+    that any of them is below 0.05 is at most 0.05."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, so_far = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):

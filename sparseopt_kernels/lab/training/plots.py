@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Distinct to the colour-blind too (Okabe and Ito).
+# Colours that the colour-blind can tell apart (Okabe and Ito).
 COLOURS = {"by-hand": "#000000", "sgd": "#d55e00", "sparseopt": "#0072b2"}
 LABELS = {"by-hand": "SGD (masked by hand)", "sgd": "SGD (masked)", "sparseopt": "SparseOpt"}
-ACCURACY_SCALE = "log of the error"  # what is said of the axis of accuracies
+ACCURACY_SCALE = "log of the error"  # for the label of the accuracy axis
 _GREY = "#999999"
 _COLUMNS = 4
 STYLE: dict[Any, Any] = {
@@ -38,32 +38,49 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def curves_png(progress: Progress, config: Config) -> bytes:
-    """The picture as a PNG file; ``progress`` has at least one row.
+def png(
+    width: float, height: float, draw: Callable[[Figure], object], style: Mapping[Any, Any] | None = None
+) -> bytes:
+    """Return a PNG file of an empty figure on which ``draw`` has drawn.
 
-    Above, test accuracy and training loss per epoch: the mean over seeds, and a band of one standard
-    deviation. Below, one histogram of fan-in for each masked layer, over the neurons of all finished
-    runs, before and after training.
+    Args:
+        width, height: of the figure, in inches.
+        draw: draws on the figure, with ``STYLE`` in force.
+        style: Matplotlib parameters that differ from ``STYLE``.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # Without pyplot, which has global state and may need a display.
+    with mpl.rc_context({**STYLE, **(style or {})}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
+    return content.getvalue()
+
+
+def curves_png(progress: Progress, config: Config) -> bytes:
+    """Return the picture as a PNG file; ``progress`` has at least one row.
+
+    Above are test accuracy and training loss per epoch: the mean over seeds, and a band of one standard
+    deviation. Below is a histogram of fan-in for each masked layer, over the neurons of all finished runs,
+    before and after training.
+    """
     layers = list(progress.finished[0].fan_in) if progress.finished else []
     rows_below = math.ceil(len(layers) / _COLUMNS)
     heights = [3.6, 0.35 + 1.75 * rows_below] if layers else [3.6]
-    # A figure of its own, without pyplot: no global state, no display.
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 0.4 + sum(heights)), layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         figure.suptitle(_title(config), fontsize=12, fontweight="bold")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.04, squeeze=False)
         _draw_curves(parts[0, 0], progress.rows, config)
         if layers:
             draw_fan_in(parts[1, 0], progress.finished, config, layers, rows_below)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+
+    return png(10, 0.4 + sum(heights), draw)
 
 
 def _title(config: Config) -> str:
@@ -104,9 +121,14 @@ def draw_accuracy(
     others: Sequence[Row] = (),
     difference: str = "",
 ) -> None:
-    """Test accuracy in per cent by epoch, for each optimizer: the mean over seeds, and a band of one standard
-    deviation. ``labels`` names the optimizers in the legend. Rows of ``others`` are dashed; ``difference``
-    says there what they are."""
+    """Draw test accuracy in per cent by epoch, for each optimizer: the mean over seeds, and a band of one
+    standard deviation.
+
+    Args:
+        labels: the names of the optimizers in the legend.
+        others: rows that are drawn dashed.
+        difference: the name of ``others`` in the legend.
+    """
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     lowest = []
@@ -119,13 +141,13 @@ def draw_accuracy(
     if others:
         axes.plot([], [], color="#666666", linestyle="--", label=difference)
     if lowest:
-        # On a linear axis the first epochs would squeeze all that follows into a line.
+        # On a linear axis the first epochs would squeeze all later ones into a line.
         axes.set_yscale("function", functions=(_of_accuracy, _accuracy_of))
         axes.set_ylim(max(0.0, min(lowest)), 100)
         axes.yaxis.set_major_locator(FixedLocator([0, 20, 40, 60, 80, 90, 95, 98, 100]))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        if others:  # no corner is free
+        if others:  # no corner of the axes is free for the legend
             axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=2, columnspacing=1.0)
         else:
             axes.legend(loc="lower right")
@@ -133,7 +155,8 @@ def draw_accuracy(
 
 
 def _of_accuracy(percent: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return where an accuracy is drawn: by the logarithm of the error plus 2%, which leaves room for 0."""
+    """Return the position of an accuracy on the axis: minus the logarithm of the error plus 2%, which is
+    finite for an error of 0."""
     return -np.log10(102.0 - np.clip(percent, 0.0, 100.0))
 
 
@@ -152,7 +175,7 @@ def _set_epochs(axes: Axes, config: Config) -> None:
 
 
 def _by_epoch(values: Sequence[tuple[int, float]]) -> tuple[NDArray[np.float64], ...]:
-    """Epochs, and the mean and the standard deviation of the values of each."""
+    """Return the epochs, and the mean and standard deviation of the values of each."""
     epochs = sorted({epoch for epoch, _ in values})
     grouped = [[value for e, value in values if e == epoch] for epoch in epochs]
     means = [np.mean(group) for group in grouped]
@@ -169,13 +192,13 @@ def _draw_band(
     log: bool = False,
     dashed: bool = False,
 ) -> None:
-    """A line and its band; with ``log``, the values are logarithms to the base of ten."""
+    """Draw a line and its band; with ``log``, the values are logarithms to base 10."""
     epochs, means, spreads = curve
     middle, low, high = means, means - spreads, means + spreads
     if log:
         middle, low, high = (np.power(10.0, v) for v in (middle, low, high))
     axes.fill_between(epochs, low, high, color=COLOURS[name], alpha=0.18, linewidth=0)
-    marker = "o" if len(epochs) == 1 else None  # one epoch makes no line
+    marker = "o" if len(epochs) == 1 else None  # a single epoch draws no line
     style = {"linestyle": "--" if dashed else "-", "linewidth": 1.2 if dashed else 1.8, "marker": marker}
     axes.plot(epochs, middle, color=COLOURS[name], label=label, **style)  # type: ignore[arg-type]
 
@@ -188,8 +211,8 @@ def draw_fan_in(
     rows: int,
     labels: Mapping[str, str] = LABELS,
 ) -> None:
-    """A histogram of the fan-in of each of ``layers``, over the neurons of all finished runs, before and
-    after training, in so many rows. ``labels`` names the optimizers in the legend."""
+    """Draw a histogram of the fan-in of each of ``layers`` in a grid of ``rows`` rows, over the neurons of
+    all finished runs, before and after training. ``labels`` names the optimizers in the legend."""
     figure.suptitle("Fan-in by layer", fontsize=10, x=0.01, ha="left")
     columns = min(_COLUMNS, len(layers))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -243,10 +266,13 @@ def _draw_histogram(
 
 
 def _bins(fan_in: NDArray[np.int64]) -> NDArray[np.float64]:
-    """About 20 bins of whole numbers, so that no bin has more of them than its neighbour. The last one
-    takes the upper percent too: a few neurons may have many times the fan-in of all others."""
+    """Return the edges of about 20 bins, each with the same number of integers.
+
+    The last bin ends at the 99th percentile, and larger values are counted in it: a few neurons may have many
+    times the fan-in of all others.
+    """
     low, high = int(fan_in.min()), int(np.quantile(fan_in, 0.99))
-    if high - low < 4:  # all alike, as in a dense layer: a bar, not a wall
+    if high - low < 4:  # nearly equal, as in a dense layer: one bar should not fill the axes
         low, high = low - 2, high + 2
     width = max(1, math.ceil((high - low + 1) / 20))
     return np.arange(low, high + width + 1, width, dtype=np.float64) - 0.5

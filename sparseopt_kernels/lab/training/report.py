@@ -1,4 +1,4 @@
-"""Results as text: the CSV file, the table at the end, and what can be concluded from it."""
+"""Results as text: the CSV file, the final table, and the conclusions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .run import Row
 
 
 def results_csv(rows: Sequence[Row]) -> str:
-    """One line per optimizer, seed and epoch, under a header; numbers in full precision."""
+    """Return a header and one line per optimizer, seed and epoch, with numbers in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in fields(Row))
@@ -25,9 +25,9 @@ def results_csv(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
-    """The results of the runs that came to their end, one line per optimizer, and a conclusion.
+    """Return the results of the finished runs, one line per optimizer, and a conclusion.
 
-    Accuracies are those after the last epoch: nothing is chosen by looking at the test set.
+    Accuracies are those after the last epoch: the test set is not used to choose an epoch.
     """
     final = last_rows(rows, config)
     diverged = [row for row in rows if not _is_ok(row)]
@@ -56,10 +56,10 @@ def table(rows: Sequence[Row], config: Config, test_examples: int) -> str:
 
 
 def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test_examples: int) -> str:
-    """A sentence on the difference in test accuracy, from the seeds that both have.
+    """Return a sentence on the mean difference in test accuracy, over the seeds that both have.
 
-    The difference of two runs of one seed is what is averaged: they share initial weights, masks and
-    order of examples. It counts as more than noise when 0 is outside its 95% confidence interval.
+    Two runs of one seed share initial weights, masks and order of examples. The difference counts as more
+    than noise if 0 is outside its 95% confidence interval.
     """
     differences = accuracy_differences(name, baseline, final)
     if not differences:
@@ -77,14 +77,17 @@ def comparison(name: str, baseline: str, final: dict[tuple[str, int], Row], test
 
 
 def accuracy_differences(name: str, baseline: str, final: dict[tuple[str, int], Row]) -> list[float]:
-    """The accuracy of ``name`` less that of ``baseline``, in points, for each seed that both have in
-    ``final``, the last rows by optimizer and seed."""
+    """Return the accuracy of ``name`` minus that of ``baseline``, in points, for each seed that both have.
+
+    Args:
+        final: the last rows by optimizer and seed.
+    """
     seeds = [seed for optimizer, seed in final if optimizer == name and (baseline, seed) in final]
     return [100 * (final[name, seed].test_accuracy - final[baseline, seed].test_accuracy) for seed in seeds]
 
 
 def last_rows(rows: Sequence[Row], config: Config) -> dict[tuple[str, int], Row]:
-    """The last rows of the runs that came to their end, by optimizer and seed."""
+    """Return the last rows of the runs that came to their end, by optimizer and seed."""
     return {(row.optimizer, row.seed): row for row in rows if row.epoch == config.epochs and _is_ok(row)}
 
 
@@ -109,7 +112,7 @@ def _line(name: str, rows: Sequence[Row], final: dict[tuple[str, int], Row], lev
 
 
 def _level(final: dict[tuple[str, int], Row]) -> float:
-    """An accuracy that every optimizer reaches: one to two points below the worst one's mean."""
+    """Return an accuracy that every optimizer reaches on average: one to two points below the worst mean."""
     by_optimizer: dict[str, list[float]] = {}
     for (optimizer, _), row in final.items():
         by_optimizer.setdefault(optimizer, []).append(row.test_accuracy)

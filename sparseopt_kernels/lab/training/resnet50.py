@@ -10,14 +10,14 @@ from torch.nn import functional as F  # noqa: N812
 from .layers import GlobalMean
 
 _BLOCKS = (3, 4, 6, 3)
-_EXPANSION = 4  # of a block's width, in what it hands on
+_EXPANSION = 4  # a block's output channels, as a multiple of its width
 
 
 def resnet50(in_channels: int, num_classes: int) -> nn.Sequential:
-    """ResNet-50 of He et al. (2016), with the stride in a block's 3x3 convolution ("v1.5").
+    """Return ResNet-50 of He et al. (2016), with the stride in a block's 3x3 convolution ("v1.5").
 
-    53 convolutions, 53 batch norms and a classifier, 161 parameter tensors; 25.6 million parameters with 3
-    channels and 1000 classes. Takes ``(N, in_channels, H, W)``, made for 224x224.
+    It has 53 convolutions, 53 batch norms and a classifier, 161 parameter tensors, and 25.6 million
+    parameters with 3 channels and 1000 classes. It takes ``(N, in_channels, H, W)`` and is made for 224x224.
     """
     layers: dict[str, nn.Module] = {
         "conv": nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False),

@@ -32,21 +32,20 @@ if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
 
 _CORRECTION = {"sparseopt": "layer", "sgd": "none", "unnormalized": "unnormalized"}
-_STOP_AT = 0.75  # of all steps: the masks stay as they are in the last quarter (RigL)
+_STOP_AT = 0.75  # of all steps: the masks do not change in the last quarter (RigL)
 _TEST_BATCH = 1000
 _AMP_TYPES = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known after one epoch. Losses are mean cross entropies, accuracies and rates in [0, 1].
+    """The results of one epoch. Losses are mean cross entropies, accuracies and rates are in [0, 1].
 
-    ``train_loss`` and ``train_accuracy`` are averages over the epoch while the weights change. ``lr`` is
-    that of the epoch's last step, ``seconds`` the time of its training steps, testing excluded.
-    ``status`` is ``"ok"``, or ``"diverged"`` when a loss was not finite: it is the run's last row then.
-    ``dead_share`` is the fraction of the neurons that have no active weight; what follows it is of the
-    epoch's updates of the masks, as in :class:`EpochUpdates`. NaN: a checkpoint is from before they were
-    counted.
+    ``train_loss`` and ``train_accuracy`` are averages over the epoch while the weights change. ``lr`` is that
+    of the epoch's last step, ``seconds`` the time of its training steps without the test. ``status`` is
+    ``"ok"``, or ``"diverged"`` if a loss was not finite; it is the run's last row then. ``dead_share`` is the
+    fraction of the neurons without an active weight. The fields after it are those of the epoch's
+    :class:`EpochUpdates`. The last four are NaN if the row is from an older checkpoint.
     """
 
     optimizer: str
@@ -68,18 +67,18 @@ class Row:
 
 
 class Run:
-    """A network in training. Two runs of one seed have the same initial weights, masks and order of
-    examples, whatever their optimizer; the random state of the caller is never touched.
+    """A network in training. Two runs of one seed have the same initial weights, masks and order of examples,
+    whatever their optimizer. The caller's random state does not change.
 
-    Under torchrun, each rank trains on its part of every batch. Gradients, and so weights and masks, are
-    the same on all of them; batch normalisation uses the statistics of a rank's part, and the running ones
+    Under torchrun, each rank trains on its part of every batch. Gradients, and so weights and masks, are the
+    same on all ranks. Batch normalisation uses the statistics of a rank's part, and the running statistics
     are averaged before a test.
 
     Args:
-        config: of the experiment.
-        dataset: ``config.data``, on the device.
+        config: the configuration of the experiment.
+        dataset: the data set ``config.data``, on the device.
         optimizer: ``"sgd"``, ``"sparseopt"``, ``"unnormalized"`` (D alone) or ``"by-hand"``.
-        seed: of everything random.
+        seed: the seed of all random numbers.
 
     Raises:
         TrainingError: a batch is too small to be shared by the ranks, or ``min_fan_in`` too large for the
@@ -106,7 +105,7 @@ class Run:
             self.masks = sparsify(
                 self.model, config.sparsity, config.distribution, min_fan_in=config.min_fan_in, seed=seed
             )
-        except ValueError as error:  # --min-fan-in asks for more weights than there are
+        except ValueError as error:  # --min-fan-in needs more active weights than the sparsity leaves
             raise TrainingError(str(error)) from error
         self.initial_fan_in = self.fan_in()
         self.optimizer = self._make_optimizer()
@@ -180,7 +179,7 @@ class Run:
         self.epoch += 1
         self.diverged = not (math.isfinite(train_loss) and math.isfinite(test_loss))
         if self.diverged:
-            train_accuracy = test_accuracy = math.nan  # the class of a NaN is no answer
+            train_accuracy = test_accuracy = math.nan  # the argmax of NaN scores means nothing
         sparsity = self.masks.sparsity()
         return Row(
             optimizer=self.optimizer_name,
@@ -201,7 +200,7 @@ class Run:
 
     def _train(self, on_step: Callable[[], object]) -> tuple[float, float, float]:
         self.model.train()
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)  # of losses, and of right answers
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)  # losses, and correct predictions
         lr = 0.0
         batches = split_order(torch.randperm(self.dataset.train_size), self.config.batch_size)
         shares = [distributed.share_of(batch) for batch in batches]
@@ -215,7 +214,7 @@ class Run:
             sums[0] += loss.detach() * len(labels)
             sums[1] += (scores.argmax(dim=1) == labels).sum()
             if distributed.ranks() > 1:
-                # Their gradients are averaged: so weighted, that is the mean over the examples.
+                # DDP averages the gradients over ranks; with this weight, that is the mean over the examples.
                 loss = loss * (distributed.ranks() * len(labels) / len(batch))
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if self.topology:
@@ -238,11 +237,11 @@ class Run:
         return loss_sum / self.dataset.test_size, correct / self.dataset.test_size
 
     def _replicated(self) -> nn.Module:
-        """The model, or, with several ranks, the wrapper that averages their gradients in ``backward``."""
+        """Return the model, or with several ranks the wrapper that averages gradients in ``backward``."""
         if distributed.ranks() == 1:
             return self.model
-        # Buffers are not sent around in every step: masks are equal by themselves, and the statistics of
-        # batch normalisation are averaged once an epoch.
+        # Buffers need not be broadcast in every step: masks are equal on all ranks, and the statistics of
+        # batch normalisation are averaged once per epoch.
         names = ("forward_sync_buffers", "broadcast_buffers")  # the latter before PyTorch 2.13
         known = signature(DistributedDataParallel).parameters
         off: dict[str, Any] = {next(name for name in names if name in known): False}
@@ -256,11 +255,11 @@ class Run:
         return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
 
     def fan_in(self) -> dict[str, list[int]]:
-        """The fan-in of each neuron of each masked layer, now."""
+        """Return the current fan-in of each neuron, by masked layer."""
         return {name: self.masks.fan_in(p).tolist() for name, p in self.masks.named().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that :meth:`load_state_dict` needs to go on, bit for bit."""
+        """Return the state from which :meth:`load_state_dict` continues, bit for bit."""
         return {
             "optimizer_name": self.optimizer_name,
             "seed": self.seed,
@@ -274,7 +273,7 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the run that made ``state`` was; it must have had the same configuration."""
+        """Continue from the ``state_dict`` of a run with the same configuration."""
         assert (state["optimizer_name"], state["seed"]) == (self.optimizer_name, self.seed)
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
@@ -306,7 +305,7 @@ class Run:
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The mean cross entropy and the accuracy, in [0, 1]. The model's mode stays as it is."""
+    """Return the mean cross entropy and the accuracy in [0, 1]. The model's mode does not change."""
     batches = zip(torch.split(images, _TEST_BATCH), torch.split(labels, _TEST_BATCH), strict=True)
     loss_sum, correct = _sums(model, batches).tolist()
     return loss_sum / len(labels), correct / len(labels)
@@ -314,7 +313,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
 
 @torch.no_grad()
 def _sums(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """The sum of the cross entropies and the number of right answers, ``(2,)`` float64."""
+    """Return the sum of the cross entropies and the number of correct predictions, ``(2,)`` float64."""
     mode = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
@@ -327,12 +326,13 @@ def _sums(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _scaler(amp: str, device: torch.device) -> GradScaler:
-    """float16 alone needs a loss scale: the exponents of bfloat16 are those of float32."""
+    """Return a scaler, enabled for float16 alone: bfloat16 has the exponents of float32."""
     return torch.amp.GradScaler(device.type, enabled=amp == "float16")
 
 
 def _check_share(batch: int) -> None:
-    """Batch normalisation has no variance to divide by in a part of one."""
+    """Raise ``TrainingError`` if a rank's part of a batch has one example, which has no variance to normalise
+    by."""
     if distributed.ranks() > 1 and batch < 2 * distributed.ranks():
         raise TrainingError(
             f"a batch of {batch} is shared by {distributed.ranks()} ranks: each needs at least 2 examples, "
@@ -342,7 +342,7 @@ def _check_share(batch: int) -> None:
 
 @contextmanager
 def _reproducible(device: torch.device) -> Iterator[None]:
-    """Make cuDNN choose the same algorithms in every run, or a resumed run would not repeat itself."""
+    """Make cuDNN choose deterministic algorithms, so that a resumed run gives the same bits."""
     if device.type != "cuda":
         yield
         return

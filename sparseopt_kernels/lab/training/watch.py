@@ -1,4 +1,4 @@
-"""What is seen while an experiment runs: a progress bar on a terminal, and a line for each finished run."""
+"""The progress of an experiment on standard error: a bar on a terminal, and a line for each finished run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .run import Row, Run
 
 
 class ProgressBar:
-    """One bar over all runs, on standard error; a line per finished run.
+    """A progress bar over all runs, on standard error, and a line per finished run.
 
     Args:
-        config: the experiment.
-        runs_done: finished in an earlier process.
-        quiet: show nothing at all.
+        config: the configuration of the experiment.
+        runs_done: the number of runs that were finished in an earlier process.
+        quiet: show nothing.
     """
 
     def __init__(self, config: Config, runs_done: int, *, quiet: bool) -> None:
@@ -37,7 +37,7 @@ class ProgressBar:
         self._steps = self._epochs * steps_per_epoch
         self._bar.total = self._runs * self._steps
         if self._bar.n == 0:
-            # What an earlier process did counts for the bar's length, not for its speed.
+            # Steps of an earlier process count for the bar's length, not for its speed.
             self._bar.initial = self._runs_done * self._steps + run.epoch * steps_per_epoch
             self._bar.n = self._bar.initial
         self._bar.set_description(f"{run.optimizer_name} seed {run.seed}")

@@ -1,0 +1,241 @@
+"""Times the native library with other tuning constants: ``make tuning``, in about ten minutes.
+
+For each constant the library is built as it is and with other values. The builds take turns, each in a
+process of its own, on the work that the constant matters for. A ratio over 1 means that the value is slower
+than the one in the sources. The comment beside a constant quotes its row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch.nn.parameter import Parameter
+
+ROOT = Path(__file__).parents[1]
+
+
+class Constant(NamedTuple):
+    """A tuning constant of ``csrc/cpu``, and other values of it."""
+
+    file: str
+    name: str
+    values: tuple[str, ...]
+    works: tuple[str, ...]
+    """The work that it may matter for, among ``WORKS``."""
+
+
+CONSTANTS = [
+    Constant("loops.cpp", "kPrefetchDistance", ("8", "64"), ("large 0.97", "large 0.99")),
+    Constant("loops.cpp", "kLongRun", ("2 * kBlock", "32 * kBlock"), ("ResNet-20 0.9", "large 0.9")),
+    Constant("packed_mask.cpp", "kWorthListing", ("0.6", "0.99"), ("large 0.8", "large 0.9")),
+    Constant("packed_mask.cpp", "kPieceBlocks", ("1 << 10", "1 << 14"), ("new masks",)),
+    Constant("strategy.cpp", "kClearlyLess", ("0.85", "1.0"), ("large 0.95", "large 0.9")),
+    Constant("strategy.cpp", "kSamples", ("2", "8"), ("large 0.97",)),
+    Constant("step.cpp", "kLongestChunk", ("1 << 12", "1 << 16"), ("large 0.5", "large 0.97")),
+    Constant("step.cpp", "kShortestChunk", ("1 << 6", "1 << 10"), ("ResNet-20 0.9",)),
+    Constant("step.cpp", "kChunksOfAStep", ("1 << 2", "1 << 6"), ("ResNet-20 0.9",)),
+    Constant("step.cpp", "kWorthAThread", ("1 << 9", "1 << 13"), ("small layers", "ResNet-20 0.9")),
+    Constant("step.cpp", "kWorthTiming", ("1", "1 << 10"), ("ResNet-20 0.9",)),
+    Constant("zero_outside.cpp", "kPiece", ("1 << 13", "1 << 20"), ("new masks",)),
+    Constant("chunks.h", "kChunk", ("1 << 13", "1 << 19"), ("RigL update",)),
+    Constant("bit_words.h", "kBatch", ("1 << 8", "1 << 12"), ("RigL update",)),
+    Constant("mask_updates.cpp", "kFewestPerThread", ("1 << 12", "1 << 18"), ("small RigL update",)),
+    Constant("selection.cpp", "kFewest", ("1 << 8", "1 << 16"), ("small RigL update",)),
+]
+
+
+def _step(shapes: Sequence[tuple[int, ...]], sparsity: float) -> Callable[[], None]:
+    from sparseopt_kernels import SparseOpt
+
+    torch.manual_seed(0)
+    parameters = [Parameter(torch.randn(shape)) for shape in shapes]
+    masks = {p: torch.rand(p.shape) >= sparsity for p in parameters}
+    for p in parameters:
+        p.grad = torch.randn(p.shape)
+    optimizer = SparseOpt(parameters, lr=1e-3, momentum=0.9, masks=masks, backend="cpu")
+    for _ in range(20):
+        optimizer.step()
+    return optimizer.step
+
+
+def _new_masks() -> Callable[[], None]:
+    from sparseopt_kernels import SparseOpt
+
+    torch.manual_seed(0)
+    p = Parameter(torch.randn(4096, 2048))
+    mask = torch.rand(p.shape) >= 0.95
+    p.grad = torch.randn(p.shape)
+    optimizer = SparseOpt([p], lr=1e-3, momentum=0.9, masks={p: mask}, backend="cpu")
+    optimizer.step()
+
+    def step() -> None:
+        mask.logical_not_().logical_not_()  # two more versions
+        optimizer.step()
+
+    return step
+
+
+def _update(shapes: Sequence[tuple[int, ...]]) -> Callable[[], None]:
+    from sparseopt_kernels import RigL
+
+    torch.manual_seed(0)
+    parameters = [Parameter(torch.randn(shape)) for shape in shapes]
+    masks = {p: torch.rand(p.shape) >= 0.95 for p in parameters}
+    for p in parameters:
+        p.grad = torch.randn(p.shape)
+    topology = RigL(masks, update_every=2, stop_at=10**9)
+
+    def update() -> None:
+        topology.step()
+        topology.step()
+
+    return update
+
+
+_LARGE = [(4096, 2048)] * 2
+_SMALL = [(32, 32)] * 64
+_RESNET20: list[tuple[int, ...]] = [
+    (16, 3, 3, 3),
+    *[(16, 16, 3, 3)] * 6,
+    (32, 16, 3, 3),
+    *[(32, 32, 3, 3)] * 5,
+]
+_RESNET20 += [(64, 32, 3, 3), *[(64, 64, 3, 3)] * 5, (10, 64)]
+
+WORKS: dict[str, Callable[[], Callable[[], None]]] = {
+    **{f"large {s:g}": partial(_step, _LARGE, s) for s in (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)},
+    "ResNet-20 0.9": partial(_step, _RESNET20, 0.9),
+    "small layers": partial(_step, _SMALL, 0.9),
+    "new masks": _new_masks,
+    "RigL update": partial(_update, _LARGE),
+    "small RigL update": partial(_update, _RESNET20),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Time the native library with other tuning constants.")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each build (%(default)s)")
+    parser.add_argument("--only", nargs="+", default=[c.name for c in CONSTANTS], metavar="CONSTANT")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.worker:
+        return _work()
+
+    from sparseopt_kernels.lab.machine import machine
+    from sparseopt_kernels.text_table import aligned
+
+    print(f"{machine()}; PyTorch {torch.__version__}; {torch.get_num_threads()} threads")
+    rows = [("constant", "value", "work", "time / time as it is")]
+    for constant in CONSTANTS:
+        if constant.name in options.only:
+            for value, work, ratio in _compared(constant, options.rounds):
+                rows.append((constant.name, value, work, f"{ratio:.2f}"))
+            print(rows[-1], file=sys.stderr)
+    print("\n".join(aligned(rows)))
+    return 0
+
+
+def _compared(constant: Constant, rounds: int) -> Iterator[tuple[str, str, float]]:
+    """Yield value, work, and the time that the work takes with it, as a multiple of the time as it is."""
+    source = (ROOT / "csrc" / "cpu" / constant.file).read_text()
+    pattern = rf"(\b{constant.name} = )([^,;]+)"
+    match = re.search(pattern, source)
+    assert match is not None, f"{constant.name} is not in {constant.file}"
+    values = (match[2], *constant.values)
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(_worker(constant.file, re.sub(pattern, rf"\g<1>{value}", source, count=1)))
+            for value in values
+        ]
+        for work in constant.works:
+            times = _times(workers, work, rounds)
+            for value, own in zip(constant.values, times[1:], strict=True):
+                yield f"{value} (is {match[2]})", work, median(own) / median(times[0])
+
+
+def _times(workers: Sequence[subprocess.Popen[str]], work: str, rounds: int) -> list[list[float]]:
+    times: list[list[float]] = [[] for _ in workers]
+    for turn in range(rounds + 1):
+        for own, worker in zip(times, workers, strict=True):
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            print(work, file=worker.stdin, flush=True)
+            seconds = json.loads(worker.stdout.readline())
+            if turn > 0:  # the first turn makes it ready
+                own.append(seconds)
+    return times
+
+
+@contextmanager
+def _worker(file: str, source: str) -> Iterator[subprocess.Popen[str]]:
+    """Build the library with another source of one file, and start a process that has it."""
+    import pybind11
+
+    with tempfile.TemporaryDirectory() as folder:
+        tree, build = Path(folder, "tree"), Path(folder, "build")
+        for name in ("csrc", "sparseopt_kernels"):
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copy(ROOT / "CMakeLists.txt", tree)
+        (tree / "csrc" / "cpu" / file).write_text(source)
+        tools = (
+            f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # cmake and ninja may be installed there
+        )
+        configure = [
+            *("cmake", "-G", "Ninja", "-S", str(tree), "-B", str(build), "-DSPARSEOPT_CUDA=OFF"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ]
+        for command in (configure, ["cmake", "--build", str(build)]):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": tools})
+        for library in build.glob("_native*.so"):
+            shutil.copy(library, tree / "sparseopt_kernels")
+        worker = subprocess.Popen(
+            [sys.executable, __file__, "--worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tree)},
+        )
+        try:
+            yield worker
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+def _work() -> int:
+    """Time the work that each line of the standard input names, for about 30 ms: seconds as JSON."""
+    ready: dict[str, Callable[[], None]] = {}
+    for line in sys.stdin:
+        name = line.strip()
+        if name not in ready:
+            ready.clear()  # memory for one is enough
+            ready[name] = WORKS[name]()
+        step = ready[name]
+        taken: list[float] = []
+        end = time.perf_counter() + 0.03
+        while len(taken) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - start)
+        print(json.dumps(median(taken)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
