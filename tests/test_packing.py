@@ -24,7 +24,8 @@ def random_mask(groups: int, segments: int, neurons: int, length: int, density: 
 def check(mask: Tensor, threads: int) -> None:
     """The native library packs a tensor as it lies in memory: 16 weights to a number, whatever their rows."""
     flat = mask.flatten().tolist()
-    packed = native_library.PackedMask(mask.data_ptr(), *mask.shape, threads)
+    groups, segments, neurons, length = mask.shape
+    packed = native_library.PackedMask(mask.data_ptr(), groups, segments, neurons, length, threads)
     expected = [sum(bit << i for i, bit in enumerate(flat[at : at + 16])) for at in range(0, len(flat), 16)]
     assert packed.bits == expected
     fan_in = torch.empty(packed.neurons, dtype=torch.int64)

@@ -194,9 +194,14 @@ def test_a_step_that_its_device_broke_off(
         layer.weight.data.fill_(1.0)
         raise RuntimeError("a device error")
 
+    def fail_if_repeatable(last: LastStep, *_: Any) -> bool:
+        if last.is_repeatable:
+            fail()
+        return False
+
     with monkeypatch.context() as patch:
         patch.setattr(type(batch.plan), "step", fail)
-        patch.setattr(LastStep, "repeat", lambda last, *_: last.is_repeatable and fail())
+        patch.setattr(LastStep, "repeat", fail_if_repeatable)
         with pytest.raises(RuntimeError, match="a device error"):
             optimizer.step()
     assert layer.weight.all()

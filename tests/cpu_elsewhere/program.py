@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from oracle import Hyper
@@ -14,7 +15,7 @@ from rules import EVERYTHING, FLOATS, NESTEROV
 from side_by_side import pattern_mask
 from torch import Tensor
 
-from sparseopt_kernels.correction import mask_factors
+from sparseopt_kernels.correction import Correction, mask_factors
 from sparseopt_kernels.neurons import Neurons
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,8 @@ class Case:
         if self.rule.correction == "none":
             return None
         neurons = Neurons(dim=1, groups=self.grid[0])
-        return mask_factors(mask.flatten(0, 1), neurons, self.rule.correction)
+        correction = cast("Correction", self.rule.correction)
+        return mask_factors(mask.flatten(0, 1), neurons, correction)
 
     def encoded(self) -> bytes:
         parameter, buffer, mask, gradients = self.tensors()
