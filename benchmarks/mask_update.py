@@ -146,7 +146,7 @@ def _sparsify(name: str) -> tuple[str, str, str]:
             layer._buffers.pop("weight_mask", None)
 
     def by_pytorch() -> None:
-        with patch.object(native, "_MISSING", "for comparison"):
+        with patch.object(native_library, "MISSING", "for comparison"):
             sparsified()
 
     found = take_turns(

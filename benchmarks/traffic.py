@@ -111,8 +111,9 @@ def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Laye
             share of the rest, which is tables and scalars."""
             own = {}
             for i, row in zip(launch.members, launch.table.tolist(), strict=True):
-                tensors, sectors = self._tensors[i], self._kept[i].sectors
-                memory = [tensors.parameter, tensors.momentum_buffer, inputs.gradients[i], *(sectors or ())]
+                param, sectors, factors = self._params[i], self._listed[i].sectors, self._factors[i]
+                memory = [param.parameter, param.momentum_buffer, inputs.gradients[i]]
+                memory += [*(sectors or ()), *(factors or ())]
                 own[i] = [t for t in memory if t is not None], WalkRow(*row)
             costs = []
             for seen in (touched, touched.in_pairs()):
@@ -121,7 +122,7 @@ def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Laye
                 chunks = {i: -(-row.length // _TRUE_CHUNK) for i, (_, row) in own.items()}
                 costs.append({i: known[i] + shared / len(own) + 4 * chunks[i] for i in own})
             for i in own:
-                p, mask = self._tensors[i].parameter, self._tensors[i].mask
+                p, mask = self._params[i].parameter, self._params[i].mask
                 columns = 0 if mask is None else mask[0].numel()
                 floor = walk_floor_bytes(p, mask)
                 yield Layer(names[p], columns, p.numel(), p.itemsize, floor, costs[0][i], costs[1][i])

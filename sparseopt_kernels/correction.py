@@ -57,7 +57,23 @@ def correction_factors(fan_in: FanIn, correction: Literal["layer", "unnormalized
         zeros = torch.zeros_like(fan_in.neurons, dtype=torch.float64)
         divisor = zeros.index_add_(0, fan_in.layer, fan_in.counts.double()) / fan_in.neurons
     divisor = torch.where(divisor > 0, divisor, 1.0).to(fan_in.counts.dtype)
-    return Factors((fan_in.counts / divisor.index_select(0, fan_in.layer)).sqrt(), divisor)
+    return Factors(_sqrt(fan_in.counts / divisor.index_select(0, fan_in.layer)), divisor)
+
+
+def _sqrt(square: Tensor) -> Tensor:
+    """Return square roots, rounded to the nearest, as those of kernels are.
+
+    On a CPU, PyTorch's vectors are off by one unit of the last place now and then, which depends on the place
+    in the tensor.
+    """
+    if square.device.type != "cpu":
+        return square.sqrt()
+    x = square.double()
+    root = x.sqrt()
+    high = root.float().double()
+    low = root - high
+    error = (x - high * high) - 2 * high * low - low * low
+    return (root + error / (2 * root).clamp_min(1e-300)).to(square.dtype)
 
 
 def mask_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer") -> Tensor:

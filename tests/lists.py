@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from backends import Backend
 from torch import Tensor
@@ -15,7 +14,6 @@ from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels.gpu import plan as gpu_plan
 from sparseopt_kernels.kernels.gpu.lists import LISTED, Sectors, weights_per_sector
 from sparseopt_kernels.kernels.gpu.plan import GpuPlan
-from sparseopt_kernels.neurons import arithmetic_dtype
 
 
 def plan_of(backend: Backend, mask: Tensor, dtype: torch.dtype) -> GpuPlan:
@@ -37,14 +35,13 @@ def plan_of(backend: Backend, mask: Tensor, dtype: torch.dtype) -> GpuPlan:
 
 def check_lists(backend: Backend, mask: Tensor, dtype: torch.dtype) -> None:
     """What the backend keeps of a mask, once a step is made with it."""
-    sectors = plan_of(backend, mask, dtype)._kept[0].sectors
+    sectors = plan_of(backend, mask, dtype)._listed[0].sectors
     assert sectors is not None
     assert_lists(sectors, mask, dtype)
 
 
 def assert_lists(sectors: Sectors, mask: Tensor, dtype: torch.dtype) -> None:
-    """Mask bits of all sectors, the live ones in order as far as there is room, c_i of each row."""
-    rows, columns = mask.shape
+    """Mask bits of all sectors, the live ones in order as far as there is room, the fan-in of each row."""
     lanes = weights_per_sector(dtype)
     active = mask.view(torch.uint8) != 0
     flat = torch.nn.functional.pad(active.flatten().long(), (0, -mask.numel() % lanes)).view(-1, lanes)
@@ -57,7 +54,4 @@ def assert_lists(sectors: Sectors, mask: Tensor, dtype: torch.dtype) -> None:
     listed = min(room, len(live))
     assert sectors.listed[:listed].tolist() == live[:listed].tolist()
     assert sectors.bits[:listed].long().tolist() == bits[live[:listed]].tolist()
-    # Of PyTorch's square roots, those of its vectors are not rounded as IEEE 754 has it.
-    fan_in = active.sum(dim=1).to(arithmetic_dtype(dtype)).numpy()
-    divisors = np.array([[(int(active.sum()) or rows) / rows], [columns]], fan_in.dtype)
-    assert torch.equal(sectors.factors, torch.from_numpy(np.sqrt(fan_in / divisors)))
+    assert torch.equal(sectors.fan_in, active.sum(dim=1, dtype=torch.int32))

@@ -100,7 +100,7 @@ def test_warnings_are_warnings_again_afterwards(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_note_has_no_source_line() -> None:
-    script = "import sparseopt_kernels.kernels.cpu as n; n._MISSING = 'the native library was not built'\n"
+    script = "import sparseopt_kernels.native_library as n; n.MISSING = 'the native library was not built'\n"
     run = run_without((), script + command("doctor"))
     assert run.returncode == 0, run.stderr
     notes = [line for line in run.stderr.splitlines() if line]

@@ -6,12 +6,10 @@ of a training run, for GPUs that need not be here. ``machine_code`` reads what N
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -21,10 +19,10 @@ from machine_code import accesses, cuobjdump, float64, opcodes, usage
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton_launches import AMD, NVIDIA, SETTINGS, TARGETS, Launch, launches, launches_of_steps
+from triton_mutants import substitute
 
 from sparseopt_kernels.kernels.contract import Rule
 from sparseopt_kernels.kernels.gpu import triton as backend
-from sparseopt_kernels.kernels.gpu import triton_step
 from sparseopt_kernels.kernels.gpu.tables import WalkRow
 
 pytestmark = pytest.mark.compiled
@@ -32,7 +30,7 @@ needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="there is no cu
 
 # All that a row of the table says, of the next chunk as well; where the gradient is, and masks of a thread.
 ADDRESSES = 2 * len(WalkRow._fields) + 1 + 4
-# owner, listed, factors (two, and those of a rest), chunks, mean fan-in, found_inf, grad_scale; two groups'
+# owner, listed, factors (two, and those of a rest), chunks, divisor, found_inf, grad_scale; two groups'
 # lr and gamma. Twice: PTX has some of them at several places.
 NUMBERS = 2 * 12
 
@@ -257,39 +255,34 @@ def test_what_a_training_run_compiles() -> None:
 
 MUTATIONS = {
     "a predicate per weight": (
+        "triton_step",
         "live_left = (chunk.active != 0) & (e + left < end)",
-        "live_left = _bits(chunk.active, left) & (e + left < end)",
+        "live_left = bits_of(chunk.active, left) & (e + left < end)",
     ),
-    "addresses of unknown alignment": ("p, b = tl.multiple_of(p, 16), tl.multiple_of(b, 16)", "pass"),
-    "gradients of unknown alignment": ("g = tl.multiple_of(g, 16)", "pass"),
-    "an end of unknown alignment": ("end = end // (LANES // 2) * (LANES // 2)", "pass"),
+    "addresses of unknown alignment": (
+        "triton_step",
+        "p, b = tl.multiple_of(p, 16), tl.multiple_of(b, 16)",
+        "pass",
+    ),
+    "gradients of unknown alignment": ("triton_step", "g = tl.multiple_of(g, 16)", "pass"),
+    "an end of unknown alignment": (
+        "triton_sectors",
+        "end = end // (LANES // 2) * (LANES // 2)",
+        "pass",
+    ),
     "double precision": (
+        "triton_step",
         "p = tl.load(at.p + e, mask=live, other=0.0).to(tl.float32)",
         "p = tl.load(at.p + e, mask=live, other=0.0).to(tl.float64)",
     ),
 }
 
 
-def module_of(source: str, folder: Path) -> ModuleType:
-    """A module of ``source``, in a file, where Triton looks for the text of its kernels."""
-    path = folder / "mutant.py"
-    path.write_text(source)
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_worse_kernel_is_noticed(name: str, tmp_path: Path) -> None:
+def test_a_worse_kernel_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks above fail for kernels with what they look for."""
-    old, new = MUTATIONS[name]
-    source = Path(str(triton_step.__file__)).read_text()
-    assert source.count(old) == 1
-    with mock.patch.object(backend, "triton_step", module_of(source.replace(old, new), tmp_path)):
-        found = launches_of_steps(TARGETS["sm_90"], torch.float32, SETTINGS["momentum"])
+    substitute(*MUTATIONS[name], tmp_path, monkeypatch)
+    found = launches_of_steps(TARGETS["sm_90"], torch.float32, SETTINGS["momentum"])
     (launch,) = (launch for launch in found if launch.kernel == "walk_step")
     ptx = launch.assembly("sm_90")
     if name == "double precision":

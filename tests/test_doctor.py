@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparseopt_kernels import kernels
+from sparseopt_kernels import kernels, native_library
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.kernels import cpu as native
-from sparseopt_kernels.kernels.contract import Inputs, ParamState
+from sparseopt_kernels.kernels.contract import Inputs, ParamFactors, ParamState
 from sparseopt_kernels.kernels.reference import Reference, ReferencePlan
 
 CPU = torch.device("cpu")
@@ -30,11 +29,11 @@ def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     class WrongPlan(ReferencePlan):
         def step(self, inputs: Inputs) -> None:
             super().step(inputs)
-            self._tensors[0].parameter.view(-1)[0] += 1e-3
+            self._parts[0].param.parameter.view(-1)[0] += 1e-3
 
     class Wrong(Reference):
-        def plan(self, tensors: Sequence[ParamState]) -> WrongPlan:
-            return WrongPlan(tensors)
+        def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> WrongPlan:
+            return WrongPlan(super().plan(params, factors)._parts)
 
     monkeypatch.setitem(kernels.BACKENDS, "cpu", Wrong())
     assert main(["doctor"]) == 1
@@ -56,7 +55,7 @@ def test_a_wrong_choice_of_backend(
 def test_a_backend_that_cannot_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "_MISSING", "the native library was not built")
+    monkeypatch.setattr(native_library, "MISSING", "the native library was not built")
     kernels._say_once.cache_clear()
     assert main(["doctor"]) == 0
     kernels._say_once.cache_clear()
@@ -66,7 +65,7 @@ def test_a_backend_that_cannot_run(
     assert err.startswith("note: SparseOpt uses its slow reference backend, because backend 'cpu': ")
 
 
-@pytest.mark.skipif(native.CPU.unavailable(CPU) is not None, reason="the native library was not built")
+@pytest.mark.skipif(native_library.MISSING is not None, reason="the native library was not built")
 def test_a_backend_that_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEOPT_CPU_ISA", "sse9")
     assert main(["doctor"]) == 1
@@ -79,7 +78,7 @@ def test_a_backend_that_does_not_compile(
     """With an error of the compiler's own, which may say nothing."""
 
     class Broken(Reference):
-        def plan(self, tensors: Sequence[ParamState]) -> Any:
+        def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> Any:
             raise AssertionError
 
     monkeypatch.setitem(kernels.BACKENDS, "cpu", Broken())
@@ -88,7 +87,7 @@ def test_a_backend_that_does_not_compile(
 
 
 def test_without_the_library_the_reference_runs_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_MISSING", "the native library was not built")
+    monkeypatch.setattr(native_library, "MISSING", "the native library was not built")
     kernels._say_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="slow reference backend, because backend 'cpu'") as warned:
         assert [kernels.backend_for("auto", CPU) for _ in range(3)] == [kernels.BACKENDS["reference"]] * 3

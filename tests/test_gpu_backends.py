@@ -17,6 +17,7 @@ from cuda_on_cpu.build import Substitution, build, compiler, load
 from lists import check_lists
 from oracle import Hyper
 from side_by_side import SideBySide, Spec, pattern_mask
+from triton_mutants import substitute
 
 from sparseopt_kernels import kernels
 from sparseopt_kernels.kernels.gpu import cuda as cuda_backend
@@ -129,8 +130,9 @@ def test_the_cuda_kernels_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None
         kernels.backend_for("cuda", CUDA)
 
 
-def reimported(name: str) -> ModuleType:
+def reimported() -> ModuleType:
     """A second copy of the Triton backend's module, imported now."""
+    name = f"{triton_backend.__name__}_again"
     spec = importlib.util.spec_from_file_location(name, triton_backend.__file__)
     assert spec is not None
     assert spec.loader is not None
@@ -143,7 +145,7 @@ def test_a_triton_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     triton = pytest.importorskip("triton")
     for version, works in (("3.4.0", False), ("2.9.1", False), ("3.5.0", True), ("3.10.0+git1", True)):
         monkeypatch.setattr(triton, "__version__", version)
-        reason = reimported("sparseopt_kernels.kernels.triton_again").TRITON.unavailable(torch.device("cuda"))
+        reason = reimported().TRITON.unavailable(torch.device("cuda"))
         if works:
             assert reason is None
         else:
@@ -152,14 +154,14 @@ def test_a_triton_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    reason = reimported("sparseopt_kernels.kernels.triton_again").TRITON.unavailable(CUDA)
+    reason = reimported().TRITON.unavailable(CUDA)
     assert reason == "Triton is not installed (pip install triton)"
 
 
 def test_a_triton_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setitem(sys.modules, "triton.language", None)
-    reason = reimported("sparseopt_kernels.kernels.triton_again").TRITON.unavailable(CUDA)
+    reason = reimported().TRITON.unavailable(CUDA)
     assert "triton.language" in reason
     assert "not installed" not in reason
 
@@ -196,44 +198,26 @@ def test_a_wrong_index_in_the_cuda_sources_is_found(
         side_by_side(Backend("cuda", "emulated"))
 
 
-def mutant(
-    module: ModuleType, old: str, new: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> ModuleType:
-    """The module with one difference."""
-    assert module.__file__ is not None
-    source = Path(module.__file__).read_text()
-    assert source.count(old) == 1
-    path = folder / "mutant.py"
-    path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mutant", made)
-    spec.loader.exec_module(made)
-    return made
-
-
 # What is live of the first is walked whole, of the others by lists.
 SPARSE = [Spec((9, columns), "sparse99", torch.float32) for columns in (27, 515, 2048)]
 MISTAKES = {
     "walk: the tail": (
-        "triton_step",
+        "triton_sectors",
         "(e >= begin) & (e < entry.elements)",
         "(e >= begin) & (e + 1 < entry.elements)",
     ),
     "walk: an index": (
-        "triton_step",
-        "_first_weights(sector, LANES, WIDE) + lane\n",
-        "_first_weights(sector, LANES, WIDE) + lane - 1\n",
+        "triton_sectors",
+        "first_weights(sector, LANES, WIDE) + lane\n",
+        "first_weights(sector, LANES, WIDE) + lane - 1\n",
     ),
     "walk: the last sector of a chunk": (
-        "triton_step",
+        "triton_sectors",
         "there = i < length\n",
         "there = i + 1 < length\n",
     ),
     "walk: the sector after": (
-        "triton_step",
+        "triton_sectors",
         "tl.where(is_listed, listed, i)",
         "tl.where(is_listed, listed + 1, i)",
     ),
@@ -243,24 +227,24 @@ MISTAKES = {
         "number, count, t, LANES",
     ),
     "walk: c_i of the next row": (
-        "triton_step",
-        "first=tl.where(is_off, 1.0, first)",
-        "first=tl.where(is_off, 1.0, second)",
+        "triton_sectors",
+        "first=first,",
+        "first=second,",
     ),
     "walk: c_i where rows meet": (
-        "triton_step",
-        "second=tl.where(is_off, 1.0, second)",
-        "second=tl.where(is_off, 1.0, first)",
+        "triton_sectors",
+        "second=second)",
+        "second=first)",
     ),
-    "walk: c_i of Eq. 12 for the other": (
-        "triton_step",
-        "tl.where(correction == 2, entry.unnormalized, entry.factors)",
-        "entry.factors",
+    "walk: no c_i": (
+        "triton_sectors",
+        "needed = only_if(entry.factors != 0, chunk.active != 0)",
+        "needed = chunk.active != chunk.active",
     ),
     "walk: the right half": (
         "triton_step",
-        "_bits(chunk.active, right), live_right",
-        "_bits(chunk.active, left), live_right",
+        "bits_of(chunk.active, right), live_right",
+        "bits_of(chunk.active, left), live_right",
     ),
     "one pass: a mask byte": (
         "triton_step",
@@ -281,6 +265,16 @@ MISTAKES = {
         "triton_step",
         "for at in range(0, columns, COUNTED)",
         "for at in range(COUNTED, columns, COUNTED)",
+    ),
+    "one pass: the divisor of c_i": (
+        "triton_update_rule",
+        "tl.div_rn(fan_in, divisor)",
+        "fan_in",
+    ),
+    "one pass: c_i where there is none": (
+        "triton_step",
+        "tl.where(is_corrected, correction_factor(fan_in, divisor), 1.0)",
+        "correction_factor(fan_in, divisor)",
     ),
     "list: a place": (
         "triton_lists",
@@ -307,10 +301,10 @@ MISTAKES = {
         "place += tl.sum(is_live, axis=1)[:, None]\n",
         "place += 0\n",
     ),
-    "list: c_i of another row": (
+    "count: the fan-in of a row": (
         "triton_lists",
-        "tl.store(factors, correction_factor(",
-        "tl.store(factors + 1, correction_factor(",
+        "tl.int32)) + at, active, mask",
+        "tl.int32)) + at, tl.sum(found, axis=1)[:, None], mask",
     ),
     "count: the first weights of a row": (
         "triton_lists",
@@ -346,9 +340,7 @@ def test_a_mistake_in_the_triton_kernels_is_found(
 
     for name, tile in interpreter.TRUE_TILES.items():
         monkeypatch.setattr(triton_backend.TritonKernels, name, tile)
-    module, old, new = MISTAKES[mistake]
-    made = mutant(getattr(triton_backend, module), old, new, tmp_path, monkeypatch)
-    monkeypatch.setattr(triton_backend, module, made)
+    substitute(*MISTAKES[mistake], tmp_path, monkeypatch)
     if mistake.startswith(("list", "count")):  # a wrong list is no good to walk by: it would be a crash
         with pytest.raises(AssertionError):
             check_lists_of_two_masks()
@@ -356,6 +348,7 @@ def test_a_mistake_in_the_triton_kernels_is_found(
     rules = [
         Hyper(lr=0.1, momentum=0.9, weight_decay=0.01),
         Hyper(lr=0.1, momentum=0.9, correction="unnormalized"),
+        Hyper(lr=0.1, momentum=0.9, correction="none"),
     ]
     with pytest.raises(AssertionError, match="elements differ from the oracle"):
         SideBySide(Backend("triton"), [*SPECS, *SPARSE, Spec((11,), None, torch.float32)], rules).run()

@@ -23,7 +23,7 @@ from torch.nn.parameter import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.kernels.contract import Inputs, ParamState, UnseenWrite
+from sparseopt_kernels.kernels.contract import Inputs, ParamFactors, ParamState, UnseenWrite
 from sparseopt_kernels.kernels.gpu import device, triton
 from sparseopt_kernels.kernels.gpu import plan as gpu_plan
 from sparseopt_kernels.kernels.gpu import tables as gpu_tables
@@ -201,7 +201,7 @@ def test_nothing_waits_for_the_device(
     """Not AMP, not the gradient norm, not a tensor learning rate, not a mask that changed, not the first
     step. (test_gpu.py asks PyTorch itself, which sees more, on a GPU.)"""
     # It looks at masks on the CPU, where all of them are here.
-    monkeypatch.setattr("sparseopt_kernels.step.preparation._warn_of_concentration", lambda *_: None)
+    monkeypatch.setattr("sparseopt_kernels.step.preparation.warn_of_concentration", lambda *_: None)
     parameters, masks = parameters_and_masks([(8, 64), (5, 27), (9,)])
     optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, dampening=0.1, masks=masks, backend=backend_name)
     with Operations():
@@ -438,9 +438,11 @@ def test_what_a_graph_reads_is_kept(
     plan = optimizer._prepared.batches[0].plan
     assert isinstance(plan, gpu_plan.GpuPlan)
     assert plan._placed is not None
-    sectors = plan._kept[0].sectors
+    sectors = plan._listed[0].sectors
     assert sectors is not None
-    read = [*plan._placed.layout.memory(), *plan._placed.gradients, *sectors]
+    factors = plan._factors[0]
+    assert factors is not None
+    read = [*plan._placed.layout.memory(), *plan._placed.gradients, *sectors, *factors]
     assert all(any(t is own for own in memory) for t in read)
     assert not any(t.dtype == torch.bool or any(t is p for p in parameters) for t in memory)
 
@@ -462,9 +464,11 @@ def test_memory_is_kept_for_other_streams(launches: Launches, monkeypatch: pytes
         plan = optimizer._prepared.batches[0].plan
         assert isinstance(plan, gpu_plan.GpuPlan)
         assert plan._placed is not None
-        sectors = plan._kept[0].sectors
+        sectors = plan._listed[0].sectors
+        factors = plan._factors[0]
         assert sectors is not None
-        for tensor in (*plan._placed.layout.memory(), *plan._placed.gradients, *sectors):
+        assert factors is not None
+        for tensor in (*plan._placed.layout.memory(), *plan._placed.gradients, *sectors, *factors):
             assert (id(tensor), on) in told
 
 
@@ -485,19 +489,23 @@ def test_tensors_on_two_devices_are_two_calls(monkeypatch: pytest.MonkeyPatch) -
     calls: list[tuple[Sequence[ParamState], Inputs]] = []
 
     class Plan:
-        def __init__(self, tensors: Sequence[ParamState]) -> None:
-            self.tensors = tensors
+        def __init__(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> None:
+            assert [*factors] == [None] * len(params)  # there is no mask
+            self.params = params
 
         def step(self, inputs: Inputs) -> None:
-            calls.append((self.tensors, inputs))
+            calls.append((self.params, inputs))
 
         def unseen_writes(self, everything: bool) -> list[UnseenWrite]:
             return []
 
+        def native_table(self) -> None:
+            return None
+
     class Backend:
         unavailable = staticmethod(lambda device: None)
         host_scalars = staticmethod(lambda device: False)
-        supports = staticmethod(lambda tensors: True)
+        supports = staticmethod(lambda param: True)
         plan = Plan
 
     monkeypatch.setattr(kernels, "backend_for", lambda name, device: Backend)
@@ -508,9 +516,9 @@ def test_tensors_on_two_devices_are_two_calls(monkeypatch: pytest.MonkeyPatch) -
     scaled(optimizer)
     optimizer.step()
     first, second, third = parameters
-    assert [[t.parameter for t in tensors] for tensors, _ in calls] == [[first, third], [second]]
+    assert [[param.parameter for param in params] for params, _ in calls] == [[first, third], [second]]
     assert [inputs.gradients for _, inputs in calls] == [[first.grad, third.grad], [second.grad]]
-    for tensors, inputs in calls:
+    for params, inputs in calls:
         assert inputs.found_inf is not None
         assert inputs.grad_scale is not None
-        assert inputs.found_inf.device == inputs.grad_scale.device == tensors[0].parameter.device
+        assert inputs.found_inf.device == inputs.grad_scale.device == params[0].parameter.device

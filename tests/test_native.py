@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
+from sparseopt_kernels import native_library
 from sparseopt_kernels.kernels import cpu
 
-REASON = native.CPU.unavailable(torch.device("cpu"))
+REASON = cpu.CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
 
 
-RULE: dict[str, Any] = {
-    **dict.fromkeys(("lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta", "gamma"), 0.0),
-    **{"nesterov": False, "maximize": False, "correction": "layer"},
-}
-
-
 def test_unknown_names_are_refused() -> None:
-    from sparseopt_kernels import _native
-
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
-        _native.Tensor(
-            dtype="int8", parameter=0, momentum_buffer=0, numel=0, ham=False, mask=None, watch=None
+        native_library.Tensor(
+            dtype="int8",
+            parameter=0,
+            momentum_buffer=0,
+            numel=0,
+            ham=False,
+            mask=None,
+            factors=0,
+            watch=None,
         )
-    with pytest.raises(ValueError, match="correction is 'erk', it must be"):
-        _native.Rule(**{**RULE, "correction": "erk"})
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels import native_library
+
+pytestmark = pytest.mark.skipif(
+    native_library.MISSING is not None, reason=f"native library: {native_library.MISSING}"
+)
 
 
 def random_mask(groups: int, segments: int, neurons: int, length: int, density: float, seed: int) -> Tensor:
@@ -22,10 +24,14 @@ def random_mask(groups: int, segments: int, neurons: int, length: int, density: 
 def check(mask: Tensor, threads: int) -> None:
     """The native library packs a tensor as it lies in memory: 16 weights to a number, whatever their rows."""
     flat = mask.flatten().tolist()
-    packed = native_library().PackedMask(mask.data_ptr(), *mask.shape, threads)
+    groups, segments, neurons, length = mask.shape
+    packed = native_library.PackedMask(mask.data_ptr(), groups, segments, neurons, length, threads)
     expected = [sum(bit << i for i, bit in enumerate(flat[at : at + 16])) for at in range(0, len(flat), 16)]
     assert packed.bits == expected
-    assert packed.nnz == sum(flat)
+    fan_in = torch.empty(packed.neurons, dtype=torch.int64)
+    packed.count_fan_in(fan_in.data_ptr(), threads)
+    assert fan_in.tolist() == mask.sum(dim=(1, 3)).flatten().tolist()
+    assert packed.full_fan_in == mask[0, :, 0].numel()
     live = [i for i, bits in enumerate(expected) if bits]
     assert packed.live_blocks == (live if len(live) <= 0.9 * len(expected) else [])
 
@@ -50,14 +56,8 @@ def test_bits_do_not_depend_on_threads(threads: int) -> None:
 
 def test_any_byte_but_0_is_true() -> None:
     mask = torch.arange(256, dtype=torch.uint8)
-    packed = native_library().PackedMask(mask.data_ptr(), 1, 1, 1, 256, 1)
+    packed = native_library.PackedMask(mask.data_ptr(), 1, 1, 1, 256, 1)
     assert packed.bits == [0xFFFE] + [0xFFFF] * 15
-
-
-def native_library() -> ModuleType:
-    reason = native.CPU.unavailable(torch.device("cpu"))
-    if reason is not None:
-        pytest.skip(f"backend 'cpu': {reason}")
-    from sparseopt_kernels import _native
-
-    return _native
+    fan_in = torch.empty(1, dtype=torch.int64)
+    packed.count_fan_in(fan_in.data_ptr(), 1)
+    assert fan_in.tolist() == [255]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ from lists import assert_lists
 from side_by_side import same_bits
 from torch import Tensor
 
+from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.kernels.gpu import cuda as backend
 from sparseopt_kernels.kernels.gpu.lists import LISTED, Sectors, list_masks, weights_per_sector
 from sparseopt_kernels.kernels.gpu.tables import StepLaunch, StepRow, WalkLaunch, WalkRow
@@ -44,17 +45,15 @@ def masked_weight(mask: Tensor, dtype: str) -> Weight:
     return weight
 
 
-def listed(weights: list[Weight]) -> list[tuple[Sectors, Tensor]]:
+def listed(weights: list[Weight]) -> list[Sectors]:
     rows = [Rows(w.rows, w.columns, w.mask) for w in weights]
-    return list_masks(backend.CudaKernels(), [w.tensors() for w in weights], rows)
+    return list_masks(backend.CudaKernels(), [w.param() for w in weights], rows)
 
 
 def check_lists(weights: list[Weight]) -> None:
     """Against a plain computation; where there is no room, nothing is written."""
-    for weight, (sectors, mean_fan_in) in zip(weights, listed(weights), strict=True):
+    for weight, sectors in zip(weights, listed(weights), strict=True):
         assert_lists(sectors, weight.mask, weight.p.dtype)
-        nnz = int(weight.mask.view(torch.uint8).count_nonzero())
-        assert torch.equal(mean_fan_in, mean_fan_in.new_tensor(nnz / weight.rows))
 
 
 def random_masks(seed: int, dtype: str = "float32") -> list[Weight]:
@@ -153,12 +152,13 @@ HYPERS = {
     "momentum": Hyper(),
     "nesterov": Hyper(nesterov=True, dampening=0.0),
     "HAM": Hyper(ham_alpha=80.0, ham_beta=0.5),
-    "unnormalized": Hyper(correction="unnormalized", weight_decay=0.0),
-    "none": Hyper(correction="none", maximize=True),
+    "unnormalized": Hyper(weight_decay=0.0),
+    "none": Hyper(maximize=True),
 }
+CORRECTIONS: dict[str, Correction] = {"unnormalized": "unnormalized", "none": "none"}  # else "layer"
 
 
-def rows_of_all_lengths(dtype: str, seed: int, groups: int, offset: int = 0) -> list[Weight]:
+def rows_of_all_lengths(dtype: str, seed: int, kinds: Sequence[str], offset: int = 0) -> list[Weight]:
     rng = np.random.default_rng(seed)
     lengths = [*range(1, 40), 63, 64, 65, 127, 128, 576, 1000, 2048, 2049, 4608, *rng.integers(1, 5001, 4)]
     return [
@@ -171,7 +171,8 @@ def rows_of_all_lengths(dtype: str, seed: int, groups: int, offset: int = 0) -> 
             offset=offset if i % 3 else 0,
             seed=seed + i,
             ham=i % 2 == 0,
-            group=i % groups,
+            rule=i % len(kinds),
+            correction=CORRECTIONS.get(kinds[i % len(kinds)], "layer"),
         )
         for i, columns in enumerate(lengths)
     ]
@@ -181,8 +182,8 @@ def rows_of_all_lengths(dtype: str, seed: int, groups: int, offset: int = 0) -> 
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("kind", [*HYPERS, "mixed"])
 def test_the_walk_has_the_bits_of_one_pass(dtype: str, offset: int, kind: str) -> None:
-    hypers = list(HYPERS.values()) if kind == "mixed" else [HYPERS[kind]]
-    check_walk(lambda: rows_of_all_lengths(dtype, 11, len(hypers), offset), hypers)
+    kinds = [*HYPERS] if kind == "mixed" else [kind]
+    check_walk(lambda: rows_of_all_lengths(dtype, 11, kinds, offset), [HYPERS[kind] for kind in kinds])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -198,9 +199,15 @@ def test_the_walk_has_the_bits_of_one_pass(dtype: str, offset: int, kind: str) -
 def test_the_walk_has_the_bits_of_one_pass_of_any_mask(
     dtype: str, columns: int, rows: int, density: float, kind: str, momentum: bool, seed: int
 ) -> None:
-    check_walk(
-        lambda: [Weight(dtype, rows, columns, density, momentum, seed % 2, seed, ham=True)], [HYPERS[kind]]
-    )
+    correction = CORRECTIONS.get(kind, "layer")
+
+    def weights() -> list[Weight]:
+        offset = seed % 2
+        return [
+            Weight(dtype, rows, columns, density, momentum, offset, seed, ham=True, correction=correction)
+        ]
+
+    check_walk(weights, [HYPERS[kind]])
 
 
 # ---- weights far away -------------------------------------------------------------------------------
@@ -237,8 +244,8 @@ class FarWeight:
         self.active = torch.tensor([self.elements - self.columns, self.elements - 77, self.elements - tail])
         self.g[self.active] = 1.0
         self.p[self.active] = 0.5
-        self.factors = torch.full((2, rows), float("nan"))
-        self.factors[0, -1] = 3.0
+        self.factors = torch.full((rows,), float("nan"))
+        self.factors[-1] = 3.0
         self.rule = Hyper(lr=0.5, momentum=0.0, dampening=0.0, weight_decay=0.0).rule()
 
     def check(self, c: float) -> None:
@@ -262,11 +269,11 @@ def step_far(rows: int) -> None:
         parameter=weight.p.data_ptr(),
         momentum_buffer=weight.b.data_ptr(),
         mask=mask.data_ptr(),
-        mean_fan_in=mean.data_ptr(),
+        divisor=mean.data_ptr(),
         rows=rows,
         columns=weight.columns,
         first_program=1 - rows,
-        group=0,
+        rule=0,
         ham=0,
     )
     assert backend.CudaKernels().step_rows(weight.columns) == 1
@@ -275,7 +282,7 @@ def step_far(rows: int) -> None:
         dtype=torch.float32,
         aligned=True,
         momentum=True,
-        groups=slice(0, 8),
+        rules=slice(0, 8),
         table=torch.tensor([row]),
         owner=torch.zeros(1, dtype=torch.int32),
         programs=1,
@@ -305,11 +312,10 @@ def walk_far(rows: int, *, is_listed: bool) -> None:
         masks=0,
         listed=listing.data_ptr() if is_listed else 0,
         bits=bits.data_ptr(),
-        factors=weight.factors[0].data_ptr(),
-        unnormalized=weight.factors[1].data_ptr(),
+        factors=weight.factors.data_ptr(),
         columns=weight.columns,
         elements=weight.elements,
-        group=0,
+        rule=0,
         ham=0,
         first_chunk=-chunk,
         length=length,
@@ -320,7 +326,7 @@ def walk_far(rows: int, *, is_listed: bool) -> None:
         aligned=True,
         grads_aligned=True,
         momentum=True,
-        groups=slice(0, 8),
+        rules=slice(0, 8),
         wide=weight.elements >= 2**31,
         table=torch.tensor([row]),
         owner=torch.zeros(1, dtype=torch.int32),
@@ -333,7 +339,7 @@ def walk_far(rows: int, *, is_listed: bool) -> None:
     expected = torch.full((len(weight.active),), 3.0)
     assert torch.equal(weight.b[weight.active], expected)
     assert torch.equal(weight.p[weight.active], 0.5 - 0.5 * expected)
-    squares = kernels.walk_squares(launch, gradients, inputs)
+    squares = kernels.walk_squares(launch, gradients)
     assert float(squares.sum()) == 9.0 * len(weight.active)
 
 
@@ -370,7 +376,7 @@ def bytes_of_masks() -> None:
 
 def walks() -> None:
     for dtype in ("float32", "float16"):
-        check_walk(partial(rows_of_all_lengths, dtype, 11, 5), list(HYPERS.values()))
+        check_walk(partial(rows_of_all_lengths, dtype, 11, [*HYPERS]), list(HYPERS.values()))
 
 
 def far_walks() -> None:
@@ -422,13 +428,23 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
         walks,
         Substitution("cuda/walk.h", "(factors) + row;", "(factors) + row + 1;"),
     ),
-    "c_i of Eq. 12 for the other": (
+    "c_i of no row": (
         walks,
-        Substitution("cuda/walk.h", ": tensor.unnormalized;", ": tensor.factors;"),
+        Substitution("cuda/walk.h", "if (tensor.factors == 0) return;", "return;"),
     ),
-    "where the other c_i lie": (
+    "c_i of one pass": (
+        walks,
+        Substitution("update_rule.h", "static_cast<T>(fan_in) / divisor", "static_cast<T>(fan_in)"),
+    ),
+    "c_i of one pass where there is none": (
+        walks,
+        Substitution("cuda/masked_step.cu", "if (tensor.divisor == 0) return T(1);", ""),
+    ),
+    "the fan-in of a row": (
         lists,
-        Substitution("cuda/lists.cu", "factors[tensor.rows] =", "factors[tensor.rows - 1] ="),
+        Substitution(
+            "cuda/lists.cu", "argument.fan_in[own.number()] = active", "argument.fan_in[own.number()] = live"
+        ),
     ),
     "c_i of the row before": (
         walks,

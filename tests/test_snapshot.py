@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import Masks, SparseOpt, sparsify
-from sparseopt_kernels.step import snapshot
-from sparseopt_kernels.step.snapshot import Look, look
+from sparseopt_kernels.step import change_detection
+from sparseopt_kernels.step.change_detection import Observed, Snapshot, observe
 
 
 class Subclass(Tensor):
@@ -21,7 +21,7 @@ class Subclass(Tensor):
 
 
 class Step:
-    """An optimizer of three layers in two groups, after its first step, as ``look`` sees it."""
+    """An optimizer of three layers in two groups, after its first step, as ``observe`` sees it."""
 
     def __init__(self) -> None:
         self.weights = [Parameter(torch.rand(2, 2, 3, 3)) for _ in range(3)]
@@ -39,8 +39,8 @@ class Step:
         assert isinstance(buffer, Tensor)
         return buffer
 
-    def look(self) -> Look:
-        return look(self.groups, self.state, self.masks, self.weights, self.watched)
+    def observe(self) -> Observed:
+        return observe(self.groups, self.state, self.masks, self.weights, self.watched)
 
     # What may happen between two steps.
 
@@ -87,18 +87,18 @@ class Step:
 @pytest.fixture(params=["native", "python"])
 def step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Step:
     if request.param == "python":
-        monkeypatch.setattr(snapshot, "READER", None)
-    elif snapshot.READER is None:
+        monkeypatch.setattr(change_detection, "READER", None)
+    elif change_detection.READER is None:
         pytest.skip("the native library was not built, or this PyTorch has no exchange API of DLPack")
     return Step()
 
 
-def differing(a: Look, b: Look) -> set[str]:
+def differing(a: Observed, b: Observed) -> set[str]:
     """The fields of snapshots that differ; of the native library's, which has no names: {"snapshot"}."""
     assert a.snapshot is not None
     assert b.snapshot is not None
     fields = {"snapshot"} if a.snapshot != b.snapshot else set()
-    if isinstance(a.snapshot, snapshot.Snapshot):
+    if isinstance(a.snapshot, Snapshot):
         names = a.snapshot._fields
         found = {name for name in names if getattr(a.snapshot, name) != getattr(b.snapshot, name)}
         assert bool(found) == bool(fields)
@@ -132,10 +132,10 @@ CHANGES: dict[str, tuple[Callable[[Step], object], set[str]]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_told(step: Step, change: str) -> None:
     do, fields = CHANGES[change]
-    before = step.look()
+    before = step.observe()
     do(step)
-    after = step.look()
-    if not isinstance(after.snapshot, snapshot.Snapshot):
+    after = step.observe()
+    if not isinstance(after.snapshot, Snapshot):
         fields = {field if field == "versions" else "snapshot" for field in fields}
     assert differing(before, after) == fields
 
@@ -154,14 +154,14 @@ def test_what_is_told(step: Step, change: str) -> None:
     ids=["nothing", "gradient-elsewhere", "momentum", "lr", "not-watched", "buffer-not-watched", "own-key"],
 )
 def test_what_makes_no_difference(step: Step, do: Callable[[Step], object]) -> None:
-    before = step.look()
+    before = step.observe()
     do(step)
-    assert differing(before, step.look()) == set()
+    assert differing(before, step.observe()) == set()
 
 
 def test_gradients(step: Step) -> None:
     step.set_gradient(None)
-    gradients = step.look().gradients
+    gradients = step.observe().gradients
     assert gradients.tensors[0] is None
     assert [g is p.grad for g, p in zip(gradients.tensors, step.weights, strict=True)] == [True] * 3
     addresses = memoryview(gradients.addresses).cast("Q").tolist()
@@ -171,24 +171,24 @@ def test_gradients(step: Step) -> None:
 
 def test_a_lazily_negated_gradient(step: Step) -> None:
     step.set_gradient(torch.complex(torch.rand(2, 2, 3, 3), torch.rand(2, 2, 3, 3)).conj().imag)
-    assert step.look().gradients.any_negated
+    assert step.observe().gradients.any_negated
 
 
 def test_masks_of_a_model(step: Step) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     step.masks = sparsify(model, sparsity=0.5)
     assert isinstance(step.masks, Masks)
-    before = step.look()
-    assert differing(before, step.look()) == set()
+    before = step.observe()
+    assert differing(before, step.observe()) == set()
     step.write([*step.masks.values()][1])
-    assert differing(before, step.look()) <= {"mask_versions", "snapshot"}
-    assert before.snapshot != step.look().snapshot
+    assert differing(before, step.observe()) <= {"mask_versions", "snapshot"}
+    assert before.snapshot != step.observe().snapshot
 
 
 @pytest.mark.parametrize("entry", [3, "mask", None, [torch.ones(2)]], ids=["int", "str", "none", "list"])
 def test_what_is_no_mask(step: Step, entry: object) -> None:
     step.masks[step.weights[0]] = entry
-    assert step.look().snapshot is None
+    assert step.observe().snapshot is None
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,10 @@ def test_what_is_no_mask(step: Step, entry: object) -> None:
 def test_what_the_native_library_may_not_know(step: Step, strange: Callable[[Step], object]) -> None:
     """It is looked at in Python then, and no error is left behind."""
     strange(step)
-    before = step.look()
-    assert differing(before, step.look()) == set()
+    before = step.observe()
+    assert differing(before, step.observe()) == set()
     step.write(step.weights[0])
-    assert differing(before, step.look()) == {"versions"}
+    assert differing(before, step.observe()) == {"versions"}
 
 
 def test_nothing_is_held_but_gradients(step: Step) -> None:
@@ -220,5 +220,5 @@ def test_nothing_is_held_but_gradients(step: Step) -> None:
     tensors = [*step.weights, *step.masks.values(), step.buffer(0)]
     counts = [sys.getrefcount(t) for t in tensors]
     for _ in range(10):
-        step.look()
+        step.observe()
     assert [sys.getrefcount(t) for t in tensors] == counts

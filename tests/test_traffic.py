@@ -37,7 +37,7 @@ import torch
 from torch import nn
 
 import traffic
-from sparseopt_kernels.kernels import sectors, triton_step
+from sparseopt_kernels.kernels.gpu import lists, triton_sectors, triton_step
 from sparseopt_kernels.kernels.gpu.triton import TritonKernels
 
 torch.set_num_threads(1)
@@ -95,7 +95,7 @@ results = {
     "many_shapes": many_shapes(),
     "long_rows": [long_rows(columns) for columns in (27, 64, 147, 1000)],
 }
-with patch.object(sectors, "LISTED", 0.0):
+with patch.object(lists, "LISTED", 0.0):
     results["walked_whole"] = by_hand()
     with with_another_predicate(one_more):
         results["one_more"] = by_hand()
@@ -107,7 +107,7 @@ results["status"] = meter((512, 32), (504, 4))
 """
 
 WASTE = """
-chunk = triton_step._chunk
+chunk = triton_sectors.chunk_with
 
 def all_of_it(entry, *rest):
     found = chunk(entry, *rest)
@@ -116,8 +116,9 @@ def all_of_it(entry, *rest):
 
 with (
     patch.object(traffic, "BOUND_WEIGHTS", 1000),
-    patch.object(sectors, "LISTED", 0.0),
-    patch.object(triton_step, "_chunk", all_of_it),
+    patch.object(lists, "LISTED", 0.0),
+    patch.object(triton_sectors, "chunk_with", all_of_it),
+    patch.object(triton_step, "chunk_with", all_of_it),
 ):
     sys.exit(meter((512, 32), (512, 24)))
 """

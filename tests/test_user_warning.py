@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim import lr_scheduler
 
-from sparseopt_kernels import RigL, SparseOpt, kernels, layer_densities, sparsify
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels import RigL, SparseOpt, kernels, layer_densities, native_library, sparsify
 from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.user_warning import warn
 
@@ -137,7 +136,7 @@ def test_from_a_compiled_step() -> None:
 
 
 def test_of_a_slow_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_MISSING", "the native library was not built")
+    monkeypatch.setattr(native_library, "MISSING", "the native library was not built")
     monkeypatch.delenv("SPARSEOPT_BACKEND", raising=False)
     kernels._say_once.cache_clear()
     parameter = nn.Parameter(torch.ones(4, 4))

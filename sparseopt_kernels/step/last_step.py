@@ -31,7 +31,7 @@ class LastStep:
         may_repeat: whether the native library may make the step again, if it can.
     """
 
-    __slots__ = ("_observed", "_prepared", "_repeat", "_versions")
+    __slots__ = ("_masks", "_prepared", "_repeat", "_snapshot", "_versions")
 
     def __init__(
         self,
@@ -39,7 +39,9 @@ class LastStep:
         observed: Observed | None = None,
         may_repeat: bool = False,
     ) -> None:
-        self._prepared, self._observed = prepared, observed
+        self._prepared = prepared
+        # The gradients are let go. The masks must live as long as the snapshot is compared.
+        self._snapshot, self._masks = (observed.snapshot, observed.masks) if observed else (None, [])
         self._versions = None if prepared is None else versions_of(prepared.watched)
         self._repeat = _native_step(prepared, observed) if may_repeat else None
 
@@ -61,9 +63,8 @@ class LastStep:
     def is_same(self, observed: Observed) -> bool:
         """Tell if nothing has changed since the step but the numbers in the gradients."""
         return (
-            self._observed is not None
-            and observed.snapshot is not None
-            and observed.snapshot == self._observed.snapshot
+            observed.snapshot is not None
+            and observed.snapshot == self._snapshot
             and observed.versions == self.versions()
         )
 

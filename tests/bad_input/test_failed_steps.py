@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter
 from watched import settled
 
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.step.ready import Ready
+from sparseopt_kernels.step.last_step import LastStep
 
 
 def snapshot(params: list[Parameter], optimizer: SparseOpt, masks: dict[Parameter, Tensor]) -> list[Tensor]:
@@ -186,7 +186,7 @@ def test_a_step_that_its_device_broke_off(
 ) -> None:
     """What was left outside the mask, unseen by PyTorch's version counter, is gone after the next step."""
     if way == "long":
-        monkeypatch.setattr("sparseopt_kernels.optimizer.ready_again", lambda *_: None)
+        monkeypatch.setattr("sparseopt_kernels.step.last_step._native_step", lambda *_: None)
     layer, optimizer = settled(backend)
     (batch,) = optimizer._prepared.batches
 
@@ -194,9 +194,14 @@ def test_a_step_that_its_device_broke_off(
         layer.weight.data.fill_(1.0)
         raise RuntimeError("a device error")
 
+    def fail_if_repeatable(last: LastStep, *_: Any) -> bool:
+        if last.is_repeatable:
+            fail()
+        return False
+
     with monkeypatch.context() as patch:
         patch.setattr(type(batch.plan), "step", fail)
-        patch.setattr(Ready, "make", fail)
+        patch.setattr(LastStep, "repeat", fail_if_repeatable)
         with pytest.raises(RuntimeError, match="a device error"):
             optimizer.step()
     assert layer.weight.all()

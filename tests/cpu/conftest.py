@@ -11,7 +11,7 @@ from sparseopt_kernels.kernels import cpu
 
 @pytest.fixture(params=NATIVE_ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    reason = native.CPU.unavailable(torch.device("cpu"))
+    reason = cpu.CPU.unavailable(torch.device("cpu"))
     if reason is not None:
         pytest.skip(f"backend 'cpu': {reason}")
     if request.param not in cpu.available_isas():

@@ -94,7 +94,7 @@ def test_an_unknown_strategy_is_refused(isa: str, monkeypatch: pytest.MonkeyPatc
 
 MEASURE = """
 import torch
-from sparseopt_kernels.kernels import native
+from sparseopt_kernels import native_library
 from sparseopt_kernels.optimizer import SparseOpt
 from torch.nn.parameter import Parameter
 
@@ -126,7 +126,7 @@ assert len(kinds()) == 2, kinds()
 
 def test_the_strategy_is_measured_once_for_each_kind() -> None:
     """In a process of its own: what is known lasts as long as that."""
-    reason = native.CPU.unavailable(torch.device("cpu"))
+    reason = cpu.CPU.unavailable(torch.device("cpu"))
     if reason is not None:
         pytest.skip(f"backend 'cpu': {reason}")
     result = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)

@@ -7,12 +7,16 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from oracle import Hyper
 from rules import EVERYTHING, FLOATS, NESTEROV
 from side_by_side import pattern_mask
 from torch import Tensor
+
+from sparseopt_kernels.correction import Correction, mask_factors
+from sparseopt_kernels.neurons import Neurons
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
@@ -34,7 +38,6 @@ FLAGS = [
     "-fopenmp",
 ]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in csrc/names.h
-_CORRECTIONS = ("layer", "unnormalized", "none")
 
 
 def build(
@@ -85,9 +88,17 @@ class Case:
         gradients = [torch.randn(self.grid, generator=generator).to(self.dtype) for _ in range(self.steps)]
         return parameter, buffer, mask, gradients
 
+    def factors(self, mask: Tensor) -> Tensor | None:
+        """c_i of each run of the mask: (groups, segments, neurons per group)."""
+        if self.rule.correction == "none":
+            return None
+        neurons = Neurons(dim=1, groups=self.grid[0])
+        correction = cast("Correction", self.rule.correction)
+        return mask_factors(mask.flatten(0, 1), neurons, correction)
+
     def encoded(self) -> bytes:
         parameter, buffer, mask, gradients = self.tensors()
-        rule = self.rule
+        rule, factors = self.rule, None if mask is None else self.factors(mask)
         header = struct.pack(
             "=14q7d",
             *(
@@ -99,10 +110,10 @@ class Case:
             ),
             *self.grid,
             *(self.steps, self.threads),
-            *(rule.nesterov, rule.maximize, _CORRECTIONS.index(rule.correction)),
+            *(rule.nesterov, rule.maximize, factors is not None),
             *(rule.lr, rule.momentum, rule.dampening, rule.weight_decay, rule.ham_alpha, rule.ham_beta, 1.0),
         )
-        arrays = [parameter, buffer, mask, *gradients]
+        arrays = [parameter, buffer, mask, factors, *gradients]
         return header + b"".join(_bytes(array) for array in arrays if array is not None)
 
 

@@ -14,10 +14,11 @@ using namespace sparseopt::cpu;
 
 namespace {
 
-// Of one case; arrays follow: parameter, momentum buffer, mask, and a gradient for each step.
+// Of one case; arrays follow: parameter, momentum buffer, mask, c_i of its runs, and a gradient for each
+// step.
 struct Header {
   int64_t dtype, element_bytes, has_buffer, has_mask, ham, groups, segments, neurons, length, steps, threads;
-  int64_t nesterov, maximize, correction;
+  int64_t nesterov, maximize, has_factors;
   double lr, momentum, dampening, weight_decay, ham_alpha, ham_beta, gamma;
 };
 
@@ -49,16 +50,17 @@ void run(const Header& h) {
         std::make_unique<PackedMask>(mask.get(), h.groups, h.segments, h.neurons, h.length, int(h.threads));
   std::unique_ptr<WriteWatch> watch;
   if (h.has_mask) watch = std::make_unique<WriteWatch>(mask.get(), 1, *packed, int64_t(numel), true);
+  std::vector<double> factors(h.has_factors ? size_t(packed->runs()) : 0);
+  if (!read(factors.data(), factors.size())) std::exit(2);
   const Tensor tensor{Dtype(h.dtype), parameter.get(), h.has_buffer ? buffer.get() : nullptr,
                       int64_t(numel), h.ham != 0,      packed.get(),
-                      watch.get()};
+                      factors,        watch.get()};
   const Rule rule{h.lr,
                   h.momentum,
                   h.dampening,
                   h.weight_decay,
                   h.nesterov != 0,
                   h.maximize != 0,
-                  Correction(h.correction),
                   h.ham_alpha,
                   h.ham_beta,
                   h.gamma};

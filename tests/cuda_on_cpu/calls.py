@@ -14,9 +14,10 @@ from torch import Tensor
 from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.kernels.contract import Inputs, ParamState, Rule
 from sparseopt_kernels.kernels.gpu import cuda as backend
-from sparseopt_kernels.kernels.gpu.plan import GpuPlan, Keeper
+from sparseopt_kernels.kernels.gpu.plan import GpuPlan
 from sparseopt_kernels.kernels.tensor_memory import addresses_of
 from sparseopt_kernels.neurons import Neurons
+from sparseopt_kernels.step.factors import Corrected, with_factors
 
 DTYPES = {
     "float32": torch.float32,
@@ -40,7 +41,8 @@ class Weight:
     gradient_offset: int | None = None  # of the gradient's; None: the same
     seed: int = 0
     ham: bool = False
-    group: int = 0
+    rule: int = 0
+    correction: Correction = "layer"
     guards: list[Tensor] = field(default_factory=list)
     p: Tensor = field(init=False)
     g: Tensor = field(init=False)
@@ -68,15 +70,16 @@ class Weight:
         view = memory[offset : offset + numel].view(self.rows, self.columns)
         return view.copy_(torch.from_numpy(rng.standard_normal(view.shape)))
 
-    def tensors(self) -> ParamState:
+    def param(self) -> ParamState:
         return ParamState(
             parameter=self.p,
             momentum_buffer=self.b if self.momentum else None,
             mask=None if self.density is None else self.mask,
             given_mask=None,
             gradient_dtype=self.g.dtype,
+            memory_order=None,
             neurons=Neurons(),
-            group=self.group,
+            rule=self.rule,
             ham=self.ham,
         )
 
@@ -85,17 +88,17 @@ class Weight:
         size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.p.itemsize]
         return self.p.view(size), self.b.view(size)
 
-    def scale(self, correction: str) -> Tensor:
+    def scale(self) -> Tensor:
         """c_i, a column."""
         fan_in = self.mask.double().sum(1, keepdim=True)
-        if self.density is None or correction == "none":
+        if self.density is None or self.correction == "none":
             return torch.ones_like(fan_in)
-        divisor = fan_in.mean() if correction == "layer" else torch.tensor(float(self.columns))
+        divisor = fan_in.mean() if self.correction == "layer" else torch.tensor(float(self.columns))
         return torch.sqrt(fan_in / divisor).nan_to_num(0.0)
 
     def expected(self, hyper: Hyper, gamma: float = 1.0) -> tuple[Tensor, Tensor]:
         p, b = self.p.double(), self.b.double()
-        g = self.scale(hyper.correction) * gamma * torch.where(self.mask, self.g.double(), 0.0)
+        g = self.scale() * gamma * torch.where(self.mask, self.g.double(), 0.0)
         g = -g if hyper.maximize else g
         d = g + hyper.weight_decay * p
         u = d
@@ -117,7 +120,6 @@ class Hyper:
     weight_decay: float = 0.01
     nesterov: bool = False
     maximize: bool = False
-    correction: Correction = "layer"
     ham_alpha: float = 0.0
     ham_beta: float = 0.0
 
@@ -128,13 +130,20 @@ class Hyper:
 def plan_of(weights: Sequence[Weight], *, walked: bool) -> GpuPlan:
     """A plan of the CUDA backend, which must be what ``loaded`` has made it. ``walked``: as if a step had
     been made with these masks, so that sectors are walked, and not neurons."""
-    keeper = Keeper(backend.CudaKernels())
-    tensors = [weight.tensors() for weight in weights]
-    plan = keeper.plan(tensors)
+    cuda = backend.Cuda()
+    params = [weight.param() for weight in weights]
+    corrected = [
+        Corrected(param, cuda, weight.correction)
+        for param, weight in zip(params, weights, strict=True)
+        if param.mask is not None and weight.correction != "none" and weight.p.numel() > 0
+    ]
+    known = with_factors(corrected, {})
+    factors = [known.get(param) for param in params]
+    plan = cuda._lists.plan(params, factors)
     if walked:
-        for t in tensors:
-            keeper._known[t].forget_mask()
-        plan = keeper.plan(tensors)
+        for listed in plan._listed:
+            listed.forget_mask()
+        plan = cuda._lists.plan(params, factors)
     return plan
 
 

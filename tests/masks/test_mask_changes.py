@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sparseopt_kernels import native_library
-from sparseopt_kernels.neurons import Neurons, fan_in
-from sparseopt_kernels.step.zero_outside import largest_fan_in, zero_outside
+from sparseopt_kernels.step.zero_outside import zero_outside
 
 SHAPES = [(), (1,), (7,), (3, 5), (65, 63), (64, 64), (5, 4099), (300, 700), (8, 3, 3, 3), (0, 4)]
 ANYTHING = [
@@ -24,7 +23,7 @@ ANYTHING = [
 @pytest.fixture(params=["native", "pytorch"], autouse=True)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "pytorch":
-        monkeypatch.setattr(native, "_MISSING", "left out")
+        monkeypatch.setattr(native_library, "MISSING", "left out")
     elif native_library.MISSING is not None:
         pytest.skip("the native library was not built")
 
@@ -80,7 +79,6 @@ def test_threads(threads: int) -> None:
         tensor = torch.ones(1000, 1001)
         zero_outside(mask, [tensor])
         assert torch.equal(tensor, mask.float())
-        assert largest_fan_in(mask, Neurons()) == int(fan_in(mask, Neurons()).max())
     finally:
         torch.set_num_threads(before)
 
@@ -97,7 +95,7 @@ def test_autograd_notices_a_weight_that_was_zeroed() -> None:
 @pytest.mark.skipif(native_library.MISSING is not None, reason="there is no native library")
 def test_the_version_is_raised_before_the_weights_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C between the two leaves no write that was not counted."""
-    monkeypatch.setattr(native, "_MISSING", None)  # PyTorch counts its own
+    monkeypatch.setattr(native_library, "MISSING", None)  # PyTorch counts its own
     weight = torch.ones(3)
     version, seen = weight._version, []
 
@@ -117,14 +115,3 @@ def test_inference_tensors() -> None:
         tensor = torch.ones(3)
         zero_outside(torch.tensor([True, False, True]), [tensor])
         assert tensor.tolist() == [1.0, 0.0, 1.0]
-
-
-@pytest.mark.parametrize("neurons", [Neurons(), Neurons(dim=1, groups=2)], ids=["rows", "transposed"])
-def test_the_largest_fan_in(neurons: Neurons) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for shape in [(4, 3, 5, 5), (2, 1, 1, 1), (6, 37, 2, 2)]:
-        mask = pattern_mask("half", shape, generator)
-        mask[0, 0, 0, 0] = True
-        assert largest_fan_in(mask, neurons) == int(fan_in(mask, neurons).max())
-    wide = torch.arange(256 * 9, dtype=torch.int64).view(9, 256).remainder(256).to(torch.uint8)
-    assert largest_fan_in(wide.view(torch.bool), Neurons()) == 255

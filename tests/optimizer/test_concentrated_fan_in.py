@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from backends import Backend
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
+from sparseopt_kernels import kernels
+from sparseopt_kernels.correction import FanIn
+from sparseopt_kernels.kernels.contract import ParamState
 from sparseopt_kernels.masks.mapping import Masks
-from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.step.zero_outside import largest_fan_in
 
 CONCENTRATED = r"fan-in is concentrated"
 
@@ -181,13 +183,15 @@ def test_only_masks_that_changed_are_counted(backend: Backend, monkeypatch: pyte
     optimizer = stepping(model, backend)
     for _ in range(2):
         step(optimizer)
-    counted: list[Tensor] = []
+    counted: list[ParamState] = []
+    counting = kernels.BACKENDS[backend.name]
+    fan_in = counting.fan_in
 
-    def count(mask: Tensor, neurons: Neurons) -> int:
-        counted.append(mask)
-        return largest_fan_in(mask, neurons)
+    def count(params: Sequence[ParamState]) -> FanIn:
+        counted.extend(params)
+        return fan_in(params)
 
-    monkeypatch.setattr("sparseopt_kernels.step.preparation.largest_fan_in", count)
+    monkeypatch.setattr(counting, "fan_in", count)
     step(optimizer)
     model.layer0.bias.grad = None  # all is prepared anew
     optimizer.step()
@@ -195,7 +199,7 @@ def test_only_masks_that_changed_are_counted(backend: Backend, monkeypatch: pyte
     model.layer1.weight_mask.copy_(even().flip(1))
     step(optimizer)
     assert len(counted) == 1
-    assert counted[0] is model.layer1.weight_mask
+    assert counted[0].given_mask is model.layer1.weight_mask
 
 
 def test_what_is_advised_depends_on_the_clip_of_the_group(backend: Backend) -> None:

@@ -1,4 +1,4 @@
-"""ParamState however they lie in memory."""
+"""Tensors however they lie in memory."""
 
 from __future__ import annotations
 

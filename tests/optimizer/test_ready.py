@@ -19,12 +19,14 @@ from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import optimizer as optimizer_module
 from sparseopt_kernels.kernels.contract import Inputs
-from sparseopt_kernels.kernels.cpu import NativePlan
+from sparseopt_kernels.kernels.cpu import CpuPlan
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.step import snapshot
+from sparseopt_kernels.step import change_detection, last_step
 
 pytestmark = [
-    pytest.mark.skipif(snapshot.READER is None, reason="there is no native library that can read tensors"),
+    pytest.mark.skipif(
+        change_detection.READER is None, reason="there is no native library that can read tensors"
+    ),
     pytest.mark.skipif(INTERPRETED, reason="nothing here is Triton's"),
 ]
 
@@ -34,13 +36,13 @@ class Run:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32, **options: Any):
         self.long = 0
-        look = snapshot.look
+        observe = change_detection.observe
 
         def counted(*arguments: Any) -> Any:
             self.long += 1
-            return look(*arguments)
+            return observe(*arguments)
 
-        monkeypatch.setattr(optimizer_module, "look", counted)
+        monkeypatch.setattr(optimizer_module, "observe", counted)
         generator = torch.Generator().manual_seed(0)
         self.generator = generator
         shapes = [(8, 5), (7,), (3, 2, 3, 3), (4,)]
@@ -55,7 +57,7 @@ class Run:
         )
 
     def step(self) -> int:
-        """Make one, and tell how often the optimizer looked at everything in Python."""
+        """Make one, and return how often the optimizer observed everything."""
         for p in self.params[:3]:
             p.grad = torch.randn(p.shape, generator=self.generator).to(p.dtype)
         before = self.long
@@ -91,7 +93,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=["short", "long"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "long":
-        monkeypatch.setattr(optimizer_module, "ready_again", lambda *_: None)
+        monkeypatch.setattr(last_step, "_native_step", lambda *_: None)
     return str(request.param)
 
 
@@ -100,7 +102,7 @@ def both_ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, pytest.Mon
     for way in ("short", "long"):
         with monkeypatch.context() as patch:
             if way == "long":
-                patch.setattr(optimizer_module, "ready_again", lambda *_: None)
+                patch.setattr(last_step, "_native_step", lambda *_: None)
             yield way, patch
 
 
@@ -110,7 +112,7 @@ def test_most_steps_go_it_and_are_the_same(options: str, monkeypatch: pytest.Mon
     looks = [short.step() for _ in range(6)]
     assert looks[2:] == [0] * 4  # the first finds no buffers, the second finds them new
     with monkeypatch.context() as patch:
-        patch.setattr(optimizer_module, "ready_again", lambda *_: None)
+        patch.setattr(last_step, "_native_step", lambda *_: None)
         long = Run(patch, **OPTIONS[options])
         assert [long.step() for _ in range(6)][2:] == [1] * 4
     for a, b in zip(short.tensors(), long.tensors(), strict=True):
@@ -195,9 +197,9 @@ def test_a_change_during_a_step_is_seen_by_the_next(
     """By another thread, say: it is not taken for what the step was prepared for."""
     run = Run(monkeypatch).settle()
     p = run.params[0]
-    step = NativePlan.step
+    step = CpuPlan.step
 
-    def disturbed(plan: NativePlan, inputs: Inputs) -> None:
+    def disturbed(plan: CpuPlan, inputs: Inputs) -> None:
         step(plan, inputs)
         if change == "mask":
             run.masks[p].zero_()
@@ -206,7 +208,7 @@ def test_a_change_during_a_step_is_seen_by_the_next(
 
     _write(p)  # the next step goes the long way
     with monkeypatch.context() as patch:
-        patch.setattr(NativePlan, "step", disturbed)
+        patch.setattr(CpuPlan, "step", disturbed)
         run.step()
     run.step()
     if change == "mask":
@@ -224,7 +226,7 @@ def test_an_optimizer_that_its_parameter_refers_to_can_be_freed(reference: str) 
     optimizer = SparseOpt([p], lr=0.1, momentum=0.9, masks=masks, backend="cpu")
     for _ in range(4):
         optimizer.step()
-    assert optimizer._ready is not None
+    assert optimizer._last.is_repeatable
     if reference == "attribute":
         p.owner = [optimizer]  # type: ignore[attr-defined]
     else:

@@ -27,7 +27,7 @@ WRITES: dict[str, Callable[[Tensor], Tensor]] = {
     "storage": lambda t: t.new_empty(0).set_(t.untyped_storage(), 0, t.shape, t.stride()),
     "data": lambda t: t.data,
 }
-"""ParamState of the same memory, with a version of their own."""
+"""Tensors of the same memory, with a version of their own."""
 each_write = pytest.mark.parametrize("how", WRITES)
 
 
@@ -177,7 +177,7 @@ def test_after_a_finding_the_step_is_short_again(scenario: str, monkeypatch: pyt
     with pytest.warns(UserWarning, match=NOTICED):
         optimizer.step()
     optimizer.step()
-    monkeypatch.setattr(SparseOpt, "_make_step", lambda *_: pytest.fail("the long way again"))
+    monkeypatch.setattr(optimizer_module, "make_step", lambda *_: pytest.fail("the long way again"))
     before = p.detach().clone()
     for _ in range(3):
         optimizer.step()
@@ -342,8 +342,8 @@ def test_versions_are_raised_before_weights_are_written(
         seen.append(same_bits(p, before))
         increment_version(tensors)
 
-    monkeypatch.setattr(optimizer_module, "increment_version", counting)
-    monkeypatch.setattr("sparseopt_kernels.step.ready.increment_version", counting)
+    for module in ("make_step", "last_step"):
+        monkeypatch.setattr(f"sparseopt_kernels.step.{module}.increment_version", counting)
     optimizer.step()
     assert seen == [True]
     assert p._version > version

@@ -75,7 +75,7 @@ def test_what_the_options_make_of_optimizer_and_topology():
     run = Run(config, Dataset(images, labels, images, labels), "sgd", 0)
     assert run.optimizer.param_groups[0]["max_grad_norm"] == 0.5
     assert isinstance(run.optimizer, SparseOpt)
-    assert run.optimizer._max_grad_norm_over == "dense"
+    assert run.optimizer.param_groups[0]["max_grad_norm_over"] == "dense"
     assert run.topology is not None
     assert (run.topology.skip_step, run.topology.min_fan_in) == (False, 2)
     assert min(min(counts) for counts in run.initial_fan_in.values()) >= 2

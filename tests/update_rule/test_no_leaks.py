@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.kernels.contract import Inputs, NormOver
-from sparseopt_kernels.kernels.cpu import NativePlan
+from sparseopt_kernels.kernels.cpu import CpuPlan
 from sparseopt_kernels.optimizer import SparseOpt
 
 
@@ -93,13 +93,13 @@ def test_thread_count_changes_no_bit(
     if backend.is_slow:
         pytest.skip("threads are the native backend's")
     norms: list[Tensor] = []
-    squared_norm = NativePlan.squared_norm
+    squared_norm = CpuPlan.squared_norm
 
-    def recorded(plan: NativePlan, inputs: Inputs, over: NormOver) -> Tensor:
+    def recorded(plan: CpuPlan, inputs: Inputs, over: NormOver) -> Tensor:
         norms.append(squared_norm(plan, inputs, over))
         return norms[-1]
 
-    monkeypatch.setattr(NativePlan, "squared_norm", recorded)
+    monkeypatch.setattr(CpuPlan, "squared_norm", recorded)
     results: list[list[Tensor]] = []
     limit = 1.0 if backend.name == "cpu" else None  # PyTorch's own sums depend on the number of threads
     for threads in (1, 2, 3, 8):

@@ -62,9 +62,9 @@ class _Listed:
     def forget_mask(self) -> None:
         self.rows = self.rows._replace(mask=None)
 
-    def memory(self) -> list[Tensor]:
-        """Return what kernels read of it."""
-        mask = [] if self.rows.mask is None else [self.rows.mask]
+    def memory(self, with_mask: bool) -> list[Tensor]:
+        """Return what kernels read of it; the mask only in one pass."""
+        mask = [self.rows.mask] if with_mask and self.rows.mask is not None else []
         return [*mask, *(self.sectors or ())]
 
 
@@ -204,7 +204,7 @@ class GpuPlan:
             rows, sectors = [own.rows for own in self._listed], [own.sectors for own in self._listed]
             members = [*map(Member, self._params, rows, sectors, self._factors)]
             layout = lay_out(members, aligned, frozenset(new), self._kernels)
-            memory = [t for own in self._listed for t in own.memory()]
+            memory = [t for own in self._listed for t in own.memory(with_mask=bool(new))]
             memory += [t for own in self._factors for t in own or ()]
             layout_memory = Shared([*layout.memory(), *memory], self._device)
         gradients = [
