@@ -1,7 +1,8 @@
 """Counts the calls of Python functions in a step of ``SparseOpt``, and the moves from file to file.
 
-It counts functions of this package, in four steps of a network of three Linear layers on a CPU: the first, the
-second, one in which only numbers change, and one after a mask has changed. No time is measured.
+It counts functions of this package, in steps of a network of three Linear layers on a CPU: the first, the
+second, one in which only numbers change, one after a mask has changed, and the one after that. No time is
+measured.
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from sparseopt_kernels import SparseOpt, sparsify
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels import SparseOpt, native_library, sparsify
 from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.topology.dynamic_sparse_training import DynamicSparseTraining
 
@@ -103,7 +102,7 @@ class TestSRigL:
         self, page: Any, min_salient: float, library: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if not library:
-            monkeypatch.setattr(native, "_MISSING", "taken away for a test")
+            monkeypatch.setattr(native_library, "MISSING", "taken away for a test")
         updates, losses, _ = train(
             lambda masks: page.SRigL(masks, 0.4, 3, stop_at=20, min_salient=min_salient), steps=60
         )
@@ -273,7 +272,7 @@ class TestGlobalRigL:
         self, page: Any, library: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if not library:
-            monkeypatch.setattr(native, "_MISSING", "taken away for a test")
+            monkeypatch.setattr(native_library, "MISSING", "taken away for a test")
         model, masks = network()
         counts = {p: int(mask.sum()) for p, mask in masks.items()}
         dst = page.GlobalRigL(masks, 0.5, 1, stop_at=math.inf, skip_step=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels import native_library
 from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.topology.rigl import RigL
 from sparseopt_kernels.topology.set import SET
@@ -59,7 +59,7 @@ def test_they_change_as_boolean_ones_do_and_stay_float(
 ) -> None:
     expected, expected_weights, boolean = run(cls, torch.bool, **options)
     if without:
-        monkeypatch.setattr(native, "_MISSING", "taken away for a test")
+        monkeypatch.setattr(native_library, "MISSING", "taken away for a test")
     found, weights, dst = run(cls, dtype, **options)
     for mask, own, weight, own_weight in zip(expected, found, expected_weights, weights, strict=True):
         assert own.dtype == dtype
@@ -118,7 +118,7 @@ class TestMaskedGradients:
         self, without: bool, regrow: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if without:
-            monkeypatch.setattr(native, "_MISSING", "taken away for a test")
+            monkeypatch.setattr(native_library, "MISSING", "taken away for a test")
         model, masks = self.pruned()
         dst = RigL(masks, 0.3, 2, stop_at=900, regrow=regrow)
         self.backward(model)
@@ -138,7 +138,7 @@ class TestMaskedGradients:
     @pytest.mark.parametrize("kind", ["one of inactive", "of one layer", "zero", "SET"])
     def test_what_is_not_warned_of(self, kind: str, without: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         if without:
-            monkeypatch.setattr(native, "_MISSING", "taken away for a test")
+            monkeypatch.setattr(native_library, "MISSING", "taken away for a test")
         model, masks = self.pruned()
         self.backward(model)
         first, second = masks

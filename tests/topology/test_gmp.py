@@ -13,7 +13,7 @@ from dst import updated_by_step
 from torch import Tensor, nn
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels import native_library
 from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.neurons import fan_in
 from sparseopt_kernels.topology.gmp import GMP, cubic_density
@@ -186,7 +186,7 @@ class TestLayers:
         for min_fan_in in (0, 3):
             with_library = run(min_fan_in)
             with monkeypatch.context() as patch:
-                patch.setattr(native, "_MISSING", "taken away for a test")
+                patch.setattr(native_library, "MISSING", "taken away for a test")
                 assert all(torch.equal(a, b) for a, b in zip(with_library, run(min_fan_in), strict=True))
 
     def test_neurons_of_a_transposed_convolution_keep_their_inputs(self) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from update_pairs import bits_of
 
 import sparseopt_kernels as sk
-from sparseopt_kernels.kernels import cpu as native
+from sparseopt_kernels.kernels import cpu
 from sparseopt_kernels.neurons import Neurons, fan_in
 from sparseopt_kernels.topology import update_plan
 from sparseopt_kernels.topology.drop_and_grow import LayerTensors, Ranking, TorchDropAndGrow
@@ -26,7 +26,7 @@ from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow
 from sparseopt_kernels.topology.seeding import generator
 from sparseopt_kernels.topology.selection import drop_smallest, grow_largest
 
-REASON = native.NATIVE.unavailable(torch.device("cpu"))
+REASON = cpu.CPU.unavailable(torch.device("cpu"))
 needs_library = pytest.mark.skipif(REASON is not None, reason=f"backend 'cpu': {REASON}")
 
 

@@ -16,6 +16,7 @@ from masked_model import assert_same, make_model, masks_of
 from torch import Tensor, nn
 from update_pairs import DTYPES, SPECIAL, compare, drawn, each_dtype, large_layers, layer_of, update
 
+from sparseopt_kernels import native_library
 from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.topology import update_plan
@@ -200,7 +201,7 @@ class TestWholeSteps:
             return used[-1]
 
         with monkeypatch.context() as patch:
-            patch.setattr(native, "_MISSING", "taken away for a test")
+            patch.setattr(native_library, "MISSING", "taken away for a test")
             patch.setattr(update_plan, "TorchDropAndGrow", torch_updates)
             without = self.run(make, dtype)
         assert len(used) == 3  # steps 2, 3 for the postponed one, and 4: it was really without
