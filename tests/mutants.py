@@ -18,59 +18,70 @@ TOLD = "test_snapshot.py::test_what_is_told"
 MUTANTS = {
     # Whether anything has changed since the last step.
     "version-of-a-mask-not-compared": Mutant(
-        "snapshot.py", "mask_versions=mask_versions,", "mask_versions=[],", TOLD
+        "step/change_detection.py", "mask_versions=mask_versions,", "mask_versions=[],", TOLD
     ),
     "version-of-a-weight-or-buffer-not-compared": Mutant(
-        "optimizer.py",
-        "found.versions == self._versions",
+        "step/last_step.py",
+        "observed.versions == self.versions()",
         "True",
         "optimizer/test_moving_masks.py::test_next_step_zeroes_what_lies_outside_the_mask",
     ),
-    "layout-of-gradients-not-compared": Mutant("snapshot.py", "gradients=layout,", "gradients=None,", TOLD),
+    "layout-of-gradients-not-compared": Mutant(
+        "step/change_detection.py", "gradients=layout,", "gradients=None,", TOLD
+    ),
     "whose-the-masks-are-not-compared": Mutant(
-        "snapshot.py", "masked=Identities(owners),", "masked=None,", TOLD
+        "step/change_detection.py", "masked=Identities(owners),", "masked=None,", TOLD
     ),
     "whose-the-buffers-are-not-compared": Mutant(
-        "snapshot.py", "stateful=Identities(state),", "stateful=None,", TOLD
+        "step/change_detection.py", "stateful=Identities(state),", "stateful=None,", TOLD
     ),
     "parameters-of-a-group-not-compared": Mutant(
-        "snapshot.py", 'Identities(group["params"])', "Identities()", TOLD
+        "step/change_detection.py", 'Identities(group["params"])', "Identities()", TOLD
     ),
-    "momentum-of-a-group-not-compared": Mutant("snapshot.py", 'group["momentum"] != 0', "True", TOLD),
-    "dampening-of-a-group-not-compared": Mutant("snapshot.py", 'group["dampening"] != 0', "False", TOLD),
-    "correction-of-a-group-not-compared": Mutant("snapshot.py", 'group["correction"],', '"layer",', TOLD),
+    "momentum-of-a-group-not-compared": Mutant(
+        "step/change_detection.py", 'group["momentum"] != 0', "True", TOLD
+    ),
+    "dampening-of-a-group-not-compared": Mutant(
+        "step/change_detection.py", 'group["dampening"] != 0', "False", TOLD
+    ),
+    "correction-of-a-group-not-compared": Mutant(
+        "step/change_detection.py", 'group["correction"],', '"layer",', TOLD
+    ),
+    "norm-of-a-group-not-compared": Mutant(
+        "step/change_detection.py", 'group["max_grad_norm_over"],', '"active",', TOLD
+    ),
     "memory-of-parameters-not-compared": Mutant(
-        "snapshot.py", "memory_of(parameters)", "memory_of([])", TOLD
+        "step/change_detection.py", "memory_of(parameters)", "memory_of([])", TOLD
     ),
     "memory-of-buffers-not-compared": Mutant(
-        "snapshot.py", "memory_of(_buffers(state))", "memory_of([])", TOLD
+        "step/change_detection.py", "memory_of(_buffers(state))", "memory_of([])", TOLD
     ),
     "memory-of-masks-not-compared": Mutant(
-        "snapshot.py", "versions_of(masks), memory_of(masks)", "versions_of(masks), None", TOLD
+        "step/change_detection.py", "versions_of(masks), memory_of(masks)", "versions_of(masks), None", TOLD
     ),
     "as-many-tensors-are-the-same": Mutant(
-        "snapshot.py", "all(map(is_, self._objects, other._objects))", "True", TOLD
+        "step/change_detection.py", "all(map(is_, self._objects, other._objects))", "True", TOLD
     ),
     "versions-not-recorded": Mutant(
-        "optimizer.py",
-        "        versions = versions_of(self._prepared.watched)",
-        "        versions = found.versions",
+        "step/last_step.py",
+        "self._versions = None if prepared is None else versions_of(prepared.watched)",
+        "self._versions = None if observed is None else observed.versions",
         "optimizer/test_preparation.py::test_nothing_is_prepared_twice",
     ),
     "absent-tensors-are-at-the-address-of-none": Mutant(
-        "tensor_memory.py",
+        "kernels/tensor_memory.py",
         "if tensor is None or is_lazy(tensor):",
         "if is_lazy(tensor):",
         "test_tensor_memory.py::test_what_is_equal_and_what_differs",
     ),
     "strides-not-told": Mutant(
-        "tensor_memory.py",
+        "kernels/tensor_memory.py",
         "return (tensor.stride(), ",
         "return (0, ",
         "test_tensor_memory.py::test_what_is_equal_and_what_differs",
     ),
     "dtypes-not-told": Mutant(
-        "tensor_memory.py",
+        "kernels/tensor_memory.py",
         "return (tensor.stride(), tensor.dtype, ",
         "return (tensor.stride(), 0, ",
         "test_tensor_memory.py::test_what_is_equal_and_what_differs",
@@ -78,88 +89,88 @@ MUTANTS = {
     # Whether the last step is made again at once.
     "made-again-though-amp-has-a-verdict": Mutant(
         "optimizer.py",
-        " and self._amp() == (None, None)",
-        "",
+        "not skips and amp == (None, None)",
+        "not skips",
         "optimizer/test_ready.py::test_a_verdict_of_amp",
     ),
     "made-again-with-new-buffers": Mutant(
-        "ready.py",
+        "step/last_step.py",
         " or prepared.new_buffers",
         "",
         "optimizer/test_ready.py::test_after_a_first_step_that_amp_skipped",
     ),
     "made-again-with-irregular-gradients": Mutant(
-        "ready.py",
+        "step/last_step.py",
         " or prepared.batches[0].irregular",
         "",
         "optimizer/test_ready.py::test_a_gradient_in_another_memory_format_in_all_steps",
     ),
     "masks-of-a-snapshot-not-held": Mutant(
-        "optimizer.py",
-        "found.snapshot, found.masks",
-        "found.snapshot, []",
+        "step/last_step.py",
+        "(observed.snapshot, observed.masks) if",
+        "(observed.snapshot, []) if",
         "optimizer/test_moving_masks.py::test_a_mapping_that_makes_its_masks_anew",
     ),
     # What is prepared anew.
     "mask-not-applied-to-the-buffer": Mutant(
-        "preparation.py",
-        "zero_outside(as_boolean(f.mask), watched)",
-        "zero_outside(as_boolean(f.mask), watched[:1])",
+        "step/preparation.py",
+        "zero_outside(as_boolean(f.mask), f.watched)",
+        "zero_outside(as_boolean(f.mask), f.watched[:1])",
         "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-not-applied-to-the-weight": Mutant(
-        "preparation.py",
-        "zero_outside(as_boolean(f.mask), watched)",
-        "zero_outside(as_boolean(f.mask), watched[1:])",
+        "step/preparation.py",
+        "zero_outside(as_boolean(f.mask), f.watched)",
+        "zero_outside(as_boolean(f.mask), f.watched[1:])",
         "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-not-applied-over-other-weights": Mutant(
-        "preparation.py",
-        "last.versions != versions_of(watched)",
-        "False",
+        "step/preparation.py",
+        "entry.versions == versions_of(f.watched)",
+        "entry.versions is not None",
         "optimizer/test_moving_masks.py::test_next_step_zeroes_what_lies_outside_the_mask",
     ),
     "mask-not-applied-without-a-gradient": Mutant(
-        "preparation.py",
-        "(mask is None or not (p in known or state.get(p)))",
+        "step/preparation.py",
+        "(mask is None or not (p in entries or state.get(p)))",
         "True",
         "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-applied-before-the-first-gradient": Mutant(
-        "preparation.py",
-        "(mask is None or not (p in known or state.get(p)))",
+        "step/preparation.py",
+        "(mask is None or not (p in entries or state.get(p)))",
         "mask is None",
         "optimizer/test_moving_masks.py::test_mask_of_a_parameter_that_gets_its_gradient_later",
     ),
     "mask-not-applied-where-amp-skips": Mutant(
         "optimizer.py",
-        "        if not self._is_as_before(found):",
+        "        if not last.is_same(observed):",
         '        if getattr(self, "found_inf", 0):\n            return\n'
-        "        if not self._is_as_before(found):",
+        "        if not last.is_same(observed):",
         "optimizer/test_amp.py::test_found_inf_leaves_everything_as_it_was",
     ),
     "mask-written-is-the-former-mask": Mutant(
-        "preparation.py",
+        "step/preparation.py",
         "f.mask._version",
         "0",
         "optimizer/test_moving_masks.py::test_a_mask_shared_by_two_parameters",
     ),
     "dtype-of-gradients-not-known": Mutant(
-        "preparation.py",
-        "f.parameter.dtype if f.gradient is None else f.gradient.dtype",
-        "f.parameter.dtype",
+        "step/preparation.py",
+        "p.dtype if gradient is None else gradient.dtype",
+        "p.dtype",
         "optimizer/test_odd_dtypes.py::test_gradients_of_another_dtype_each_step",
     ),
     "tensors-keep-their-first-rule": Mutant(
-        "preparation.py",
-        "rule = index +",
-        "rule = known[p].tensors.group if p in known else index +",
+        "step/preparation.py",
+        "rules.index(f.rule)",
+        "rules.index(f.rule) if last is None else last.param.rule",
         "optimizer/test_param_groups.py::test_a_parameter_moved_to_another_group",
     ),
-    "plan-kept-though-its-tensors-are-others": Mutant(
-        "preparation.py",
-        "last = plans.get((turn, device, dtype))",
-        "last = plans.get((turn, device, dtype))\n        last = last and last._replace(tensors=tensors)",
+    "plan-kept-though-its-parameters-are-others": Mutant(
+        "step/preparation.py",
+        "if key in last and last[key].params == params:",
+        "if key in last:",
         "optimizer/test_moving_masks.py::test_a_plain_dict_of_masks_is_looked_at_each_step",
     ),
     # The step itself.
@@ -170,69 +181,81 @@ MUTANTS = {
         "optimizer/test_gradients.py::test_parameters_without_gradient_are_left_alone",
     ),
     "first-step-dampened": Mutant(
-        "preparation.py",
-        "(1 + has_auto) * is_undampened)",
-        "0 * is_undampened)",
+        "step/preparation.py",
+        'is_first_step=is_new and group["dampening"] != 0',
+        "is_first_step=False",
         "optimizer/test_amp.py::test_a_group_added_after_a_first_step_that_was_skipped",
     ),
-    "first-step-of-the-corrected-takes-the-rule-of-the-uncorrected": Mutant(
-        "preparation.py",
-        "(1 + has_auto) * is_undampened)",
-        "is_undampened)",
+    "first-step-takes-the-rule-of-another-group": Mutant(
+        "step/preparation.py",
+        'RuleSource(index, is_first_step=is_new and group["dampening"] != 0)',
+        'RuleSource(0 if is_new else index, is_first_step=is_new and group["dampening"] != 0)',
+        "optimizer/test_param_groups.py::test_a_group_has_its_own",
+    ),
+    "first-step-is-of-the-first-group": Mutant(
+        "step/inputs.py",
+        "groups[source.group], batch",
+        "groups[0 if source.is_first_step else source.group], batch",
+        "update_rule/test_oracle.py",
+    ),
+    "what-feeds-no-norm-is-corrected": Mutant(
+        "step/preparation.py",
+        'correction = "layer" if p in feeding_norm else "none"',
+        'correction = "layer"',
         "optimizer/test_correction_auto.py::test_as_with_groups_by_hand",
     ),
-    "correction-is-not-what-tensors-are-made-from": Mutant(
-        "preparation.py",
-        "f.rule, f.correction",
-        "f.rule",
-        "optimizer/test_concentrated_fan_in.py::test_not_without_eq_12",
+    "factors-kept-though-the-correction-is-another": Mutant(
+        "step/preparation.py",
+        "rule, f.correction, of_device)",
+        "rule, of_device)",
+        "optimizer/test_correction_auto.py::test_written_into_a_group_later",
     ),
     "verdict-of-amp-is-one-or-nothing": Mutant(
-        "optimizer.py",
+        "step/make_step.py",
         "amp.found_inf.item() != 0",
         "amp.found_inf.item() == 1",
         "optimizer/test_amp.py::test_found_inf_leaves_everything_as_it_was",
     ),
     "negated-gradients-not-told": Mutant(
-        "gradients.py",
+        "step/gradients.py",
         "negated = gradients.any_negated",
         "negated = False",
         "optimizer/test_preparation.py::test_a_lazily_negated_gradient",
     ),
     "irregular-gradients-not-rewritten": Mutant(
-        "gradients.py",
+        "step/gradients.py",
         "else irregular:",
         "else ():",
         "optimizer/test_memory_formats.py::test_gradients_in_another_format_each_step",
     ),
     "update-hidden-from-autograd": Mutant(
-        "optimizer.py",
+        "step/make_step.py",
         "increment_version(prepared.updated)",
         "pass",
         "optimizer/test_ready.py::test_autograd_notices",
     ),
     "versions-raised-after-the-write": Mutant(
-        "optimizer.py",
+        "step/make_step.py",
         """
-        increment_version(prepared.updated)
-        for batch, own in zip(batches, inputs, strict=True):
-            batch.plan.step(own)
+    increment_version(prepared.updated)
+    for batch, own in zip(batches, inputs, strict=True):
+        batch.plan.step(own)
 """,
         """
-        for batch, own in zip(batches, inputs, strict=True):
-            batch.plan.step(own)
-        increment_version(prepared.updated)
+    for batch, own in zip(batches, inputs, strict=True):
+        batch.plan.step(own)
+    increment_version(prepared.updated)
 """,
         "optimizer/test_unseen_writes.py::test_versions_are_raised_before_weights_are_written",
     ),
     "unseen-writes-to-masks-not-looked-for": Mutant(
-        "kernels/native.py",
+        "kernels/cpu.py",
         "if watch.mask_written:",
         "if False:",
         "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
     ),
     "unseen-writes-to-weights-not-looked-for": Mutant(
-        "kernels/native.py",
+        "kernels/cpu.py",
         "if watch.weights_written:",
         "if False:",
         "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
@@ -244,101 +267,111 @@ MUTANTS = {
         "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
     ),
     "unseen-writes-found-for-ever": Mutant(
-        "kernels/native.py",
+        "kernels/cpu.py",
         "            watch.forget()",
         "            pass",
         "optimizer/test_unseen_writes.py::test_after_a_finding_the_step_is_short_again",
     ),
     "masks-of-other-optimizers-watched": Mutant(
         "optimizer.py",
-        "self._own_masks = masks_of(self._masks, names)",
-        "self._own_masks = self._masks",
+        "masks_of(self._masks, names), self._prepared",
+        "self._masks, self._prepared",
         "optimizer/test_preparation.py::test_the_masks_of_another_optimizer_change",
     ),
     "version-raised-after-a-mask-was-applied": Mutant(
-        "mask_changes.py",
+        "step/zero_outside.py",
         """
     torch.autograd.graph.increment_version(tensor)
     threads = torch.get_num_threads()
-    _native.zero_outside(mask.data_ptr(), tensor.data_ptr(), mask.numel(), tensor.element_size(), threads)
+    native_library.zero_outside(
+        mask.data_ptr(), tensor.data_ptr(), mask.numel(), tensor.element_size(), threads
+    )
 """,
         """
     threads = torch.get_num_threads()
-    _native.zero_outside(mask.data_ptr(), tensor.data_ptr(), mask.numel(), tensor.element_size(), threads)
+    native_library.zero_outside(
+        mask.data_ptr(), tensor.data_ptr(), mask.numel(), tensor.element_size(), threads
+    )
     torch.autograd.graph.increment_version(tensor)
 """,
         "masks/test_mask_changes.py::test_the_version_is_raised_before_the_weights_are_written",
     ),
     "shared-memory-not-detected": Mutant(
-        "overlap.py",
+        "step/overlap.py",
         "turns[j] = max(turns[j], turns[i] + 1)",
         "pass",
         "optimizer/test_shared_memory.py::test_as_the_for_loop_does_it",
     ),
     "masks-on-shared-memory-not-compared": Mutant(
-        "overlap.py",
+        "step/overlap.py",
         "for i, j in pairs:",
         "for i, j in pairs[:0]:",
         "optimizer/test_shared_memory.py::test_unequal_masks_on_the_same_memory_are_an_error",
     ),
     "masks-of-other-dtypes-on-shared-memory-compared-by-place": Mutant(
-        "overlap.py",
+        "step/overlap.py",
         "size != second.parameter.element_size() or distance % size != 0",
         "False",
         "optimizer/test_shared_memory.py::test_a_mask_and_another_dtype_on_the_same_memory_are_an_error",
     ),
     "later-turns-first": Mutant(
-        "preparation.py",
+        "step/preparation.py",
         "key=lambda item: item[0][0]",
         "key=lambda item: -item[0][0]",
         "optimizer/test_shared_memory.py::test_as_the_for_loop_does_it",
     ),
     "neurons-of-registered-masks-forgotten": Mutant(
-        "masks.py",
+        "masks/mapping.py",
         "place.neurons() if place is not None and place.mask() is masks[parameter] else Neurons()",
         "Neurons()",
         "bad_input/test_masks_that_fit.py::TestNeurons",
     ),
     "neurons-of-any-mask-taken-from-the-layer": Mutant(
-        "masks.py",
+        "masks/mapping.py",
         "place is not None and place.mask() is masks[parameter]",
         "place is not None",
         "bad_input/test_masks_that_fit.py::TestNeurons",
     ),
     "masks-of-a-parameter-that-was-replaced-remembered": Mutant(
-        "registered_masks.py",
+        "masks/registered_masks.py",
         " and place.parameter() is parameter",
         "",
         "bad_input/test_masks_that_fit.py::TestNeurons::test_of_a_parameter_that_its_layer_replaced",
     ),
-    "unsupported-tensors-dropped": Mutant(
-        "kernels/fallback.py",
-        "sorted(set(range(len(tensors))) - set(supported))",
-        "supported[:0]",
+    "unsupported-parameters-dropped": Mutant(
+        "step/preparation.py",
+        "    for member in members:",
+        "    for member in [own for own in members if own.entry.backend is members[0].entry.backend]:",
         "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
     ),
-    "gradients-of-unsupported-tensors-mixed-up": Mutant(
-        "kernels/fallback.py",
-        "inputs.gradients[i] for i in indices",
-        "inputs.gradients[i] for i in range(len(indices))",
+    "unsupported-parameters-given-to-the-backend": Mutant(
+        "step/preparation.py",
+        "of_device if of_device.supports(param) else REFERENCE",
+        "of_device",
         "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
     ),
-    "addresses-of-unsupported-tensors-mixed-up": Mutant(
-        "kernels/fallback.py",
-        "addresses=addresses_of(gradients)",
-        "addresses=inputs.addresses",
+    "gradients-of-unsupported-parameters-mixed-up": Mutant(
+        "step/gradients.py",
+        "gradients.tensors[i] for i in positions",
+        "gradients.tensors[i] for i in range(len(positions))",
         "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
     ),
-    "norm-of-supported-tensors-alone": Mutant(
-        "kernels/fallback.py",
-        "sum(squares[1:], start=squares[0])",
-        "squares[0]",
+    "addresses-of-unsupported-parameters-mixed-up": Mutant(
+        "step/gradients.py",
+        "return own, addresses_of(own)",
+        "return own, gradients.addresses[: 8 * len(own)]",
+        "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
+    ),
+    "norm-of-the-first-batch-alone": Mutant(
+        "step/inputs.py",
+        "sum(map(float, squares))",
+        "float(squares[0])",
         "optimizer/test_memory_formats.py::test_gaps_in_some_parameters_of_several",
     ),
     "limits-of-the-first-group-for-all": Mutant(
-        "scalars.py",
-        "coefficients[i % len(limits)]",
-        "coefficients[0]",
+        "step/inputs.py",
+        "zip(own.rules, coefficients, strict=True)",
+        "zip(own.rules, coefficients[:1] * len(own.rules), strict=True)",
         "optimizer/test_param_groups.py::test_a_group_has_its_own",
     ),
     # Updates of masks.
@@ -416,13 +449,13 @@ MUTANTS = {
     "a-users-change-costs-a-step": Mutant(
         "optimizer.py",
         "        if not skips:\n",
-        "        if not skips and (self._snapshot is not None or not self.state):\n",
+        "        if not skips and (last.is_same(observed) or not self.state):\n",
         "topology/test_skip_step.py::test_a_users_own_change_costs_no_step",
     ),
     "made-again-though-it-is-left-out": Mutant(
         "optimizer.py",
-        "is_plain = not skips and ",
-        "is_plain = ",
+        "may_repeat = not skips and ",
+        "may_repeat = ",
         "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
     ),
     "left-out-more-than-once": Mutant(
@@ -433,8 +466,8 @@ MUTANTS = {
     ),
     "taken-before-a-step-that-fails": Mutant(
         "optimizer.py",
-        "        if self._made_again(skips):",
-        "        [skip.take(self) for skip in skips]\n        if self._made_again(skips):",
+        "        last, self._last = self._last, NO_STEP",
+        "        [skip.take(self) for skip in skips]\n        last, self._last = self._last, NO_STEP",
         "topology/test_skip_step.py::test_a_step_that_fails_is_left_out_when_it_is_made",
     ),
     "one-that-was-not-used-does-not-end": Mutant(
@@ -464,18 +497,18 @@ MUTANTS = {
     # The norm over all positions.
     "dense-norm-with-the-mask": Mutant(
         "kernels/reference.py",
-        'return corrected if over == "dense" else ',
-        "return ",
+        'mask is None or over == "dense"',
+        "mask is None",
         "update_rule/test_dense_norm.py::test_by_hand",
     ),
     "dense-norm-without-factors": Mutant(
         "kernels/reference.py",
-        "    corrected = gradient.to(dtype) * c.to(dtype)",
-        '    corrected = gradient.to(dtype) * (1.0 if over == "dense" else c.to(dtype))',
+        "g = gradient.to(dtype) if c is None else",
+        'g = gradient.to(dtype) if c is None or over == "dense" else',
         "update_rule/test_dense_norm.py::test_by_hand",
     ),
     "dense-norm-asked-of-active-weights": Mutant(
-        "kernels/native.py",
+        "kernels/cpu.py",
         'dense=over == "dense"',
         "dense=False",
         "update_rule/test_dense_norm.py::test_by_hand",

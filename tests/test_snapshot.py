@@ -112,6 +112,7 @@ CHANGES: dict[str, tuple[Callable[[Step], object], set[str]]] = {
     "momentum": (lambda s: s.set("momentum", 0.0), {"groups"}),
     "dampening": (lambda s: s.set("dampening", 0.5), {"groups"}),
     "correction": (lambda s: s.set("correction", "none"), {"groups"}),
+    "norm": (lambda s: s.set("max_grad_norm_over", "dense"), {"groups"}),
     "whose-the-masks-are": (Step.give_the_third_a_mask, {"masked"}),
     "a-mask-is-another": (Step.replace_a_mask, {"memory"}),
     "a-mask-was-written": (lambda s: s.write(s.masks[s.weights[1]]), {"mask_versions"}),
