@@ -33,7 +33,7 @@ from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Turn, take_turns
 from sparseopt_kernels.text_table import aligned
 
 _OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-_CUDA_LAUNCHES = ("count_rows", "list_sectors", "masked_step", "walk_step", "walk_squares")
+_CUDA_LAUNCHES = ("count_rows", "list_sectors", "masked_step", "sector_step", "sector_squares")
 _ROUNDS = Rounds(timed=400, warmup=40)
 
 

@@ -37,7 +37,7 @@ class Compiled:
 def compile_file(
     name: str, architecture: int, folder: Path, sources: Path = SOURCES
 ) -> dict[tuple[str, str], Compiled]:
-    """Return the kernels of a file by their names and the type of the weights: ``("walk_step", "Half")``.
+    """Return the kernels of a file by their names and the type of the weights: ``("sector_step", "Half")``.
 
     Args:
         name: the file in csrc/cuda, without its suffix.

@@ -169,7 +169,7 @@ class Multiprocessor:
         return max(end, self._moved)
 
 
-def walk_ns(layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiprocessor) -> float:
+def sector_ns(layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiprocessor) -> float:
     """Return the time of a step with unchanged masks: the walk visits all sectors of dense layers and of
     those with many live ones, and the listed sectors of the others."""
     chunk, size = TritonKernels.chunk, 32
@@ -252,7 +252,7 @@ def triton_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
             (listing,), (taken,) = instructions(cubin).values(), usage(cubin).values()
             code[name] = listing, taken["REG"]
     masked, registers = code["masked_step"]
-    return Kernels(_triton_phases(*code["walk_step"]), _triton_phases(masked, registers), _count(masked))
+    return Kernels(_triton_phases(*code["sector_step"]), _triton_phases(masked, registers), _count(masked))
 
 
 def cuda_walk(dtype: torch.dtype = torch.float32) -> Phases | None:
@@ -271,7 +271,7 @@ def cuda_round(dtype: torch.dtype) -> tuple[int, list[Instruction], int]:
     with weights that have a c_i, and the next sector is found.
     """
     with tempfile.TemporaryDirectory() as folder:
-        kernel = compile_file("walk_step", 90, Path(folder))["walk_step", CUDA_TYPES[dtype]]
+        kernel = compile_file("sector_step", 90, Path(folder))["sector_step", CUDA_TYPES[dtype]]
     begin = max((own for own in loops(kernel.code) if any(map(_is_vector, own))), key=len)[0].address
     way = shortest_round(
         kernel.code,
@@ -311,7 +311,7 @@ def step_us(
     shapes: Sequence[Shape], sparsity: float, walk: Phases, dtype: torch.dtype = torch.float32
 ) -> float:
     """Return the time of a step with unchanged masks, in microseconds."""
-    return walk_ns(layers_of(shapes, sparsity), weights_per_sector(dtype), walk, Multiprocessor()) / 1e3
+    return sector_ns(layers_of(shapes, sparsity), weights_per_sector(dtype), walk, Multiprocessor()) / 1e3
 
 
 def main() -> int:

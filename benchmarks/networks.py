@@ -72,7 +72,7 @@ def floor_bytes_of(contestant: Contestant, line: int) -> int:
     return sum(floor_bytes(p, masks.get(p), line) for p in contestant.network.parameters)
 
 
-def walk_floor_bytes(parameter: Tensor, mask: Tensor | None) -> int:
+def sector_floor_bytes(parameter: Tensor, mask: Tensor | None) -> int:
     """Return the least bytes that the walk of a GPU backend can move.
 
     They are those of ``floor_bytes``, and the sectors of c_i of neurons that have an active weight. If few

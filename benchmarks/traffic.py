@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import triton
-from networks import resnet50, walk_floor_bytes
+from networks import resnet50, sector_floor_bytes
 from torch import Tensor, nn
 from tqdm import tqdm
 from triton.runtime import interpreter
@@ -36,7 +36,7 @@ import sparseopt_kernels as sk
 from sparseopt_kernels.kernels.contract import Inputs
 from sparseopt_kernels.kernels.gpu import plan as gpu_plan
 from sparseopt_kernels.kernels.gpu.plan import GpuPlan
-from sparseopt_kernels.kernels.gpu.tables import WalkLaunch, WalkRow
+from sparseopt_kernels.kernels.gpu.tables import SectorLaunch, SectorRow
 from sparseopt_kernels.kernels.gpu.triton import TritonKernels
 from sparseopt_kernels.lab.training.models import resnet
 from sparseopt_kernels.text_table import aligned
@@ -103,10 +103,10 @@ def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Laye
                 super().step(inputs)
             assert self._placed is not None
             for launch, touched in zip(self._placed.layout.launches, launches, strict=True):
-                assert isinstance(launch, WalkLaunch)
+                assert isinstance(launch, SectorLaunch)
                 layers.extend(self._layers(launch, touched, inputs))
 
-        def _layers(self, launch: WalkLaunch, touched: Touched, inputs: Inputs) -> Iterator[Layer]:
+        def _layers(self, launch: SectorLaunch, touched: Touched, inputs: Inputs) -> Iterator[Layer]:
             """Yield the launch's traffic by parameter: its own memory, the owners of its chunks, and an equal
             share of the rest, which is tables and scalars."""
             own = {}
@@ -114,17 +114,17 @@ def measure(model: nn.Module, masks: Mapping[nn.Parameter, Tensor]) -> list[Laye
                 param, sectors, factors = self._params[i], self._listed[i].sectors, self._factors[i]
                 memory = [param.parameter, param.momentum_buffer, inputs.gradients[i]]
                 memory += [*(sectors or ()), *(factors or ())]
-                own[i] = [t for t in memory if t is not None], WalkRow(*row)
+                own[i] = [t for t in memory if t is not None], SectorRow(*row)
             costs = []
             for seen in (touched, touched.in_pairs()):
                 known = {i: sum(map(seen.bytes_of, memory)) for i, (memory, _) in own.items()}
-                shared = seen.bytes_in_all() - sum(known.values()) - seen.bytes_of(launch.owner)
+                shared = seen.bytes_in_all() - sum(known.values()) - seen.bytes_of(launch.chunk_to_tensor)
                 chunks = {i: -(-row.length // _TRUE_CHUNK) for i, (_, row) in own.items()}
                 costs.append({i: known[i] + shared / len(own) + 4 * chunks[i] for i in own})
             for i in own:
                 p, mask = self._params[i].parameter, self._params[i].mask
                 columns = 0 if mask is None else mask[0].numel()
-                floor = walk_floor_bytes(p, mask)
+                floor = sector_floor_bytes(p, mask)
                 yield Layer(names[p], columns, p.numel(), p.itemsize, floor, costs[0][i], costs[1][i])
 
     with (

@@ -52,7 +52,7 @@ CONSTANTS = [
     Constant("step.cpp", "kWorthAThread", ("1 << 9", "1 << 13"), ("small layers", "ResNet-20 0.9")),
     Constant("step.cpp", "kWorthTiming", ("1", "1 << 10"), ("ResNet-20 0.9",)),
     Constant("zero_outside.cpp", "kPiece", ("1 << 13", "1 << 20"), ("new masks",)),
-    Constant("chunks.h", "kChunk", ("1 << 13", "1 << 19"), ("RigL update",)),
+    Constant("parallel_for.h", "kGrain", ("1 << 13", "1 << 19"), ("RigL update",)),
     Constant("bit_words.h", "kBatch", ("1 << 8", "1 << 12"), ("RigL update",)),
     Constant("mask_updates.cpp", "kFewestPerThread", ("1 << 12", "1 << 18"), ("small RigL update",)),
     Constant("selection.cpp", "kFewest", ("1 << 8", "1 << 16"), ("small RigL update",)),

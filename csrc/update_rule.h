@@ -22,9 +22,9 @@ enum class Momentum { kNone, kHeavyBall, kNesterov };
 // float64.
 template <class T>
 struct Coefficients {
-  T lr;            // eta
-  T momentum;      // mu
-  T fresh;         // 1 - tau
+  T lr;        // eta
+  T momentum;  // mu
+  T one_minus_dampening;
   T weight_decay;  // lambda
   T ham_alpha;
   T ham_beta;
@@ -66,7 +66,7 @@ SPARSEOPT_INLINE void update_weight(T& p, T g, T& b, const Coefficients<T>& k) {
   const T d = select(k.weight_decay == T(0), g, multiply_add(k.weight_decay, p, g));
   T u = d;
   if (kMomentum != Momentum::kNone) {
-    b = multiply_add(k.fresh, d, k.momentum * b);
+    b = multiply_add(k.one_minus_dampening, d, k.momentum * b);
     u = kMomentum == Momentum::kNesterov ? multiply_add(k.momentum, b, d) : b;
   }
   p = multiply_add(-k.lr, u, p);

@@ -14,19 +14,19 @@ LIST_ROWS: int
 """Rows of a block of ``count_rows`` and ``list_sectors``."""
 STEP_ROW: tuple[str, ...]
 """What the kernels take the columns of their tables for, and the fields of a rule."""
-WALK_ROW: tuple[str, ...]
+SECTOR_ROW: tuple[str, ...]
 LIST_ROW: tuple[str, ...]
 RULE: tuple[str, ...]
 
-class Walk:
-    """Tensors that are walked: what stays from step to step. ``table``, ``owner`` and ``chunks`` are as in
-    ``gpu/tables.WalkLaunch``."""
+class SectorLaunch:
+    """Tensors that are updated sector by sector: what stays from step to step. ``table``, ``chunk_to_tensor`` and ``chunks``
+    are as in ``gpu/tables.SectorLaunch``."""
 
     def __init__(
         self,
         dtype: str,
         table: int,
-        owner: int,
+        chunk_to_tensor: int,
         chunks: int,
         wide: bool,
         most_chunks: int,
@@ -41,7 +41,7 @@ def step_rows(columns: int) -> int:
 def masked_step(
     dtype: str,
     table: int,
-    owner: int,
+    block_to_tensor: int,
     blocks: int,
     gradients: bytes,
     rules: Sequence[Rule],
@@ -49,23 +49,30 @@ def masked_step(
     found_inf: int,
     stream: int,
 ) -> None:
-    """Update neurons whose fan-in is counted from their masks. ``table`` and ``owner`` are as in
+    """Update neurons whose fan-in is counted from their masks. ``table`` and ``block_to_tensor`` are as in
     ``gpu/tables.StepLaunch``; ``grad_scale`` and ``found_inf`` are addresses of float32 numbers, or 0."""
 
-def walk_step(
-    walk: Walk, gradients: bytes, rules: Sequence[Rule], grad_scale: int, found_inf: int, stream: int
+def sector_step(
+    launch: SectorLaunch,
+    gradients: bytes,
+    rules: Sequence[Rule],
+    grad_scale: int,
+    found_inf: int,
+    stream: int,
 ) -> None:
     """Update the live sectors of all tensors."""
 
-def walk_squares(walk: Walk, gradients: bytes, sums: int, stream: int) -> None:
-    """Write two numbers of the arithmetic type for each of ``walk.blocks``. The sum of them all, taken in
+def sector_squares(launch: SectorLaunch, gradients: bytes, sums: int, stream: int) -> None:
+    """Write two numbers of the arithmetic type for each of ``launch.blocks``. The sum of them all, taken in
     float64, is that of ``(c_i g)^2``."""
 
-def count_rows(dtype: str, table: int, owner: int, fan_in: int, live: int, blocks: int, stream: int) -> None:
+def count_rows(
+    dtype: str, table: int, block_to_tensor: int, fan_in: int, live: int, blocks: int, stream: int
+) -> None:
     """As ``gpu/lists.ListKernels`` has it; memory is as in ``gpu/lists.Listing``."""
 
 def list_sectors(
-    dtype: str, table: int, owner: int, fan_in: int, live: int, ends: int, blocks: int, stream: int
+    dtype: str, table: int, block_to_tensor: int, fan_in: int, live: int, ends: int, blocks: int, stream: int
 ) -> None: ...
 def build_info() -> dict[str, object]:
     """``cuda``: the compiler's version; ``architectures``: those there is machine code for, as 90 for

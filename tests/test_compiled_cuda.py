@@ -25,18 +25,18 @@ pytestmark = [
 ]
 
 ARCHITECTURES = [80, 90, 100]
-FILES = ["lists", "masked_step", "walk_squares", "walk_step"]
+FILES = ["lists", "masked_step", "sector_squares", "sector_step"]
 BYTES = {"float": 4, "double": 8, "BFloat16": 2, "Half": 2}
 STREAMS = {
     "masked_step": (3, 2),
-    "walk_step": (3, 2),
-    "walk_squares": (1, 0),
+    "sector_step": (3, 2),
+    "sector_squares": (1, 0),
 }  # p, g, b read, p and b written
 KERNELS = [(kernel, stored) for kernel in STREAMS for stored in BYTES]
 
 # Beside weights, at most: tables and owners, mask bytes or bits, c_i or the mean fan-in, numbers of rules and
 # of AMP. A walk reads its table three times over, rather than have it in registers.
-OTHER_LOADS = {"masked_step": 42, "walk_step": 39, "walk_squares": 27}
+OTHER_LOADS = {"masked_step": 42, "sector_step": 39, "sector_squares": 27}
 
 # With nvcc 13.0, at most, of the three architectures. 64 of __launch_bounds__ leave four blocks of 256
 # threads on a multiprocessor, and nothing in local memory.
@@ -45,14 +45,14 @@ REGISTERS = {
     ("masked_step", "BFloat16"): 64,
     ("masked_step", "Half"): 64,
     ("masked_step", "double"): 176,  # 167
-    ("walk_step", "float"): 64,
-    ("walk_step", "BFloat16"): 64,
-    ("walk_step", "Half"): 64,
-    ("walk_step", "double"): 128,  # 118
-    ("walk_squares", "float"): 56,  # 45
-    ("walk_squares", "BFloat16"): 64,  # 59
-    ("walk_squares", "Half"): 64,  # 56
-    ("walk_squares", "double"): 80,  # 68
+    ("sector_step", "float"): 64,
+    ("sector_step", "BFloat16"): 64,
+    ("sector_step", "Half"): 64,
+    ("sector_step", "double"): 128,  # 118
+    ("sector_squares", "float"): 56,  # 45
+    ("sector_squares", "BFloat16"): 64,  # 59
+    ("sector_squares", "Half"): 64,  # 56
+    ("sector_squares", "double"): 80,  # 68
     ("count_rows", "4"): 48,  # 40
     ("count_rows", "8"): 40,  # 32
     ("count_rows", "16"): 40,  # 32
@@ -91,7 +91,7 @@ def vectors_are_right(compiled: Compiled, kernel: str, stored: str) -> bool:
     read, written = accesses(compiled.opcodes, "LDG"), accesses(compiled.opcodes, "STG")
     vectors = count * size // 128
     others = sum(read.values()) - loads * (vectors + count)
-    sums = Counter({max(size, 32): 2}) if kernel == "walk_squares" else Counter()
+    sums = Counter({max(size, 32): 2}) if kernel == "sector_squares" else Counter()
     return (
         read[128] == loads * vectors
         and read[size] >= loads * count
@@ -112,7 +112,7 @@ def test_weights_are_accessed_by_vectors(architecture: int, kernel: str, stored:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kernel", ["masked_step", "walk_step"])
+@pytest.mark.parametrize("kernel", ["masked_step", "sector_step"])
 @pytest.mark.parametrize("stored", BYTES)
 def test_all_is_read_before_anything_is_written(architecture: int, kernel: str, stored: str) -> None:
     """Three streams are under way at once: no load waits behind a store that it might depend on."""
@@ -122,7 +122,7 @@ def test_all_is_read_before_anything_is_written(architecture: int, kernel: str, 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kernel", ["masked_step", "walk_step"])
+@pytest.mark.parametrize("kernel", ["masked_step", "sector_step"])
 def test_half_precision_is_converted_by_instructions(architecture: int, kernel: str) -> None:
     """Of integer arithmetic, there are ten for each number."""
     for stored, name in (("Half", "F2FP"), ("BFloat16", "F2FP.BF16")):
@@ -151,7 +151,7 @@ def test_only_double_kernels_have_double_precision(architecture: int) -> None:
 
 
 MUTATIONS = {
-    "vectors": ("cuda/walk_step.cu", "vectors = count == kWeights", "vectors = false && count == kWeights"),
+    "vectors": ("cuda/sector_step.cu", "vectors = count == kWeights", "vectors = false && count == kWeights"),
     "double": ("update_rule.h", "exponent < T(-5),", "exponent < -5.1,"),
     "spills": ("cuda/threads.h", "sizeof(T) == sizeof(float) ? 4 : 2", "8"),
 }
@@ -165,8 +165,8 @@ def test_these_tests_can_fail(name: str, tmp_path: Path) -> None:
     text = (tmp_path / "csrc" / file).read_text()
     assert text.count(old) == 1
     (tmp_path / "csrc" / file).write_text(text.replace(old, new))
-    key = "walk_step", "float"
-    mutant = compile_file("walk_step", ARCHITECTURES[0], tmp_path, tmp_path / "csrc")[key]
+    key = "sector_step", "float"
+    mutant = compile_file("sector_step", ARCHITECTURES[0], tmp_path, tmp_path / "csrc")[key]
     assert vectors_are_right(mutant, *key) == (name != "vectors")
     assert bool(float64(mutant.opcodes)) == (name == "double")
     assert bool(mutant.local_memory) == (name == "spills")

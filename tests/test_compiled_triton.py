@@ -23,13 +23,13 @@ from triton_mutants import substitute
 
 from sparseopt_kernels.kernels.contract import Rule
 from sparseopt_kernels.kernels.gpu import triton as backend
-from sparseopt_kernels.kernels.gpu.tables import WalkRow
+from sparseopt_kernels.kernels.gpu.tables import SectorRow
 
 pytestmark = pytest.mark.compiled
 needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")
 
 # All that a row of the table says, of the next chunk as well; where the gradient is, and masks of a thread.
-ADDRESSES = 2 * len(WalkRow._fields) + 1 + 4
+ADDRESSES = 2 * len(SectorRow._fields) + 1 + 4
 # owner, listed, factors (two, and those of a rest), chunks, divisor, found_inf, grad_scale; two groups'
 # lr and gamma. Twice: PTX has some of them at several places.
 NUMBERS = 2 * 12
@@ -51,12 +51,12 @@ each_variant = pytest.mark.parametrize(
 # Of a thread, at most, with Triton 3.7: the most of all dtypes and NVIDIA architectures, by setting. Programs
 # have 32 threads, of which a multiprocessor with 65536 registers holds 32 at 64 registers, and 25 at 80.
 REGISTERS = {
-    "walk_step": {"sgd": 64, "momentum": 80, "everything": 95},
-    "walk_step (unaligned)": {"sgd": 80, "momentum": 214, "everything": 214},
-    "walk_step (gradients unaligned)": {"sgd": 64, "momentum": 80, "everything": 95},
-    "walk_squares": {"everything": 60},
-    "walk_squares (unaligned)": {"everything": 78},
-    "walk_squares (gradients unaligned)": {"everything": 78},
+    "sector_step": {"sgd": 64, "momentum": 80, "everything": 95},
+    "sector_step (unaligned)": {"sgd": 80, "momentum": 214, "everything": 214},
+    "sector_step (gradients unaligned)": {"sgd": 64, "momentum": 80, "everything": 95},
+    "sector_squares": {"everything": 60},
+    "sector_squares (unaligned)": {"everything": 78},
+    "sector_squares (gradients unaligned)": {"everything": 78},
     "masked_step": {"sgd": 78, "momentum": 94, "everything": 102},
     "masked_step (unaligned)": {"sgd": 78, "momentum": 107, "everything": 107},
     "count_rows": {"sgd": 64, "momentum": 95, "everything": 95},
@@ -92,7 +92,7 @@ def check_accesses(launch: Launch, target: str, read: Counter[int], written: Cou
     64 bits), the table (64) and numbers (32), nothing of which is written."""
     bits, vectors = 8 * launch.size, 32 // 16
     weights = 32 // launch.size if launch.aligned or launch.kernel.startswith("walk") else 8
-    is_walk, is_half = launch.kernel.startswith("walk"), bits == 16
+    is_sector_step, is_half = launch.kernel.startswith("walk"), bits == 16
     reads, writes = launch.streams
     single = reads  # tensors that are read weight by weight
     if launch.aligned:
@@ -100,8 +100,8 @@ def check_accesses(launch: Launch, target: str, read: Counter[int], written: Cou
         # AMD's read rows of the table so, too.
         expected_vectors = vectors * (reads - single)
         assert read[128] == expected_vectors or (target in AMD and read[128] > expected_vectors)
-        assert read[bits] >= is_walk * reads + weights * single
-        expected = Counter({128: vectors * writes}) + Counter({bits: is_walk * writes})
+        assert read[bits] >= is_sector_step * reads + weights * single
+        expected = Counter({128: vectors * writes}) + Counter({bits: is_sector_step * writes})
     else:
         assert read[128] == 0 or target in AMD
         assert read[bits] >= weights * reads
@@ -112,7 +112,7 @@ def check_accesses(launch: Launch, target: str, read: Counter[int], written: Cou
         assert written in ({32: 2}, {64: 1})  # a sum and its error
     assert set(read) <= {128, 64, 32, 16, 8} | ({96} if target in AMD else set())
     assert read[64] <= ADDRESSES
-    of_weights = is_walk * launch.aligned * reads + weights * single
+    of_weights = is_sector_step * launch.aligned * reads + weights * single
     assert read[32] <= NUMBERS + (0 if is_half else of_weights) + (not launch.aligned) * weights
     if is_half and single:
         assert read[16] <= of_weights + 5
@@ -159,7 +159,7 @@ def test_the_assembler_keeps_the_vectors(
 def test_no_thread_waits_for_others(target: str, dtype: torch.dtype, setting: str, tmp_path: Path) -> None:
     """Each has the sector whose number it has read: nothing goes to other threads."""
     for launch in launches(target, dtype, setting):
-        if launch.kernel == "walk_step" and launch.aligned:
+        if launch.kernel == "sector_step" and launch.aligned:
             (code,) = opcodes(launch.cubin(tmp_path)).values()
             assert not {o.split(".")[0] for o in code} & {"BAR", "SHFL", "LDS", "STS", "LDSM"}, launch.name
 
@@ -283,7 +283,7 @@ def test_a_worse_kernel_is_noticed(name: str, tmp_path: Path, monkeypatch: pytes
     """The checks above fail for kernels with what they look for."""
     substitute(*MUTATIONS[name], tmp_path, monkeypatch)
     found = launches_of_steps(TARGETS["sm_90"], torch.float32, SETTINGS["momentum"])
-    (launch,) = (launch for launch in found if launch.kernel == "walk_step")
+    (launch,) = (launch for launch in found if launch.kernel == "sector_step")
     ptx = launch.assembly("sm_90")
     if name == "double precision":
         assert ".f64" in ptx
@@ -297,6 +297,6 @@ def test_spills_are_noticed(tmp_path: Path) -> None:
     """A tile that is too large for the registers."""
     many = GPUTarget("cuda", 90, 512)  # sectors a program, for the 32 threads of a warp
     found = launches_of_steps(many, torch.float32, SETTINGS["momentum"])
-    (launch,) = (launch for launch in found if launch.kernel == "walk_step")
+    (launch,) = (launch for launch in found if launch.kernel == "sector_step")
     (taken,) = usage(launch.cubin(tmp_path)).values()
     assert taken["STACK"] + taken["LOCAL"] > 0

@@ -29,7 +29,7 @@ from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.kernels.contract import Rule
 from sparseopt_kernels.kernels.gpu.cuda import CudaKernels
 from sparseopt_kernels.kernels.gpu.lists import ListRow
-from sparseopt_kernels.kernels.gpu.tables import StepRow, WalkRow
+from sparseopt_kernels.kernels.gpu.tables import SectorRow, StepRow
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
@@ -107,32 +107,36 @@ def test_a_launch_of_nothing_is_refused(probe) -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["one-pass", "walk"])
-def walked(request: pytest.FixtureRequest, cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> bool:
+def by_sectors(request: pytest.FixtureRequest, cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Which kernel updates what has a mask."""
     loaded(cuda, monkeypatch)
     return request.param
 
 
-def check_steps(weights: Sequence[Weight], *, walked: bool) -> None:
+def check_steps(weights: Sequence[Weight], *, by_sectors: bool) -> None:
     for weight in weights:
         expected = weight.expected(Hyper())
-        step([weight], [Hyper().rule()], walked=walked)
+        step([weight], [Hyper().rule()], by_sectors=by_sectors)
         assert_near(weight, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("columns", [1, 2, 3, 7, 8, 27, 100, 256, 257, 2048, 2049, 4104])
-def test_rows_of_any_length(walked: bool, columns: int, offset: int, dtype: str) -> None:
-    check_steps([Weight(dtype, 21 if columns < 2000 else 3, columns, offset=offset)], walked=walked)
+def test_rows_of_any_length(by_sectors: bool, columns: int, offset: int, dtype: str) -> None:
+    check_steps([Weight(dtype, 21 if columns < 2000 else 3, columns, offset=offset)], by_sectors=by_sectors)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offsets", [(0, 1), (1, 0)], ids=["gradients", "others"])
 @pytest.mark.parametrize("columns", [3, 64, 256, 4104])
-def test_some_memory_is_not_aligned(walked: bool, columns: int, offsets: tuple[int, int], dtype: str) -> None:
+def test_some_memory_is_not_aligned(
+    by_sectors: bool, columns: int, offsets: tuple[int, int], dtype: str
+) -> None:
     """Gradients alone, as those of DistributedDataParallel may be, or all but gradients."""
-    check_steps([Weight(dtype, 5, columns, offset=offsets[0], gradient_offset=offsets[1])], walked=walked)
+    check_steps(
+        [Weight(dtype, 5, columns, offset=offsets[0], gradient_offset=offsets[1])], by_sectors=by_sectors
+    )
 
 
 @pytest.mark.parametrize("density", [None, 0.0, 0.02, 1.0], ids=["dense", "empty", "sparse", "full"])
@@ -148,23 +152,23 @@ def test_some_memory_is_not_aligned(walked: bool, columns: int, offsets: tuple[i
     ids=str,
 )
 @pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "plain"])
-def test_hyperparameters(walked: bool, density, correction, hyper, momentum) -> None:
+def test_hyperparameters(by_sectors: bool, density, correction, hyper, momentum) -> None:
     hyper = Hyper(**hyper)
     weight = Weight(density=density, momentum=momentum, ham=hyper.ham_alpha != 0, correction=correction)
     expected = weight.expected(hyper)
-    step([weight], [hyper.rule()], walked=walked)
+    step([weight], [hyper.rule()], by_sectors=by_sectors)
     assert_near(weight, expected)
 
 
-def test_gradients_and_weights_that_are_masked_do_not_matter(walked: bool) -> None:
+def test_gradients_and_weights_that_are_masked_do_not_matter(by_sectors: bool) -> None:
     """What is in a piece of eight without an active weight, nobody reads or writes: here, rows are whole
     pieces."""
     weight, other = Weight(columns=104), Weight(columns=104)
     for rubbish in (weight.p, weight.b):
         rubbish[~weight.mask] = -float("inf")
     untouched = ~weight.mask.view(-1, 8).any(1, keepdim=True).expand(-1, 8).reshape(weight.mask.shape)
-    step([weight], [Hyper().rule()], walked=walked)
-    step([other], [Hyper().rule()], walked=walked)
+    step([weight], [Hyper().rule()], by_sectors=by_sectors)
+    step([other], [Hyper().rule()], by_sectors=by_sectors)
     outside = ~weight.mask
     assert untouched.any()
     assert (outside & ~untouched).any()
@@ -175,63 +179,63 @@ def test_gradients_and_weights_that_are_masked_do_not_matter(walked: bool) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scalars_are_read_on_the_device(walked: bool, dtype: str) -> None:
+def test_scalars_are_read_on_the_device(by_sectors: bool, dtype: str) -> None:
     wide = torch.float64 if dtype == "float64" else torch.float32
     lr, gamma = torch.tensor(0.5, dtype=wide), torch.tensor(2.0, dtype=wide)
     weight = Weight(dtype)
     expected = weight.expected(Hyper(lr=0.5), gamma=2.0 / 8.0)
     scaling = {"grad_scale": torch.tensor(8.0), "found_inf": torch.tensor(0.0)}
-    step([weight], [Hyper().rule(lr=lr, gamma=gamma)], walked=walked, **scaling)
+    step([weight], [Hyper().rule(lr=lr, gamma=gamma)], by_sectors=by_sectors, **scaling)
     assert_near(weight, expected)
 
 
-def test_found_inf_leaves_everything_as_it_is(walked: bool) -> None:
+def test_found_inf_leaves_everything_as_it_is(by_sectors: bool) -> None:
     weight = Weight()
     before = weight.p.clone(), weight.b.clone()
-    step([weight], [Hyper().rule()], walked=walked, found_inf=torch.tensor(2.0))
+    step([weight], [Hyper().rule()], by_sectors=by_sectors, found_inf=torch.tensor(2.0))
     assert torch.equal(weight.p, before[0])
     assert torch.equal(weight.b, before[1])
 
 
-def with_ready(launches: int, *, walked: bool) -> int:
+def with_ready(launches: int, *, by_sectors: bool) -> int:
     """A step with new masks launches what the next step does, too, for nothing."""
-    return launches if walked else 2 * launches
+    return launches if by_sectors else 2 * launches
 
 
-def test_more_tensors_than_a_launch_takes_are_several_launches(walked: bool, cuda, control) -> None:
+def test_more_tensors_than_a_launch_takes_are_several_launches(by_sectors: bool, cuda, control) -> None:
     capacity = cuda.MOST_TENSORS
     for count, launches in [(1, 1), (capacity, 1), (capacity + 1, 2)]:
         weights = [Weight(rows=3, columns=20, density=0.5, seed=i) for i in range(count)]
         expected = [weight.expected(Hyper()) for weight in weights]
-        plan, inputs = plan_of(weights, walked=walked), inputs_of(weights, [Hyper().rule()])
+        plan, inputs = plan_of(weights, by_sectors=by_sectors), inputs_of(weights, [Hyper().rule()])
         before = control.cuda_on_cpu_launches()
         plan.step(inputs)
-        assert control.cuda_on_cpu_launches() - before == with_ready(launches, walked=walked)
+        assert control.cuda_on_cpu_launches() - before == with_ready(launches, by_sectors=by_sectors)
         for weight, result in zip(weights, expected, strict=True):
             assert_near(weight, result)
 
 
-def test_each_tensor_has_the_rule_of_its_group(walked: bool, cuda, control) -> None:
+def test_each_tensor_has_the_rule_of_its_group(by_sectors: bool, cuda, control) -> None:
     count = cuda.MOST_RULES + 1
     hypers = [Hyper(lr=0.1 * (i + 1)) for i in range(count)]
     weights = [Weight(rows=3, columns=20, seed=i, rule=i % count) for i in range(3 * count)]
     expected = [weight.expected(hypers[weight.rule]) for weight in weights]
-    plan = plan_of(weights, walked=walked)
+    plan = plan_of(weights, by_sectors=by_sectors)
     before = control.cuda_on_cpu_launches()
     plan.step(inputs_of(weights, [hyper.rule() for hyper in hypers]))
     # One rule did not fit into the first.
-    assert control.cuda_on_cpu_launches() - before == with_ready(2, walked=walked)
+    assert control.cuda_on_cpu_launches() - before == with_ready(2, by_sectors=by_sectors)
     for weight, result in zip(weights, expected, strict=True):
         assert_near(weight, result)
 
 
-def test_tensors_without_elements_make_no_launch(walked: bool, control) -> None:
+def test_tensors_without_elements_make_no_launch(by_sectors: bool, control) -> None:
     weights = [Weight(rows=0), Weight(columns=0), Weight(rows=0, density=None)]
     for more, launches in (([], 0), ([Weight()], 1)):
-        plan = plan_of([*weights, *more], walked=walked)
+        plan = plan_of([*weights, *more], by_sectors=by_sectors)
         before = control.cuda_on_cpu_launches()
         plan.step(inputs_of([*weights, *more], [Hyper().rule()]))
-        assert control.cuda_on_cpu_launches() - before == with_ready(launches, walked=walked)
+        assert control.cuda_on_cpu_launches() - before == with_ready(launches, by_sectors=by_sectors)
 
 
 def test_more_chunks_than_warps(cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,22 +243,22 @@ def test_more_chunks_than_warps(cuda: ModuleType, monkeypatch: pytest.MonkeyPatc
     loaded(cuda, monkeypatch)
     weights = [Weight(columns=2100, rows=37), Weight(rows=40), Weight(rows=999, density=None)]
     expected = [weight.expected(Hyper()) for weight in weights]
-    step(weights, [Hyper().rule()], walked=True)
+    step(weights, [Hyper().rule()], by_sectors=True)
     for weight, result in zip(weights, expected, strict=True):
         assert_near(weight, result)
 
 
 @pytest.mark.parametrize(
-    ("walked", "mutation"),
+    ("by_sectors", "mutation"),
     [
         (
             False,
             Substitution("cuda/masked_step.cu", "left < kOctet ? static_cast<int>(left)", "left < 1 ? 1"),
         ),
         (False, Substitution("cuda/masked_step.cu", "__syncthreads();\n  value = 0;", "value = 0;")),
-        (True, Substitution("cuda/walk_step.cu", "count = left < kWeights ?", "count = left < 1 ?")),
+        (True, Substitution("cuda/sector_step.cu", "count = left < kWeights ?", "count = left < 1 ?")),
         (True, Substitution("cuda/lanes.h", "% sizeof(uint4) == 0", "% sizeof(float) == 0")),
-        (True, Substitution("cuda/walk_step.cu", " && is_aligned(from_g)", "")),
+        (True, Substitution("cuda/sector_step.cu", " && is_aligned(from_g)", "")),
         (False, Substitution("cuda/masked_step.cu", " && is_aligned(g_)", "")),
         (True, Substitution("cuda/walk.h", "chunk += gridDim.x * kWarps", "chunk += gridDim.x * kWarps + 1")),
         (True, Substitution("cuda/walk.h", "if (i >= row.length)", "if (i + 1 >= row.length)")),
@@ -271,7 +275,7 @@ def test_more_chunks_than_warps(cuda: ModuleType, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_mistake_is_found(
-    cuda_cache: Path, walked: bool, mutation: Substitution, monkeypatch: pytest.MonkeyPatch
+    cuda_cache: Path, by_sectors: bool, mutation: Substitution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded(load(build(cuda_cache, [mutation])), monkeypatch)
     with pytest.raises((AssertionError, RuntimeError), match=r"not close|written behind|cuda_on_cpu: "):
@@ -283,7 +287,7 @@ def test_a_mistake_is_found(
                 Weight(gradient_offset=1),
                 Weight("bfloat16"),
             ],
-            walked=walked,
+            by_sectors=by_sectors,
         )
 
 
@@ -310,10 +314,10 @@ def test_a_gradient_norm_is_infinite_or_nan_if_a_gradient_is(cuda: ModuleType, m
         assert np.isnan(total) if np.isnan(value) else total == float("inf")
 
 
-def test_an_error_is_raised_by_its_name(walked: bool, control: ctypes.CDLL) -> None:
+def test_an_error_is_raised_by_its_name(by_sectors: bool, control: ctypes.CDLL) -> None:
     weight = Weight()
     before = weight.p.clone()
-    plan, inputs = plan_of([weight], walked=walked), inputs_of([weight], [Hyper().rule()])
+    plan, inputs = plan_of([weight], by_sectors=by_sectors), inputs_of([weight], [Hyper().rule()])
     control.cuda_on_cpu_fail_next(INVALID_VALUE)
     with pytest.raises(RuntimeError, match=r"^cudaErrorInvalidValue: invalid argument \(launching the step"):
         plan.step(inputs)
@@ -326,7 +330,7 @@ def test_an_error_while_lists_are_made_is_raised(cuda: ModuleType, control, monk
     loaded(cuda, monkeypatch)
     control.cuda_on_cpu_fail_next(INVALID_VALUE)
     with pytest.raises(RuntimeError, match=r"\(launching the count of masks\)$"):
-        plan_of([Weight()], walked=False)
+        plan_of([Weight()], by_sectors=False)
 
 
 def test_an_error_of_the_gradient_norm_is_raised(cuda: ModuleType, control, monkeypatch) -> None:
@@ -338,29 +342,29 @@ def test_an_error_of_the_gradient_norm_is_raised(cuda: ModuleType, control, monk
 
 def test_wrong_arguments_are_refused(cuda: ModuleType) -> None:
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
-        cuda.Walk("int8", 0, 0, 0, False, 0, 1)
-    nothing = cuda.Walk("float32", 0, 0, 0, False, 0, 1)
+        cuda.SectorLaunch("int8", 0, 0, 0, False, 0, 1)
+    nothing = cuda.SectorLaunch("float32", 0, 0, 0, False, 0, 1)
     rule: Any = Hyper().rule()
     with pytest.raises(TypeError, match="a rule must be a tuple of 9 fields"):
-        cuda.walk_step(nothing, b"", [(0.1, 0.9)], 0, 0, 0)
+        cuda.sector_step(nothing, b"", [(0.1, 0.9)], 0, 0, 0)
     with pytest.raises(TypeError, match="must be real number, not str"):
-        cuda.walk_step(nothing, b"", [rule._replace(lr="fast")], 0, 0, 0)
+        cuda.sector_step(nothing, b"", [rule._replace(lr="fast")], 0, 0, 0)
     for gradients, rules in ((cuda.MOST_TENSORS + 1, 1), (1, cuda.MOST_RULES + 1)):
         with pytest.raises(ValueError, match=f"{gradients} gradients and {rules} rules, a launch takes"):
-            cuda.walk_step(nothing, bytes(8 * gradients), [rule] * rules, 0, 0, 0)
+            cuda.sector_step(nothing, bytes(8 * gradients), [rule] * rules, 0, 0, 0)
 
 
-def test_numbers_of_any_kind_are_numbers(walked: bool) -> None:
+def test_numbers_of_any_kind_are_numbers(by_sectors: bool) -> None:
     weight = Weight()
     expected = weight.expected(Hyper(lr=1.0))
-    step([weight], [Hyper().rule(lr=np.float32(1.0), gamma=1)], walked=walked)
+    step([weight], [Hyper().rule(lr=np.float32(1.0), gamma=1)], by_sectors=by_sectors)
     assert_near(weight, expected)
 
 
 def test_tables_have_the_columns_that_kernels_read(cuda: ModuleType) -> None:
     """Names in the order of memory, from the declarations that the kernels are compiled with."""
     assert StepRow._fields == cuda.STEP_ROW
-    assert WalkRow._fields == cuda.WALK_ROW
+    assert SectorRow._fields == cuda.SECTOR_ROW
     assert ListRow._fields == cuda.LIST_ROW
     assert Rule._fields == cuda.RULE
 
@@ -375,7 +379,7 @@ def test_work_is_shared_out_as_kernels_expect(cuda: ModuleType) -> None:
 
 def test_blocks_are_as_many_as_run_at_once_or_as_there_is_work_for(cuda: ModuleType) -> None:
     def blocks(dtype: str, most_chunks: int) -> int:
-        return cuda.Walk(dtype, 0, 0, 0, False, most_chunks, 132).blocks
+        return cuda.SectorLaunch(dtype, 0, 0, 0, False, most_chunks, 132).blocks
 
     assert [blocks("float32", chunks) for chunks in (0, 1, 8, 9, 10**6)] == [0, 1, 1, 2, 4 * 132]
     assert blocks("float16", 10**6) == 4 * 132

@@ -198,7 +198,7 @@ def test_a_wrong_index_in_the_cuda_sources_is_found(
         side_by_side(Backend("cuda", "emulated"))
 
 
-# What is live of the first is walked whole, of the others by lists.
+# What is live of the first is by_sectors whole, of the others by lists.
 SPARSE = [Spec((9, columns), "sparse99", torch.float32) for columns in (27, 515, 2048)]
 MISTAKES = {
     "walk: the tail": (
@@ -325,7 +325,7 @@ MISTAKES = {
 
 
 def check_lists_of_two_masks() -> None:
-    """Of which one is walked by its list."""
+    """Of which one is by_sectors by its list."""
     sparse = pattern_mask("sparse99", (19, 1031), torch.Generator().manual_seed(0))
     for mask in (sparse, torch.ones_like(sparse)):
         check_lists(Backend("triton"), mask, torch.float32)

@@ -66,11 +66,11 @@ class TestTriton:
         optimizer.step()
         kernels = Counter(launch["kernel"] for launch in launches)
         # Of dense tensors, and, for nothing, of what the next step launches.
-        assert kernels == {"count_rows": 1, "list_sectors": 1, "masked_step": 2, "walk_step": 2}
+        assert kernels == {"count_rows": 1, "list_sectors": 1, "masked_step": 2, "sector_step": 2}
         for _ in range(3):
             launches.clear()
             optimizer.step()
-            assert [launch["kernel"] for launch in launches] == ["walk_step"]
+            assert [launch["kernel"] for launch in launches] == ["sector_step"]
 
     def test_groups_share_launches(self, launches: Launches) -> None:
         """Up to eight: their rules are arguments of the kernel."""
@@ -126,7 +126,7 @@ class TestTriton:
         parameters[0].grad = torch.zeros(3 * 512 + 1)[1:].view(3, 512)
         SparseOpt(parameters, masks=masks, backend="triton").step()
         aligned = {launch["kernel"]: launch.get("ALIGNED") for launch in launches}
-        assert (aligned["masked_step"], aligned["walk_step"]) == (False, True)
+        assert (aligned["masked_step"], aligned["sector_step"]) == (False, True)
 
     def test_where_all_goes_weight_by_weight_gradients_need_no_launch_of_their_own(
         self, launches: Launches
@@ -137,7 +137,7 @@ class TestTriton:
         parameters[0].grad = torch.zeros(3 * 7 + 1)[1:].view(3, 7)
         launches.clear()
         optimizer.step()
-        assert [launch["kernel"] for launch in launches] == ["walk_step"]
+        assert [launch["kernel"] for launch in launches] == ["sector_step"]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     def test_nothing_is_copied_while_gradients_stay(self, launches: Launches, dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ from machine_listings import code
 if importlib.util.find_spec("triton") is None or cuobjdump() is None:
     pytest.skip("there is no Triton, or no disassembler", allow_module_level=True)
 import gpu_model
-from gpu_model import Kernels, Layer, Multiprocessor, Phases, Program, floor_ns, layers_of, walk_ns
+from gpu_model import Kernels, Layer, Multiprocessor, Phases, Program, floor_ns, layers_of, sector_ns
 from networks import RESNET50
 
 from sparseopt_kernels.kernels.gpu.lists import weights_per_sector
@@ -51,7 +51,7 @@ def test_what_is_read_of_the_kernels(kernels: Kernels, walk: Phases) -> None:
 def test_the_walk_of_a_resnet50_is_near_the_floor(walk: Phases, sparsity: float, most: float) -> None:
     """By the model, a step takes at most so many times as long as its memory."""
     layers = layers_of(RESNET50, sparsity)
-    assert 1.0 < walk_ns(layers, 8, walk, Multiprocessor()) / floor_ns(layers, 8) <= most
+    assert 1.0 < sector_ns(layers, 8, walk, Multiprocessor()) / floor_ns(layers, 8) <= most
 
 
 @pytest.mark.skipif(cuda_code.NVCC is None, reason="there is no nvcc")

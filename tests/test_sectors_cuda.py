@@ -24,7 +24,7 @@ from torch import Tensor
 from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.kernels.gpu import cuda as backend
 from sparseopt_kernels.kernels.gpu.lists import LISTED, Sectors, list_masks, weights_per_sector
-from sparseopt_kernels.kernels.gpu.tables import StepLaunch, StepRow, WalkLaunch, WalkRow
+from sparseopt_kernels.kernels.gpu.tables import SectorLaunch, SectorRow, StepLaunch, StepRow
 from sparseopt_kernels.kernels.memory import Rows
 from sparseopt_kernels.kernels.tensor_memory import addresses_of
 
@@ -89,7 +89,7 @@ def test_lists_of_several_masks(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_list_has_room_for_so_many(dtype: str) -> None:
-    """One more, and all sectors are walked."""
+    """One more, and all sectors are by_sectors."""
     lanes = weights_per_sector(DTYPES[dtype])
     room = int(LISTED * 10)
     for live, is_listed in ((room - 1, True), (room, True), (room + 1, False), (10, False)):
@@ -97,15 +97,15 @@ def test_a_list_has_room_for_so_many(dtype: str) -> None:
         mask[:live, 1] = True
         weight, other = masked_weight(mask, dtype), masked_weight(mask, dtype)
         check_lists([weight])
-        plan = plan_of([weight], walked=True)
+        plan = plan_of([weight], by_sectors=True)
         inputs = inputs_of([weight], [Hyper().rule()])
         plan.step(inputs)
         (launch,) = plan._place(inputs.addresses, []).layout.launches
-        assert isinstance(launch, WalkLaunch)
-        (row,) = (WalkRow(*numbers) for numbers in launch.table.tolist())
+        assert isinstance(launch, SectorLaunch)
+        (row,) = (SectorRow(*numbers) for numbers in launch.table.tolist())
         assert (row.listed != 0) == is_listed
         assert row.length == (live if is_listed else 10)
-        step([other], [Hyper().rule()], walked=False)
+        step([other], [Hyper().rule()], by_sectors=False)
         assert same_bits(weight.p, other.p)
 
 
@@ -125,10 +125,10 @@ def test_any_byte_but_0_is_true(dtype: str, shape: tuple[int, int]) -> None:
     mask = mask_of_bytes(*shape)
     check_lists([masked_weight(mask, dtype)])
     true = torch.from_numpy(mask.numpy().view(np.uint8) != 0)
-    for walked in (False, True):
+    for by_sectors in (False, True):
         weight, other = masked_weight(mask, dtype), masked_weight(true, dtype)
         for w in (weight, other):
-            step([w], [Hyper().rule()], walked=walked)
+            step([w], [Hyper().rule()], by_sectors=by_sectors)
         assert same_bits(weight.p, other.p)
         assert same_bits(weight.b, other.b)
 
@@ -136,12 +136,12 @@ def test_any_byte_but_0_is_true(dtype: str, shape: tuple[int, int]) -> None:
 # ---- the walk against one pass ----------------------------------------------------------------------
 
 
-def check_walk(make: Callable[[], list[Weight]], hypers: list[Hyper]) -> None:
+def check_sectors(make: Callable[[], list[Weight]], hypers: list[Hyper]) -> None:
     """From the same numbers, both ways."""
     rules = [hyper.rule(gamma=0.75) for hyper in hypers]
     first, second = make(), make()
-    step(first, rules, walked=False)
-    step(second, rules, walked=True)
+    step(first, rules, by_sectors=False)
+    step(second, rules, by_sectors=True)
     for a, b in zip(first, second, strict=True):
         assert same_bits(a.p, b.p), f"{a.rows} rows of {a.columns}"
         assert same_bits(a.b, b.b), f"{a.rows} rows of {a.columns}"
@@ -183,7 +183,7 @@ def rows_of_all_lengths(dtype: str, seed: int, kinds: Sequence[str], offset: int
 @pytest.mark.parametrize("kind", [*HYPERS, "mixed"])
 def test_the_walk_has_the_bits_of_one_pass(dtype: str, offset: int, kind: str) -> None:
     kinds = [*HYPERS] if kind == "mixed" else [kind]
-    check_walk(lambda: rows_of_all_lengths(dtype, 11, kinds, offset), [HYPERS[kind] for kind in kinds])
+    check_sectors(lambda: rows_of_all_lengths(dtype, 11, kinds, offset), [HYPERS[kind] for kind in kinds])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -207,7 +207,7 @@ def test_the_walk_has_the_bits_of_one_pass_of_any_mask(
             Weight(dtype, rows, columns, density, momentum, offset, seed, ham=True, correction=correction)
         ]
 
-    check_walk(weights, [HYPERS[kind]])
+    check_sectors(weights, [HYPERS[kind]])
 
 
 # ---- weights far away -------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def step_far(rows: int) -> None:
         momentum=True,
         rules=slice(0, 8),
         table=torch.tensor([row]),
-        owner=torch.zeros(1, dtype=torch.int32),
+        program_to_tensor=torch.zeros(1, dtype=torch.int32),
         programs=1,
     )
     kernels, inputs = backend.CudaKernels(), inputs_of([], [weight.rule])
@@ -292,7 +292,7 @@ def step_far(rows: int) -> None:
     weight.check(2.0)  # sqrt(3 / mean)
 
 
-def walk_far(rows: int, *, is_listed: bool) -> None:
+def sectors_far(rows: int, *, is_listed: bool) -> None:
     weight = FarWeight(rows, tail=8)
     numbers = weight.active // 8
     if is_listed:
@@ -306,7 +306,7 @@ def walk_far(rows: int, *, is_listed: bool) -> None:
         bits[numbers] = torch.tensor([1 << int(e) % 8 for e in weight.active], dtype=torch.uint8)
         weight.active = weight.active[1:]
         length, chunk = sectors, sectors // 32 - 1
-    row = WalkRow(
+    row = SectorRow(
         parameter=weight.p.data_ptr(),
         momentum_buffer=weight.b.data_ptr(),
         masks=0,
@@ -320,7 +320,7 @@ def walk_far(rows: int, *, is_listed: bool) -> None:
         first_chunk=-chunk,
         length=length,
     )
-    launch = WalkLaunch(
+    launch = SectorLaunch(
         members=[0],
         dtype=torch.float32,
         aligned=True,
@@ -329,17 +329,17 @@ def walk_far(rows: int, *, is_listed: bool) -> None:
         rules=slice(0, 8),
         wide=weight.elements >= 2**31,
         table=torch.tensor([row]),
-        owner=torch.zeros(1, dtype=torch.int32),
+        chunk_to_tensor=torch.zeros(1, dtype=torch.int32),
         chunks=torch.tensor(1),
         most_chunks=1,
     )
     kernels, inputs = backend.CudaKernels(), inputs_of([], [weight.rule])
     gradients = kernels.place(addresses_of([weight.g]), bits.device)
-    kernels.walk_step(launch, gradients, inputs)
+    kernels.sector_step(launch, gradients, inputs)
     expected = torch.full((len(weight.active),), 3.0)
     assert torch.equal(weight.b[weight.active], expected)
     assert torch.equal(weight.p[weight.active], 0.5 - 0.5 * expected)
-    squares = kernels.walk_squares(launch, gradients)
+    squares = kernels.sector_squares(launch, gradients)
     assert float(squares.sum()) == 9.0 * len(weight.active)
 
 
@@ -353,7 +353,7 @@ def test_one_pass_over_more_weights_than_32_bits_can_count(rows: int) -> None:
 @pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "all"])
 @pytest.mark.parametrize("rows", SIZES.values(), ids=SIZES)
 def test_a_walk_over_more_weights_than_32_bits_can_count(rows: int, is_listed: bool) -> None:
-    walk_far(rows, is_listed=is_listed)
+    sectors_far(rows, is_listed=is_listed)
 
 
 # ---- mistakes that are found ------------------------------------------------------------------------
@@ -376,16 +376,16 @@ def bytes_of_masks() -> None:
 
 def walks() -> None:
     for dtype in ("float32", "float16"):
-        check_walk(partial(rows_of_all_lengths, dtype, 11, [*HYPERS]), list(HYPERS.values()))
+        check_sectors(partial(rows_of_all_lengths, dtype, 11, [*HYPERS]), list(HYPERS.values()))
 
 
 def far_walks() -> None:
     for is_listed in (True, False):
-        walk_far(SIZES["wide"], is_listed=is_listed)
+        sectors_far(SIZES["wide"], is_listed=is_listed)
 
 
 def farther_walks() -> None:
-    walk_far(SIZES["wider"], is_listed=True)
+    sectors_far(SIZES["wider"], is_listed=True)
 
 
 def far_step() -> None:
@@ -461,17 +461,17 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
     "a sector that is cut to 32 bits": (
         far_walks,
         Substitution(
-            "cuda/walk_step.cu", "int64_t(sector.number) * kWeights", "int32_t(sector.number * kWeights)"
+            "cuda/sector_step.cu", "int64_t(sector.number) * kWeights", "int32_t(sector.number * kWeights)"
         ),
     ),
     "a sector that is cut to 32 bits without a sign": (
         farther_walks,
-        Substitution("cuda/walk_step.cu", "int64_t(sector.number) * kWeights", "sector.number * kWeights"),
+        Substitution("cuda/sector_step.cu", "int64_t(sector.number) * kWeights", "sector.number * kWeights"),
     ),
     "a sector of gradients that is cut to 32 bits": (
         far_walks,
         Substitution(
-            "cuda/walk_squares.cu", "int64_t(sector.number) * kWeights", "int32_t(sector.number * kWeights)"
+            "cuda/sector_squares.cu", "int64_t(sector.number) * kWeights", "int32_t(sector.number * kWeights)"
         ),
     ),
     "a row that is found with 32 bits": (

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "bit_words.h"
-#include "chunks.h"
+#include "parallel_for.h"
 #include "ranks.h"
 
 namespace sparseopt::cpu {
@@ -64,9 +64,9 @@ void largest_last(std::vector<Rank>& ranks, size_t count) {
 template <class Rank, class Bits, class RankOf>
 void collect_beyond(const Bits* values, const NeuronGrid& grid, const std::vector<uint64_t>& words,
                     int64_t kept, int threads, RankOf rank_of, std::vector<Rank>& all) {
-  const int64_t size = std::max<int64_t>(1, kChunk / std::max<int64_t>(1, grid.inputs()));
+  const int64_t size = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, grid.inputs()));
   std::vector<std::vector<Rank>> parts(static_cast<size_t>((grid.neurons() + size - 1) / size));
-  for_chunks(grid.neurons(), size, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+  parallel_for(grid.neurons(), size, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
     std::vector<uint32_t> places;
     std::vector<Rank> own;
     std::vector<Rank>& found = parts[static_cast<size_t>(chunk)];

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "bit_words.h"
-#include "chunks.h"
+#include "parallel_for.h"
 #include "random_choice.h"
 
 namespace sparseopt::cpu {
@@ -39,9 +39,9 @@ template <class Rank, class Bits, class Word, class RankOf>
 void collect_all(const Bits* values, int64_t numel, int threads, Word word, RankOf rank_of,
                  std::vector<Rank>& all) {
   all.clear();
-  if (threads == 1 || numel <= kChunk) return collect(values, 0, numel, word, rank_of, all);
-  std::vector<std::vector<Rank>> parts(static_cast<size_t>((numel + kChunk - 1) / kChunk));
-  for_chunks(numel, kChunk, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+  if (threads == 1 || numel <= kGrain) return collect(values, 0, numel, word, rank_of, all);
+  std::vector<std::vector<Rank>> parts(static_cast<size_t>((numel + kGrain - 1) / kGrain));
+  parallel_for(numel, kGrain, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
     collect(values, begin, end, word, rank_of, parts[static_cast<size_t>(chunk)]);
   });
   for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
@@ -116,7 +116,7 @@ void forget_if_large(std::vector<Rank>& ranks) {
 }  // namespace
 
 void Selection::begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, const NeuronGrid& grid,
-                       int threads) {
+                      int threads) {
   numel_ = numel;
   active_ = at_most_ = missing_ = 0;
   min_fan_in_ = numel == 0 ? 0 : min_fan_in;
@@ -127,8 +127,8 @@ void Selection::begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, co
   words_.resize(static_cast<size_t>((numel + kWord - 1) / kWord));
   dropped_.clear();
   grown_.clear();
-  std::vector<int64_t> counts(static_cast<size_t>((numel + kChunk - 1) / kChunk));
-  for_chunks(numel, kChunk, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+  std::vector<int64_t> counts(static_cast<size_t>((numel + kGrain - 1) / kGrain));
+  parallel_for(numel, kGrain, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
     int64_t count = 0;
     for (int64_t i = begin; i < end; i += kWord) {
       const uint64_t word = pack_bytes(mask + i, end - i);
@@ -332,7 +332,7 @@ void Selection::grow_random(int64_t net, uint64_t seed, uint64_t seed_of_missing
 }
 
 void Selection::explore(uint8_t* explored, int threads) const {
-  for_chunks(numel_, kChunk, threads, [&](int64_t, int64_t begin, int64_t end) {
+  parallel_for(numel_, kGrain, threads, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += kWord) {
       uint64_t unseen = words_[i / kWord] & ~pack_bytes(explored + i, end - i);
       for (; unseen != 0; unseen &= unseen - 1) explored[i + __builtin_ctzll(unseen)] = 1;

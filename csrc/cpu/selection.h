@@ -17,17 +17,17 @@ struct LayerUpdate {
 };
 
 // The weights of one layer that are to be dropped and grown. Only explore() and apply() write to tensors.
-// Tensors are contiguous, of the mask's `numel` elements, fewer than 2^32. Results do not depend on the number
-// of threads.
+// Tensors are contiguous, of the mask's `numel` elements, fewer than 2^32. Results do not depend on the
+// number of threads.
 class Selection {
  public:
   // Starts anew, in the memory of the former selection. `mask`: one byte per weight, 0 or 1. It is not read
   // again before apply(). Each neuron of the grid keeps `min_fan_in` inputs.
   void begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, const NeuronGrid& grid, int threads);
 
-  int64_t active() const { return active_; }    // before the update
-  int64_t missing() const { return missing_; }  // inputs that neurons have too few, all together
-  int64_t at_most() const { return at_most_; }  // as rank() was told
+  int64_t active() const { return active_; }             // before the update
+  int64_t missing() const { return missing_; }           // inputs that neurons have too few, all together
+  int64_t at_most() const { return at_most_; }           // as rank() was told
   bool sees_active() const { return sees_active_; }      // if a score of an active weight is not 0
   bool sees_inactive() const { return sees_inactive_; }  // of scores by which weights may grow
 
@@ -35,8 +35,8 @@ class Selection {
   bool is_possible() const { return min_fan_in_ == 0 || min_fan_in_ <= active_ / grid_.neurons(); }
 
   // Remembers enough of the largest |scores| to grow `at_most` weights, whatever is dropped. With `fills`,
-  // chooses the missing inputs by them. Returns whether all scores are finite. To be called before weights are
-  // dropped.
+  // chooses the missing inputs by them. Returns whether all scores are finite. To be called before weights
+  // are dropped.
   bool rank(Dtype dtype, const void* scores, int64_t at_most, bool fills, int threads);
 
   // Drops the `k` active weights of smallest |scores|, or as many as no neuron needs.

@@ -47,41 +47,41 @@ int element_bytes(Dtype dtype) {
   return with_stored(dtype, [](auto stored) { return int(sizeof stored); });
 }
 
-int64_t step_bytes(const std::vector<Update>& updates) {
+int64_t step_bytes(const std::vector<TensorStep>& updates) {
   int64_t bytes = 0;
-  for (const Update& update : updates) {
+  for (const TensorStep& update : updates) {
     const Tensor& tensor = *update.tensor;
     bytes += tensor.numel * element_bytes(tensor.dtype) * (tensor.momentum_buffer ? 3 : 2);
   }
   return bytes;
 }
 
-bool has_choice(const Update& update) { return update.tensor->mask && update.tensor->mask->has_list(); }
+bool has_choice(const TensorStep& update) { return update.tensor->mask && update.tensor->mask->has_list(); }
 
-Kind kind_of(const Update& update, int64_t step_bytes) {
+Kind kind_of(const TensorStep& update, int64_t step_bytes) {
   return {step_bytes, update.tensor->mask->live_share(), element_bytes(update.tensor->dtype), update.ham()};
 }
 
 // The choices of the updates that have one, in order.
-std::vector<Choice> choices_of(const std::vector<Update>& updates, int64_t step_bytes) {
+std::vector<Choice> choices_of(const std::vector<TensorStep>& updates, int64_t step_bytes) {
   std::vector<Kind> kinds;
-  for (const Update& update : updates)
+  for (const TensorStep& update : updates)
     if (has_choice(update)) kinds.push_back(kind_of(update, step_bytes));
   return choices(kinds);
 }
 
-int64_t total_blocks(const std::vector<Update>& updates) {
+int64_t total_blocks(const std::vector<TensorStep>& updates) {
   int64_t blocks = 0;
-  for (const Update& update : updates) blocks += blocks_of(update.tensor->numel);
+  for (const TensorStep& update : updates) blocks += blocks_of(update.tensor->numel);
   return blocks;
 }
 
-std::vector<Chunk> cut(const std::vector<Update>& updates, int64_t step_bytes) {
+std::vector<Chunk> cut(const std::vector<TensorStep>& updates, int64_t step_bytes) {
   const std::vector<Choice> choices = choices_of(updates, step_bytes);
   const int64_t size = std::clamp(total_blocks(updates) / kChunksOfAStep, kShortestChunk, kLongestChunk);
   auto next = choices.begin();
   std::vector<Chunk> chunks;
-  for (const Update& update : updates) {
+  for (const TensorStep& update : updates) {
     Choice choice{Strategy::kStream, true};
     if (has_choice(update)) choice = *next++;
     const int64_t blocks = blocks_of(update.tensor->numel);
@@ -94,7 +94,7 @@ std::vector<Chunk> cut(const std::vector<Update>& updates, int64_t step_bytes) {
   return chunks;
 }
 
-int useful_threads(const std::vector<Update>& updates, int threads) {
+int useful_threads(const std::vector<TensorStep>& updates, int threads) {
   return static_cast<int>(
       std::clamp<int64_t>(total_blocks(updates) / kWorthAThread, 1, std::max(threads, 1)));
 }
@@ -164,7 +164,7 @@ const Loops& chosen_loops() {
                            known);
 }
 
-void step(const std::vector<Update>& updates, int threads) {
+void step(const std::vector<TensorStep>& updates, int threads) {
   const Loops& loops = chosen_loops();
   const int64_t bytes = step_bytes(updates);
   const std::vector<Chunk> chunks = cut(updates, bytes);
@@ -179,7 +179,7 @@ void step(const std::vector<Update>& updates, int threads) {
   tell(chunks, ns, bytes);
 }
 
-double squared_norm(const std::vector<Update>& updates, int threads, bool dense) {
+double squared_norm(const std::vector<TensorStep>& updates, int threads, bool dense) {
   const Loops& loops = chosen_loops();
   const std::vector<Chunk> chunks = cut(updates, step_bytes(updates));
   threads = useful_threads(updates, threads);

@@ -20,8 +20,8 @@ struct Rule {
   double ham_alpha, ham_beta, gamma;
 };
 
-// A parameter, its momentum buffer (null without momentum), its mask (null: dense), c_i of each run of the mask
-// (empty: all of them are 1), and who notices writes to the mask (null: nobody).
+// A parameter, its momentum buffer (null without momentum), its mask (null: dense), c_i of each run of the
+// mask (empty: all of them are 1), and who notices writes to the mask (null: nobody).
 struct Tensor {
   Dtype dtype;
   void* parameter;
@@ -34,7 +34,7 @@ struct Tensor {
 };
 
 // What one step does to one tensor. Outside the mask, parameter and buffer hold zeros.
-struct Update {
+struct TensorStep {
   const Tensor* tensor;
   const void* grad;
   const Rule* rule;
@@ -46,16 +46,16 @@ struct Update {
 // it. How the work is cut depends on the tensors alone, never on the number of threads or on the strategy:
 // sums over chunks, added in order, are the same for any of them.
 struct Chunk {
-  const Update* update;
+  const TensorStep* update;
   int64_t begin, end;
   Strategy strategy;
   bool timed;
 };
 
-void step(const std::vector<Update>& updates, int threads);
+void step(const std::vector<TensorStep>& updates, int threads);
 
 // The sum of (c_i * g)^2 over the active weights; with `dense`, over all of them, with the c_i of their rows.
-double squared_norm(const std::vector<Update>& updates, int threads, bool dense);
+double squared_norm(const std::vector<TensorStep>& updates, int threads, bool dense);
 
 // The instruction sets this processor can run, the best first. The environment variable
 // SPARSEOPT_CPU_ISA names the one to use.

@@ -20,12 +20,12 @@ struct Table {
 };
 
 // What a step does, for gradients at certain addresses, 8 bytes each.
-inline std::vector<Update> updates_of(const Table& table, std::string_view addresses,
-                                      const std::vector<const Rule*>& rules) {
+inline std::vector<TensorStep> updates_of(const Table& table, std::string_view addresses,
+                                          const std::vector<const Rule*>& rules) {
   const size_t count = table.tensors.size();
   if (addresses.size() != count * sizeof(uintptr_t))
     throw std::invalid_argument("grads must have one address per tensor");
-  std::vector<Update> updates;
+  std::vector<TensorStep> updates;
   updates.reserve(count);
   for (size_t i = 0; i < count; ++i) {
     const void* grad;

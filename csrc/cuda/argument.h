@@ -36,21 +36,21 @@ struct InputArgument {
 template <class T>
 struct StepArgument {
   const StepRow* table;
-  const int32_t* owner;
+  const int32_t* block_to_tensor;
   InputArgument<T> inputs;
 };
 
 template <class T>
-struct WalkArgument {
-  const WalkRow* table;
-  const int32_t* owner;
+struct SectorArgument {
+  const SectorRow* table;
+  const int32_t* chunk_to_tensor;
   const int64_t* chunks;
   T* sums;
   bool wide;
   InputArgument<T> inputs;
 };
 
-static_assert(sizeof(WalkArgument<double>) <= 4096 && sizeof(StepArgument<double>) <= 4096,
+static_assert(sizeof(SectorArgument<double>) <= 4096 && sizeof(StepArgument<double>) <= 4096,
               "more than every GPU takes");
 
 // The conversions to T are made here, so that a float kernel has no double.
@@ -82,9 +82,9 @@ InputArgument<T> input_argument(const Inputs& inputs) {
 }
 
 template <class T>
-WalkArgument<T> walk_argument(const WalkLaunch& launch, const Inputs& inputs, uintptr_t sums) {
-  return {reinterpret_cast<const WalkRow*>(launch.table),
-          reinterpret_cast<const int32_t*>(launch.owner),
+SectorArgument<T> sector_argument(const SectorLaunch& launch, const Inputs& inputs, uintptr_t sums) {
+  return {reinterpret_cast<const SectorRow*>(launch.table),
+          reinterpret_cast<const int32_t*>(launch.chunk_to_tensor),
           reinterpret_cast<const int64_t*>(launch.chunks),
           reinterpret_cast<T*>(sums),
           launch.wide,

@@ -31,14 +31,14 @@ struct Inputs {
 // Tensors that are updated neuron by neuron: `table` has a StepRow for each.
 struct StepLaunch {
   Dtype dtype;
-  uintptr_t table, owner;
+  uintptr_t table, block_to_tensor;
   int64_t blocks;
 };
 
-// Tensors that are walked: `table` has a WalkRow for each.
-struct WalkLaunch {
+// Tensors that are walked: `table` has a SectorRow for each.
+struct SectorLaunch {
   Dtype dtype;
-  uintptr_t table, owner, chunks;
+  uintptr_t table, chunk_to_tensor, chunks;
   bool wide;
   int64_t most_chunks;
   int multiprocessors;
@@ -47,14 +47,14 @@ struct WalkLaunch {
 // Masks of which lists are made: `table` has a ListRow for each.
 struct Listing {
   Dtype dtype;
-  uintptr_t table, owner, fan_in, live;
+  uintptr_t table, block_to_tensor, fan_in, live;
   int64_t blocks;
 };
 
 void masked_step(const StepLaunch& launch, const Inputs& inputs, uintptr_t stream);
-void walk_step(const WalkLaunch& launch, const Inputs& inputs, uintptr_t stream);
-// Writes two numbers of the arithmetic type for each of `walk_blocks`.
-void walk_squares(const WalkLaunch& launch, std::string_view gradients, uintptr_t sums, uintptr_t stream);
+void sector_step(const SectorLaunch& launch, const Inputs& inputs, uintptr_t stream);
+// Writes two numbers of the arithmetic type for each of `sector_blocks`.
+void sector_squares(const SectorLaunch& launch, std::string_view gradients, uintptr_t sums, uintptr_t stream);
 void count_rows(const Listing& listing, uintptr_t stream);
 void list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream);
 

@@ -1,5 +1,5 @@
-// What is kept of masks that are new: the bits of each sector, the fan-in of each row, and the live sectors in
-// order. A warp has a row, and the sectors that begin in it. Where the list of a row begins is known once
+// What is kept of masks that are new: the bits of each sector, the fan-in of each row, and the live sectors
+// in order. A warp has a row, and the sectors that begin in it. Where the list of a row begins is known once
 // all rows before it were counted: lists are the same in every run.
 #include "../dtypes.h"
 #include "check.h"
@@ -14,7 +14,7 @@ namespace {
 
 struct ListArgument {
   const ListRow* table;
-  const int32_t* owner;
+  const int32_t* block_to_tensor;
   int32_t* fan_in;
   int32_t* live;
   const int64_t* ends;
@@ -28,7 +28,7 @@ struct OwnRow {
   int64_t first, last;  // the sectors that begin in it, `last` being behind them
 
   __device__ __forceinline__ explicit OwnRow(const ListArgument& argument)
-      : tensor(argument.table[argument.owner[blockIdx.x]]) {
+      : tensor(argument.table[argument.block_to_tensor[blockIdx.x]]) {
     row = (int64_t(blockIdx.x) - tensor.first_program) * kWarps + threadIdx.x / kWarp;
     begin = row * tensor.columns;
     end = begin + tensor.columns;
@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 ListArgument argument_of(const Listing& listing, uintptr_t ends) {
-  return {reinterpret_cast<const ListRow*>(listing.table), reinterpret_cast<const int32_t*>(listing.owner),
+  return {reinterpret_cast<const ListRow*>(listing.table),
+          reinterpret_cast<const int32_t*>(listing.block_to_tensor),
           reinterpret_cast<int32_t*>(listing.fan_in), reinterpret_cast<int32_t*>(listing.live),
           reinterpret_cast<const int64_t*>(ends)};
 }

@@ -1,12 +1,12 @@
 // A step with masks that are new, in one pass: a neuron's fan-in is counted from its boolean mask, then its
-// weights are updated in place. A row is shared out among as many threads as it has octets, a warp's or a
+// weights are updated in place. A row is shared out among as many threads as it has vectors, a warp's or a
 // block's at most.
 #include "argument.h"
 #include "check.h"
 #include "lanes.h"
 #include "mask_bits.h"
+#include "tensor_rule.h"
 #include "threads.h"
-#include "update.h"
 
 namespace sparseopt::cuda {
 namespace {
@@ -16,16 +16,16 @@ struct RowMask {
   const uint8_t* mask;
   int64_t columns;
 
-  // How many weights of an octet there are.
-  __device__ __forceinline__ int count(int64_t octet) const {
-    const int64_t left = columns - octet * kOctet;
-    return left < kOctet ? static_cast<int>(left) : kOctet;
+  // How many weights of an vector there are.
+  __device__ __forceinline__ int count(int64_t vector) const {
+    const int64_t left = columns - vector * kVectorSize;
+    return left < kVectorSize ? static_cast<int>(left) : kVectorSize;
   }
 
-  // The bits of an octet; none of one that there is not.
-  __device__ __forceinline__ unsigned bits(int64_t octet) const {
-    if (octet * kOctet >= columns) return 0;
-    return mask_bits<kOctet, uint64_t>(mask + octet * kOctet, count(octet));
+  // The bits of an vector; none of one that there is not.
+  __device__ __forceinline__ unsigned bits(int64_t vector) const {
+    if (vector * kVectorSize >= columns) return 0;
+    return mask_bits<kVectorSize, uint64_t>(mask + vector * kVectorSize, count(vector));
   }
 };
 
@@ -45,11 +45,11 @@ __device__ __forceinline__ int64_t sum_over_row(int64_t value, int row_threads) 
 // c_i of the row of this thread. All threads of the block must come here.
 template <class T>
 __device__ __forceinline__ T factor_of(const StepRow& tensor, const RowMask& row, unsigned first_bits,
-                                       int64_t octets, int thread, int row_threads) {
+                                       int64_t vectors, int thread, int row_threads) {
   if (tensor.divisor == 0) return T(1);
   int64_t counted = __popc(first_bits);
 #pragma unroll 1
-  for (int64_t i = thread + row_threads; i < octets; i += row_threads) counted += __popc(row.bits(i));
+  for (int64_t i = thread + row_threads; i < vectors; i += row_threads) counted += __popc(row.bits(i));
   const int64_t fan_in = sum_over_row(counted, row_threads);
   return correction_factor(fan_in, __ldg(reinterpret_cast<const T*>(tensor.divisor)));
 }
@@ -57,35 +57,35 @@ __device__ __forceinline__ T factor_of(const StepRow& tensor, const RowMask& row
 // Eight weights of one neuron. Everything is read before anything is written: three streams are under way at
 // once.
 template <class Stored, class T>
-class Octet {
+class WeightVector {
  public:
-  __device__ __forceinline__ Octet(const StepRow& tensor, int64_t gradient, int64_t e, int count)
+  __device__ __forceinline__ WeightVector(const StepRow& tensor, int64_t gradient, int64_t e, int count)
       : p_(reinterpret_cast<Stored*>(tensor.parameter) + e),
         b_(tensor.momentum_buffer != 0 ? reinterpret_cast<Stored*>(tensor.momentum_buffer) + e : nullptr),
         g_(reinterpret_cast<const Stored*>(gradient) + e),
         count_(count),
-        vectors_(count == kOctet && is_aligned(p_) && is_aligned(b_)) {}
+        by_words_(count == kVectorSize && is_aligned(p_) && is_aligned(b_)) {}
 
   __device__ __forceinline__ void read() {
-    lanes_p_.read(p_, count_, vectors_);
-    if (b_ != nullptr) lanes_b_.read(b_, count_, vectors_);
-    lanes_g_.read(g_, count_, count_ == kOctet && is_aligned(g_));
+    lanes_p_.read(p_, count_, by_words_);
+    if (b_ != nullptr) lanes_b_.read(b_, count_, by_words_);
+    lanes_g_.read(g_, count_, count_ == kVectorSize && is_aligned(g_));
   }
 
-  __device__ __forceinline__ void finish(const Update<T>& update, unsigned active, T c) {
+  __device__ __forceinline__ void finish(const TensorRule<T>& update, unsigned active, T c) {
     lanes_p_.clear_inactive(active);
     lanes_b_.clear_inactive(active);
     update(lanes_p_, lanes_g_, lanes_b_, active, c);
-    lanes_p_.write(p_, count_, vectors_);
-    if (b_ != nullptr) lanes_b_.write(b_, count_, vectors_);
+    lanes_p_.write(p_, count_, by_words_);
+    if (b_ != nullptr) lanes_b_.write(b_, count_, by_words_);
   }
 
  private:
   Stored *p_, *b_;
   const Stored* g_;
   int count_;
-  bool vectors_;
-  Lanes<Stored, kOctet> lanes_p_, lanes_g_, lanes_b_;
+  bool by_words_;
+  Lanes<Stored, kVectorSize> lanes_p_, lanes_g_, lanes_b_;
 };
 
 // Eight weights in double precision would not fit into the registers of two blocks.
@@ -97,12 +97,12 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<T>)
     masked_step_kernel(const __grid_constant__ StepArgument<T> argument) {
   const InputArgument<T>& inputs = argument.inputs;
   if (inputs.found_inf != nullptr && *inputs.found_inf != 0.0f) return;
-  const int32_t index = argument.owner[blockIdx.x];
+  const int32_t index = argument.block_to_tensor[blockIdx.x];
   const StepRow tensor = argument.table[index];
   const RuleArgument<T>& rule = inputs.rules[tensor.rule];
-  const int64_t columns = tensor.columns, octets = octets_in(columns);
+  const int64_t columns = tensor.columns, vectors = vectors_in(columns);
 
-  const int log2 = log2_row_threads(octets), row_threads = 1 << log2;
+  const int log2 = log2_row_threads(vectors), row_threads = 1 << log2;
   const int thread = static_cast<int>(threadIdx.x) & (row_threads - 1);
   const int64_t first_row = (int64_t(blockIdx.x) - tensor.first_program) << (kLog2Threads - log2);
   const int64_t row = first_row + (threadIdx.x >> log2), begin = row * columns;
@@ -110,17 +110,17 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<T>)
   const bool inside = row < tensor.rows;
   const RowMask mask{reinterpret_cast<const uint8_t*>(tensor.mask) + begin, inside ? columns : 0};
   unsigned active = mask.bits(thread);
-  const T c = factor_of<T>(tensor, mask, active, inside ? octets : 0, thread, row_threads);
+  const T c = factor_of<T>(tensor, mask, active, inside ? vectors : 0, thread, row_threads);
   if (!inside) return;
 
-  const Update<T> update(inputs, rule, tensor.momentum_buffer != 0, tensor.ham != 0);
+  const TensorRule<T> update(inputs, rule, tensor.momentum_buffer != 0, tensor.ham != 0);
 #pragma unroll 1
-  for (int64_t i = thread; i < octets; i += row_threads) {
-    Octet<Stored, T> octet(tensor, inputs.gradients[index], begin + i * kOctet, mask.count(i));
-    if (active != 0) octet.read();
+  for (int64_t i = thread; i < vectors; i += row_threads) {
+    WeightVector<Stored, T> vector(tensor, inputs.gradients[index], begin + i * kVectorSize, mask.count(i));
+    if (active != 0) vector.read();
     // The next mask is read while these weights are under way.
     const unsigned next = mask.bits(i + row_threads);
-    if (active != 0) octet.finish(update, active, c);
+    if (active != 0) vector.finish(update, active, c);
     active = next;
   }
 }
@@ -132,7 +132,8 @@ void masked_step(const StepLaunch& of, const Inputs& inputs, uintptr_t stream) {
     using Stored = decltype(stored);
     using T = typename ArithmeticOf<Stored>::type;
     const StepArgument<T> argument{reinterpret_cast<const StepRow*>(of.table),
-                                   reinterpret_cast<const int32_t*>(of.owner), input_argument<T>(inputs)};
+                                   reinterpret_cast<const int32_t*>(of.block_to_tensor),
+                                   input_argument<T>(inputs)};
     launch("launching the step with new masks", masked_step_kernel<Stored, T>, of.blocks, kThreads, stream,
            argument);
   });

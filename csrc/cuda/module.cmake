@@ -46,7 +46,7 @@ endforeach()
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-set(sources ../python/cuda_module.cpp driver.cu lists.cu masked_step.cu walk_squares.cu walk_step.cu)
+set(sources ../python/cuda_module.cpp driver.cu lists.cu masked_step.cu sector_squares.cu sector_step.cu)
 list(TRANSFORM sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 # Without link-time optimisation, which pybind11 would turn on: it does not mix with nvcc's objects.
 pybind11_add_module(_cuda MODULE NO_EXTRAS ${sources})

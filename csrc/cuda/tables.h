@@ -1,5 +1,6 @@
 // What the kernels read of tensors: rows of tables in device memory, which Python makes. Names and order are
-// those of gpu/tables.StepRow and WalkRow and of gpu/lists.ListRow; a test compares them with the names here.
+// those of gpu/tables.StepRow and SectorRow and of gpu/lists.ListRow; a test compares them with the names
+// here.
 #pragma once
 
 #include <cstdint>
@@ -17,18 +18,18 @@ namespace sparseopt::cuda {
   FIELD(rule)                     \
   FIELD(ham)
 
-#define SPARSEOPT_WALK_ROW(FIELD) \
-  FIELD(parameter)                \
-  FIELD(momentum_buffer)          \
-  FIELD(masks)                    \
-  FIELD(listed)                   \
-  FIELD(bits)                     \
-  FIELD(factors)                  \
-  FIELD(columns)                  \
-  FIELD(elements)                 \
-  FIELD(rule)                     \
-  FIELD(ham)                      \
-  FIELD(first_chunk)              \
+#define SPARSEOPT_SECTOR_ROW(FIELD) \
+  FIELD(parameter)                  \
+  FIELD(momentum_buffer)            \
+  FIELD(masks)                      \
+  FIELD(listed)                     \
+  FIELD(bits)                       \
+  FIELD(factors)                    \
+  FIELD(columns)                    \
+  FIELD(elements)                   \
+  FIELD(rule)                       \
+  FIELD(ham)                        \
+  FIELD(first_chunk)                \
   FIELD(length)
 
 #define SPARSEOPT_LIST_ROW(FIELD) \
@@ -49,15 +50,15 @@ namespace sparseopt::cuda {
 struct StepRow {
   SPARSEOPT_STEP_ROW(SPARSEOPT_MEMBER)
 };
-struct WalkRow {
-  SPARSEOPT_WALK_ROW(SPARSEOPT_MEMBER)
+struct SectorRow {
+  SPARSEOPT_SECTOR_ROW(SPARSEOPT_MEMBER)
 };
 struct ListRow {
   SPARSEOPT_LIST_ROW(SPARSEOPT_MEMBER)
 };
 
 constexpr const char* kStepRowFields[] = {SPARSEOPT_STEP_ROW(SPARSEOPT_NAME)};
-constexpr const char* kWalkRowFields[] = {SPARSEOPT_WALK_ROW(SPARSEOPT_NAME)};
+constexpr const char* kSectorRowFields[] = {SPARSEOPT_SECTOR_ROW(SPARSEOPT_NAME)};
 constexpr const char* kListRowFields[] = {SPARSEOPT_LIST_ROW(SPARSEOPT_NAME)};
 
 #undef SPARSEOPT_MEMBER
@@ -65,7 +66,7 @@ constexpr const char* kListRowFields[] = {SPARSEOPT_LIST_ROW(SPARSEOPT_NAME)};
 
 // Without gaps: a table is an array of int64.
 static_assert(sizeof(StepRow) == sizeof(int64_t) * 9);
-static_assert(sizeof(WalkRow) == sizeof(int64_t) * 12);
+static_assert(sizeof(SectorRow) == sizeof(int64_t) * 12);
 static_assert(sizeof(ListRow) == sizeof(int64_t) * 10);
 
 }  // namespace sparseopt::cuda

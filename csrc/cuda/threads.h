@@ -12,23 +12,23 @@ constexpr int kLog2Threads = 8, kThreads = 1 << kLog2Threads;  // of a block
 constexpr int kLog2Warp = 5, kWarp = 1 << kLog2Warp;
 constexpr int kWarps = kThreads / kWarp;
 
-// Neurons are updated in octets, eight weights whose mask is one word of 64 bits: a thread has them all.
-constexpr int kOctet = 8;
-constexpr int64_t kWarpRowOctets = 256;  // rows of more octets have a block each
+// Neurons are updated in vectors, eight weights whose mask is one word of 64 bits: a thread has them all.
+constexpr int kVectorSize = 8;
+constexpr int64_t kWarpRowVectors = 256;  // rows of more vectors have a block each
 
-SPARSEOPT_INLINE int64_t octets_in(int64_t columns) { return (columns + kOctet - 1) / kOctet; }
+SPARSEOPT_INLINE int64_t vectors_in(int64_t columns) { return (columns + kVectorSize - 1) / kVectorSize; }
 
-// The threads of one row: as many as it has octets, rounded up to a power of two, up to a warp; a block for
+// The threads of one row: as many as it has vectors, rounded up to a power of two, up to a warp; a block for
 // a long row. Given as its logarithm.
-SPARSEOPT_INLINE int log2_row_threads(int64_t octets) {
-  if (octets > kWarpRowOctets) return kLog2Threads;
+SPARSEOPT_INLINE int log2_row_threads(int64_t vectors) {
+  if (vectors > kWarpRowVectors) return kLog2Threads;
   int log2 = 0;
-  while (log2 < kLog2Warp && (int64_t(1) << log2) < octets) ++log2;
+  while (log2 < kLog2Warp && (int64_t(1) << log2) < vectors) ++log2;
   return log2;
 }
 
 // The rows of a block.
-inline int step_rows(int64_t columns) { return kThreads >> log2_row_threads(octets_in(columns)); }
+inline int step_rows(int64_t columns) { return kThreads >> log2_row_threads(vectors_in(columns)); }
 
 // A chunk of what is walked is a warp's: no warp waits for another, as there is nothing to exchange, and a
 // small tensor leaves at most 31 threads without work.
@@ -40,7 +40,7 @@ template <class T>
 constexpr int kBlocksPerMultiprocessor = sizeof(T) == sizeof(float) ? 4 : 2;
 
 // Blocks that share out chunks: as many as run at the same time, unless there are fewer chunks.
-inline int64_t walk_blocks(Dtype dtype, int64_t most_chunks, int multiprocessors) {
+inline int64_t sector_blocks(Dtype dtype, int64_t most_chunks, int multiprocessors) {
   const int fit =
       dtype == Dtype::kFloat64 ? kBlocksPerMultiprocessor<double> : kBlocksPerMultiprocessor<float>;
   const int64_t needed = (most_chunks + kWarps - 1) / kWarps, running = int64_t(fit) * multiprocessors;

@@ -58,39 +58,39 @@ Inputs inputs_of(const py::bytes& gradients, const py::sequence& rules, uintptr_
   return inputs;
 }
 
-void run_masked_step(const std::string& dtype, uintptr_t table, uintptr_t owner, int64_t blocks,
+void run_masked_step(const std::string& dtype, uintptr_t table, uintptr_t block_to_tensor, int64_t blocks,
                      const py::bytes& gradients, const py::sequence& rules, uintptr_t grad_scale,
                      uintptr_t found_inf, uintptr_t stream) {
-  const StepLaunch launch{dtype_named(dtype), table, owner, blocks};
+  const StepLaunch launch{dtype_named(dtype), table, block_to_tensor, blocks};
   const Inputs inputs = inputs_of(gradients, rules, grad_scale, found_inf);
   py::gil_scoped_release release;
   masked_step(launch, inputs, stream);
 }
 
-void run_walk_step(const WalkLaunch& launch, const py::bytes& gradients, const py::sequence& rules,
-                   uintptr_t grad_scale, uintptr_t found_inf, uintptr_t stream) {
+void run_sector_step(const SectorLaunch& launch, const py::bytes& gradients, const py::sequence& rules,
+                     uintptr_t grad_scale, uintptr_t found_inf, uintptr_t stream) {
   const Inputs inputs = inputs_of(gradients, rules, grad_scale, found_inf);
   py::gil_scoped_release release;
-  walk_step(launch, inputs, stream);
+  sector_step(launch, inputs, stream);
 }
 
-void run_walk_squares(const WalkLaunch& launch, const py::bytes& gradients, uintptr_t sums,
-                      uintptr_t stream) {
+void run_sector_squares(const SectorLaunch& launch, const py::bytes& gradients, uintptr_t sums,
+                        uintptr_t stream) {
   const std::string_view addresses(gradients);
   py::gil_scoped_release release;
-  walk_squares(launch, addresses, sums, stream);
+  sector_squares(launch, addresses, sums, stream);
 }
 
-void run_count_rows(const std::string& dtype, uintptr_t table, uintptr_t owner, uintptr_t fan_in,
+void run_count_rows(const std::string& dtype, uintptr_t table, uintptr_t block_to_tensor, uintptr_t fan_in,
                     uintptr_t live, int64_t blocks, uintptr_t stream) {
-  const Listing listing{dtype_named(dtype), table, owner, fan_in, live, blocks};
+  const Listing listing{dtype_named(dtype), table, block_to_tensor, fan_in, live, blocks};
   py::gil_scoped_release release;
   count_rows(listing, stream);
 }
 
-void run_list_sectors(const std::string& dtype, uintptr_t table, uintptr_t owner, uintptr_t fan_in,
+void run_list_sectors(const std::string& dtype, uintptr_t table, uintptr_t block_to_tensor, uintptr_t fan_in,
                       uintptr_t live, uintptr_t ends, int64_t blocks, uintptr_t stream) {
-  const Listing listing{dtype_named(dtype), table, owner, fan_in, live, blocks};
+  const Listing listing{dtype_named(dtype), table, block_to_tensor, fan_in, live, blocks};
   py::gil_scoped_release release;
   list_sectors(listing, ends, stream);
 }
@@ -119,34 +119,36 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("CHUNK") = kChunk;
   module.attr("LIST_ROWS") = kWarps;
   module.attr("STEP_ROW") = names(kStepRowFields);
-  module.attr("WALK_ROW") = names(kWalkRowFields);
+  module.attr("SECTOR_ROW") = names(kSectorRowFields);
   module.attr("LIST_ROW") = names(kListRowFields);
   module.attr("RULE") = names(kRuleFields);
 
   // Local to the module, so that tests can load several builds of it in one process.
-  py::class_<WalkLaunch>(module, "Walk", py::module_local())
-      .def(py::init([](const std::string& dtype, uintptr_t table, uintptr_t owner, uintptr_t chunks,
+  py::class_<SectorLaunch>(module, "SectorLaunch", py::module_local())
+      .def(py::init([](const std::string& dtype, uintptr_t table, uintptr_t chunk_to_tensor, uintptr_t chunks,
                        bool wide, int64_t most_chunks, int multiprocessors) {
-             return WalkLaunch{dtype_named(dtype), table, owner, chunks, wide, most_chunks, multiprocessors};
+             return SectorLaunch{dtype_named(dtype), table,          chunk_to_tensor, chunks, wide,
+                                 most_chunks,        multiprocessors};
            }),
-           py::arg("dtype"), py::arg("table"), py::arg("owner"), py::arg("chunks"), py::arg("wide"),
+           py::arg("dtype"), py::arg("table"), py::arg("chunk_to_tensor"), py::arg("chunks"), py::arg("wide"),
            py::arg("most_chunks"), py::arg("multiprocessors"))
-      .def_property_readonly("blocks", [](const WalkLaunch& launch) {
-        return walk_blocks(launch.dtype, launch.most_chunks, launch.multiprocessors);
+      .def_property_readonly("blocks", [](const SectorLaunch& launch) {
+        return sector_blocks(launch.dtype, launch.most_chunks, launch.multiprocessors);
       });
 
   module.def("step_rows", &step_rows, py::arg("columns"));
-  module.def("masked_step", &run_masked_step, py::arg("dtype"), py::arg("table"), py::arg("owner"),
+  module.def("masked_step", &run_masked_step, py::arg("dtype"), py::arg("table"), py::arg("block_to_tensor"),
              py::arg("blocks"), py::arg("gradients"), py::arg("rules"), py::arg("grad_scale"),
              py::arg("found_inf"), py::arg("stream"));
-  module.def("walk_step", &run_walk_step, py::arg("walk"), py::arg("gradients"), py::arg("rules"),
+  module.def("sector_step", &run_sector_step, py::arg("walk"), py::arg("gradients"), py::arg("rules"),
              py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"));
-  module.def("walk_squares", &run_walk_squares, py::arg("walk"), py::arg("gradients"), py::arg("sums"),
+  module.def("sector_squares", &run_sector_squares, py::arg("walk"), py::arg("gradients"), py::arg("sums"),
              py::arg("stream"));
-  module.def("count_rows", &run_count_rows, py::arg("dtype"), py::arg("table"), py::arg("owner"),
+  module.def("count_rows", &run_count_rows, py::arg("dtype"), py::arg("table"), py::arg("block_to_tensor"),
              py::arg("fan_in"), py::arg("live"), py::arg("blocks"), py::arg("stream"));
-  module.def("list_sectors", &run_list_sectors, py::arg("dtype"), py::arg("table"), py::arg("owner"),
-             py::arg("fan_in"), py::arg("live"), py::arg("ends"), py::arg("blocks"), py::arg("stream"));
+  module.def("list_sectors", &run_list_sectors, py::arg("dtype"), py::arg("table"),
+             py::arg("block_to_tensor"), py::arg("fan_in"), py::arg("live"), py::arg("ends"),
+             py::arg("blocks"), py::arg("stream"));
   module.def("build_info", &build_info);
   module.def("driver_version", &driver_version);
 }

@@ -6,7 +6,6 @@
 #include <memory>
 #include <stdexcept>
 
-#include "../cpu/zero_outside.h"
 #include "../cpu/drop_and_grow.h"
 #include "../cpu/packed_mask.h"
 #include "../cpu/random_choice.h"
@@ -14,6 +13,7 @@
 #include "../cpu/strategy.h"
 #include "../cpu/table.h"
 #include "../cpu/write_watch.h"
+#include "../cpu/zero_outside.h"
 #include "memory_reader.h"
 #include "ready_step.h"
 #include "step_reader.h"
@@ -30,7 +30,7 @@ void define_steps(py::module_& module) {
   module.def(
       "step",
       [](const Table& table, const py::bytes& grads, const Rules& rules, int threads) {
-        const std::vector<Update> updates = updates_of(table, std::string_view(grads), rules);
+        const std::vector<TensorStep> updates = updates_of(table, std::string_view(grads), rules);
         py::gil_scoped_release release;
         step(updates, threads);
       },
@@ -38,7 +38,7 @@ void define_steps(py::module_& module) {
   module.def(
       "squared_norm",
       [](const Table& table, const py::bytes& grads, const Rules& rules, int threads, bool dense) {
-        const std::vector<Update> updates = updates_of(table, std::string_view(grads), rules);
+        const std::vector<TensorStep> updates = updates_of(table, std::string_view(grads), rules);
         py::gil_scoped_release release;
         return squared_norm(updates, threads, dense);
       },
@@ -89,13 +89,12 @@ void define_drop_and_grow(py::module_& module) {
            py::kw_only(), py::arg("dtype"), py::arg("weights"), py::arg("mask"), py::arg("explored"),
            py::arg("numel"), py::arg("min_fan_in"), py::arg("grid"));
   py::class_<Scores>(module, "Scores")
-      .def(py::init(
-               [](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most, bool fills) {
-                 return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most,
-                               fills};
-               }),
-           py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"),
-           py::arg("fills"));
+      .def(
+          py::init([](size_t layer, const std::string& dtype, uintptr_t values, int64_t at_most, bool fills) {
+            return Scores{layer, dtype_named(dtype), reinterpret_cast<const void*>(values), at_most, fills};
+          }),
+          py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"),
+          py::arg("fills"));
 
   py::class_<LayerUpdate>(module, "LayerUpdate")
       .def_readonly("dropped", &LayerUpdate::dropped)
@@ -112,8 +111,8 @@ void define_drop_and_grow(py::module_& module) {
       .def_property_readonly("scores_are_masked", &DropAndGrow::scores_are_masked)
       .def("rank", &DropAndGrow::rank, py::arg("scores"), py::arg("threads"), Released())
       .def("drop_by", &DropAndGrow::drop_by, py::arg("scores"))
-      .def("grow_largest", &DropAndGrow::grow_largest, py::arg("drops"), py::arg("grows"),
-           py::arg("threads"), Released())
+      .def("grow_largest", &DropAndGrow::grow_largest, py::arg("drops"), py::arg("grows"), py::arg("threads"),
+           Released())
       .def("grow_random", &DropAndGrow::grow_random, py::arg("drops"), py::arg("grows"), py::arg("seeds"),
            py::arg("seeds_of_missing"), py::arg("threads"), Released())
       .def("drop", &DropAndGrow::drop, py::arg("drops"), py::arg("threads"), Released());
@@ -163,21 +162,21 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("weights_written", &WriteWatch::weights_written)
       .def("forget", &WriteWatch::forget);
   py::class_<Tensor>(module, "Tensor")
-      .def(py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer,
-                       int64_t numel, bool ham, const PackedMask* mask, uintptr_t factors,
-                       WriteWatch* watch) {
-             return Tensor{dtype_named(dtype),
-                           reinterpret_cast<void*>(parameter),
-                           reinterpret_cast<void*>(momentum_buffer),
-                           numel,
-                           ham,
-                           mask,
-                           factors_of_runs(mask, reinterpret_cast<const double*>(factors)),
-                           watch};
-           }),
-           py::kw_only(), py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"),
-           py::arg("numel"), py::arg("ham"), py::arg("mask").none(true), py::arg("factors"),
-           py::arg("watch").none(true), py::keep_alive<1, 7>(), py::keep_alive<1, 9>());
+      .def(
+          py::init([](const std::string& dtype, uintptr_t parameter, uintptr_t momentum_buffer, int64_t numel,
+                      bool ham, const PackedMask* mask, uintptr_t factors, WriteWatch* watch) {
+            return Tensor{dtype_named(dtype),
+                          reinterpret_cast<void*>(parameter),
+                          reinterpret_cast<void*>(momentum_buffer),
+                          numel,
+                          ham,
+                          mask,
+                          factors_of_runs(mask, reinterpret_cast<const double*>(factors)),
+                          watch};
+          }),
+          py::kw_only(), py::arg("dtype"), py::arg("parameter"), py::arg("momentum_buffer"), py::arg("numel"),
+          py::arg("ham"), py::arg("mask").none(true), py::arg("factors"), py::arg("watch").none(true),
+          py::keep_alive<1, 7>(), py::keep_alive<1, 9>());
 
   py::class_<Rule>(module, "Rule")
       .def(py::init([](double lr, double momentum, double dampening, double weight_decay, bool nesterov,

@@ -60,7 +60,7 @@ bool read_rules(py::handle groups, std::vector<cpu::Rule>& rules, std::vector<do
 }
 
 // Puts the coefficient of Appendix F into the rules that have a limit.
-void limit_norm(const std::vector<cpu::Update>& updates, int threads, bool dense,
+void limit_norm(const std::vector<cpu::TensorStep>& updates, int threads, bool dense,
                 const std::vector<double>& limits, std::vector<cpu::Rule>& rules) {
   const auto is_limit = [](double limit) { return limit != kNoLimit; };
   if (std::none_of(limits.begin(), limits.end(), is_limit)) return;
@@ -98,7 +98,7 @@ bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const 
   addresses.reserve(positions_.size() * sizeof(uintptr_t));
   for (size_t position : positions_)
     addresses.append(found.addresses, position * sizeof(uintptr_t), sizeof(uintptr_t));
-  const std::vector<cpu::Update> updates = cpu::updates_of(table_, addresses, rule_of);
+  const std::vector<cpu::TensorStep> updates = cpu::updates_of(table_, addresses, rule_of);
   // The library writes through pointers, and autograd must notice it; before the write, so that whatever
   // interrupts it cannot leave one that was not counted.
   increment_version(updated);

@@ -1,5 +1,5 @@
-// All that a step depends on, read from Python's objects in one pass: what sparseopt_kernels/step/snapshot.py does
-// in Python, for the tensors and containers that nearly everyone has.
+// All that a step depends on, read from Python's objects in one pass: what sparseopt_kernels/step/snapshot.py
+// does in Python, for the tensors and containers that nearly everyone has.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -59,8 +59,9 @@ class StepReader {
 struct Names {
   pybind11::str params{"params"}, lr{"lr"}, momentum{"momentum"}, dampening{"dampening"},
       weight_decay{"weight_decay"}, nesterov{"nesterov"}, maximize{"maximize"}, correction{"correction"},
-      ham_alpha{"ham_alpha"}, ham_beta{"ham_beta"}, max_grad_norm{"max_grad_norm"}, max_grad_norm_over{"max_grad_norm_over"},
-      momentum_buffer{"momentum_buffer"}, grad{"grad"}, version{"_version"}, is_neg{"is_neg"};
+      ham_alpha{"ham_alpha"}, ham_beta{"ham_beta"}, max_grad_norm{"max_grad_norm"},
+      max_grad_norm_over{"max_grad_norm_over"}, momentum_buffer{"momentum_buffer"}, grad{"grad"},
+      version{"_version"}, is_neg{"is_neg"};
 };
 const Names& names();
 

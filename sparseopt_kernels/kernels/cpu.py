@@ -21,7 +21,7 @@ from .memory import (
     DTYPE_NAMES,
     address_of,
     in_order,
-    is_walkable,
+    is_non_overlapping_and_dense,
     mask_in_memory_order,
     memory_grid,
     memory_order,
@@ -64,7 +64,7 @@ class Cpu:
     def supports(self, param: ParamState) -> bool:
         return (
             param.parameter.dtype in DTYPE_NAMES
-            and is_walkable(param)
+            and is_non_overlapping_and_dense(param)
             and (param.mask is None or memory_grid(param) is not None)
         )
 

@@ -38,7 +38,7 @@ def address_of(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def is_walkable(param: ParamState) -> bool:
+def is_non_overlapping_and_dense(param: ParamState) -> bool:
     """Tell if parameter, momentum buffer and gradient are of one dtype, and lie in one order without gaps."""
     parameter, buffer = param.parameter, param.momentum_buffer
     order = param.memory_order

@@ -127,9 +127,9 @@ class Hyper:
         return Rule(**{**vars(self), "lr": self.lr if lr is None else lr}, gamma=gamma)
 
 
-def plan_of(weights: Sequence[Weight], *, walked: bool) -> GpuPlan:
-    """A plan of the CUDA backend, which must be what ``loaded`` has made it. ``walked``: as if a step had
-    been made with these masks, so that sectors are walked, and not neurons."""
+def plan_of(weights: Sequence[Weight], *, by_sectors: bool) -> GpuPlan:
+    """A plan of the CUDA backend, which must be what ``loaded`` has made it. ``by_sectors``: as if a step had
+    been made with these masks, so that sectors are by_sectors, and not neurons."""
     cuda = backend.Cuda()
     params = [weight.param() for weight in weights]
     corrected = [
@@ -140,7 +140,7 @@ def plan_of(weights: Sequence[Weight], *, walked: bool) -> GpuPlan:
     known = with_factors(corrected, {})
     factors = [known.get(param) for param in params]
     plan = cuda._lists.plan(params, factors)
-    if walked:
+    if by_sectors:
         for listed in plan._listed:
             listed.forget_mask()
         plan = cuda._lists.plan(params, factors)
@@ -156,15 +156,15 @@ def step(
     weights: Sequence[Weight],
     rules: Sequence[Rule],
     *,
-    walked: bool,
+    by_sectors: bool,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    plan_of(weights, walked=walked).step(inputs_of(weights, rules, grad_scale, found_inf))
+    plan_of(weights, by_sectors=by_sectors).step(inputs_of(weights, rules, grad_scale, found_inf))
 
 
 def squared_norm(weights: Sequence[Weight], rules: Sequence[Rule]) -> float:
-    return float(plan_of(weights, walked=True).squared_norm(inputs_of(weights, rules), "active"))
+    return float(plan_of(weights, by_sectors=True).squared_norm(inputs_of(weights, rules), "active"))
 
 
 def inputs_of(

@@ -16,11 +16,11 @@ from torch import Tensor
 from ...correction import FanIn
 from ...neurons import arithmetic_dtype
 from ..contract import Inputs, ParamFactors, ParamState, Plan, Rule
-from ..memory import DTYPE_NAMES, address_of, has_rows, is_walkable
+from ..memory import DTYPE_NAMES, address_of, has_rows, is_non_overlapping_and_dense
 from .device import current_stream, multiprocessors
 from .lists import Listing
 from .plan import ListCache
-from .tables import StepLaunch, WalkLaunch
+from .tables import SectorLaunch, StepLaunch
 
 _MISSING: str | None = None
 try:
@@ -84,7 +84,9 @@ class Cuda:
         return False
 
     def supports(self, param: ParamState) -> bool:
-        return param.parameter.dtype in DTYPE_NAMES and is_walkable(param) and has_rows(param)
+        return (
+            param.parameter.dtype in DTYPE_NAMES and is_non_overlapping_and_dense(param) and has_rows(param)
+        )
 
     def fan_in(self, params: Sequence[ParamState]) -> FanIn:
         return self._lists.fan_in(params)
@@ -119,18 +121,18 @@ class CudaKernels:
         _cuda.masked_step(
             DTYPE_NAMES[launch.dtype],
             launch.table.data_ptr(),
-            launch.owner.data_ptr(),
+            launch.program_to_tensor.data_ptr(),
             launch.programs,
             *_inputs(launch, gradients, inputs),
         )
 
-    def walk_step(self, launch: WalkLaunch, gradients: bytes, inputs: Inputs) -> None:
-        _cuda.walk_step(_walk(launch), *_inputs(launch, gradients, inputs))
+    def sector_step(self, launch: SectorLaunch, gradients: bytes, inputs: Inputs) -> None:
+        _cuda.sector_step(_walk(launch), *_inputs(launch, gradients, inputs))
 
-    def walk_squares(self, launch: WalkLaunch, gradients: bytes) -> Tensor:
+    def sector_squares(self, launch: SectorLaunch, gradients: bytes) -> Tensor:
         walk, device = _walk(launch), launch.table.device
         sums = torch.empty(walk.blocks, 2, dtype=arithmetic_dtype(launch.dtype), device=device)
-        _cuda.walk_squares(walk, gradients, sums.data_ptr(), current_stream(device))
+        _cuda.sector_squares(walk, gradients, sums.data_ptr(), current_stream(device))
         return sums
 
 
@@ -139,14 +141,14 @@ def _of(listing: Listing) -> tuple[str, int, int, int, int]:
     return (
         DTYPE_NAMES[listing.dtype],
         listing.table.data_ptr(),
-        listing.owner.data_ptr(),
+        listing.program_to_tensor.data_ptr(),
         listing.fan_in.data_ptr(),
         listing.live.data_ptr(),
     )
 
 
 def _inputs(
-    launch: StepLaunch | WalkLaunch, gradients: bytes, inputs: Inputs
+    launch: StepLaunch | SectorLaunch, gradients: bytes, inputs: Inputs
 ) -> tuple[bytes, Sequence[Rule], int, int, int]:
     """Return the arguments that both steps take, besides memory that stays."""
     return (
@@ -158,11 +160,11 @@ def _inputs(
     )
 
 
-def _walk(launch: WalkLaunch) -> _cuda.Walk:
-    return _cuda.Walk(
+def _walk(launch: SectorLaunch) -> _cuda.SectorLaunch:
+    return _cuda.SectorLaunch(
         DTYPE_NAMES[launch.dtype],
         launch.table.data_ptr(),
-        launch.owner.data_ptr(),
+        launch.chunk_to_tensor.data_ptr(),
         launch.chunks.data_ptr(),
         launch.wide,
         launch.most_chunks,

@@ -51,13 +51,13 @@ class Listing(NamedTuple):
 
     dtype: torch.dtype  # of the weights
     table: Tensor  # int64 (tensors, columns of ListRow)
-    owner: Tensor  # int32 (programs,): the row of the table that each program reads
+    program_to_tensor: Tensor  # int32 (programs,): the row of the table that each program reads
     fan_in: Tensor  # int32 (rows of all tensors,)
     live: Tensor  # int32, likewise: the live sectors that begin in a row
     programs: int
 
 
-def owners(programs: Sequence[int]) -> Tensor:
+def tensor_of_programs(programs: Sequence[int]) -> Tensor:
     """Return, for each program, the index of the tensor that it works on: int32, on the host."""
     counts = torch.tensor(programs, device="cpu")
     return torch.arange(len(programs), dtype=torch.int32, device="cpu").repeat_interleave(counts)
@@ -118,7 +118,7 @@ def list_masks(kernels: ListKernels, params: Sequence[ParamState], rows: Sequenc
     listing = Listing(
         dtype,
         upload(torch.tensor(table, dtype=torch.int64, device="cpu"), device),
-        upload(owners(programs), device),
+        upload(tensor_of_programs(programs), device),
         fan_in=counts[1],
         live=counts[0],
         programs=first_program,

@@ -27,7 +27,7 @@ from .device import (
     upload,
 )
 from .lists import ListKernels, Sectors, list_masks
-from .tables import Layout, Member, StepLaunch, Tiles, WalkLaunch, are_aligned, lay_out
+from .tables import Layout, Member, SectorLaunch, StepLaunch, Tiles, are_aligned, lay_out
 
 _GRAPHS = 4  # that can be captured after each other, without a step outside of them
 
@@ -41,10 +41,10 @@ class GpuKernels(ListKernels, Tiles, Protocol):
     def masked_step(self, launch: StepLaunch, gradients: Any, inputs: Inputs) -> None:
         """Count fan-in from masks, and apply the update rule."""
 
-    def walk_step(self, launch: WalkLaunch, gradients: Any, inputs: Inputs) -> None:
+    def sector_step(self, launch: SectorLaunch, gradients: Any, inputs: Inputs) -> None:
         """Apply the update rule."""
 
-    def walk_squares(self, launch: WalkLaunch, gradients: Any) -> Tensor:
+    def sector_squares(self, launch: SectorLaunch, gradients: Any) -> Tensor:
         """Return the sum of ``(c_i g)^2`` over the active weights, in parts that are to be summed up."""
 
 
@@ -141,7 +141,7 @@ class GpuPlan:
                 if isinstance(launch, StepLaunch):
                     self._kernels.masked_step(launch, gradients, inputs)
                 else:
-                    self._kernels.walk_step(launch, gradients, inputs)
+                    self._kernels.sector_step(launch, gradients, inputs)
             if self._new:
                 for i in self._new:
                     self._listed[i].forget_mask()
@@ -157,8 +157,8 @@ class GpuPlan:
         placed = self._place(inputs.addresses, [])
         none = torch.zeros((), dtype=torch.int64, device=self._device)
         for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
-            assert isinstance(launch, WalkLaunch)
-            self._kernels.walk_step(launch._replace(chunks=none), gradients, inputs)
+            assert isinstance(launch, SectorLaunch)
+            self._kernels.sector_step(launch._replace(chunks=none), gradients, inputs)
 
     def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
         if over == "dense":
@@ -167,8 +167,8 @@ class GpuPlan:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         with device_guard(self._device):
             for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
-                assert isinstance(launch, WalkLaunch)
-                total += self._kernels.walk_squares(launch, gradients).sum(dtype=torch.float64)
+                assert isinstance(launch, SectorLaunch)
+                total += self._kernels.sector_squares(launch, gradients).sum(dtype=torch.float64)
         return total
 
     def unseen_writes(self, everything: bool) -> list[UnseenWrite]:

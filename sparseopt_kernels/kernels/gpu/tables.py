@@ -15,7 +15,7 @@ from torch import Tensor
 from ..contract import ParamFactors, ParamState
 from ..memory import Rows, address_of
 from .device import upload
-from .lists import Sectors, owners, sectors_in, weights_per_sector
+from .lists import Sectors, sectors_in, tensor_of_programs, weights_per_sector
 
 _RULES_PER_LAUNCH = 8  # they are arguments of the kernel, of which there are only so many
 _ALIGNMENT = 16  # bytes, of the vectors in which memory is accessed
@@ -56,7 +56,7 @@ class StepRow(NamedTuple):
     ham: int
 
 
-class WalkRow(NamedTuple):
+class SectorRow(NamedTuple):
     """The row of a tensor in the table that the kernels that walk sectors read, as int64."""
 
     parameter: int
@@ -82,11 +82,11 @@ class StepLaunch(NamedTuple):
     momentum: bool  # whether one of them has a buffer
     rules: slice  # of all rules
     table: Tensor  # int64 (members, columns of StepRow)
-    owner: Tensor  # int32 (programs,): the row of the table that each program reads
+    program_to_tensor: Tensor  # int32 (programs,): the row of the table that each program reads
     programs: int
 
 
-class WalkLaunch(NamedTuple):
+class SectorLaunch(NamedTuple):
     """Tensors that are walked, by chunks of their sectors.
 
     Only the device knows the number of chunks: it depends on which sectors are live. So a fixed number of
@@ -100,8 +100,8 @@ class WalkLaunch(NamedTuple):
     rules: slice  # of all rules
     grads_aligned: bool  # gradients begin at whole 16 bytes, too
     wide: bool  # numbers of weights need 64 bits
-    table: Tensor  # int64 (members, columns of WalkRow)
-    owner: Tensor  # int32 (most_chunks,): the row of the table that each chunk reads
+    table: Tensor  # int64 (members, columns of SectorRow)
+    chunk_to_tensor: Tensor  # int32 (most_chunks,): the row of the table that each chunk reads
     chunks: Tensor  # int64, 0-d: how many there are
     most_chunks: int
 
@@ -120,7 +120,7 @@ class Layout(NamedTuple):
     """The launches that suit gradients of certain alignments, for all tensors that have weights."""
 
     gradients_aligned: bytes  # of each gradient, 1 if it is at a multiple of 16 bytes
-    launches: list[StepLaunch | WalkLaunch]
+    launches: list[StepLaunch | SectorLaunch]
     nbytes: int  # of what was uploaded for it, at most
 
     def memory(self) -> list[Tensor]:
@@ -146,9 +146,9 @@ def lay_out(
             if not tiles.by_alignment:
                 variant = variant._replace(aligned=True, grads_aligned=True)
             by_variant.setdefault(variant, []).append(i)
-    launches: list[StepLaunch | WalkLaunch] = []
+    launches: list[StepLaunch | SectorLaunch] = []
     for variant, indices in by_variant.items():
-        make = maker.step_launch if variant.is_new else maker.walk_launch
+        make = maker.step_launch if variant.is_new else maker.sector_launch
         for at in range(0, len(indices), tiles.most_tensors):
             launches.append(make(variant, indices[at : at + tiles.most_tensors]))
     return Layout(gradients_aligned, launches, maker.nbytes)
@@ -181,10 +181,10 @@ class _Maker:
                 )
             )
             first += programs[-1]
-        on_device = self._upload_table(table), self._upload(owners(programs))
+        on_device = self._upload_table(table), self._upload(tensor_of_programs(programs))
         return StepLaunch(indices, *self._common(variant, indices), *on_device, first)
 
-    def walk_launch(self, variant: _Variant, indices: list[int]) -> WalkLaunch:
+    def sector_launch(self, variant: _Variant, indices: list[int]) -> SectorLaunch:
         """Return the launch for some members. The host does not wait to know which sectors are live."""
         members = [self._members[i] for i in indices]
         sectors = [member.sectors for member in members]
@@ -192,7 +192,8 @@ class _Maker:
         whole = [sectors_in(member.param.parameter.numel(), lanes) for member in members]
         capacity = [0 if s is None else s.listed.numel() for s in sectors]
         table = [
-            (*_walk_row(member, variant), *own) for member, *own in zip(members, whole, capacity, strict=True)
+            (*_sector_row(member, variant), *own)
+            for member, *own in zip(members, whole, capacity, strict=True)
         ]
         numbers = self._upload_table(table)
         rows = numbers[:, :-2].clone()
@@ -202,14 +203,16 @@ class _Maker:
         ends = chunks.cumsum(0)
         torch.sub(ends, chunks, out=rows[:, _FIRST_CHUNK])
         most = sum(-(-count // chunk) for count in whole)
-        owner = torch.searchsorted(ends, torch.arange(most, device=self._device), right=True, out_int32=True)
-        return WalkLaunch(
+        chunk_to_tensor = torch.searchsorted(
+            ends, torch.arange(most, device=self._device), right=True, out_int32=True
+        )
+        return SectorLaunch(
             indices,
             *self._common(variant, indices),
             grads_aligned=variant.grads_aligned,
             wide=variant.wide,
             table=rows,
-            owner=owner,
+            chunk_to_tensor=chunk_to_tensor,
             chunks=ends[-1].clone(),
             most_chunks=most,
         )
@@ -229,9 +232,9 @@ class _Maker:
         return upload(values, self._device)
 
 
-def _walk_row(member: Member, variant: _Variant) -> WalkRow:
+def _sector_row(member: Member, variant: _Variant) -> SectorRow:
     param, rows, sectors, factors = member
-    return WalkRow(
+    return SectorRow(
         parameter=param.parameter.data_ptr(),
         momentum_buffer=address_of(param.momentum_buffer),
         masks=0 if sectors is None else sectors.masks.data_ptr(),
@@ -275,9 +278,9 @@ def _variant(member: Member, gradient_aligned: bool, is_new: bool) -> _Variant:
     )
 
 
-_LISTED, _BITS = WalkRow._fields.index("listed"), WalkRow._fields.index("bits")
-_MASKS = WalkRow._fields.index("masks")
-_FIRST_CHUNK, _LENGTH = WalkRow._fields.index("first_chunk"), WalkRow._fields.index("length")
+_LISTED, _BITS = SectorRow._fields.index("listed"), SectorRow._fields.index("bits")
+_MASKS = SectorRow._fields.index("masks")
+_FIRST_CHUNK, _LENGTH = SectorRow._fields.index("first_chunk"), SectorRow._fields.index("length")
 
 
 def _choose(table: Tensor, whole: Tensor, capacity: Tensor, sectors: Sequence[Sectors | None]) -> None:

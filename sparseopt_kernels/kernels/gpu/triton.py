@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ...correction import FanIn
 from ..contract import Inputs, ParamFactors, ParamState, Plan, Rule
-from ..memory import address_of, has_rows, is_walkable
+from ..memory import address_of, has_rows, is_non_overlapping_and_dense
 from .device import capturing, multiprocessors, upload
 from .lists import Listing, weights_per_sector
 from .plan import ListCache
-from .tables import StepLaunch, WalkLaunch
+from .tables import SectorLaunch, StepLaunch
 
 _OLDEST = (3, 5)  # with which all tests of compiled kernels pass
 _MISSING: str | None = None
@@ -63,7 +63,7 @@ class Triton:
         return False
 
     def supports(self, param: ParamState) -> bool:
-        return param.parameter.dtype in DTYPES and is_walkable(param) and has_rows(param)
+        return param.parameter.dtype in DTYPES and is_non_overlapping_and_dense(param) and has_rows(param)
 
     def fan_in(self, params: Sequence[ParamState]) -> FanIn:
         return self._lists.fan_in(params)
@@ -77,7 +77,7 @@ class TritonKernels:
 
     most_tensors = 1 << 30
     by_alignment = True
-    # A thread has one sector, in walk_step as in masked_step.
+    # A thread has one sector, in sector_step as in masked_step.
     chunk = _WARP
     units, rows = 16, _WARP // 16
     counted = 512  # weights of a row at a time
@@ -90,16 +90,23 @@ class TritonKernels:
         return upload(torch.frombuffer(bytearray(addresses), dtype=torch.int64), device)
 
     def count_rows(self, listing: Listing) -> None:
-        memory = (listing.table, listing.owner, listing.fan_in, listing.live)
+        memory = (listing.table, listing.program_to_tensor, listing.fan_in, listing.live)
         _launch(triton_lists.count_rows, listing.programs, memory, self._list_tile(listing))
 
     def list_sectors(self, listing: Listing, ends: Tensor) -> None:
-        memory = (listing.table, listing.owner, listing.live, ends)
+        memory = (listing.table, listing.program_to_tensor, listing.live, ends)
         _launch(triton_lists.list_sectors, listing.programs, memory, self._list_tile(listing))
 
     def masked_step(self, launch: StepLaunch, gradients: Tensor, inputs: Inputs) -> None:
         rules = _rules(inputs.rules[launch.rules])
-        memory = (launch.table, gradients, launch.owner, inputs.found_inf, inputs.grad_scale, rules.numbers)
+        memory = (
+            launch.table,
+            gradients,
+            launch.program_to_tensor,
+            inputs.found_inf,
+            inputs.grad_scale,
+            rules.numbers,
+        )
         constants = {
             "TYPE": _TYPES[launch.dtype],
             "ALIGNED": launch.aligned,
@@ -113,9 +120,9 @@ class TritonKernels:
         }
         _launch(triton_step.masked_step, launch.programs, memory, constants, rules.arguments)
 
-    def walk_step(self, launch: WalkLaunch, gradients: Tensor, inputs: Inputs) -> None:
+    def sector_step(self, launch: SectorLaunch, gradients: Tensor, inputs: Inputs) -> None:
         rules = _rules(inputs.rules[launch.rules])
-        memory = (launch.table, gradients, launch.owner, launch.chunks)
+        memory = (launch.table, gradients, launch.chunk_to_tensor, launch.chunks)
         scalars = (inputs.found_inf, inputs.grad_scale, rules.numbers)
         constants = {
             "TYPE": _TYPES[launch.dtype],
@@ -128,11 +135,11 @@ class TritonKernels:
             "SECTORS": self.chunk,
         }
         programs = _most_programs(launch)
-        _launch(triton_step.walk_step, programs, (*memory, *scalars), constants, rules.arguments, True)
+        _launch(triton_step.sector_step, programs, (*memory, *scalars), constants, rules.arguments, True)
 
-    def walk_squares(self, launch: WalkLaunch, gradients: Tensor) -> Tensor:
+    def sector_squares(self, launch: SectorLaunch, gradients: Tensor) -> Tensor:
         sums = torch.empty(_most_programs(launch), 2, dtype=torch.float32, device=gradients.device)
-        memory = (launch.table, gradients, launch.owner, launch.chunks, sums)
+        memory = (launch.table, gradients, launch.chunk_to_tensor, launch.chunks, sums)
         constants = {
             "TYPE": _TYPES[launch.dtype],
             "ALIGNED": launch.aligned,
@@ -141,7 +148,7 @@ class TritonKernels:
             "LANES": weights_per_sector(launch.dtype),
             "SECTORS": self.chunk,
         }
-        _launch(triton_step.walk_squares, len(sums), memory, constants)
+        _launch(triton_step.sector_squares, len(sums), memory, constants)
         return sums
 
     def _list_tile(self, listing: Listing) -> dict[str, int]:
@@ -161,7 +168,7 @@ class RuleArgument(NamedTuple):
     lr: float
     lr_place: float
     momentum: float
-    fresh: float
+    one_minus_dampening: float
     weight_decay: float
     nesterov: float
     ham_alpha: float
@@ -199,7 +206,8 @@ def _argument(rule: Rule, tensors: list[Tensor]) -> RuleArgument:
         lr=lr,
         lr_place=lr_place,
         momentum=rule.momentum,
-        fresh=1.0 - rule.dampening,  # not on the device: the float32 nearest to it would lose digits
+        one_minus_dampening=1.0
+        - rule.dampening,  # not on the device: the float32 nearest to it would lose digits
         weight_decay=rule.weight_decay,
         nesterov=float(rule.nesterov),
         ham_alpha=rule.ham_alpha,
@@ -210,7 +218,7 @@ def _argument(rule: Rule, tensors: list[Tensor]) -> RuleArgument:
     )
 
 
-def _most_programs(launch: WalkLaunch) -> int:
+def _most_programs(launch: SectorLaunch) -> int:
     """Return the number of programs: at most one for each chunk, and as many as the device may hold at a
     time."""
     return min(launch.most_chunks, PROGRAMS * multiprocessors(launch.table.device))

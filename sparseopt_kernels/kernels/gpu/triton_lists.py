@@ -31,14 +31,14 @@ class Own(NamedTuple):
     tiles: Any  # how many there are at most
 
 
-@triton.jit(do_not_specialize=["table", "owner", "fan_in", "live"])
+@triton.jit(do_not_specialize=["table", "program_to_tensor", "fan_in", "live"])
 def count_rows(
-    table: tl.int64, owner: tl.int64, fan_in: tl.int64, live: tl.int64,
+    table: tl.int64, program_to_tensor: tl.int64, fan_in: tl.int64, live: tl.int64,
     ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Write the mask bits of all sectors and, for each row, the numbers of active weights and of live
     sectors."""
-    entry = _list_row(table, tl.load(owner.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
+    entry = _list_row(table, tl.load(program_to_tensor.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
     own = _rows(entry, ROWS, SECTORS, LANES)
     mask = tl.multiple_of(entry.mask.to(tl.pointer_type(tl.int8)), 16)
     half: tl.constexpr = LANES // 2
@@ -80,13 +80,13 @@ def _half_bits(mask, begin, there, elements, end, HALF: tl.constexpr):
     return tl.sum(active << lane, axis=2), tl.sum(tl.where(e < end[:, :, None], active, 0), axis=2)
 
 
-@triton.jit(do_not_specialize=["table", "owner", "live", "ends"])
+@triton.jit(do_not_specialize=["table", "program_to_tensor", "live", "ends"])
 def list_sectors(
-    table: tl.int64, owner: tl.int64, live: tl.int64, ends: tl.int64,
+    table: tl.int64, program_to_tensor: tl.int64, live: tl.int64, ends: tl.int64,
     ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Write the lists of live sectors, as far as there is room for them."""
-    entry = _list_row(table, tl.load(owner.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
+    entry = _list_row(table, tl.load(program_to_tensor.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
     own = _rows(entry, ROWS, SECTORS, LANES)
     at = entry.first_row + own.row
     # `ends` counts the live sectors of the rows of all tensors, up to and with each row.

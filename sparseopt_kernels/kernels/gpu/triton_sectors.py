@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from sparseopt_kernels.kernels.gpu.tables import WalkRow
+from sparseopt_kernels.kernels.gpu.tables import SectorRow
 
-_WALK_WIDTH = tl.constexpr(len(WalkRow._fields))
+_SECTOR_WIDTH = tl.constexpr(len(SectorRow._fields))
 
 
 class Chunk(NamedTuple):
@@ -42,10 +42,10 @@ class Rest(NamedTuple):
 
 
 @triton.jit
-def chunk_of(table, owner, number, count, otherwise, LANES: tl.constexpr, SECTORS: tl.constexpr):
+def chunk_of(table, chunk_to_tensor, number, count, otherwise, LANES: tl.constexpr, SECTORS: tl.constexpr):
     """Whose chunk it is, and what is in it; ``otherwise`` and nothing where there are not so many."""
-    t = tl.load(owner.to(tl.pointer_type(tl.int32)) + number, mask=number < count, other=otherwise)
-    return t, chunk_with(walk_row(table, t), number, LANES, SECTORS)
+    t = tl.load(chunk_to_tensor.to(tl.pointer_type(tl.int32)) + number, mask=number < count, other=otherwise)
+    return t, chunk_with(sector_row(table, t), number, LANES, SECTORS)
 
 
 @triton.jit
@@ -163,9 +163,9 @@ def rest_of(entry, begin, LANES: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def walk_row(table, t):
-    at = table.to(tl.pointer_type(tl.int64)) + t * _WALK_WIDTH
-    return WalkRow(
+def sector_row(table, t):
+    at = table.to(tl.pointer_type(tl.int64)) + t * _SECTOR_WIDTH
+    return SectorRow(
         parameter=tl.load(at),
         momentum_buffer=tl.load(at + 1),
         masks=tl.load(at + 2),

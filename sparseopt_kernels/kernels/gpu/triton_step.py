@@ -5,10 +5,10 @@ their accesses. It is constant along them, so that accesses stay vectors of 16 b
 would break each into scalar ones. Nothing here is particular to NVIDIA.
 
 ``masked_step`` counts a neuron's fan-in from its mask and updates it, in one pass: for a mask that is new.
-``walk_step`` walks what ``triton_lists`` has made of it, from the next step on: programs have equal work,
+``sector_step`` walks what ``triton_lists`` has made of it, from the next step on: programs have equal work,
 whatever the shapes.
 
-Addresses (tables, owners, gradients, AMP's scalars, ``numbers``, ``sums``) are int64, 0 being none: Triton
+Addresses (tables, gradients, AMP's scalars, ``numbers``, ``sums``) are int64, 0 being none: Triton
 would compile anew for None, and for pointers of another alignment. ``rules`` is a tuple of
 ``triton.RuleArgument``. TYPE is what weights are stored as; all arithmetic is float32.
 """
@@ -33,8 +33,8 @@ from sparseopt_kernels.kernels.gpu.triton_sectors import (
     halves,
     only_if,
     rest_of,
+    sector_row,
     vectors_end,
-    walk_row,
 )
 from sparseopt_kernels.kernels.gpu.triton_update_rule import (
     Weights,
@@ -55,9 +55,9 @@ class Memory(NamedTuple):
     has_b: Any
 
 
-@triton.jit(do_not_specialize=["table", "grads", "owner", "found_inf", "grad_scale", "numbers"])
+@triton.jit(do_not_specialize=["table", "grads", "program_to_tensor", "found_inf", "grad_scale", "numbers"])
 def masked_step(
-    table: tl.int64, grads: tl.int64, owner: tl.int64, found_inf: tl.int64, grad_scale: tl.int64,
+    table: tl.int64, grads: tl.int64, program_to_tensor: tl.int64, found_inf: tl.int64, grad_scale: tl.int64,
     numbers: tl.int64, rules,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, MOMENTUM: tl.constexpr, HAM: tl.constexpr,
     LANES: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, COUNTED: tl.constexpr,
@@ -67,7 +67,7 @@ def masked_step(
     if found_inf != 0:
         if tl.load(found_inf.to(tl.pointer_type(tl.float32))) != 0:
             return
-    t = tl.load(owner.to(tl.pointer_type(tl.int32)) + tl.program_id(0))
+    t = tl.load(program_to_tensor.to(tl.pointer_type(tl.int32)) + tl.program_id(0))
     entry = _step_row(table, t)
     columns = entry.columns.to(tl.int32)
     mask = tl.multiple_of(entry.mask.to(tl.pointer_type(tl.int8)), 16)
@@ -111,9 +111,11 @@ def masked_step(
         mask_left, mask_right = next_left, next_right
 
 
-@triton.jit(do_not_specialize=["table", "grads", "owner", "chunks", "found_inf", "grad_scale", "numbers"])
-def walk_step(
-    table: tl.int64, grads: tl.int64, owner: tl.int64, chunks: tl.int64, found_inf: tl.int64,
+@triton.jit(
+    do_not_specialize=["table", "grads", "chunk_to_tensor", "chunks", "found_inf", "grad_scale", "numbers"]
+)
+def sector_step(
+    table: tl.int64, grads: tl.int64, chunk_to_tensor: tl.int64, chunks: tl.int64, found_inf: tl.int64,
     grad_scale: tl.int64, numbers: tl.int64, rules,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, GRADS_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     MOMENTUM: tl.constexpr, HAM: tl.constexpr, LANES: tl.constexpr, SECTORS: tl.constexpr,
@@ -124,9 +126,9 @@ def walk_step(
             return
     rule = rule_of(rules, 0, numbers, grad_scale)
     count = chunk_count(chunks)
-    t, chunk = chunk_of(table, owner, tl.program_id(0), count, 0, LANES, SECTORS)
+    t, chunk = chunk_of(table, chunk_to_tensor, tl.program_id(0), count, 0, LANES, SECTORS)
     for number in range(tl.program_id(0), count, tl.num_programs(0)):
-        entry = walk_row(table, t)
+        entry = sector_row(table, t)
         if len(rules) > 1:
             rule = rule_of(rules, entry.rule, numbers, grad_scale)
         to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, GRADS_ALIGNED)
@@ -140,7 +142,9 @@ def walk_step(
         first = _read(to, e + left, live_left, MOMENTUM)
         second = _read(to, e + right, live_right, MOMENTUM)
         factors = factors_of(entry, chunk, LANES, WIDE)
-        next_t, following = chunk_of(table, owner, number + tl.num_programs(0), count, t, LANES, SECTORS)
+        next_t, following = chunk_of(
+            table, chunk_to_tensor, number + tl.num_programs(0), count, t, LANES, SECTORS
+        )
         c = factor_at(entry, factors, e, left, ALIGNED, WIDE)
         first = update_weights(first, c * rule.gamma, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM)
         c = factor_at(entry, factors, e, right, ALIGNED, WIDE)
@@ -158,9 +162,9 @@ def walk_step(
         t, chunk = next_t, following
 
 
-@triton.jit(do_not_specialize=["table", "grads", "owner", "chunks", "sums"])
-def walk_squares(
-    table: tl.int64, grads: tl.int64, owner: tl.int64, chunks: tl.int64, sums: tl.int64,
+@triton.jit(do_not_specialize=["table", "grads", "chunk_to_tensor", "chunks", "sums"])
+def sector_squares(
+    table: tl.int64, grads: tl.int64, chunk_to_tensor: tl.int64, chunks: tl.int64, sums: tl.int64,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, GRADS_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     LANES: tl.constexpr, SECTORS: tl.constexpr,
 ):  # fmt: skip
@@ -168,8 +172,8 @@ def walk_squares(
     sum."""
     total, error = 0.0, 0.0
     for number in range(tl.program_id(0), chunk_count(chunks), tl.num_programs(0)):
-        t = tl.load(owner.to(tl.pointer_type(tl.int32)) + number)
-        entry = walk_row(table, t)
+        t = tl.load(chunk_to_tensor.to(tl.pointer_type(tl.int32)) + number)
+        entry = sector_row(table, t)
         to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, GRADS_ALIGNED)
         chunk = chunk_with(entry, number, LANES, SECTORS)
         factors = factors_of(entry, chunk, LANES, WIDE)

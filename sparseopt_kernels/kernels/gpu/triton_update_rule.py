@@ -25,7 +25,7 @@ class Rule(NamedTuple):
 
     lr: Any
     momentum: Any
-    fresh: Any  # 1 - dampening
+    one_minus_dampening: Any  # 1 - dampening
     weight_decay: Any
     nesterov: Any
     ham_alpha: Any
@@ -47,7 +47,7 @@ def update_weights(weights, scale, rule, has_b, ham, MOMENTUM: tl.constexpr, HAM
     d = tl.where(rule.weight_decay == 0, g, tl.fma(p, rule.weight_decay, g))
     u = d
     if MOMENTUM:
-        b = tl.fma(d, rule.fresh, b * rule.momentum)
+        b = tl.fma(d, rule.one_minus_dampening, b * rule.momentum)
         u = tl.where(has_b, tl.where(rule.nesterov != 0, tl.fma(b, rule.momentum, d), b), d)
     p = tl.fma(u, -rule.lr, p)
     if HAM:
@@ -63,7 +63,11 @@ def update_weights(weights, scale, rule, has_b, ham, MOMENTUM: tl.constexpr, HAM
 def rule_of(rules, index, numbers, grad_scale):
     """Return the rule with that index."""
     lr, gamma = _numbers(rules[0], numbers)
-    momentum, fresh, weight_decay = rules[0].momentum, rules[0].fresh, rules[0].weight_decay
+    momentum, one_minus_dampening, weight_decay = (
+        rules[0].momentum,
+        rules[0].one_minus_dampening,
+        rules[0].weight_decay,
+    )
     nesterov = rules[0].nesterov
     alpha, beta = rules[0].ham_alpha, rules[0].ham_beta
     for k in tl.static_range(1, len(rules)):
@@ -72,7 +76,7 @@ def rule_of(rules, index, numbers, grad_scale):
         lr = tl.where(is_it, own_lr, lr)
         gamma = tl.where(is_it, own_gamma, gamma)
         momentum = tl.where(is_it, rules[k].momentum, momentum)
-        fresh = tl.where(is_it, rules[k].fresh, fresh)
+        one_minus_dampening = tl.where(is_it, rules[k].one_minus_dampening, one_minus_dampening)
         weight_decay = tl.where(is_it, rules[k].weight_decay, weight_decay)
         nesterov = tl.where(is_it, rules[k].nesterov, nesterov)
         alpha = tl.where(is_it, rules[k].ham_alpha, alpha)
@@ -82,7 +86,7 @@ def rule_of(rules, index, numbers, grad_scale):
     return Rule(
         lr=lr,
         momentum=momentum,
-        fresh=fresh,
+        one_minus_dampening=one_minus_dampening,
         weight_decay=weight_decay,
         nesterov=nesterov,
         ham_alpha=alpha,

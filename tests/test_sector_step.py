@@ -21,7 +21,7 @@ from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels.gpu import plan as gpu_plan
 from sparseopt_kernels.kernels.gpu import tables as gpu_tables
 from sparseopt_kernels.kernels.gpu.lists import LISTED
-from sparseopt_kernels.kernels.gpu.tables import WalkRow
+from sparseopt_kernels.kernels.gpu.tables import SectorRow
 
 COLUMNS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 27, 31, 64, 100, 147, 255, 256, 257, 513, 1000, 2048, 4096, 5000)
 DTYPES = [torch.float32, torch.float16]
@@ -80,13 +80,13 @@ def assert_both_ways_agree(
     backend: Backend, shapes: list[tuple[int, int]], patterns: list[str], dtype: torch.dtype, seed: int
 ) -> None:
     """Of two networks, one has masks that are new in every step."""
-    walked, renewed = (Network(backend, shapes, patterns, dtype, seed) for _ in range(2))
+    by_sectors, renewed = (Network(backend, shapes, patterns, dtype, seed) for _ in range(2))
     for step in range(3):
-        walked.step(step)
+        by_sectors.step(step)
         for mask in renewed.masks.values():
             mask.copy_(mask.clone())
         renewed.step(step)
-        for ours, theirs in zip(walked.state(), renewed.state(), strict=True):
+        for ours, theirs in zip(by_sectors.state(), renewed.state(), strict=True):
             assert same_bits(ours, theirs), (step, tuple(ours.shape))
 
 
@@ -148,13 +148,13 @@ def test_a_mask_of_other_bytes_than_1(backend: Backend) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.2, LISTED, 0.41, 0.9, 1.0])
 def test_a_list_where_few_sectors_are_live(backend: Backend, share: float) -> None:
-    """And no room for one that would not be walked."""
+    """And no room for one that would not be by_sectors."""
     mask = torch.zeros(10, 80, dtype=torch.bool)
     mask.view(100, 8)[: round(100 * share), 3] = True
     placed = plan_of(backend, mask, torch.float32)._placed
     assert placed is not None
     (launch,) = placed.layout.launches
-    (row,) = (WalkRow(*numbers) for numbers in launch.table.tolist())
+    (row,) = (SectorRow(*numbers) for numbers in launch.table.tolist())
     is_listed = share <= LISTED
     assert row.length == (round(100 * share) if is_listed else 100)
     assert (row.listed != 0) == is_listed

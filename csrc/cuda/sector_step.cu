@@ -2,8 +2,8 @@
 #include "argument.h"
 #include "check.h"
 #include "lanes.h"
-#include "update.h"
-#include "walk.h"
+#include "sector_loop.h"
+#include "tensor_rule.h"
 
 namespace sparseopt::cuda {
 namespace {
@@ -14,11 +14,11 @@ class StepOfSector {
  public:
   static constexpr int kWeights = kSectorWeights<Stored>;
 
-  __device__ __forceinline__ explicit StepOfSector(const WalkArgument<T>& argument) : argument_(argument) {}
+  __device__ __forceinline__ explicit StepOfSector(const SectorArgument<T>& argument) : argument_(argument) {}
 
   __device__ __forceinline__ void read(const Sector& sector) {
     const Place at(argument_, sector);
-    rows_ = SectorRows<T>(at.tensor, at.e, sector.active, argument_.wide);
+    rows_ = SectorFactors<T>(at.tensor, at.e, sector.active, argument_.wide);
     const auto* from_g = reinterpret_cast<const Stored*>(argument_.inputs.gradients[sector.tensor]) + at.e;
     p_.read(at.p, at.count, at.vectors);
     if (at.b != nullptr) b_.read(at.b, at.count, at.vectors);
@@ -28,7 +28,7 @@ class StepOfSector {
 
   __device__ __forceinline__ void update(const Sector& sector) {
     const Place at(argument_, sector);
-    const Update<T> rule(argument_.inputs, at.rule, at.b != nullptr, at.tensor.ham != 0);
+    const TensorRule<T> rule(argument_.inputs, at.rule, at.b != nullptr, at.tensor.ham != 0);
     p_.clear_inactive(sector.active);
     b_.clear_inactive(sector.active);
     rows_.for_each(at.tensor, sector.active, [&](unsigned active, T c) { rule(p_, g_, b_, active, c); });
@@ -41,16 +41,16 @@ class StepOfSector {
   }
 
  private:
-  // Where a sector lies: see walk().
+  // Where a sector lies: see for_each_sector().
   struct Place {
-    const WalkRow& tensor;
+    const SectorRow& tensor;
     const RuleArgument<T>& rule;
     int64_t e;
     int count;
     Stored *p, *b;
     bool vectors;
 
-    __device__ __forceinline__ Place(const WalkArgument<T>& argument, const Sector& sector)
+    __device__ __forceinline__ Place(const SectorArgument<T>& argument, const Sector& sector)
         : tensor(argument.table[sector.tensor]), rule(argument.inputs.rules[tensor.rule]) {
       e = int64_t(sector.number) * kWeights;
       const int64_t left = tensor.elements - e;
@@ -61,29 +61,29 @@ class StepOfSector {
     }
   };
 
-  const WalkArgument<T>& argument_;
+  const SectorArgument<T>& argument_;
   Lanes<Stored, kWeights> p_, g_, b_;
-  SectorRows<T> rows_;
+  SectorFactors<T> rows_;
 };
 
 template <class Stored, class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
-    walk_step_kernel(const __grid_constant__ WalkArgument<T> argument) {
+    sector_step_kernel(const __grid_constant__ SectorArgument<T> argument) {
   const float* found_inf = argument.inputs.found_inf;
   if (found_inf != nullptr && *found_inf != 0.0f) return;
   StepOfSector<Stored, T> step(argument);
-  walk<kSectorWeights<Stored>>(argument, step);
+  for_each_sector<kSectorWeights<Stored>>(argument, step);
 }
 
 }  // namespace
 
-void walk_step(const WalkLaunch& of, const Inputs& inputs, uintptr_t stream) {
+void sector_step(const SectorLaunch& of, const Inputs& inputs, uintptr_t stream) {
   with_stored(of.dtype, [&](auto stored) {
     using Stored = decltype(stored);
     using T = typename ArithmeticOf<Stored>::type;
-    launch("launching the step", walk_step_kernel<Stored, T>,
-           walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
-           walk_argument<T>(of, inputs, 0));
+    launch("launching the step", sector_step_kernel<Stored, T>,
+           sector_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
+           sector_argument<T>(of, inputs, 0));
   });
 }
 

@@ -6,12 +6,12 @@
 
 namespace sparseopt::cpu {
 
-constexpr int64_t kChunk = 1 << 16;  // weights that one thread takes at a time: whole words
+constexpr int64_t kGrain = 1 << 16;  // weights that one thread takes at a time: whole words
 
 // Calls body(chunk, begin, end) for all chunks of `size` of `total`. Waking other threads costs more than a
 // small layer.
 template <class Body>
-void for_chunks(int64_t total, int64_t size, int threads, Body body) {
+void parallel_for(int64_t total, int64_t size, int threads, Body body) {
   const int64_t count = (total + size - 1) / size;
   threads = static_cast<int>(std::clamp<int64_t>(count, 1, std::max(threads, 1)));
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)

@@ -19,11 +19,11 @@ struct Sector {
 
 // The sector of this thread; none where there is no such chunk.
 template <int kWeights, class T>
-__device__ __forceinline__ Sector sector_of(const WalkArgument<T>& argument, uint32_t chunk) {
+__device__ __forceinline__ Sector sector_of(const SectorArgument<T>& argument, uint32_t chunk) {
   Sector sector{};
   if (chunk >= *argument.chunks) return sector;
-  sector.tensor = argument.owner[chunk];
-  const WalkRow& row = argument.table[sector.tensor];
+  sector.tensor = argument.chunk_to_tensor[chunk];
+  const SectorRow& row = argument.table[sector.tensor];
   const uint32_t i = (chunk - static_cast<uint32_t>(row.first_chunk)) * kChunk + threadIdx.x % kWarp;
   if (i >= row.length) return sector;
   const auto* listed = reinterpret_cast<const uint32_t*>(row.listed);
@@ -38,7 +38,7 @@ __device__ __forceinline__ Sector sector_of(const WalkArgument<T>& argument, uin
 // first are under way. What is known of a tensor is not kept in registers from one call to the next: what is
 // behind a __syncwarp() is read anew, from the nearest cache.
 template <int kWeights, class T, class Visit>
-__device__ __forceinline__ void walk(const WalkArgument<T>& argument, Visit& visit) {
+__device__ __forceinline__ void for_each_sector(const SectorArgument<T>& argument, Visit& visit) {
   uint32_t chunk = blockIdx.x * kWarps + threadIdx.x / kWarp;
   Sector sector = sector_of<kWeights>(argument, chunk);
 #pragma unroll 1
@@ -56,12 +56,13 @@ __device__ __forceinline__ void walk(const WalkArgument<T>& argument, Visit& vis
 
 // c_i of the active weights of a sector, row by row.
 template <class T>
-class SectorRows {
+class SectorFactors {
  public:
-  SectorRows() = default;
+  SectorFactors() = default;
 
   // Of the sector that begins with weight `begin`. Where nothing is corrected, it is one row of c_i = 1.
-  __device__ __forceinline__ SectorRows(const WalkRow& tensor, int64_t begin, unsigned active, bool wide) {
+  __device__ __forceinline__ SectorFactors(const SectorRow& tensor, int64_t begin, unsigned active,
+                                           bool wide) {
     if (tensor.factors == 0) return;
     int64_t row, left;
     if (wide) {
@@ -82,7 +83,7 @@ class SectorRows {
 
   // Calls visit(active, c) for each row, with the bits of its weights.
   template <class Visit>
-  __device__ __forceinline__ void for_each(const WalkRow& tensor, unsigned active, Visit&& visit) {
+  __device__ __forceinline__ void for_each(const SectorRow& tensor, unsigned active, Visit&& visit) {
 #pragma unroll 1
     for (;;) {
       visit(active & own_, c_);

@@ -12,13 +12,13 @@ namespace sparseopt::cuda {
 
 // The rule of one tensor.
 template <class T>
-struct Update {
+struct TensorRule {
   Coefficients<T> k;
   T gamma;  // with the sign of `maximize` and AMP's scale in it
   bool momentum, nesterov, ham;
 
-  __device__ __forceinline__ Update(const InputArgument<T>& inputs, const RuleArgument<T>& rule, bool has_b,
-                                    bool wants_ham)
+  __device__ __forceinline__ TensorRule(const InputArgument<T>& inputs, const RuleArgument<T>& rule,
+                                        bool has_b, bool wants_ham)
       : k(rule.coefficients), momentum(has_b), nesterov(rule.nesterov), ham(rule.ham && wants_ham) {
     gamma = rule.gamma_address != nullptr ? *rule.gamma_address : rule.gamma;
     if (inputs.grad_scale != nullptr) gamma /= static_cast<T>(*inputs.grad_scale);

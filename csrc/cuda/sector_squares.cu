@@ -4,7 +4,7 @@
 #include "argument.h"
 #include "check.h"
 #include "lanes.h"
-#include "walk.h"
+#include "sector_loop.h"
 
 namespace sparseopt::cuda {
 namespace {
@@ -33,12 +33,12 @@ class SquaresOfSector {
  public:
   static constexpr int kWeights = kSectorWeights<Stored>;
 
-  __device__ __forceinline__ explicit SquaresOfSector(const WalkArgument<T>& argument)
+  __device__ __forceinline__ explicit SquaresOfSector(const SectorArgument<T>& argument)
       : argument_(argument) {}
 
   __device__ __forceinline__ void read(const Sector& sector) {
     const Place at(argument_, sector);
-    rows_ = SectorRows<T>(at.tensor, at.e, sector.active, argument_.wide);
+    rows_ = SectorFactors<T>(at.tensor, at.e, sector.active, argument_.wide);
     g_.read(at.g, at.count, at.count == kWeights && is_aligned(at.g));
   }
 
@@ -56,12 +56,12 @@ class SquaresOfSector {
 
  private:
   struct Place {
-    const WalkRow& tensor;
+    const SectorRow& tensor;
     int64_t e;
     int count;
     const Stored* g;
 
-    __device__ __forceinline__ Place(const WalkArgument<T>& argument, const Sector& sector)
+    __device__ __forceinline__ Place(const SectorArgument<T>& argument, const Sector& sector)
         : tensor(argument.table[sector.tensor]) {
       e = int64_t(sector.number) * kWeights;
       const int64_t left = tensor.elements - e;
@@ -70,9 +70,9 @@ class SquaresOfSector {
     }
   };
 
-  const WalkArgument<T>& argument_;
+  const SectorArgument<T>& argument_;
   Lanes<Stored, kWeights> g_;
-  SectorRows<T> rows_;
+  SectorFactors<T> rows_;
   Sum<T> sum_{T(0), T(0)};
 };
 
@@ -94,9 +94,9 @@ __device__ __forceinline__ Sum<T> sum_over_block(Sum<T> sum) {
 
 template <class Stored, class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
-    walk_squares_kernel(const __grid_constant__ WalkArgument<T> argument) {
+    sector_squares_kernel(const __grid_constant__ SectorArgument<T> argument) {
   SquaresOfSector<Stored, T> squares(argument);
-  walk<kSectorWeights<Stored>>(argument, squares);
+  for_each_sector<kSectorWeights<Stored>>(argument, squares);
   const Sum<T> sum = sum_over_block(squares.sum());
   if (threadIdx.x == 0) {
     argument.sums[2 * int64_t(blockIdx.x)] = sum.high;
@@ -107,13 +107,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
 
 }  // namespace
 
-void walk_squares(const WalkLaunch& of, std::string_view gradients, uintptr_t sums, uintptr_t stream) {
+void sector_squares(const SectorLaunch& of, std::string_view gradients, uintptr_t sums, uintptr_t stream) {
   with_stored(of.dtype, [&](auto stored) {
     using Stored = decltype(stored);
     using T = typename ArithmeticOf<Stored>::type;
-    launch("launching the gradient norm", walk_squares_kernel<Stored, T>,
-           walk_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
-           walk_argument<T>(of, Inputs{gradients, {}, 0, 0}, sums));
+    launch("launching the gradient norm", sector_squares_kernel<Stored, T>,
+           sector_blocks(of.dtype, of.most_chunks, of.multiprocessors), kThreads, stream,
+           sector_argument<T>(of, Inputs{gradients, {}, 0, 0}, sums));
   });
 }
 
