@@ -208,7 +208,7 @@ MUTANTS = {
         "step/preparation.py",
         "rule, f.correction, of_device)",
         "rule, of_device)",
-        "optimizer/test_correction_auto.py::test_written_into_a_group_later",
+        "update_rule/test_oracle.py::test_hyperparameters_that_change_while_running",
     ),
     "verdict-of-amp-is-one-or-nothing": Mutant(
         "step/make_step.py",
