@@ -426,7 +426,7 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
     ),
     "c_i of the next row": (
         walks,
-        Substitution("cuda/walk.h", "(factors) + row;", "(factors) + row + 1;"),
+        Substitution("cuda/walk.h", "(tensor.factors) + row;", "(tensor.factors) + row + 1;"),
     ),
     "c_i of no row": (
         walks,
@@ -438,7 +438,11 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
     ),
     "c_i of one pass where there is none": (
         walks,
-        Substitution("cuda/masked_step.cu", "if (tensor.divisor == 0) return T(1);", ""),
+        Substitution(
+            "cuda/masked_step.cu",
+            "if (tensor.divisor == 0) return T(1);",
+            "if (tensor.divisor == 0) return T(2);",
+        ),
     ),
     "the fan-in of a row": (
         lists,

@@ -1,4 +1,4 @@
-"""Builds ``_cuda`` from csrc/cuda as C++ against the stand-in beside this file, and loads it.
+"""Builds ``_cuda`` from csrc as C++ against the stand-in beside this file, and loads it.
 
 A module is compiled once per content of its sources. ``substitutions`` make a mutant of it: a kernel with
 a mistake, which the tests must find.
@@ -67,7 +67,7 @@ def compiler() -> str | None:
 
 def build(directory: Path, substitutions: Sequence[Substitution] = ()) -> Path:
     """The path of the compiled module, in ``directory``, where it is kept from run to run."""
-    files = sorted([*CSRC.glob("*.h"), *CSRC.glob("cuda/*")])
+    files = sorted([*CSRC.glob("*.h"), *CSRC.glob("cuda/*"), CSRC / "python" / "cuda_module.cpp"])
     sources = {path: path.read_text() for path in files if path.suffix in (".h", ".cu", ".cpp")}
     for name, old, new in substitutions:
         text = sources[CSRC / name]
