@@ -100,7 +100,8 @@ class DynamicSparseTraining:
         process_group: Group = "world",
     ) -> None:
         method_arguments.check_steps(update_every, start_at, stop_at)
-        method_arguments.check_options(skip_step, min_fan_in, process_group)
+        method_arguments.check_options(skip_step, min_fan_in, seed)
+        method_arguments.check_process_group(process_group)
         self._names = method_arguments.check_masks(masks)
         self.masks = masks
         self.update_every = int(update_every)
@@ -108,7 +109,7 @@ class DynamicSparseTraining:
         self.stop_at = float(stop_at)
         self.seed = int(seed)
         self.skip_step = skip_step
-        self.min_fan_in = min_fan_in
+        self.min_fan_in = int(min_fan_in)
         self.process_group = process_group
         self._step = 0
         self._due = False
@@ -117,7 +118,7 @@ class DynamicSparseTraining:
         self._last_update: dict[str, LayerUpdate] = {}
         self._is_compared = False
         self._is_new = True
-        self._has_warned_of_masked_gradients = False
+        self._has_warned_of_gradients = False
         self._leave_out_of_graphs()
         active = [int(mask.count_nonzero()) for mask in masks.values()]
         method_arguments.check_min_fan_in(min_fan_in, masks, self._names, active)
@@ -175,9 +176,8 @@ class DynamicSparseTraining:
     def can_change(self, layer: Layer) -> bool:
         """Return whether the mask of the layer may change in this update: a hook.
 
-        It is called once per layer when an update is due. The other layers keep their masks, and no other
-        hook is called for them. By default, all layers can change that require a gradient, or have one where
-        :attr:`uses_gradients` is True.
+        It is called once per layer when an update is due. No other hook is called for layers that may not. By
+        default, all layers can change that require a gradient, or have one if :attr:`uses_gradients`.
         """
         return layer.gradient is not None if self.uses_gradients else layer.weight.requires_grad
 
@@ -213,9 +213,7 @@ class DynamicSparseTraining:
         """The numbers of the last update, by the name of the layer.
 
         They count weights that were dropped and grown, neurons that died and that were revived, and the share
-        of the growth that one neuron got.
-
-        It is empty before the first update of this object, also of a resumed run.
+        of the growth that one neuron got. There are none before the first update, also of a resumed run.
         """
         return dict(self._last_update)
 
@@ -251,8 +249,7 @@ class DynamicSparseTraining:
         try:
             update = self._prepare(step) if due else None
         except Exception as error:
-            # The other ranks go on to where they compare, and would wait there for this one.
-            with suppress(RuntimeError):
+            with suppress(RuntimeError):  # the other ranks would wait for this one where they compare
                 self._compare_ranks(str(error))
             raise
         self._step = step
@@ -280,19 +277,30 @@ class DynamicSparseTraining:
         method_arguments.check_min_fan_in(self.min_fan_in, self.masks, self._names, plan.active)
         if not plan.ask_grow_scores():
             return None
-        if self.uses_gradients and not self._has_warned_of_masked_gradients and plan.gradients_are_masked():
-            self._has_warned_of_masked_gradients = True
-            warn(method_notices.notice_of_masked_gradients(type(self).__name__))
+        self._warn_of_gradients(method_notices.notice_of_masked_gradients, plan.gradients_are_masked)
         plan.ask_counts(step)
 
         def update() -> list[LayerUpdate]:
             updates = plan.carry_out(lambda layer: generator(self.seed, layer, step))
-            # Of layers that cannot change alone nothing is updated, and no step is worth leaving out.
-            if self.skip_step and plan.changing:
+            # An update that was asked for nothing is not worth a step.
+            if self.skip_step and plan.is_asked_for:
                 self._skipped_step = SkippedStep(self.masks)
+            if plan.is_asked_for and not any(layer.changed for layer in updates):
+                self._warn_of_gradients(method_notices.notice_of_zero_gradients, plan.gradients_are_zero)
             return updates
 
         return update
+
+    def _warn_of_gradients(self, notice: Callable[[str], str], are_wrong: Callable[[], bool]) -> None:
+        """Warn once, of a method that uses them, if there is something wrong with the gradients."""
+        if self.uses_gradients and not self._has_warned_of_gradients and are_wrong():
+            self._has_warned_of_gradients = True
+            warn(notice(type(self).__name__))
+
+    def _check_settings(self) -> None:
+        """Raise ``TypeError`` or ``ValueError`` unless the settings are valid, which anybody may have set."""
+        method_arguments.check_steps(self.update_every, self.start_at, self.stop_at)
+        method_arguments.check_options(self.skip_step, self.min_fan_in, self.seed)
 
     def _compare_ranks(self, failure: str = "none") -> None:
         """Raise ``RuntimeError`` if the ranks do not agree.
@@ -310,10 +318,8 @@ class DynamicSparseTraining:
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:
-        """Let ``torch.compile`` break its graph once at a step, in which there is nothing for it.
-
-        Not when the class is defined: that would import the compiler.
-        """
+        """Let ``torch.compile`` break its graph at a step. When the class is defined is too early: it would
+        import the compiler."""
         if not hasattr(cls, "_uncompiled_step"):
             cls._uncompiled_step = torch.compiler.disable(cls._count_step)  # type: ignore[no-untyped-call]
 
@@ -329,11 +335,9 @@ class DynamicSparseTraining:
 
     @torch.no_grad()
     def exploration_rate(self) -> float:
-        """Return R_m, the in-time over-parameterisation rate of Liu et al. (2021), in [0, 1].
-
-        It is the number of weights that have been active at some time (in the initial masks, in any since, or
-        now), divided by the number of elements of the masked parameters.
-        """
+        """Return R_m, the in-time over-parameterisation rate of Liu et al. (2021), in [0, 1]: the number of
+        weights that have been active at some time (in the initial masks, in any since, or now), divided by
+        the number of elements of the masked parameters."""
         return rate_of(self._explored.with_masks())
 
     @torch.no_grad()
@@ -352,12 +356,8 @@ class DynamicSparseTraining:
         return f"{self!r}\n{topology_table.table(self)}"
 
     def __repr__(self) -> str:
-        due = self._next_due()
         unusual = [n for n, usual in self._usual.items() if n in self.settings and getattr(self, n) != usual]
-        told = {name: getattr(self, name) for name in self.shown}
-        told |= {"step": self._step, "next_update": "none" if due is None else due}
-        told |= {name: getattr(self, name) for name in unusual}
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in told.items())})"
+        return topology_table.title(self, [*self.shown], self._step, self._next_due(), unusual)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs beside the state of the model, which has the masks, and of the
@@ -374,26 +374,25 @@ class DynamicSparseTraining:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state: the run goes on where the saved one was, bit for bit the same.
 
-        The settings are replaced by the saved ones, as in PyTorch's optimizers and schedulers. The masks
-        themselves come with the model's ``state_dict`` (or are the caller's to restore).
+        That holds if it was not saved between an update and the optimizer's step that it leaves out: the
+        resumed run makes that step. The settings are replaced by the saved ones, as in PyTorch's optimizers
+        and schedulers. The masks come with the model's ``state_dict`` (or are the caller's to restore).
 
         Raises:
-            ValueError: ``state_dict`` is another class's, or of masks of other shapes.
+            TypeError, ValueError: ``state_dict`` is another class's, or of masks of other shapes, or a
+                setting is not valid. Nothing has been changed then.
         """
-        for name, value in self._formerly.items():
-            if name in self.settings and name not in state_dict:  # a state from before there was that setting
-                given = getattr(self, name)
-                if given != value:
-                    warn(f"state_dict has no {name}: it is {value} from here on, and not {given}, as given")
-                state_dict = {name: value, **state_dict}
-        expected = {*self.settings, "step", "due", "explored"}
-        if set(state_dict) != expected:
-            raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")
-        self._explored.load(state_dict["explored"])
-        for name in self.settings:
-            setattr(self, name, state_dict[name])
-        self._step = state_dict["step"]
-        self._due = state_dict["due"]
+        former = {name: getattr(self, name) for name in self.settings}
+        state = method_arguments.checked_state(state_dict, self.settings, former, self._formerly)
+        self.__dict__.update({name: state[name] for name in self.settings})
+        try:
+            self._check_settings()
+            self._explored.load(state["explored"])
+        except Exception:
+            self.__dict__.update(former)
+            raise
+        self._step = state["step"]
+        self._due = state["due"]
         self._updated, self._skipped_step = False, None
         self._last_update = {}
         self._is_compared = False

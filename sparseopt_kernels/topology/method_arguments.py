@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from torch.nn.parameter import Parameter
 
 from ..masks.mapping import Masks, neurons_in
 from ..masks.registered_masks import check_mask
+from ..user_warning import warn
 from .agreement import Group
 
 
@@ -41,20 +45,75 @@ def check_masks(masks: Mapping[Parameter, Tensor]) -> list[str]:
 
 def check_steps(update_every: int, start_at: int, stop_at: float) -> None:
     """Raise ``ValueError`` unless these say in which steps masks are updated."""
-    if not (update_every >= 1 and update_every == int(update_every)):
-        raise ValueError(f"update_every is {update_every}, it must be an integer of at least 1 (steps)")
-    if not (start_at >= 0 and start_at == int(start_at)):
-        raise ValueError(f"start_at is {start_at}, it must be an integer of at least 0 (steps)")
-    if not stop_at > 0.0:
-        raise ValueError(f"stop_at is {stop_at}, it must be positive (steps)")
+    if not _is_whole(update_every, least=1):
+        raise ValueError(f"update_every is {update_every!r}, it must be an integer of at least 1 (steps)")
+    if not _is_whole(start_at, least=0):
+        raise ValueError(f"start_at is {start_at!r}, it must be an integer of at least 0 (steps)")
+    if not (isinstance(stop_at, Real) and stop_at > 0.0):
+        raise ValueError(f"stop_at is {stop_at!r}, it must be positive (steps)")
 
 
-def check_options(skip_step: bool, min_fan_in: int, process_group: Group) -> None:
+def check_options(skip_step: bool, min_fan_in: int, seed: int) -> None:
     """Raise ``TypeError`` or ``ValueError``, naming the argument, unless these are as they must be."""
     if not isinstance(skip_step, bool):
         raise TypeError(f"skip_step is {skip_step!r}, it must be True or False")
-    if isinstance(min_fan_in, bool) or not isinstance(min_fan_in, int) or min_fan_in < 0:
+    if not isinstance(min_fan_in, Integral) or not _is_whole(min_fan_in, least=0):
         raise ValueError(f"min_fan_in is {min_fan_in!r}, it must be an integer of at least 0 (inputs)")
+    if not _is_whole(seed, least=-math.inf):
+        raise ValueError(f"seed is {seed!r}, it must be an integer")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ``ValueError``, naming the argument, unless it is an integer of at least 0."""
+    if not _is_whole(value, least=0):
+        raise ValueError(f"{name} is {value!r}, it must be an integer of at least 0")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ``ValueError``, naming the argument, unless it is a number in [0, 1]."""
+    if not (isinstance(value, Real) and 0.0 <= value <= 1.0):
+        raise ValueError(f"{name} is {value!r}, it must be in [0, 1]")
+
+
+def _is_whole(value: Any, least: float) -> bool:
+    """Tell if a value is a whole number, of any type but bool, that is not less than ``least``."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return bool(is_number and value >= least and math.isfinite(value) and value == int(value))
+
+
+def checked_state(
+    state_dict: Mapping[str, Any],
+    settings: Sequence[str],
+    present: Mapping[str, Any],
+    former: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Return the state of a method, with settings that there were not when it was saved.
+
+    Args:
+        state_dict: the state.
+        settings: the names of the settings of the method.
+        present: the values of its settings. There is a warning if one is replaced that is not in the state.
+        former: the values of settings before they could be chosen.
+
+    Raises:
+        ValueError: it has other keys than it must have.
+    """
+    for name, value in former.items():
+        if name in settings and name not in state_dict:
+            if present[name] != value:
+                warn(
+                    f"state_dict has no {name}: it is {value} from here on, and not {present[name]}, as given"
+                )
+            state_dict = {name: value, **state_dict}
+    expected = {*settings, "step", "due", "explored"}
+    if set(state_dict) != expected:
+        raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")
+    check_count("state_dict['step']", state_dict["step"])
+    return state_dict
+
+
+def check_process_group(process_group: Group) -> None:
+    """Raise ``ValueError`` unless it is a process group, ``"world"`` or None."""
     if isinstance(process_group, str) and process_group != "world":
         raise ValueError(f"process_group is {process_group!r}, it must be a process group, 'world' or None")
 

@@ -20,6 +20,14 @@ def notice_of_masked_gradients(method: str) -> str:
     )
 
 
+def notice_of_zero_gradients(method: str) -> str:
+    """Return the warning that an update by gradients changed nothing, because all of them are 0."""
+    return (
+        f"an update of {method} has changed no mask: the gradients of all masked parameters are 0. Call "
+        "dst.step() after loss.backward() and before opt.step() and opt.zero_grad()"
+    )
+
+
 def notice_of_no_update(update_every: int, stop_at: float) -> str:
     """Return the warning that no step of these updates a mask."""
     return f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
@@ -48,6 +56,6 @@ def notice_of_concentrated_growth(name: str, update: LayerUpdate, others: int) -
         f"one neuron of {name!r} got {update.most_grown} of the {update.grown} weights that "
         f"grew{more}. Behind a normalisation layer, a neuron with few inputs or none may have a "
         "gradient many times the others'. Clip gradients, unless you do: "
-        "SparseOpt(max_grad_norm=1). Or update less often (update_every), or drop less "
-        "(drop_fraction)"
+        "SparseOpt(max_grad_norm=1). Or let every neuron keep inputs (min_fan_in=1), update less often "
+        "(update_every), or drop less (drop_fraction)"
     )

@@ -15,6 +15,7 @@ from .agreement import Group
 from .drop_schedules import DropSchedule, cosine
 from .dynamic_sparse_training import DynamicSparseTraining
 from .hooks import Counts, Layer
+from .method_arguments import check_fraction
 from .method_notices import is_concentrated, notice_of_concentrated_growth
 
 
@@ -113,8 +114,7 @@ class SET(DynamicSparseTraining):
         min_fan_in: int = 0,
         process_group: Group = "world",
     ) -> None:
-        if not 0.0 <= drop_fraction <= 1.0:
-            raise ValueError(f"drop_fraction is {drop_fraction}, it must be in [0, 1]")
+        check_fraction("drop_fraction", drop_fraction)
         if not callable(drop_schedule):
             raise TypeError(f"drop_schedule is {drop_schedule!r}, it must be a function of (step, stop_at)")
         super().__init__(
@@ -153,6 +153,10 @@ class SET(DynamicSparseTraining):
                 f"drop_schedule returned {factor!r} at step {step}, it must be a number in [0, 1]"
             )
         return self.drop_fraction * float(factor)
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        check_fraction("drop_fraction", self.drop_fraction)
 
     def _most_that_grow(self, layers: Sequence[Layer]) -> list[int]:
         return [max(int(self.drop_fraction * layer.active), layer.missing) for layer in layers]

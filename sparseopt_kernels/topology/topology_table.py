@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -42,6 +43,20 @@ class TopologySummary(TypedDict):
     """The part of the new weights that went to the neuron with most of them, in [0, 1]."""
 
 
+def title(
+    method: DynamicSparseTraining,
+    shown: Sequence[str],
+    step: int,
+    next_update: int | None,
+    unusual: Sequence[str],
+) -> str:
+    """Return the class of a method with its settings and its clock: those shown always, and unusual ones."""
+    told = {name: getattr(method, name) for name in shown}
+    told |= {"step": step, "next_update": "none" if next_update is None else next_update}
+    told |= {name: getattr(method, name) for name in unusual}
+    return f"{type(method).__name__}({', '.join(f'{name}={value}' for name, value in told.items())})"
+
+
 @torch.no_grad()
 def summary(method: DynamicSparseTraining) -> list[TopologySummary]:
     """Return one record for each layer, in the order of the masks. On a GPU, each waits for the device."""
@@ -68,15 +83,16 @@ def summary(method: DynamicSparseTraining) -> list[TopologySummary]:
 
 
 def table(method: DynamicSparseTraining) -> str:
-    """Return the summary as a table in plain text, a line for each layer."""
+    """Return the summary as a table in plain text, a line for each layer. Dashes: there was no update yet."""
+    last = method.last_update
     lines = [
         (
             record["name"],
             f"{record['active']:,}",
             f"{record['exploration_rate']:.4f}",
             f"{record['dead_neurons']:,} of {record['neurons']:,}",
-            *(f"{record[key]:,}" for key in ("dropped", "grown", "died", "revived")),
-            f"{record['largest_share']:.0%}",
+            *(f"{record[key]:,}" if last else "-" for key in ("dropped", "grown", "died", "revived")),
+            f"{record['largest_share']:.0%}" if last else "-",
         )
         for record in summary(method)
     ]

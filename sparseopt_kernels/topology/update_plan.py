@@ -86,6 +86,15 @@ class UpdatePlan:
             return True
         return self._chooser.rank([*self._rankings.values()]) or not self._method.postpones
 
+    @property
+    def is_asked_for(self) -> bool:
+        """True if a weight is to be dropped or grown. To be asked after the counts."""
+        return any(counts.drops or counts.grows for counts in self._counts)
+
+    def gradients_are_zero(self) -> bool:
+        """Return whether all gradients are 0."""
+        return not any(layer.gradient is not None and bool(layer.gradient.any()) for layer in self._layers)
+
     def gradients_are_masked(self) -> bool:
         """Return whether gradients that weights grow by are 0 at all inactive weights, not at active ones."""
         return self._chooser.ranks_are_masked()

@@ -135,7 +135,7 @@ class TestMaskedGradients:
                 dst.step()
 
     @pytest.mark.parametrize("without", [False, True], ids=["library", "PyTorch"])
-    @pytest.mark.parametrize("kind", ["one of inactive", "of one layer", "zero", "SET"])
+    @pytest.mark.parametrize("kind", ["one of inactive", "of one layer", "SET"])
     def test_what_is_not_warned_of(self, kind: str, without: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         if without:
             monkeypatch.setattr(native_library, "MISSING", "taken away for a test")
@@ -148,12 +148,25 @@ class TestMaskedGradients:
             first.grad[tuple(place)] = 1e-30
         elif kind == "of one layer":
             second.grad = torch.randn_like(second)
-        elif kind == "zero":
-            first.grad, second.grad = torch.zeros_like(first), torch.zeros_like(second)
         dst = (SET if kind == "SET" else RigL)(masks, 0.3, 1, stop_at=900)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             dst.step()
+
+    @pytest.mark.parametrize("without", [False, True], ids=["library", "PyTorch"])
+    def test_gradients_of_zero(self, without: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As after ``zero_grad(set_to_none=False)``: nothing ranks, and no mask ever changes."""
+        if without:
+            monkeypatch.setattr(native_library, "MISSING", "taken away for a test")
+        _, masks = self.pruned()
+        for p in masks:
+            p.grad = torch.zeros_like(p)
+        dst = RigL(masks, 0.3, 1, stop_at=900, skip_step=False)
+        with pytest.warns(UserWarning, match="an update of RigL has changed no mask: the gradients .* are 0"):
+            dst.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            dst.step()  # once is enough
 
     def test_set_works_on_layers_that_pytorch_prunes(self) -> None:
         model, masks = self.pruned(0.9)

@@ -209,7 +209,7 @@ class TestWhenHooksAreCalled:
 
     def test_a_step_is_left_out_where_a_layer_can_change(self) -> None:
         parameter, mask = eight()
-        dst = Method({parameter: mask}, [Counts(0, 0)], skip_step=True, update_every=2)
+        dst = Method({parameter: mask}, [Counts(1, 1)], skip_step=True, update_every=2)
         for due in (False, True, False):
             dst.step()
             assert dst.skip_next == due
