@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ from backends import Backend
 from rules import DTYPES
 from side_by_side import PATTERNS, pattern_mask
 from torch import Tensor
+from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import kernels
 from sparseopt_kernels.correction import FanIn, correction_factors
 from sparseopt_kernels.kernels.contract import ParamState
 from sparseopt_kernels.kernels.memory import memory_order
 from sparseopt_kernels.neurons import Neurons, arithmetic_dtype, fan_in
+from sparseopt_kernels.optimizer import SparseOpt
 
 
 def param_of(mask: Tensor, dtype: torch.dtype, neurons: Neurons) -> ParamState:
@@ -129,3 +133,22 @@ def test_a_part_of_a_layer_has_the_mean_of_all_of_it() -> None:
         counts = whole.counts[part]
         own = FanIn(counts, whole.layer[part], torch.tensor([len(counts)]), whole.full, mean)
         assert torch.equal(correction_factors(own, "layer").c, c[part])
+
+
+@pytest.mark.parametrize("correction", ["layer", "unnormalized"])
+def test_kernels_apply_these_factors(backend: Backend, correction: Literal["layer", "unnormalized"]) -> None:
+    """The three places of Eq. 12 agree to the last bit: Python, ``update_rule.h``, its twin in Triton.
+
+    On a GPU, the first step counts and updates in one pass, and the second one is handed the factors.
+    """
+    mask = (
+        torch.rand(37, 61, generator=torch.Generator().manual_seed(3)) < torch.linspace(0, 0.9, 37)[:, None]
+    )
+    p = Parameter(torch.zeros(37, 61))
+    p.grad = -torch.ones(37, 61)
+    optimizer = SparseOpt([p], lr=1.0, masks={p: mask}, correction=correction, backend=backend.name)
+    found = kernels.BACKENDS[backend.name].fan_in([param_of(mask, torch.float32, Neurons())])
+    expected = correction_factors(found, correction).c.float().unsqueeze(1) * mask
+    for steps in (1.0, 2.0):
+        optimizer.step()
+        assert torch.equal(p.detach(), steps * expected)
