@@ -127,6 +127,48 @@ def test_bad_values() -> None:
         ValueError, match=r"max_grad_norm_over is 'all', it must be one of \('active', 'dense'\)"
     ):
         SparseOpt([p], max_grad_norm_over="all", masks={})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a parameter group has 'max_grad_norm_over', and it is not"):
-        SparseOpt([{"params": [p], "max_grad_norm_over": "dense"}], masks={})
-    SparseOpt([{"params": [p], "max_grad_norm_over": "dense"}], masks={}, max_grad_norm_over="dense")
+    other = Parameter(torch.ones(2))
+    groups: list[dict[str, Any]] = [{"params": [p], "max_grad_norm_over": "dense"}, {"params": [other]}]
+    with pytest.raises(ValueError, match="max_grad_norm_over is 'active' and 'dense' in different parameter"):
+        SparseOpt([dict(group) for group in groups], masks={}, max_grad_norm=1.0)
+    optimizer = SparseOpt(groups, masks={}, max_grad_norm=1.0, max_grad_norm_over="dense")
+    optimizer.param_groups[1]["max_grad_norm_over"] = "active"
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="it must be the same in all of them"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("limit", [True, "1", torch.tensor([1.0, 2.0])], ids=str)
+def test_limits_that_are_none(limit: Any) -> None:
+    with pytest.raises(
+        ValueError, match="max_grad_norm is .*, it must be a number > 0, or None for no limit"
+    ):
+        SparseOpt([Parameter(torch.ones(2))], masks={}, max_grad_norm=limit)
+
+
+def test_without_a_limit_it_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="max_grad_norm_over is 'dense', and max_grad_norm is None"):
+        SparseOpt([Parameter(torch.ones(2))], masks={}, max_grad_norm_over="dense")
+
+
+def test_it_may_change_and_is_part_of_checkpoints(backend: Backend) -> None:
+    """Written into the group, or loaded, it holds from the next step on."""
+
+    def made() -> tuple[Parameter, SparseOpt]:
+        p = Parameter(torch.zeros(1, 2))
+        p.grad = torch.tensor([[3.0, 4.0]])
+        masks = {p: torch.tensor([[True, False]])}
+        options: dict[str, Any] = {"correction": "none", "max_grad_norm": 1.0, "backend": backend.name}
+        return p, SparseOpt([p], lr=1.0, masks=masks, **options)
+
+    p, optimizer = made()
+    for _ in range(3):
+        optimizer.step()
+    assert p.tolist() == [[-3.0, 0.0]]
+    optimizer.param_groups[0]["max_grad_norm_over"] = "dense"
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.tensor([[-3.6, 0.0]]))
+    q, other = made()
+    other.load_state_dict(optimizer.state_dict())
+    other.step()
+    torch.testing.assert_close(q.detach(), torch.tensor([[-0.6, 0.0]]))
