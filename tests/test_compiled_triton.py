@@ -91,8 +91,8 @@ def check_accesses(launch: Launch, target: str, read: Counter[int], written: Cou
     The rest of a tensor, of less than 16 bytes, is one weight for each thread. Besides, there are masks (8 to
     64 bits), the table (64) and numbers (32), nothing of which is written."""
     bits, vectors = 8 * launch.size, 32 // 16
-    weights = 32 // launch.size if launch.aligned or launch.kernel.startswith("walk") else 8
-    is_sector_step, is_half = launch.kernel.startswith("walk"), bits == 16
+    weights = 32 // launch.size if launch.aligned or launch.kernel.startswith("sector") else 8
+    is_sector_step, is_half = launch.kernel.startswith("sector"), bits == 16
     reads, writes = launch.streams
     single = reads  # tensors that are read weight by weight
     if launch.aligned:

@@ -253,15 +253,22 @@ def test_more_chunks_than_warps(cuda: ModuleType, monkeypatch: pytest.MonkeyPatc
     [
         (
             False,
-            Substitution("cuda/masked_step.cu", "left < kOctet ? static_cast<int>(left)", "left < 1 ? 1"),
+            Substitution(
+                "cuda/masked_step.cu", "left < kVectorSize ? static_cast<int>(left)", "left < 1 ? 1"
+            ),
         ),
         (False, Substitution("cuda/masked_step.cu", "__syncthreads();\n  value = 0;", "value = 0;")),
         (True, Substitution("cuda/sector_step.cu", "count = left < kWeights ?", "count = left < 1 ?")),
         (True, Substitution("cuda/lanes.h", "% sizeof(uint4) == 0", "% sizeof(float) == 0")),
         (True, Substitution("cuda/sector_step.cu", " && is_aligned(from_g)", "")),
         (False, Substitution("cuda/masked_step.cu", " && is_aligned(g_)", "")),
-        (True, Substitution("cuda/walk.h", "chunk += gridDim.x * kWarps", "chunk += gridDim.x * kWarps + 1")),
-        (True, Substitution("cuda/walk.h", "if (i >= row.length)", "if (i + 1 >= row.length)")),
+        (
+            True,
+            Substitution(
+                "cuda/sector_loop.h", "chunk += gridDim.x * kWarps", "chunk += gridDim.x * kWarps + 1"
+            ),
+        ),
+        (True, Substitution("cuda/sector_loop.h", "if (i >= row.length)", "if (i + 1 >= row.length)")),
     ],
     ids=[
         "weights beyond the row",

@@ -185,7 +185,7 @@ def test_what_is_interpreted_is_for_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("left < kOctet ? static_cast<int>(left)", "left < kOctet ? static_cast<int>(left) - 1"),
+        ("left < kVectorSize ? static_cast<int>(left)", "left < kVectorSize ? static_cast<int>(left) - 1"),
         ("first_row + (threadIdx.x >> log2)", "first_row + 1 + (threadIdx.x >> log2)"),
     ],
     ids=["tail", "row"],

@@ -426,11 +426,11 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
     ),
     "c_i of the next row": (
         walks,
-        Substitution("cuda/walk.h", "(tensor.factors) + row;", "(tensor.factors) + row + 1;"),
+        Substitution("cuda/sector_loop.h", "(tensor.factors) + row;", "(tensor.factors) + row + 1;"),
     ),
     "c_i of no row": (
         walks,
-        Substitution("cuda/walk.h", "if (tensor.factors == 0) return;", "return;"),
+        Substitution("cuda/sector_loop.h", "if (tensor.factors == 0) return;", "return;"),
     ),
     "c_i of one pass": (
         walks,
@@ -452,15 +452,15 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
     ),
     "c_i of the row before": (
         walks,
-        Substitution("cuda/walk.h", "      c_ = next_;\n", ""),
+        Substitution("cuda/sector_loop.h", "      c_ = next_;\n", ""),
     ),
     "c_i of a third row": (
         walks,
-        Substitution("cuda/walk.h", "__ldg(at_ + 1);\n    }", "__ldg(at_);\n    }"),
+        Substitution("cuda/sector_loop.h", "__ldg(at_ + 1);\n    }", "__ldg(at_);\n    }"),
     ),
     "where a row ends": (
         walks,
-        Substitution("cuda/walk.h", "own_ = (1u << left) - 1", "own_ = (1u << (left - 1)) - 1"),
+        Substitution("cuda/sector_loop.h", "own_ = (1u << left) - 1", "own_ = (1u << (left - 1)) - 1"),
     ),
     "a sector that is cut to 32 bits": (
         far_walks,
@@ -480,7 +480,7 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
     ),
     "a row that is found with 32 bits": (
         farther_walks,
-        Substitution("cuda/walk.h", "if (wide) {", "if (false) {"),
+        Substitution("cuda/sector_loop.h", "if (wide) {", "if (false) {"),
     ),
     "a neuron that is cut to 32 bits": (
         far_step,
