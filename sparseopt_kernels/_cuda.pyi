@@ -19,8 +19,8 @@ LIST_ROW: tuple[str, ...]
 RULE: tuple[str, ...]
 
 class SectorLaunch:
-    """Tensors that are updated sector by sector: what stays from step to step. ``table``, ``chunk_to_tensor`` and ``chunks``
-    are as in ``gpu/tables.SectorLaunch``."""
+    """Tensors that are updated sector by sector: what stays from step to step. ``table``, ``chunk_to_tensor``
+    and ``chunks`` are as in ``gpu/tables.SectorLaunch``."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPARSITIES = ("0.0", "0.8", "0.9", "0.95", "0.97", "0.99")
 DOCS_COLUMNS = ("ResNet-20", "ResNet-50", "ResNet-50, bfloat16", "4096x4096")
 

@@ -18,7 +18,7 @@ from sparseopt_kernels.__main__ import main
 from sparseopt_kernels.lab.reproduce import cli
 from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
 
-TESTS = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[2] / "support"
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", driver],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(TESTS)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(SUPPORT)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ from sparseopt_kernels.lab.reproduce.gradient_ratio import BATCH_SIZE, BATCHES, 
 from sparseopt_kernels.lab.reproduce.results import Results
 from sparseopt_kernels.lab.training.errors import TrainingError
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 def write_data(folder: Path, count: int) -> str:

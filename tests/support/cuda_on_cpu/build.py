@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pybind11
 
 HERE = Path(__file__).parent.resolve()
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 
 # As on a GPU, multiply-adds are fused where update_rule.h asks for it (if the CPU can) and nowhere else.

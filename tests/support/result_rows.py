@@ -9,7 +9,7 @@ from pathlib import Path
 from sparseopt_kernels.lab.reproduce.experiment import Case, Experiment, Row
 from sparseopt_kernels.lab.reproduce.results import parse_value
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 _DEFAULTS = {str: "ok", int: 1, bool: False}
 _BEST_RATE = 0.1
 

@@ -22,7 +22,7 @@ from sparseopt_kernels.lab.reproduce import runner
 from sparseopt_kernels.lab.training import cli as training
 from sparseopt_kernels.user_warning import show_as_notes, warn
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "doctor": (doctor, "run"),
     "bench": (bench, "_run"),

@@ -14,7 +14,7 @@ class Mutant(NamedTuple):
     """What must fail: a file of ``tests`` and a name in it."""
 
 
-TOLD = "test_snapshot.py::test_what_is_told"
+TOLD = "step/test_change_detection.py::test_what_is_told"
 MUTANTS = {
     # Whether anything has changed since the last step.
     "version-of-a-mask-not-compared": Mutant(
@@ -66,44 +66,44 @@ MUTANTS = {
         "step/last_step.py",
         "self._versions = None if prepared is None else versions_of(prepared.watched)",
         "self._versions = None if observed is None else observed.versions",
-        "optimizer/test_preparation.py::test_nothing_is_prepared_twice",
+        "step/test_preparation.py::test_nothing_is_prepared_twice",
     ),
     "absent-tensors-are-at-the-address-of-none": Mutant(
         "kernels/tensor_memory.py",
         "if tensor is None or is_lazy(tensor):",
         "if is_lazy(tensor):",
-        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+        "kernels/test_tensor_memory.py::test_what_is_equal_and_what_differs",
     ),
     "strides-not-told": Mutant(
         "kernels/tensor_memory.py",
         "return (tensor.stride(), ",
         "return (0, ",
-        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+        "kernels/test_tensor_memory.py::test_what_is_equal_and_what_differs",
     ),
     "dtypes-not-told": Mutant(
         "kernels/tensor_memory.py",
         "return (tensor.stride(), tensor.dtype, ",
         "return (tensor.stride(), 0, ",
-        "test_tensor_memory.py::test_what_is_equal_and_what_differs",
+        "kernels/test_tensor_memory.py::test_what_is_equal_and_what_differs",
     ),
     # Whether the last step is made again at once.
     "made-again-though-amp-has-a-verdict": Mutant(
         "optimizer.py",
         "not skips and amp == (None, None)",
         "not skips",
-        "optimizer/test_ready.py::test_a_verdict_of_amp",
+        "step/test_last_step.py::test_a_verdict_of_amp",
     ),
     "made-again-with-new-buffers": Mutant(
         "step/last_step.py",
         " or prepared.new_buffers",
         "",
-        "optimizer/test_ready.py::test_after_a_first_step_that_amp_skipped",
+        "step/test_last_step.py::test_after_a_first_step_that_amp_skipped",
     ),
     "made-again-with-irregular-gradients": Mutant(
         "step/last_step.py",
         " or prepared.batches[0].irregular",
         "",
-        "optimizer/test_ready.py::test_a_gradient_in_another_memory_format_in_all_steps",
+        "step/test_last_step.py::test_a_gradient_in_another_memory_format_in_all_steps",
     ),
     "masks-of-a-snapshot-not-held": Mutant(
         "step/last_step.py",
@@ -116,13 +116,13 @@ MUTANTS = {
         "step/preparation.py",
         "zero_outside(as_boolean(f.mask), f.watched)",
         "zero_outside(as_boolean(f.mask), f.watched[:1])",
-        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+        "step/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-not-applied-to-the-weight": Mutant(
         "step/preparation.py",
         "zero_outside(as_boolean(f.mask), f.watched)",
         "zero_outside(as_boolean(f.mask), f.watched[1:])",
-        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+        "step/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-not-applied-over-other-weights": Mutant(
         "step/preparation.py",
@@ -134,7 +134,7 @@ MUTANTS = {
         "step/preparation.py",
         "(mask is None or not (p in entries or state.get(p)))",
         "True",
-        "optimizer/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
+        "step/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-applied-before-the-first-gradient": Mutant(
         "step/preparation.py",
@@ -220,7 +220,7 @@ MUTANTS = {
         "step/gradients.py",
         "negated = gradients.any_negated",
         "negated = False",
-        "optimizer/test_preparation.py::test_a_lazily_negated_gradient",
+        "step/test_preparation.py::test_a_lazily_negated_gradient",
     ),
     "irregular-gradients-not-rewritten": Mutant(
         "step/gradients.py",
@@ -232,7 +232,7 @@ MUTANTS = {
         "step/make_step.py",
         "increment_version(prepared.updated)",
         "pass",
-        "optimizer/test_ready.py::test_autograd_notices",
+        "step/test_last_step.py::test_autograd_notices",
     ),
     "versions-raised-after-the-write": Mutant(
         "step/make_step.py",
@@ -246,37 +246,37 @@ MUTANTS = {
         batch.plan.step(own)
     increment_version(prepared.updated)
 """,
-        "optimizer/test_unseen_writes.py::test_versions_are_raised_before_weights_are_written",
+        "step/test_unseen_writes.py::test_versions_are_raised_before_weights_are_written",
     ),
     "unseen-writes-to-masks-not-looked-for": Mutant(
         "kernels/cpu.py",
         "if watch.mask_written:",
         "if False:",
-        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+        "step/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
     ),
     "unseen-writes-to-weights-not-looked-for": Mutant(
         "kernels/cpu.py",
         "if watch.weights_written:",
         "if False:",
-        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+        "step/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
     ),
     "unseen-writes-found-and-not-counted": Mutant(
         "optimizer.py",
         "for parameter, to_mask in found:",
         "for parameter, to_mask in found[:0]:",
-        "optimizer/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
+        "step/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
     ),
     "unseen-writes-found-for-ever": Mutant(
         "kernels/cpu.py",
         "            watch.forget()",
         "            pass",
-        "optimizer/test_unseen_writes.py::test_after_a_finding_the_step_is_short_again",
+        "step/test_unseen_writes.py::test_after_a_finding_the_step_is_short_again",
     ),
     "masks-of-other-optimizers-watched": Mutant(
         "optimizer.py",
         "masks_of(self._masks, names), self._prepared",
         "self._masks, self._prepared",
-        "optimizer/test_preparation.py::test_the_masks_of_another_optimizer_change",
+        "step/test_preparation.py::test_the_masks_of_another_optimizer_change",
     ),
     "version-raised-after-a-mask-was-applied": Mutant(
         "step/zero_outside.py",
@@ -294,31 +294,31 @@ MUTANTS = {
     )
     torch.autograd.graph.increment_version(tensor)
 """,
-        "masks/test_mask_changes.py::test_the_version_is_raised_before_the_weights_are_written",
+        "step/test_zero_outside.py::test_the_version_is_raised_before_the_weights_are_written",
     ),
     "shared-memory-not-detected": Mutant(
         "step/overlap.py",
         "turns[j] = max(turns[j], turns[i] + 1)",
         "pass",
-        "optimizer/test_shared_memory.py::test_as_the_for_loop_does_it",
+        "step/test_overlap.py::test_as_the_for_loop_does_it",
     ),
     "masks-on-shared-memory-not-compared": Mutant(
         "step/overlap.py",
         "for i, j in pairs:",
         "for i, j in pairs[:0]:",
-        "optimizer/test_shared_memory.py::test_unequal_masks_on_the_same_memory_are_an_error",
+        "step/test_overlap.py::test_unequal_masks_on_the_same_memory_are_an_error",
     ),
     "masks-of-other-dtypes-on-shared-memory-compared-by-place": Mutant(
         "step/overlap.py",
         "size != second.parameter.element_size() or distance % size != 0",
         "False",
-        "optimizer/test_shared_memory.py::test_a_mask_and_another_dtype_on_the_same_memory_are_an_error",
+        "step/test_overlap.py::test_a_mask_and_another_dtype_on_the_same_memory_are_an_error",
     ),
     "later-turns-first": Mutant(
         "step/preparation.py",
         "key=lambda item: item[0][0]",
         "key=lambda item: -item[0][0]",
-        "optimizer/test_shared_memory.py::test_as_the_for_loop_does_it",
+        "step/test_overlap.py::test_as_the_for_loop_does_it",
     ),
     "neurons-of-registered-masks-forgotten": Mutant(
         "masks/mapping.py",

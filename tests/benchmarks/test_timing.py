@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import pytest
-import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import comparison
 import networks
+import pytest
+import torch
 from comparison import Case
 
 from sparseopt_kernels.lab.bench.contestants import (

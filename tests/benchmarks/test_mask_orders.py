@@ -20,7 +20,7 @@ from mask_orders import MEMORIES, MOVES, ORDERS, RANDOM, WIDTHS, Case, counts, l
 from networks import floor_bytes, resnet50
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def random_mask(*shape: int, density: float = 0.1) -> mask_orders.Bools:

@@ -13,17 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-import torch
-
-from sparseopt_kernels.kernels import BACKENDS
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
 import gpu_report
 import gpu_runs
+import pytest
+import torch
 from gpu_runs import LEFT_OUT, NO_MEMORY, OK, SGD_FOREACH, SGD_FUSED, Deadline, Result, Run
 
+from sparseopt_kernels.kernels import BACKENDS
 from sparseopt_kernels.lab import timing
 from sparseopt_kernels.lab.bench.checks import WRONG
 from sparseopt_kernels.lab.bench.contestants import Contestant, Maker, sgd, sparseopt

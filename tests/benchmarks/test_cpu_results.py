@@ -11,14 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
 import cpu_map_picture
 import cpu_report
 import cpu_results
 import cpu_step_picture
+import pytest
 from comparison import Comparison
 from cpu_results import Row, path_of, replace, rows_of
 

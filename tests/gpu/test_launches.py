@@ -199,7 +199,7 @@ def test_nothing_waits_for_the_device(
     backend_name: str, event: Callable[[SparseOpt], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not AMP, not the gradient norm, not a tensor learning rate, not a mask that changed, not the first
-    step. (test_gpu.py asks PyTorch itself, which sees more, on a GPU.)"""
+    step. (test_on_device.py asks PyTorch itself, which sees more, on a GPU.)"""
     # It looks at masks on the CPU, where all of them are here.
     monkeypatch.setattr("sparseopt_kernels.step.preparation.warn_of_concentration", lambda *_: None)
     parameters, masks = parameters_and_masks([(8, 64), (5, 27), (9,)])

@@ -17,7 +17,7 @@ from sparseopt_kernels.kernels.contract import Rule
 from sparseopt_kernels.kernels.gpu import triton as triton_backend
 
 # A program costs milliseconds here, whatever it does: few programs with much each, instead of many.
-# test_gpu_backends.py has the true tiles.
+# gpu/test_backends.py has the true tiles.
 TEST_TILES = {"chunk": 2048, "list_rows": 64, "rows": 64, "units": 32}
 
 

@@ -22,7 +22,7 @@ from sparseopt_kernels.lab.training.config import Config
 from sparseopt_kernels.lab.training.errors import TrainingError
 from sparseopt_kernels.lab.training.run import Run
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 COMMITTED = sorted(RESULTS.glob("*-first-steps.json"))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # What a page takes for granted. The guide has it itself.
 PRELUDES = {

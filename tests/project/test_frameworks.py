@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import sparseopt_kernels as sk
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "frameworks.md"
 Namespace = dict[str, Any]
 

@@ -23,7 +23,7 @@ from sparseopt_kernels import kernels
 from sparseopt_kernels.kernels.contract import ParamFactors, ParamState
 from sparseopt_kernels.lab import doctor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "adding_a_backend.md"
 BACKEND, REGISTRATION = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sparseopt_kernels.correction import Correction, mask_factors
 from sparseopt_kernels.neurons import Neurons
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOURCES = [
     *(
         ROOT / "csrc" / "cpu" / name
