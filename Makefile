@@ -8,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
-CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c*)
+CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/support/cuda_on_cpu/*.h tests/support/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
 .PHONY: demo test test-fast sanitize lint format docs bench traffic gpu-model call-cost step-calls tuning mask-update mask-orders \
@@ -45,7 +45,7 @@ test-fast: $(VENV)/.package
 	$(RUN) -m pytest -n auto -m "not slow and not compiled and not gpu"
 
 sanitize: $(VENV)/.package
-	$(RUN) -m pytest tests/cpu/test_elsewhere.py -k sanitizers
+	$(RUN) -m pytest tests/kernels/cpu/test_elsewhere.py -k sanitizers
 
 bench: $(VENV)/.package
 	$(RUN) -m pytest benchmarks
@@ -81,7 +81,6 @@ lint: $(VENV)/.dependencies
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m mypy tests/conftest.py
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FORMATTED)
 
 # What cannot be mended, lint tells.

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 450.0  # for the whole report
-SUITE = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-q"]
+SUITE = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu/test_on_device.py", "-q"]
 SUITE_SECONDS = 240.0  # most of it is the compilation of kernels
 # The smallest network is last, because a slow machine leaves the last ones out.
 RUNS = [

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distri
 def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """The error of each case, rank by rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    program = Path(__file__).parent / "masks_on_ranks.py"
+    program = Path(__file__).parents[1] / "support" / "masks_on_ranks.py"
     assert sparseopt_kernels.__file__ is not None
     source = str(Path(sparseopt_kernels.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}

@@ -141,7 +141,7 @@ def test_bad_values() -> None:
 @pytest.mark.parametrize("limit", [True, "1", torch.tensor([1.0, 2.0])], ids=str)
 def test_limits_that_are_none(limit: Any) -> None:
     with pytest.raises(
-        ValueError, match="max_grad_norm is .*, it must be a number > 0, or None for no limit"
+        ValueError, match=r"max_grad_norm is .*, it must be a number > 0, or None for no limit"
     ):
         SparseOpt([Parameter(torch.ones(2))], masks={}, max_grad_norm=limit)
 

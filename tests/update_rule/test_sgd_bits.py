@@ -94,7 +94,7 @@ def test_plain_path_has_the_bits_of_a_plain_pytorch() -> None:
     reason = why_not(Backend("cpu", "plain"))
     if reason is not None:
         pytest.skip(reason)
-    tests = [str(Path(__file__).parents[1] / folder) for folder in ("update_rule", "optimizer")]
+    tests = [str(Path(__file__).parents[1] / folder) for folder in ("update_rule", "optimizer", "step")]
     select = ["-m", "same_bits_as_sgd", "-k", "[cpu-plain"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *tests, *select, "-q", "-p", "no:cacheprovider"],

@@ -1,0 +1,500 @@
+"""The CUDA sources, run on the CPU: lists of sectors against a plain computation, and the walk over them
+against the one pass over neurons, bit for bit. Each kind of mistake in them turns a test red."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from cuda_on_cpu.build import Substitution, build, compiler, load
+from cuda_on_cpu.calls import DTYPES, Hyper, Weight, inputs_of, loaded, plan_of, step
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lists import assert_lists
+from side_by_side import same_bits
+from torch import Tensor
+
+from sparseopt_kernels.correction import Correction
+from sparseopt_kernels.kernels.gpu import cuda as backend
+from sparseopt_kernels.kernels.gpu.lists import LISTED, Sectors, list_masks, weights_per_sector
+from sparseopt_kernels.kernels.gpu.tables import SectorLaunch, SectorRow, StepLaunch, StepRow
+from sparseopt_kernels.kernels.memory import Rows
+from sparseopt_kernels.kernels.tensor_memory import addresses_of
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def _cuda(cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded(cuda, monkeypatch)
+
+
+# ---- lists ------------------------------------------------------------------------------------------
+
+
+def masked_weight(mask: Tensor, dtype: str) -> Weight:
+    weight = Weight(dtype, mask.shape[0], mask.shape[1], density=1.0)
+    weight.apply(mask)
+    return weight
+
+
+def listed(weights: list[Weight]) -> list[Sectors]:
+    rows = [Rows(w.rows, w.columns, w.mask) for w in weights]
+    return list_masks(backend.CudaKernels(), [w.param() for w in weights], rows)
+
+
+def check_lists(weights: list[Weight]) -> None:
+    """Against a plain computation; where there is no room, nothing is written."""
+    for weight, sectors in zip(weights, listed(weights), strict=True):
+        assert_lists(sectors, weight.mask, weight.p.dtype)
+
+
+def random_masks(seed: int, dtype: str = "float32") -> list[Weight]:
+    """Of rows that end within sectors or with them, and more than 32 sectors long."""
+    rng = np.random.default_rng(seed)
+    shapes = [(7, 1), (40, 3), (5, 27), (6, 64), (3, 129), (2, 3000), (1, 8)]
+    densities = [0.4, 0.02, 1.0, 0.0, 0.3]
+    return [
+        masked_weight(torch.from_numpy(rng.random(shape) < densities[(seed + i) % 5]), dtype)
+        for i, shape in enumerate(shapes)
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 700),
+    density=st.sampled_from([0.0, 0.02, 0.2, 0.8, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_lists_of_any_mask(dtype: str, rows: int, columns: int, density: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    check_lists([masked_weight(torch.from_numpy(rng.random((rows, columns)) < density), dtype)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lists_of_several_masks(dtype: str) -> None:
+    """In one listing: the sums of all of them are one."""
+    for seed in range(5):
+        check_lists(random_masks(seed, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_list_has_room_for_so_many(dtype: str) -> None:
+    """One more, and all sectors are by_sectors."""
+    lanes = weights_per_sector(DTYPES[dtype])
+    room = int(LISTED * 10)
+    for live, is_listed in ((room - 1, True), (room, True), (room + 1, False), (10, False)):
+        mask = torch.zeros(10, lanes, dtype=torch.bool)
+        mask[:live, 1] = True
+        weight, other = masked_weight(mask, dtype), masked_weight(mask, dtype)
+        check_lists([weight])
+        plan = plan_of([weight], by_sectors=True)
+        inputs = inputs_of([weight], [Hyper().rule()])
+        plan.step(inputs)
+        (launch,) = plan._place(inputs.addresses, []).layout.launches
+        assert isinstance(launch, SectorLaunch)
+        (row,) = (SectorRow(*numbers) for numbers in launch.table.tolist())
+        assert (row.listed != 0) == is_listed
+        assert row.length == (live if is_listed else 10)
+        step([other], [Hyper().rule()], by_sectors=False)
+        assert same_bits(weight.p, other.p)
+
+
+def mask_of_bytes(rows: int, columns: int) -> Tensor:
+    """Any byte but 0 is true; behind the end, there is what must not be read as mask."""
+    rng = np.random.default_rng(3)
+    values = torch.full((rows * columns + 64,), 255, dtype=torch.uint8)
+    values[: rows * columns] = torch.from_numpy(
+        rng.choice(np.array([0, 0, 0, 0, 0, 0, 1, 2, 128, 255], np.uint8), rows * columns)
+    )
+    return values[: rows * columns].view(torch.bool).view(rows, columns)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 27), (6, 64), (1, 4), (3, 2500)])
+def test_any_byte_but_0_is_true(dtype: str, shape: tuple[int, int]) -> None:
+    mask = mask_of_bytes(*shape)
+    check_lists([masked_weight(mask, dtype)])
+    true = torch.from_numpy(mask.numpy().view(np.uint8) != 0)
+    for by_sectors in (False, True):
+        weight, other = masked_weight(mask, dtype), masked_weight(true, dtype)
+        for w in (weight, other):
+            step([w], [Hyper().rule()], by_sectors=by_sectors)
+        assert same_bits(weight.p, other.p)
+        assert same_bits(weight.b, other.b)
+
+
+# ---- the walk against one pass ----------------------------------------------------------------------
+
+
+def check_sectors(make: Callable[[], list[Weight]], hypers: list[Hyper]) -> None:
+    """From the same numbers, both ways."""
+    rules = [hyper.rule(gamma=0.75) for hyper in hypers]
+    first, second = make(), make()
+    step(first, rules, by_sectors=False)
+    step(second, rules, by_sectors=True)
+    for a, b in zip(first, second, strict=True):
+        assert same_bits(a.p, b.p), f"{a.rows} rows of {a.columns}"
+        assert same_bits(a.b, b.b), f"{a.rows} rows of {a.columns}"
+        assert all((guard == 77).all() for guard in (*a.guards, *b.guards)), "written behind the tensor"
+
+
+HYPERS = {
+    "momentum": Hyper(),
+    "nesterov": Hyper(nesterov=True, dampening=0.0),
+    "HAM": Hyper(ham_alpha=80.0, ham_beta=0.5),
+    "unnormalized": Hyper(weight_decay=0.0),
+    "none": Hyper(maximize=True),
+}
+CORRECTIONS: dict[str, Correction] = {"unnormalized": "unnormalized", "none": "none"}  # else "layer"
+
+
+def rows_of_all_lengths(dtype: str, seed: int, kinds: Sequence[str], offset: int = 0) -> list[Weight]:
+    rng = np.random.default_rng(seed)
+    lengths = [*range(1, 40), 63, 64, 65, 127, 128, 576, 1000, 2048, 2049, 4608, *rng.integers(1, 5001, 4)]
+    return [
+        Weight(
+            dtype,
+            rows=int(rng.integers(1, 12)),
+            columns=int(columns),
+            density=float(rng.choice([0.01, 0.1, 0.5, 0.95])),
+            momentum=bool(i % 5),
+            offset=offset if i % 3 else 0,
+            seed=seed + i,
+            ham=i % 2 == 0,
+            rule=i % len(kinds),
+            correction=CORRECTIONS.get(kinds[i % len(kinds)], "layer"),
+        )
+        for i, columns in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("kind", [*HYPERS, "mixed"])
+def test_the_walk_has_the_bits_of_one_pass(dtype: str, offset: int, kind: str) -> None:
+    kinds = [*HYPERS] if kind == "mixed" else [kind]
+    check_sectors(lambda: rows_of_all_lengths(dtype, 11, kinds, offset), [HYPERS[kind] for kind in kinds])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=25, deadline=None)
+@given(
+    columns=st.integers(1, 5000),
+    rows=st.integers(1, 9),
+    density=st.sampled_from([0.003, 0.05, 0.3, 0.9, 1.0]),
+    kind=st.sampled_from(sorted(HYPERS)),
+    momentum=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_the_walk_has_the_bits_of_one_pass_of_any_mask(
+    dtype: str, columns: int, rows: int, density: float, kind: str, momentum: bool, seed: int
+) -> None:
+    correction = CORRECTIONS.get(kind, "layer")
+
+    def weights() -> list[Weight]:
+        offset = seed % 2
+        return [
+            Weight(dtype, rows, columns, density, momentum, offset, seed, ham=True, correction=correction)
+        ]
+
+    check_sectors(weights, [HYPERS[kind]])
+
+
+# ---- weights far away -------------------------------------------------------------------------------
+
+NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python has a name for from 3.13 on
+BEFORE = 1 << 33  # bytes: where 32 bits make a negative number of it
+
+
+class Far:
+    """Memory of a tensor that is larger than this machine's: pages exist once they are touched. In front of
+    it there is as much, so that a wrong address is a wrong number and no crash."""
+
+    def __init__(self, elements: int, dtype: torch.dtype) -> None:
+        size = BEFORE + elements * dtype.itemsize + mmap.PAGESIZE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+        try:
+            self._memory = mmap.mmap(-1, size, flags=flags)
+        except (OSError, ValueError) as error:
+            pytest.skip(f"no address space: {error}")
+        self.tensor = torch.frombuffer(
+            self._memory, dtype=dtype, count=elements, offset=BEFORE // mmap.PAGESIZE * mmap.PAGESIZE
+        )
+
+
+class FarWeight:
+    """A float32 matrix with a few active weights, all in its last row, with gradients of 1."""
+
+    columns = 1 << 20
+
+    def __init__(self, rows: int, tail: int) -> None:
+        self.rows = rows
+        self.elements = rows * self.columns
+        self.p, self.g, self.b = (Far(self.elements, torch.float32).tensor for _ in range(3))
+        self.active = torch.tensor([self.elements - self.columns, self.elements - 77, self.elements - tail])
+        self.g[self.active] = 1.0
+        self.p[self.active] = 0.5
+        self.factors = torch.full((rows,), float("nan"))
+        self.factors[-1] = 3.0
+        self.rule = Hyper(lr=0.5, momentum=0.0, dampening=0.0, weight_decay=0.0).rule()
+
+    def check(self, c: float) -> None:
+        expected = torch.full((3,), 0.5 - 0.5 * c)
+        assert torch.equal(self.p[self.active], expected)
+        assert torch.equal(self.b[self.active], torch.full((3,), c))
+
+
+# Below 2^31 weights, and such that 32 bits are not enough, signed or not.
+SIZES = {"narrow": 2047, "wide": 2049, "wider": 4097}
+far = pytest.mark.skipif(sys.platform != "linux" or sys.maxsize < 2**40, reason="needs Linux, and 64 bits")
+
+
+def step_far(rows: int) -> None:
+    weight = FarWeight(rows, tail=1)
+    mask = Far(weight.elements, torch.bool).tensor
+    mask[weight.active] = True
+    mean = torch.tensor(3.0 / 4.0)
+    # The only program is the last one of the tensor.
+    row = StepRow(
+        parameter=weight.p.data_ptr(),
+        momentum_buffer=weight.b.data_ptr(),
+        mask=mask.data_ptr(),
+        divisor=mean.data_ptr(),
+        rows=rows,
+        columns=weight.columns,
+        first_program=1 - rows,
+        rule=0,
+        ham=0,
+    )
+    assert backend.CudaKernels().step_rows(weight.columns) == 1
+    launch = StepLaunch(
+        members=[0],
+        dtype=torch.float32,
+        aligned=True,
+        momentum=True,
+        rules=slice(0, 8),
+        table=torch.tensor([row]),
+        program_to_tensor=torch.zeros(1, dtype=torch.int32),
+        programs=1,
+    )
+    kernels, inputs = backend.CudaKernels(), inputs_of([], [weight.rule])
+    kernels.masked_step(launch, kernels.place(addresses_of([weight.g]), mask.device), inputs)
+    weight.check(2.0)  # sqrt(3 / mean)
+
+
+def sectors_far(rows: int, *, is_listed: bool) -> None:
+    weight = FarWeight(rows, tail=8)
+    numbers = weight.active // 8
+    if is_listed:
+        listing = numbers.int()
+        bits = torch.tensor([1 << int(e) % 8 for e in weight.active], dtype=torch.uint8)
+        length, chunk = 3, 0
+    else:
+        # Only the last chunk, of 32 sectors.
+        sectors = weight.elements // 8
+        bits = Far(sectors, torch.uint8).tensor
+        bits[numbers] = torch.tensor([1 << int(e) % 8 for e in weight.active], dtype=torch.uint8)
+        weight.active = weight.active[1:]
+        length, chunk = sectors, sectors // 32 - 1
+    row = SectorRow(
+        parameter=weight.p.data_ptr(),
+        momentum_buffer=weight.b.data_ptr(),
+        masks=0,
+        listed=listing.data_ptr() if is_listed else 0,
+        bits=bits.data_ptr(),
+        factors=weight.factors.data_ptr(),
+        columns=weight.columns,
+        elements=weight.elements,
+        rule=0,
+        ham=0,
+        first_chunk=-chunk,
+        length=length,
+    )
+    launch = SectorLaunch(
+        members=[0],
+        dtype=torch.float32,
+        aligned=True,
+        grads_aligned=True,
+        momentum=True,
+        rules=slice(0, 8),
+        wide=weight.elements >= 2**31,
+        table=torch.tensor([row]),
+        chunk_to_tensor=torch.zeros(1, dtype=torch.int32),
+        chunks=torch.tensor(1),
+        most_chunks=1,
+    )
+    kernels, inputs = backend.CudaKernels(), inputs_of([], [weight.rule])
+    gradients = kernels.place(addresses_of([weight.g]), bits.device)
+    kernels.sector_step(launch, gradients, inputs)
+    expected = torch.full((len(weight.active),), 3.0)
+    assert torch.equal(weight.b[weight.active], expected)
+    assert torch.equal(weight.p[weight.active], 0.5 - 0.5 * expected)
+    squares = kernels.sector_squares(launch, gradients)
+    assert float(squares.sum()) == 9.0 * len(weight.active)
+
+
+@far
+@pytest.mark.parametrize("rows", SIZES.values(), ids=SIZES)
+def test_one_pass_over_more_weights_than_32_bits_can_count(rows: int) -> None:
+    step_far(rows)
+
+
+@far
+@pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "all"])
+@pytest.mark.parametrize("rows", SIZES.values(), ids=SIZES)
+def test_a_walk_over_more_weights_than_32_bits_can_count(rows: int, is_listed: bool) -> None:
+    sectors_far(rows, is_listed=is_listed)
+
+
+# ---- mistakes that are found ------------------------------------------------------------------------
+
+
+def lists() -> None:
+    for dtype in ("float32", "float64", "bfloat16"):
+        for seed in range(5):
+            check_lists(random_masks(seed, dtype))
+
+
+def full_lists() -> None:
+    test_a_list_has_room_for_so_many("float32")
+
+
+def bytes_of_masks() -> None:
+    for shape in ((5, 27), (6, 64), (1, 4)):
+        test_any_byte_but_0_is_true("float32", shape)
+
+
+def walks() -> None:
+    for dtype in ("float32", "float16"):
+        check_sectors(partial(rows_of_all_lengths, dtype, 11, [*HYPERS]), list(HYPERS.values()))
+
+
+def far_walks() -> None:
+    for is_listed in (True, False):
+        sectors_far(SIZES["wide"], is_listed=is_listed)
+
+
+def farther_walks() -> None:
+    sectors_far(SIZES["wider"], is_listed=True)
+
+
+def far_step() -> None:
+    step_far(SIZES["wide"])
+
+
+MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
+    "the number of a listed sector": (
+        lists,
+        Substitution("cuda/lists.cu", "static_cast<int32_t>(sector);", "static_cast<int32_t>(sector + 1);"),
+    ),
+    "a place in the list": (
+        lists,
+        Substitution("cuda/lists.cu", "((1u << lane) - 1));", "((2u << lane) - 1));"),
+    ),
+    "the list of another row": (lists, Substitution("cuda/lists.cu", "] - before", "]")),
+    "a list too short": (
+        full_lists,
+        Substitution("cuda/lists.cu", "position < tensor.capacity)", "position < tensor.capacity - 1)"),
+    ),
+    "stale bits behind the tensor": (
+        bytes_of_masks,
+        Substitution("cuda/lists.cu", "there < kWeights ? static_cast<int>(there) : kWeights", "kWeights"),
+    ),
+    "bits of the next row": (
+        lists,
+        Substitution("cuda/lists.cu", "of_row < kWeights ? bits & ((1u << of_row) - 1) : bits", "bits"),
+    ),
+    "weights before the first sector": (
+        lists,
+        Substitution(
+            "cuda/lists.cu", "early < own.first * kWeights &&", "early + 1 < own.first * kWeights &&"
+        ),
+    ),
+    "bytes that are true": (
+        bytes_of_masks,
+        Substitution("cuda/mask_bits.h", "(((bytes & 0x7f7f7f7fu) + 0x7f7f7f7fu) | bytes)", "(bytes << 7)"),
+    ),
+    "c_i of the next row": (
+        walks,
+        Substitution("cuda/sector_loop.h", "(tensor.factors) + row;", "(tensor.factors) + row + 1;"),
+    ),
+    "c_i of no row": (
+        walks,
+        Substitution("cuda/sector_loop.h", "if (tensor.factors == 0) return;", "return;"),
+    ),
+    "c_i of one pass": (
+        walks,
+        Substitution("update_rule.h", "static_cast<T>(fan_in) / divisor", "static_cast<T>(fan_in)"),
+    ),
+    "c_i of one pass where there is none": (
+        walks,
+        Substitution(
+            "cuda/masked_step.cu",
+            "if (tensor.divisor == 0) return T(1);",
+            "if (tensor.divisor == 0) return T(2);",
+        ),
+    ),
+    "the fan-in of a row": (
+        lists,
+        Substitution(
+            "cuda/lists.cu", "argument.fan_in[own.number()] = active", "argument.fan_in[own.number()] = live"
+        ),
+    ),
+    "c_i of the row before": (
+        walks,
+        Substitution("cuda/sector_loop.h", "      c_ = next_;\n", ""),
+    ),
+    "c_i of a third row": (
+        walks,
+        Substitution("cuda/sector_loop.h", "__ldg(at_ + 1);\n    }", "__ldg(at_);\n    }"),
+    ),
+    "where a row ends": (
+        walks,
+        Substitution("cuda/sector_loop.h", "own_ = (1u << left) - 1", "own_ = (1u << (left - 1)) - 1"),
+    ),
+    "a sector that is cut to 32 bits": (
+        far_walks,
+        Substitution(
+            "cuda/sector_step.cu", "int64_t(sector.number) * kWeights", "int32_t(sector.number * kWeights)"
+        ),
+    ),
+    "a sector that is cut to 32 bits without a sign": (
+        farther_walks,
+        Substitution("cuda/sector_step.cu", "int64_t(sector.number) * kWeights", "sector.number * kWeights"),
+    ),
+    "a sector of gradients that is cut to 32 bits": (
+        far_walks,
+        Substitution(
+            "cuda/sector_squares.cu", "int64_t(sector.number) * kWeights", "int32_t(sector.number * kWeights)"
+        ),
+    ),
+    "a row that is found with 32 bits": (
+        farther_walks,
+        Substitution("cuda/sector_loop.h", "if (wide) {", "if (false) {"),
+    ),
+    "a neuron that is cut to 32 bits": (
+        far_step,
+        Substitution("cuda/masked_step.cu", "begin = row * columns;", "begin = int32_t(row * columns);"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_found(cuda_cache: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check, mutation = MISTAKES[name]
+    if check in (far_walks, farther_walks, far_step) and sys.platform != "linux":
+        pytest.skip("needs Linux")
+    check()
+    loaded(load(build(cuda_cache, [mutation])), monkeypatch)
+    with pytest.raises(AssertionError):
+        check()

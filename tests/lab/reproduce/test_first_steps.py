@@ -1,0 +1,177 @@
+"""Rows name the commit of their code, and committed results are those of today's code."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from fake_experiment import Fake
+
+from sparseopt_kernels import native_library
+from sparseopt_kernels.__main__ import main
+from sparseopt_kernels.lab.machine import machine
+from sparseopt_kernels.lab.reproduce import results as results_module
+from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
+from sparseopt_kernels.lab.reproduce.code_commit import commit_of
+from sparseopt_kernels.lab.reproduce.experiment import Settings, Trained
+from sparseopt_kernels.lab.reproduce.first_steps import STEPS, first_losses, first_steps_path, repeats
+from sparseopt_kernels.lab.reproduce.results import Results
+from sparseopt_kernels.lab.reproduce.searched import images
+from sparseopt_kernels.lab.training.config import Config
+from sparseopt_kernels.lab.training.errors import TrainingError
+from sparseopt_kernels.lab.training.run import Run
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+COMMITTED = sorted(RESULTS.glob("*-first-steps.json"))
+
+
+class Trains(Fake):
+    """The fake experiment with losses that can be made again."""
+
+    def kept_case(self):
+        return self.cases([])[0]
+
+    def first_losses(self, case, settings, steps):
+        assert torch.get_num_threads() == 1
+        return [case["number"] + 1 / (step + 1) for step in range(steps)]
+
+
+class TrainsOtherwise(Trains):
+    def first_losses(self, case, settings, steps):
+        return [loss + 0.01 for loss in super().first_losses(case, settings, steps)]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore")
+def test_committed_results_are_of_todays_code(path):
+    """If it fails, the code trains otherwise than when the rows were made: measure them again."""
+    kept = json.loads(path.read_text())
+    experiment = EXPERIMENTS[path.stem.removesuffix("-first-steps")]
+    assert isinstance(experiment, Trained)
+    try:
+        experiment.check(Settings())
+    except TrainingError as error:
+        pytest.skip(str(error))
+    assert repeats(experiment, Settings(), kept)
+
+
+def test_rows_that_name_their_code_have_their_first_steps():
+    for path in RESULTS.glob("*.csv"):
+        if "commit" in path.read_text().splitlines()[0].split(","):
+            assert first_steps_path(path) in COMMITTED, path
+
+
+def test_the_case_that_is_kept_tells_much():
+    kept = {name: e.kept_case() for name, e in EXPERIMENTS.items() if isinstance(e, Trained)}
+    assert (kept["small"]["method"], kept["small"]["remedy"], kept["small"]["optimizer"]) == (
+        *("rigl", "both", "eq12"),
+    )
+    assert (kept["resnet20"]["remedy"], kept["resnet20"]["optimizer"]) == ("clip", "eq12")
+    assert (kept["prediction"]["update_every"], kept["prediction"]["optimizer"]) == (25, "eq12")
+    assert (kept["appendixF"]["clip"], kept["appendixF"]["factor"]) == ("dense", "layer")
+    assert (kept["skew"]["method"], kept["skew"]["optimizer"]) == ("rigl", "sparseopt")
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same processor", "another"])
+@pytest.mark.parametrize(("off", "is_same"), [(0.0, True), (1e-6, False), (1e-3, False)])
+def test_what_repeats(tmp_path, same, off, is_same):
+    experiment = Trains(tmp_path / "trace")
+    losses = [1 / (step + 1) for step in range(STEPS)]
+    losses[3] += off
+    kept = {"case": experiment.kept_case(), "losses": losses, "torch": torch.__version__}
+    kept["machine"] = machine() if same else "another"
+    expected = is_same if same else off < 1e-4
+    if same and native_library.MISSING is not None:
+        expected = off < 1e-4
+    assert repeats(experiment, Settings(), kept) == expected
+
+
+def test_code_that_trains_otherwise_adds_no_rows(tmp_path, monkeypatch, capsys):
+    command = ["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]
+    monkeypatch.setitem(EXPERIMENTS, "fake", Trains(tmp_path / "trace"))
+    assert main(command) == 0
+    before = (tmp_path / "fake.csv").read_bytes()
+    monkeypatch.setitem(EXPERIMENTS, "fake", TrainsOtherwise(tmp_path / "trace", count=5))
+    assert main(command) == 2
+    assert "this code trains otherwise: name another folder" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "fake.csv").read_bytes() == before
+
+
+def test_the_experiments_that_train_networks():
+    trained = {name for name, experiment in EXPERIMENTS.items() if isinstance(experiment, Trained)}
+    assert trained >= {"small", "appendixF", "resnet20", "prediction", "skew"}
+
+
+def test_the_command_keeps_the_first_steps_and_the_commit(tmp_path, monkeypatch):
+    experiment = Trains(tmp_path / "trace")
+    monkeypatch.setitem(EXPERIMENTS, "fake", experiment)
+    monkeypatch.setattr(results_module, "code_commit", lambda: "abc1234+")
+    assert main(["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]) == 0
+    kept = json.loads((tmp_path / "fake-first-steps.json").read_text())
+    assert kept["case"] == {"number": 0, "rate": 0.1}
+    assert kept["losses"] == [1 / (step + 1) for step in range(STEPS)]
+    assert (kept["machine"], kept["torch"]) == (machine(), torch.__version__)
+    rows = Results(experiment, tmp_path / "fake.csv").rows()
+    assert {row["commit"] for row in rows} == {"abc1234+"}
+    # Rows that are there keep the commit that made them.
+    monkeypatch.setattr(results_module, "code_commit", lambda: "def5678")
+    more = Trains(tmp_path / "trace", count=5)
+    monkeypatch.setitem(EXPERIMENTS, "fake", more)
+    assert main(["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]) == 0
+    rows = Results(more, tmp_path / "fake.csv").rows()
+    assert [row["commit"] for row in rows] == ["abc1234+"] * 8 + ["def5678"] * 2
+
+
+def test_nothing_is_written_beside_results_that_are_complete(tmp_path, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "fake", Trains(tmp_path / "trace"))
+    command = ["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]
+    assert main(command) == 0
+    (tmp_path / "fake-first-steps.json").unlink()
+    assert main(command) == 0
+    assert not (tmp_path / "fake-first-steps.json").exists()
+
+
+def test_a_file_of_before_is_refused(tmp_path):
+    experiment = Trains(tmp_path / "trace")
+    (tmp_path / "fake.csv").write_text(",".join(experiment.columns) + "\n")
+    with pytest.raises(TrainingError, match=r"fake\.csv has no column commit: it was written before"):
+        Results(experiment, tmp_path / "fake.csv")
+    Results(Fake(tmp_path / "trace"), tmp_path / "fake.csv")  # of an experiment that trains nothing
+
+
+def git(folder, *arguments):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_of_a_checkout(tmp_path):
+    code, other = tmp_path / "code.py", tmp_path / "results.csv"
+    code.write_text("a = 1\n")
+    assert commit_of(code) == ""  # no checkout
+    git(tmp_path, "init", "-q")
+    assert commit_of(code) == ""  # in one, but not of it: an environment in a user's repository
+    git(tmp_path, "add", "code.py")
+    git(tmp_path, "commit", "-qm", "a")
+    commit = git(tmp_path, "rev-parse", "--short", "HEAD")
+    assert commit_of(code) == commit
+    other.write_text("a row\n")
+    assert commit_of(code) == commit  # results are no code
+    code.write_text("a = 2\n")
+    assert commit_of(code) == f"{commit}+"
+    git(tmp_path, "checkout", "-q", "code.py")
+    (tmp_path / "new.py").write_text("")
+    assert commit_of(code) == f"{commit}+"
+
+
+def test_losses_are_those_of_the_batches_before_each_step(one_thread):
+    config = Config(epochs=2, batch_size=64, warmup_epochs=1, update_every=4, threads=1, device="cpu")
+    dataset = images("digits", None, 640, 200).dataset
+    losses = first_losses(Run(config, dataset, "sgd", 0), 13)
+    assert len(losses) == 13
+    whole = Run(config, dataset, "sgd", 0)
+    first = whole.train_epoch()
+    assert first.train_loss == pytest.approx(sum(losses[:10]) / 10, rel=1e-6)  # an epoch has ten steps
+    assert losses[10] != pytest.approx(losses[0], rel=1e-3)
+    assert len(first_losses(Run(config, dataset, "sgd", 0), 50)) == 20  # all there are
