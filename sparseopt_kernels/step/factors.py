@@ -68,7 +68,8 @@ def warn_of_concentration(
     if largest <= _CONCENTRATED:
         return
     warned.add(parameter)
-    mean = float(factors.divisor)
+    neurons = factors.c.numel()
+    mean = round(float(factors.divisor) * neurons) / neurons  # it may be rounded to float32
     warn(
         f"{name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
         f"c_i = {largest:.2f}: its fan-in is {round(largest**2 * mean)}, the mean of the layer "
