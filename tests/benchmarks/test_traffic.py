@@ -154,7 +154,7 @@ def test_a_layer_counted_by_hand(results: Any) -> None:
     listed, factors = (4 + 1) * live_sectors, 32
     # The numbers of sectors, their mask bits, c_i; a row of the table (104 bytes), the gradient's address,
     # the number of chunks, and three owners of chunks.
-    lists, tables, owners = 9 * 32 + 3 * 32 + 32, 4 * 32 + 32 + 32, 3 * 4
+    lists, tables, owners = 9 * 32 + 3 * 32 + 32, 3 * 32 + 32 + 32, 3 * 4
     lists_in_pairs, tables_in_pairs = 5 * 64 + 2 * 64 + 64, 2 * 64 + 64 + 64
     assert results["by_hand"] == [
         *("weight", 512, 4 * 512, 4),
@@ -169,7 +169,7 @@ def test_half_precision_counted_by_hand(results: Any) -> None:
     live_sectors, live_pairs = 1 + 2 + 0 + 32, 1 + 2 + 0 + 16
     *_, floor, sectors, pairs = results["half"]
     assert floor == 5 * 32 * live_sectors + (4 + 2) * live_sectors + 32
-    lists, tables, owners = 5 * 32 + 3 * 32 + 32, 4 * 32 + 32 + 32, 2 * 4
+    lists, tables, owners = 5 * 32 + 3 * 32 + 32, 3 * 32 + 32 + 32, 2 * 4
     assert sectors == 5 * 32 * live_sectors + lists + tables + owners
     assert pairs == 5 * 64 * live_pairs + (3 + 2 + 1) * 64 + (2 + 1 + 1) * 64 + owners
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from backends import Backend, emulate
 from cuda_on_cpu.build import Substitution, build, compiler, load
-from lists import check_lists
 from oracle import Hyper
+from sector_lists import check_lists
 from side_by_side import SideBySide, Spec, pattern_mask
 from triton_mutants import substitute
 

@@ -12,7 +12,7 @@ import torch
 from backends import INTERPRETED, Backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lists import check_lists, plan_of
+from sector_lists import check_lists, plan_of
 from side_by_side import PATTERNS, pattern_mask, same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from backends import INTERPRETED
+from counted_steps import Run
 from side_by_side import same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels import optimizer as optimizer_module
 from sparseopt_kernels.kernels.contract import Inputs
 from sparseopt_kernels.kernels.cpu import CpuPlan
 from sparseopt_kernels.optimizer import SparseOpt
@@ -29,50 +29,6 @@ pytestmark = [
     ),
     pytest.mark.skipif(INTERPRETED, reason="nothing here is Triton's"),
 ]
-
-
-class Run:
-    """Four parameters in two groups, one without a gradient. Counts how often the long way is gone."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32, **options: Any):
-        self.long = 0
-        observe = change_detection.observe
-
-        def counted(*arguments: Any) -> Any:
-            self.long += 1
-            return observe(*arguments)
-
-        monkeypatch.setattr(optimizer_module, "observe", counted)
-        generator = torch.Generator().manual_seed(0)
-        self.generator = generator
-        shapes = [(8, 5), (7,), (3, 2, 3, 3), (4,)]
-        self.params = [Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
-        self.masks = {p: torch.rand(p.shape, generator=generator) > 0.5 for p in self.params if p.ndim > 1}
-        groups: list[dict[str, Any]] = [
-            {"params": self.params[:2]},
-            {"params": self.params[2:], "lr": 0.3, "correction": "none"},
-        ]
-        self.optimizer = SparseOpt(
-            groups, **{"lr": 0.1, "momentum": 0.9, **options}, masks=self.masks, backend="cpu"
-        )
-
-    def step(self) -> int:
-        """Make one, and return how often the optimizer observed everything."""
-        for p in self.params[:3]:
-            p.grad = torch.randn(p.shape, generator=self.generator).to(p.dtype)
-        before = self.long
-        self.optimizer.step()
-        return self.long - before
-
-    def settle(self) -> Run:
-        for _ in range(3):
-            self.step()
-        return self
-
-    def tensors(self) -> list[Tensor]:
-        states = self.optimizer.state
-        buffers = [states[p].get("momentum_buffer") for p in self.params if p in states]
-        return [p.detach().clone() for p in self.params] + [b.clone() for b in buffers if b is not None]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from dst import seeded, updated_by_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_seeds import seeded, updated_by_step
 from torch import nn
 
 from sparseopt_kernels.topology.drop_schedules import cosine

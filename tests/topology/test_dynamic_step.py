@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from by_hand import bits, parameter_with
-from dst import updated_by_step
+from method_seeds import updated_by_step
 from torch import nn
 
 from sparseopt_kernels.masks.mapping import Masks

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from dst import seeded, updated_by_step
+from method_seeds import seeded, updated_by_step
 from torch import nn
 
 from sparseopt_kernels.masks.mapping import Masks

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from by_hand import bits, parameter_with
-from dst import updated_by_step
+from method_seeds import updated_by_step
 from torch import Tensor, nn
 
 import sparseopt_kernels as sk

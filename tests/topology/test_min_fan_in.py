@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from by_hand import parameter_with
-from dst import updated_by_step
+from method_seeds import updated_by_step
 from torch import Tensor, nn
 
 from sparseopt_kernels.masks.mapping import Masks

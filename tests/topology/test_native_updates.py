@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from dst import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_model import assert_same, make_model, masks_of
+from method_seeds import seeded
 from torch import Tensor, nn
 from update_pairs import DTYPES, SPECIAL, compare, drawn, each_dtype, large_layers, layer_of, update
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launch import TINY, train
+from train_command import TINY, train
 
 
 @pytest.fixture(scope="session")

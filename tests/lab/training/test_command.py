@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from launch import DRIVER, TINY, rows, start, train, wait_until
+from train_command import DRIVER, TINY, rows, start, train, wait_until
 
 import sparseopt_kernels
 from sparseopt_kernels.__main__ import main

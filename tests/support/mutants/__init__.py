@@ -1,0 +1,9 @@
+"""One mistake at a time that could be made in what is kept from step to step, and the test that finds it."""
+
+from __future__ import annotations
+
+from mutants.masks import MASKS
+from mutants.preparation import PREPARATION
+from mutants.steps import STEPS
+
+MUTANTS = {**PREPARATION, **STEPS, **MASKS}

@@ -1,0 +1,128 @@
+"""Mistakes in updates of masks, and in the step that follows one."""
+
+from __future__ import annotations
+
+from mutants.mutant import Mutant
+
+MASKS = {
+    # Updates of masks.
+    "versions-raised-after-masks-are-written": Mutant(
+        "topology/native_drop_and_grow.py",
+        "        self._count_writes(dropped, grown)\n"
+        "        return self._written(self._updates.grow_largest(",
+        "        return (lambda updates: self._count_writes(dropped, grown) or self._written(updates))"
+        "(self._updates.grow_largest(",
+        "topology/test_interrupted_updates.py::test_what_changed_is_counted_and_the_next_step_is_right",
+    ),
+    "masks-of-ranks-not-compared": Mutant(
+        "topology/agreement.py",
+        "mask_hash(mask) for",
+        "0 for",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
+    "clocks-of-ranks-not-compared": Mutant(
+        "topology/agreement.py",
+        "{**clock, **{",
+        "{**{",
+        "topology/test_agreement.py::test_an_error_on_every_rank",
+    ),
+    "ranks-not-compared-after-loading": Mutant(
+        "topology/dynamic_sparse_training.py",
+        "self._is_compared = False\n        self._is_new = False",
+        "self._is_new = False",
+        "topology/test_dynamic_state.py::TestState::test_after_loading_the_ranks_are_compared",
+    ),
+    "neurons-not-known-to-updates": Mutant(
+        "topology/update_plan.py",
+        "make(self._tensors, self._neurons, method.min_fan_in)",
+        "make(self._tensors, [type(n)() for n in self._neurons], method.min_fan_in)",
+        "topology/test_min_fan_in.py::TestSteps::test_a_dead_neuron_of_a_transposed_convolution",
+    ),
+    "a-hook-that-writes-not-noticed": Mutant(
+        "topology/hook_checks.py",
+        "if version != before[what]:",
+        "if False:",
+        "topology/test_wrong_hooks.py::TestWrongHooks::test_a_hook_that_writes",
+    ),
+    "as-many-grow-as-drop": Mutant(
+        "topology/update_plan.py",
+        "grows = [counts.grow if mine else 0",
+        "grows = [counts.drop if mine else 0",
+        "topology/test_hooks.py::TestByHand::test_drop_and_growth_apart",
+    ),
+    "nan-is-a-score": Mutant(
+        "topology/hook_checks.py",
+        "if math.isnan(least):",
+        "if False:",
+        "topology/test_wrong_hooks.py::TestWrongHooks::test_scores",
+    ),
+    "negative-scores-by-the-library": Mutant(
+        "topology/update_plan.py",
+        "self._only_pytorch_can |= least < 0 or not supports_score(ranking.values)",
+        "self._only_pytorch_can |= not supports_score(ranking.values)",
+        "topology/test_hooks.py::TestByHand::test_scores_of_what_grows",
+    ),
+    "ranked-once-though-more-grows": Mutant(
+        "topology/update_plan.py",
+        " and known.at_most >= at_most:",
+        ":",
+        "topology/test_hooks.py::test_rigl_with_more_growth_than_it_told",
+    ),
+    # The step that follows an update.
+    "momentum-decays-in-a-step-left-out": Mutant(
+        "optimizer.py",
+        "        if not skips:\n",
+        "        if skips:\n"
+        "            [own['momentum_buffer'].mul_(0.9) for own in self.state.values()]\n"
+        "        else:\n",
+        "topology/test_skip_step.py::test_the_masks_are_applied_and_nothing_else",
+    ),
+    "a-users-change-costs-a-step": Mutant(
+        "optimizer.py",
+        "        if not skips:\n",
+        "        if not skips and (last.is_same(observed) or not self.state):\n",
+        "topology/test_skip_step.py::test_a_users_own_change_costs_no_step",
+    ),
+    "made-again-though-it-is-left-out": Mutant(
+        "optimizer.py",
+        "may_repeat = not skips and ",
+        "may_repeat = ",
+        "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
+    ),
+    "left-out-more-than-once": Mutant(
+        "optimizer.py",
+        "            skip.take(self)",
+        "            pass",
+        "topology/test_skip_step.py::test_the_masks_are_applied_and_nothing_else",
+    ),
+    "taken-before-a-step-that-fails": Mutant(
+        "optimizer.py",
+        "        last, self._last = self._last, NO_STEP",
+        "        [skip.take(self) for skip in skips]\n        last, self._last = self._last, NO_STEP",
+        "topology/test_skip_step.py::test_a_step_that_fails_is_left_out_when_it_is_made",
+    ),
+    "one-that-was-not-used-does-not-end": Mutant(
+        "topology/dynamic_sparse_training.py",
+        "        self._updated, self._skipped_step = False, None\n        if self._is_new and",
+        "        self._updated = False\n        if self._is_new and",
+        "topology/test_skip_step.py::test_a_step_that_the_script_leaves_out_itself",
+    ),
+    "only-what-changed-is-left-out": Mutant(
+        "topology/dynamic_sparse_training.py",
+        "if self.skip_step and plan.is_asked_for:",
+        "if self.skip_step and any(own.changed for own in updates):",
+        "topology/test_skip_step.py::test_an_update_in_which_all_weights_grow_again",
+    ),
+    "only-masks-of-its-own-parameters-count": Mutant(
+        "optimizer.py",
+        "pending_skips(self, self._masks) if",
+        "pending_skips(self, masks_of(self._masks, self._names())) if",
+        "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_that_has_a_share_of_the_parameters",
+    ),
+    "views-of-masks-do-not-count": Mutant(
+        "skipped_steps.py",
+        "memory_of([mask]) == memory_of([other])",
+        "False",
+        "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_with_views_of_the_masks",
+    ),
+}
