@@ -1,4 +1,4 @@
-"""Masks of a model that its optimizer was not given: one warning, which names a layer, and no needless one."""
+"""Masks of a model that its optimizer was not given: one warning that names a layer, and no needless one."""
 
 from __future__ import annotations
 
