@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../csrc/cpu/step.h"
+#include "../../../csrc/cpu/step.h"
 
 using namespace sparseopt;
 using namespace sparseopt::cpu;
