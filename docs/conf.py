@@ -21,7 +21,7 @@ autodoc_member_order = "bysource"
 nitpick_ignore_regex = [
     ("py:.*", r"torch\..*"),
     ("py:.*", r"collections\.abc\..*"),
-    ("py:class", r"sparseopt_kernels\.\w+\.Model"),  # a type variable
+    ("py:class", r"sparseopt_kernels\.[\w.]+\.Model"),  # a type variable
     # Signatures with a process group, which is imported for type checkers only, are shown as written.
     ("py:class", "Parameter|Tensor|Distribution|DropSchedule|Group"),
 ]

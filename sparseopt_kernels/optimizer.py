@@ -295,7 +295,8 @@ class SparseOpt(Optimizer):
             self._full_check.check(self._prepared, self._own_masks, self._names())
         if not skips:
             is_made = make_step(self._prepared, observed.gradients, self.param_groups, amp)
-            observed = self._with_new_buffers(observed) if is_made else observed
+            for p, buffer in self._prepared.new_buffers.items() if is_made else ():
+                self.state[p]["momentum_buffer"] = buffer
         is_repeatable = self._full_check is None
         self._last = LastStep(self._prepared, observed, is_repeatable)
         for skip in skips:
@@ -317,18 +318,6 @@ class SparseOpt(Optimizer):
             self._may_write_unseen = False
             warn(describe(found, self._names()))
         return self._prepare(versions, self._observe())
-
-    def _with_new_buffers(self, observed: Observed) -> Observed:
-        """Put the buffers of a first step into the state. Return what the next step will observe."""
-        prepared = self._prepared
-        if not prepared.new_buffers:
-            return observed
-        for p, buffer in prepared.new_buffers.items():
-            self.state[p]["momentum_buffer"] = buffer
-        if prepared.has_first_steps:
-            return observed  # the next step has other rules, and is prepared anew
-        self._prepared = prepared._replace(new_buffers={})
-        return self._observe()
 
     def _prepare(self, versions: list[int] | None, observed: Observed) -> Observed:
         """Prepare the step.

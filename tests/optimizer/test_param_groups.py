@@ -78,6 +78,7 @@ def test_groups_take_the_defaults() -> None:
         "ham_alpha": 0.0,
         "ham_beta": 0.0,
         "max_grad_norm": None,
+        "max_grad_norm_over": "active",
         "foreach": None,
         "differentiable": False,
         "fused": None,

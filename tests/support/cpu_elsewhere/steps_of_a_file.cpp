@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../csrc/cpu/step.h"
+#include "../../../csrc/cpu/step.h"
 
 using namespace sparseopt;
 using namespace sparseopt::cpu;
@@ -67,9 +67,9 @@ void run(const Header& h) {
   double norm = 0;
   for (int64_t i = 0; i < h.steps; ++i) {
     const auto gradient = read_bytes(bytes);
-    const std::vector<Update> updates = {{&tensor, gradient.get(), &rule}};
-    norm = squared_norm(updates, int(h.threads), false);
-    step(updates, int(h.threads));
+    const std::vector<TensorStep> steps = {{&tensor, gradient.get(), &rule}};
+    norm = squared_norm(steps, int(h.threads), false);
+    step(steps, int(h.threads));
     // Nobody but steps writes here.
     if (watch && watch->look(parameter.get(), Dtype(h.dtype), i % 2 == 0)) std::abort();
   }
