@@ -2,7 +2,7 @@
 
 Backends count fan-in, and are handed the factors that are computed here. Only a kernel that counts and
 updates in one pass computes them itself, from a divisor that it is handed: ``correction_factor`` of
-``csrc/update_rule.h`` and of ``kernels/gpu/triton_step.py``.
+``csrc/update_rule.h`` and of ``kernels/gpu/triton_update_rule.py``.
 """
 
 from __future__ import annotations

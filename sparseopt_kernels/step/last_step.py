@@ -43,7 +43,7 @@ class LastStep:
         # The gradients are let go. The masks must live as long as the snapshot is compared.
         self._snapshot, self._masks = (observed.snapshot, observed.masks) if observed else (None, [])
         self._versions = None if prepared is None else versions_of(prepared.watched)
-        self._repeat = _native_step(prepared, observed) if may_repeat else None
+        self._repeat = _native_step(prepared, observed, self._versions) if may_repeat else None
 
     @property
     def is_repeatable(self) -> bool:
@@ -76,11 +76,13 @@ class LastStep:
 NO_STEP = LastStep()
 
 
-def _native_step(prepared: Prepared | None, observed: Observed | None) -> native_library.ReadyStep | None:
+def _native_step(
+    prepared: Prepared | None, observed: Observed | None, versions: list[int] | None
+) -> native_library.ReadyStep | None:
     """Return the step as the native library makes it; None where it takes more than that."""
-    if READER is None or prepared is None or observed is None:
+    if READER is None or prepared is None or observed is None or versions is None:
         return None
-    snapshot, versions = observed.snapshot, versions_of(prepared.watched)
+    snapshot = observed.snapshot
     if not isinstance(snapshot, native_library.Snapshot):
         return None
     if len(prepared.batches) != 1 or prepared.new_buffers or prepared.batches[0].irregular:

@@ -1,5 +1,5 @@
 """How the GPU backends carry out a step: tensors whose masks are new in one pass over their neurons, all
-others by a walk over their sectors. Nothing waits for the device.
+others sector by sector. Nothing waits for the device.
 """
 
 from __future__ import annotations
