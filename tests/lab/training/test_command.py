@@ -317,7 +317,7 @@ def test_killed_again_and_again_equals_uninterrupted(uninterrupted, tmp_path):
 
 KILLED_WHILE_WRITING = """
 import os, signal
-from sparseopt_kernels import atomic
+from sparseopt_kernels.lab import atomic
 count = 0
 def replace(source, target, real=os.replace):
     global count
