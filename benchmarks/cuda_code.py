@@ -62,7 +62,7 @@ def _flags() -> list[str]:
 
 def _key(function: str) -> tuple[str, str]:
     """Return the kernel and the type of the weights from a mangled name such as
-    ``...walk_step_kernelINS_4HalfEfE...``, ``...walk_step_kernelIddE...`` or
+    ``...sector_step_kernelINS_4HalfEfE...``, ``...sector_step_kernelIddE...`` or
     ``...list_sectors_kernelILi4EdE...``."""
     found = re.search(r"([a-z]+_[a-z]+)_kernelI(?:NS_\d+(\w+?)E|Li(\d+)E)?([fd]?)", function)
     assert found is not None, function

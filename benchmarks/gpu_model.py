@@ -81,7 +81,7 @@ class Phases(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    walk: Phases
+    sector_step: Phases
     masked: Phases
     counting: int  # instructions of a round of the loop in which masked_step counts fan-in
 
@@ -170,7 +170,7 @@ class Multiprocessor:
 
 
 def sector_ns(layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiprocessor) -> float:
-    """Return the time of a step with unchanged masks: the walk visits all sectors of dense layers and of
+    """Return the time of a step with unchanged masks: it visits all sectors of dense layers and of
     those with many live ones, and the listed sectors of the others."""
     chunk, size = TritonKernels.chunk, 32
     chunks: list[tuple[float, float]] = []  # for each: the bytes of lists or masks, and the live sectors
@@ -255,8 +255,8 @@ def triton_kernels(dtype: torch.dtype = torch.float32) -> Kernels:
     return Kernels(_triton_phases(*code["sector_step"]), _triton_phases(masked, registers), _count(masked))
 
 
-def cuda_walk(dtype: torch.dtype = torch.float32) -> Phases | None:
-    """Return the instruction counts of the CUDA backend's walk; None if there is no nvcc."""
+def cuda_sector_step(dtype: torch.dtype = torch.float32) -> Phases | None:
+    """Return the instruction counts of the CUDA backend's ``sector_step``; None if there is no nvcc."""
     if NVCC is None:
         return None
     before, way, registers = cuda_round(dtype)
@@ -264,8 +264,11 @@ def cuda_walk(dtype: torch.dtype = torch.float32) -> Phases | None:
 
 
 def cuda_round(dtype: torch.dtype) -> tuple[int, list[Instruction], int]:
-    """Return the number of instructions before the loop of the CUDA backend's walk, the instructions of a
-    round of the loop, and the registers.
+    """Read the CUDA backend's ``sector_step``.
+
+    Returns:
+        The number of instructions before its loop, the instructions of a round of the loop, and the
+        registers.
 
     The kernel has all variants of the rule. The round is the shortest way on which a momentum step is made,
     with weights that have a c_i, and the next sector is found.
@@ -308,10 +311,11 @@ def _is_vector(instruction: Instruction) -> bool:
 
 
 def step_us(
-    shapes: Sequence[Shape], sparsity: float, walk: Phases, dtype: torch.dtype = torch.float32
+    shapes: Sequence[Shape], sparsity: float, sector_step: Phases, dtype: torch.dtype = torch.float32
 ) -> float:
     """Return the time of a step with unchanged masks, in microseconds."""
-    return sector_ns(layers_of(shapes, sparsity), weights_per_sector(dtype), walk, Multiprocessor()) / 1e3
+    layers = layers_of(shapes, sparsity)
+    return sector_ns(layers, weights_per_sector(dtype), sector_step, Multiprocessor()) / 1e3
 
 
 def main() -> int:
@@ -319,15 +323,15 @@ def main() -> int:
     rows: list[tuple[str, ...]] = [header]
     for dtype in DTYPES:
         kernels, lanes = triton_kernels(dtype), weights_per_sector(dtype)
-        of_cuda = cuda_walk(dtype)
-        print(f"{dtype}: {kernels}; the walk of CUDA: {of_cuda or 'no nvcc'}")
+        of_cuda = cuda_sector_step(dtype)
+        print(f"{dtype}: {kernels}; sector_step of CUDA: {of_cuda or 'no nvcc'}")
         for name, shapes in NETWORKS.items():
             for sparsity in SPARSITIES:
                 layers = layers_of(shapes, sparsity)
                 floor = floor_ns(layers, lanes) / 1e3
                 times = [f"{floor:.1f}"]
-                for walk in (kernels.walk, of_cuda):
-                    us = math.nan if walk is None else step_us(shapes, sparsity, walk, dtype)
+                for sector_step in (kernels.sector_step, of_cuda):
+                    us = math.nan if sector_step is None else step_us(shapes, sparsity, sector_step, dtype)
                     times += [f"{us:.1f}", f"{us / floor:.2f}"]
                 new = masked_ns(layers, lanes, kernels, Multiprocessor()) / 1e3
                 network = f"{name}, {str(dtype).removeprefix('torch.')}"

@@ -73,7 +73,7 @@ def floor_bytes_of(contestant: Contestant, line: int) -> int:
 
 
 def sector_floor_bytes(parameter: Tensor, mask: Tensor | None) -> int:
-    """Return the least bytes that the walk of a GPU backend can move.
+    """Return the least bytes that ``sector_step`` of a GPU backend can move.
 
     They are those of ``floor_bytes``, and the sectors of c_i of neurons that have an active weight. If few
     sectors are live, the 4-byte numbers and the bits of these are read in place of all bits of the mask.

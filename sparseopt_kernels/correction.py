@@ -23,8 +23,6 @@ class FanIn(NamedTuple):
     counts: Tensor
     """The number of active weights of each neuron, layer after layer: of the floating-point type that the
     factors are to have."""
-    layer: Tensor
-    """The layer that each neuron belongs to: integers, as many as ``counts``."""
     neurons: Tensor
     """The number of neurons of each layer: integers."""
     full: Tensor
@@ -34,12 +32,13 @@ class FanIn(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """``c_i = sqrt(fan_in_i / divisor)``, of the type of the counts."""
+    """``c_i = sqrt(fan_in_i / divisor)`` of one layer or of several, of the type of the counts."""
 
     c: Tensor
-    """For each neuron. It is 1 where fan-in is the divisor, and 0 without active weights."""
+    """For each neuron, of shape ``(neurons,)``. It is 1 where fan-in is the divisor, and 0 without active
+    weights."""
     divisor: Tensor
-    """For each layer; never 0."""
+    """For each layer, and 0-d for one: for kernels that count fan-in as they update. It is never 0."""
 
 
 def correction_factors(fan_in: FanIn, correction: Literal["layer", "unnormalized"]) -> Factors:
@@ -49,15 +48,17 @@ def correction_factors(fan_in: FanIn, correction: Literal["layer", "unnormalized
     1 where it has no active weight. ``"unnormalized"`` is ``sqrt(1 - s_i)``, the preconditioner D of section
     4.1 alone: the divisor is the full fan-in.
     """
+    layers = torch.arange(len(fan_in.neurons), device=fan_in.counts.device)
+    layer = layers.repeat_interleave(fan_in.neurons, output_size=fan_in.counts.numel())
     if correction == "unnormalized":
         divisor = fan_in.full.double()
     elif fan_in.mean is not None:
         divisor = fan_in.mean
     else:
         zeros = torch.zeros_like(fan_in.neurons, dtype=torch.float64)
-        divisor = zeros.index_add_(0, fan_in.layer, fan_in.counts.double()) / fan_in.neurons
+        divisor = zeros.index_add_(0, layer, fan_in.counts.double()) / fan_in.neurons
     divisor = torch.where(divisor > 0, divisor, 1.0).to(fan_in.counts.dtype)
-    return Factors(_sqrt(fan_in.counts / divisor.index_select(0, fan_in.layer)), divisor)
+    return Factors(_sqrt(fan_in.counts / divisor.index_select(0, layer)), divisor)
 
 
 def _sqrt(square: Tensor) -> Tensor:
@@ -82,10 +83,5 @@ def mask_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer
     if correction == "none":
         return neurons.broadcast(torch.ones_like(counts), mask.shape)
     count = torch.tensor([counts.numel()], device=mask.device)
-    layer = FanIn(
-        counts,
-        layer=torch.zeros_like(counts, dtype=torch.int64),
-        neurons=count,
-        full=mask.numel() // count.clamp_min(1),
-    )
+    layer = FanIn(counts, neurons=count, full=mask.numel() // count.clamp_min(1))
     return neurons.broadcast(correction_factors(layer, correction).c, mask.shape)

@@ -140,9 +140,9 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("masked_step", &run_masked_step, py::arg("dtype"), py::arg("table"), py::arg("block_to_tensor"),
              py::arg("blocks"), py::arg("gradients"), py::arg("rules"), py::arg("grad_scale"),
              py::arg("found_inf"), py::arg("stream"));
-  module.def("sector_step", &run_sector_step, py::arg("walk"), py::arg("gradients"), py::arg("rules"),
+  module.def("sector_step", &run_sector_step, py::arg("launch"), py::arg("gradients"), py::arg("rules"),
              py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"));
-  module.def("sector_squares", &run_sector_squares, py::arg("walk"), py::arg("gradients"), py::arg("sums"),
+  module.def("sector_squares", &run_sector_squares, py::arg("launch"), py::arg("gradients"), py::arg("sums"),
              py::arg("stream"));
   module.def("count_rows", &run_count_rows, py::arg("dtype"), py::arg("table"), py::arg("block_to_tensor"),
              py::arg("fan_in"), py::arg("live"), py::arg("blocks"), py::arg("stream"));

@@ -71,6 +71,11 @@ def backend_for(name: str, device: torch.device) -> Backend:
     return REFERENCE
 
 
+def name_of(backend: Backend) -> str:
+    """Return the name of a backend that is in ``BACKENDS``."""
+    return next(name for name, each in BACKENDS.items() if each is backend)
+
+
 @cache
 def _say_once(message: str) -> None:
     warn(message, RuntimeWarning)

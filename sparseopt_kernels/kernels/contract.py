@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..correction import FanIn
+from ..correction import Factors, FanIn
 from ..neurons import Neurons
 
 if TYPE_CHECKING:
@@ -51,15 +51,6 @@ class ParamState:
     """The index of the parameter's rule in ``Inputs.rules``."""
     ham: bool
     """True if HAM applies to the parameter, where its rule asks for HAM."""
-
-
-class ParamFactors(NamedTuple):
-    """``c_i`` of the neurons of a mask, of the type of ``Backend.fan_in``."""
-
-    c: Tensor
-    """Of shape ``(neurons,)``."""
-    divisor: Tensor
-    """0-d: ``c_i = sqrt(fan_in_i / divisor)``, for kernels that count fan-in as they update."""
 
 
 class Rule(NamedTuple):
@@ -149,10 +140,10 @@ class Backend(Protocol):
     def fan_in(self, params: Sequence[ParamState]) -> FanIn:
         """Count the fan-in of masks that it supports, all of one device and dtype."""
 
-    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> Plan:
+    def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> Plan:
         """Return a plan for parameters that it supports, all of one device and dtype.
 
         Args:
             params: the parameters.
-            factors: of each. None: all ``c_i`` are 1.
+            factors: of each, of the type of ``fan_in``. None: all ``c_i`` are 1.
         """

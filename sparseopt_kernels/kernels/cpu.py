@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from .. import native_library
-from ..correction import FanIn
-from .contract import Inputs, NormOver, ParamFactors, ParamState, UnseenWrite
+from ..correction import Factors, FanIn
+from .contract import Inputs, NormOver, ParamState, UnseenWrite
 from .derived import Derived
 from .memory import (
     DTYPE_NAMES,
@@ -46,7 +45,6 @@ def available_isas() -> tuple[str, ...]:
 class Cpu:
     def __init__(self) -> None:
         self._packed = Derived(_pack)
-        self._tensors: WeakKeyDictionary[ParamState, native_library.Tensor] = WeakKeyDictionary()
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -76,26 +74,23 @@ class Cpu:
         for mask, size in zip(masks, sizes, strict=True):
             mask.count_fan_in(at, threads)
             at += size * counts.itemsize
-        neurons = torch.tensor(sizes)
         full = torch.tensor([mask.full_fan_in for mask in masks])
-        return FanIn(counts.double(), torch.arange(len(masks)).repeat_interleave(neurons), neurons, full)
+        return FanIn(counts.double(), torch.tensor(sizes), full)
 
-    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> CpuPlan:
-        packed = self._packed(params)
-        for param, own, own_factors in zip(params, packed, factors, strict=True):
-            if param not in self._tensors:
-                self._tensors[param] = _tensor(param, own, own_factors)
-        return CpuPlan(params, [self._tensors[param] for param in params], [own.watch for own in packed])
+    def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> CpuPlan:
+        return CpuPlan(params, self._packed(params), factors)
 
 
 class CpuPlan:
     def __init__(
         self,
         params: Sequence[ParamState],
-        tensors: list[native_library.Tensor],
-        watches: Sequence[native_library.WriteWatch | None],
+        packed: Sequence[_Packed],
+        factors: Sequence[Factors | None],
     ) -> None:
-        self._params, self._watches = params, watches  # the table refers to the memory of the parameters
+        # The table refers to the memory of the parameters.
+        self._params, self._watches = params, [own.watch for own in packed]
+        tensors = [*map(_tensor, params, packed, factors)]
         self._table = native_library.Table(tensors, [param.rule for param in params])
 
     def step(self, inputs: Inputs) -> None:
@@ -152,7 +147,7 @@ def _pack(param: ParamState) -> _Packed:
     )
 
 
-def _tensor(param: ParamState, packed: _Packed, factors: ParamFactors | None) -> native_library.Tensor:
+def _tensor(param: ParamState, packed: _Packed, factors: Factors | None) -> native_library.Tensor:
     c = None if factors is None else factors.c.contiguous()
     return native_library.Tensor(
         dtype=DTYPE_NAMES[param.parameter.dtype],

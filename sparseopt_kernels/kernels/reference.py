@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..correction import FanIn
+from ..correction import Factors, FanIn
 from ..masks.registered_masks import as_boolean
 from ..neurons import arithmetic_dtype, fan_in
-from .contract import Inputs, NormOver, ParamFactors, ParamState, Rule, UnseenWrite
+from .contract import Inputs, NormOver, ParamState, Rule, UnseenWrite
 
 
 class Reference:
@@ -32,10 +32,9 @@ class Reference:
         counts = [fan_in(mask, neurons).double() for mask, neurons in masks]
         sizes = torch.tensor([len(own) for own in counts], device=counts[0].device)
         full = [mask.numel() // max(1, len(own)) for (mask, _), own in zip(masks, counts, strict=True)]
-        layers = torch.arange(len(counts), device=counts[0].device)
-        return FanIn(torch.cat(counts), layers.repeat_interleave(sizes), sizes, sizes.new_tensor(full))
+        return FanIn(torch.cat(counts), sizes, sizes.new_tensor(full))
 
-    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> ReferencePlan:
+    def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> ReferencePlan:
         return ReferencePlan([_part(*pair) for pair in zip(params, factors, strict=True)])
 
 
@@ -49,7 +48,7 @@ class _Part(NamedTuple):
     """A copy of the mask, by which unseen writes are noticed."""
 
 
-def _part(param: ParamState, factors: ParamFactors | None) -> _Part:
+def _part(param: ParamState, factors: Factors | None) -> _Part:
     mask = None if param.given_mask is None else param.given_mask.clone()
     c = None if factors is None else param.neurons.broadcast(factors.c, param.parameter.shape)
     return _Part(param, c, mask)

@@ -51,7 +51,7 @@ def run(_: argparse.Namespace) -> int:
         except (RuntimeError, ValueError) as error:
             print(f"{device} tensors cannot be updated: {error}")
             return 1
-        print(f"{device} tensors go to: " + next(n for n, b in kernels.BACKENDS.items() if b is auto))
+        print(f"{device} tensors go to: {kernels.name_of(auto)}")
     print("backends:")
     all_right = True
     for name, backend in kernels.BACKENDS.items():

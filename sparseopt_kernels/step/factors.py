@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.parameter import Parameter
 
-from ..correction import Correction, correction_factors
-from ..kernels.contract import Backend, ParamFactors, ParamState
+from ..correction import Correction, Factors, correction_factors
+from ..kernels.contract import Backend, ParamState
 from ..user_warning import warn
 
 _CONCENTRATED = 3
@@ -26,8 +26,8 @@ class Corrected(NamedTuple):
 
 
 def with_factors(
-    corrected: Sequence[Corrected], known: Mapping[ParamState, ParamFactors]
-) -> dict[ParamState, ParamFactors]:
+    corrected: Sequence[Corrected], known: Mapping[ParamState, Factors]
+) -> dict[ParamState, Factors]:
     """Return the factors of these parameters.
 
     Args:
@@ -46,12 +46,12 @@ def with_factors(
         found = correction_factors(batch[0].backend.fan_in(params), batch[0].correction)
         sizes = [param.neurons.count(param.parameter.shape) for param in params]
         parts = zip(torch.split(found.c, sizes), found.divisor.unbind(), strict=True)
-        factors |= {param: ParamFactors(*part) for param, part in zip(params, parts, strict=True)}
+        factors |= {param: Factors(*part) for param, part in zip(params, parts, strict=True)}
     return factors
 
 
 def warn_of_concentration(
-    parameter: Parameter, factors: ParamFactors, name: str, is_clipped: bool, warned: set[Parameter]
+    parameter: Parameter, factors: Factors, name: str, is_clipped: bool, warned: set[Parameter]
 ) -> None:
     """Warn, once for each layer, if Eq. 12 makes some ``c_i`` larger than 3. No step waits for a device to
     tell.

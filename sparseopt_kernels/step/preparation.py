@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..correction import Correction
-from ..kernels.contract import Backend, NormOver, ParamFactors, ParamState, Plan
+from ..correction import Correction, Factors
+from ..kernels.contract import Backend, NormOver, ParamState, Plan
 from ..kernels.gpu.device import refuse_capture
 from ..kernels.memory import memory_order
 from ..kernels.reference import REFERENCE
@@ -94,7 +94,7 @@ class Prepared(NamedTuple):
     watched: list[Tensor]
     """Masked parameters and their buffers. Writes of others to them are masked."""
     entries: dict[Parameter, _Entry]
-    factors: dict[ParamState, ParamFactors]
+    factors: dict[ParamState, Factors]
     """``c_i`` of those whose gradients are corrected."""
     sharing: _Sharing | None
 
@@ -324,7 +324,7 @@ class _Member(NamedTuple):
 
 
 def _batches(
-    members: Sequence[_Member], factors: Mapping[ParamState, ParamFactors], former: Sequence[Batch]
+    members: Sequence[_Member], factors: Mapping[ParamState, Factors], former: Sequence[Batch]
 ) -> list[Batch]:
     """Return one batch for each turn, device, dtype and backend, by turns. A plan stays while its
     parameters do."""

@@ -28,18 +28,18 @@ def kernels() -> Kernels:
 
 
 @pytest.fixture(scope="module", params=["triton", "cuda"])
-def walk(request: pytest.FixtureRequest, kernels: Kernels) -> Phases:
+def sector_step(request: pytest.FixtureRequest, kernels: Kernels) -> Phases:
     if request.param == "triton":
-        return kernels.walk
-    found = gpu_model.cuda_walk()
+        return kernels.sector_step
+    found = gpu_model.cuda_sector_step()
     if found is None:
         pytest.skip("there is no nvcc")
     return found
 
 
-def test_what_is_read_of_the_kernels(kernels: Kernels, walk: Phases) -> None:
+def test_what_is_read_of_the_kernels(kernels: Kernels, sector_step: Phases) -> None:
     """Nothing that a kernel of loads, arithmetic and stores could not have."""
-    for phases in (walk, kernels.masked):
+    for phases in (sector_step, kernels.masked):
         assert 32 <= phases.registers <= 96
         assert 20 <= phases.loads <= 400
         assert 50 <= phases.update <= 400
@@ -48,10 +48,10 @@ def test_what_is_read_of_the_kernels(kernels: Kernels, walk: Phases) -> None:
 
 
 @pytest.mark.parametrize(("sparsity", "most"), [(0.0, 1.15), (0.9, 1.2), (0.95, 1.25), (0.99, 1.45)])
-def test_the_walk_of_a_resnet50_is_near_the_floor(walk: Phases, sparsity: float, most: float) -> None:
+def test_a_step_of_a_resnet50_is_near_the_floor(sector_step: Phases, sparsity: float, most: float) -> None:
     """By the model, a step takes at most so many times as long as its memory."""
     layers = layers_of(RESNET50, sparsity)
-    assert 1.0 < sector_ns(layers, 8, walk, Multiprocessor()) / floor_ns(layers, 8) <= most
+    assert 1.0 < sector_ns(layers, 8, sector_step, Multiprocessor()) / floor_ns(layers, 8) <= most
 
 
 @pytest.mark.skipif(cuda_code.NVCC is None, reason="there is no nvcc")

@@ -182,9 +182,9 @@ def test_foreach_stands_in_for_a_fused_sgd_that_is_wrong() -> None:
 def test_the_model_stands_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each of this package's contestants that was timed, on its own network and sparsity."""
     model = SimpleNamespace(
-        triton_kernels=lambda: SimpleNamespace(walk=1000.0),
-        cuda_walk=lambda: 500.0,
-        step_us=lambda shapes, sparsity, walk: sparsity * walk,
+        triton_kernels=lambda: SimpleNamespace(sector_step=1000.0),
+        cuda_sector_step=lambda: 500.0,
+        step_us=lambda shapes, sparsity, sector_step: sparsity * sector_step,
     )
     monkeypatch.setitem(sys.modules, "gpu_model", model)
     runs = [Run("net", [(8, 8)], sparsity) for sparsity in (0.5, 0.9)]
@@ -214,9 +214,9 @@ def test_no_model_of_one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("invented")
 
     model = SimpleNamespace(
-        triton_kernels=lambda: SimpleNamespace(walk=1000.0),
-        cuda_walk=broken,
-        step_us=lambda shapes, sparsity, walk: sparsity * walk,
+        triton_kernels=lambda: SimpleNamespace(sector_step=1000.0),
+        cuda_sector_step=broken,
+        step_us=lambda shapes, sparsity, sector_step: sparsity * sector_step,
     )
     monkeypatch.setitem(sys.modules, "gpu_model", model)
     results = [Result("net", 64, 0.5, f"SparseOpt {name}", OK, 1.0) for name in ("triton", "cuda")]

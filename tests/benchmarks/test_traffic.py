@@ -96,7 +96,7 @@ results = {
     "long_rows": [long_rows(columns) for columns in (27, 64, 147, 1000)],
 }
 with patch.object(lists, "LISTED", 0.0):
-    results["walked_whole"] = by_hand()
+    results["all_sectors"] = by_hand()
     with with_another_predicate(one_more):
         results["one_more"] = by_hand()
 with patch.multiple(traffic, _CHUNK=32, _ROWS=2):
@@ -175,7 +175,7 @@ def test_half_precision_counted_by_hand(results: Any) -> None:
 
 
 def test_one_sector_more_is_seen(results: Any) -> None:
-    *layer, sectors, pairs = results["walked_whole"]
+    *layer, sectors, pairs = results["all_sectors"]
     assert results["one_more"] == [*layer, sectors + 5 * 32, pairs + 5 * 64]
 
 

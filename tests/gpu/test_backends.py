@@ -201,47 +201,47 @@ def test_a_wrong_index_in_the_cuda_sources_is_found(
 # What is live of the first is by_sectors whole, of the others by lists.
 SPARSE = [Spec((9, columns), "sparse99", torch.float32) for columns in (27, 515, 2048)]
 MISTAKES = {
-    "walk: the tail": (
+    "sectors: the tail": (
         "triton_sectors",
         "(e >= begin) & (e < entry.elements)",
         "(e >= begin) & (e + 1 < entry.elements)",
     ),
-    "walk: an index": (
+    "sectors: an index": (
         "triton_sectors",
         "first_weights(sector, LANES, WIDE) + lane\n",
         "first_weights(sector, LANES, WIDE) + lane - 1\n",
     ),
-    "walk: the last sector of a chunk": (
+    "sectors: the last sector of a chunk": (
         "triton_sectors",
         "there = i < length\n",
         "there = i + 1 < length\n",
     ),
-    "walk: the sector after": (
+    "sectors: the sector after": (
         "triton_sectors",
         "tl.where(is_listed, listed, i)",
         "tl.where(is_listed, listed + 1, i)",
     ),
-    "walk: the next chunk": (
+    "sectors: the next chunk": (
         "triton_step",
         "number + tl.num_programs(0), count, t, LANES",
         "number, count, t, LANES",
     ),
-    "walk: c_i of the next row": (
+    "sectors: c_i of the next row": (
         "triton_sectors",
         "first=first,",
         "first=second,",
     ),
-    "walk: c_i where rows meet": (
+    "sectors: c_i where rows meet": (
         "triton_sectors",
         "second=second)",
         "second=first)",
     ),
-    "walk: no c_i": (
+    "sectors: no c_i": (
         "triton_sectors",
         "needed = only_if(entry.factors != 0, chunk.active != 0)",
         "needed = chunk.active != chunk.active",
     ),
-    "walk: the right half": (
+    "sectors: the right half": (
         "triton_step",
         "bits_of(chunk.active, right), live_right",
         "bits_of(chunk.active, left), live_right",

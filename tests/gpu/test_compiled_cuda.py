@@ -35,7 +35,7 @@ STREAMS = {
 KERNELS = [(kernel, stored) for kernel in STREAMS for stored in BYTES]
 
 # Beside weights, at most: tables and owners, mask bytes or bits, c_i or the mean fan-in, numbers of rules and
-# of AMP. A walk reads its table three times over, rather than have it in registers.
+# of AMP. A step by sectors reads its table three times over, rather than have it in registers.
 OTHER_LOADS = {"masked_step": 42, "sector_step": 39, "sector_squares": 27}
 
 # With nvcc 13.0, at most, of the three architectures. 64 of __launch_bounds__ leave four blocks of 256

@@ -106,7 +106,7 @@ def test_a_launch_of_nothing_is_refused(probe) -> None:
 # The library
 
 
-@pytest.fixture(params=[False, True], ids=["one-pass", "walk"])
+@pytest.fixture(params=[False, True], ids=["one-pass", "sectors"])
 def by_sectors(request: pytest.FixtureRequest, cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Which kernel updates what has a mask."""
     loaded(cuda, monkeypatch)

@@ -1,4 +1,4 @@
-"""The CUDA sources, run on the CPU: lists of sectors against a plain computation, and the walk over them
+"""The CUDA sources, run on the CPU: lists of sectors against a plain computation, and the steps over them
 against the one pass over neurons, bit for bit. Each kind of mistake in them turns a test red."""
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def test_any_byte_but_0_is_true(dtype: str, shape: tuple[int, int]) -> None:
         assert same_bits(weight.b, other.b)
 
 
-# ---- the walk against one pass ----------------------------------------------------------------------
+# ---- steps by sectors against one pass --------------------------------------------------------------------
 
 
 def check_sectors(make: Callable[[], list[Weight]], hypers: list[Hyper]) -> None:
@@ -245,7 +245,7 @@ def bytes_of_masks() -> None:
         test_any_byte_but_0_is_true("float32", shape)
 
 
-def walks() -> None:
+def sector_steps() -> None:
     for dtype in ("float32", "float16"):
         check_sectors(partial(rows_of_all_lengths, dtype, 11, [*HYPERS]), list(HYPERS.values()))
 
@@ -296,19 +296,19 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
         Substitution("cuda/mask_bits.h", "(((bytes & 0x7f7f7f7fu) + 0x7f7f7f7fu) | bytes)", "(bytes << 7)"),
     ),
     "c_i of the next row": (
-        walks,
+        sector_steps,
         Substitution("cuda/sector_loop.h", "(tensor.factors) + row;", "(tensor.factors) + row + 1;"),
     ),
     "c_i of no row": (
-        walks,
+        sector_steps,
         Substitution("cuda/sector_loop.h", "if (tensor.factors == 0) return;", "return;"),
     ),
     "c_i of one pass": (
-        walks,
+        sector_steps,
         Substitution("update_rule.h", "static_cast<T>(fan_in) / divisor", "static_cast<T>(fan_in)"),
     ),
     "c_i of one pass where there is none": (
-        walks,
+        sector_steps,
         Substitution(
             "cuda/masked_step.cu",
             "if (tensor.divisor == 0) return T(1);",
@@ -322,15 +322,15 @@ MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
         ),
     ),
     "c_i of the row before": (
-        walks,
+        sector_steps,
         Substitution("cuda/sector_loop.h", "      c_ = next_;\n", ""),
     ),
     "c_i of a third row": (
-        walks,
+        sector_steps,
         Substitution("cuda/sector_loop.h", "__ldg(at_ + 1);\n    }", "__ldg(at_);\n    }"),
     ),
     "where a row ends": (
-        walks,
+        sector_steps,
         Substitution("cuda/sector_loop.h", "own_ = (1u << left) - 1", "own_ = (1u << (left - 1)) - 1"),
     ),
     "a sector that is cut to 32 bits": (

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.kernels.contract import Inputs, ParamFactors, ParamState, UnseenWrite
+from sparseopt_kernels.correction import Factors
+from sparseopt_kernels.kernels.contract import Inputs, ParamState, UnseenWrite
 from sparseopt_kernels.kernels.gpu import plan as gpu_plan
 from sparseopt_kernels.optimizer import SparseOpt
 
@@ -220,7 +221,7 @@ def test_tensors_on_two_devices_are_two_calls(monkeypatch: pytest.MonkeyPatch) -
     calls: list[tuple[Sequence[ParamState], Inputs]] = []
 
     class Plan:
-        def __init__(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> None:
+        def __init__(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> None:
             assert [*factors] == [None] * len(params)  # there is no mask
             self.params = params
 

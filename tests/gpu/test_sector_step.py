@@ -1,5 +1,5 @@
 """The two ways of the GPU backends, of which each checks the other: one pass over the neurons of a mask that
-is new, and a walk over the sectors of one that stayed. Weights and momentum are the same, bit for bit.
+is new, and a step over the sectors of one that stayed. Weights and momentum are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def test_each_way_is_gone(backend: Backend) -> None:
 
     class Noting(plan_class):  # type: ignore[misc, valid-type]
         def step(self, inputs: Any) -> None:
-            kernels_of_plan.append("one pass" if self._new else "walk")
+            kernels_of_plan.append("one pass" if self._new else "sectors")
             super().step(inputs)
 
     with mock.patch.object(gpu_plan, "GpuPlan", Noting):
@@ -128,7 +128,7 @@ def test_each_way_is_gone(backend: Backend) -> None:
         network.masks[network.parameters[0]].logical_not_()
         network.step(3)
         network.step(4)
-    assert kernels_of_plan == ["one pass", "walk", "walk", "one pass", "walk"]
+    assert kernels_of_plan == ["one pass", "sectors", "sectors", "one pass", "sectors"]
 
 
 # ---- lists ------------------------------------------------------------------------------------------

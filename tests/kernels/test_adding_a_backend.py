@@ -20,7 +20,8 @@ from rules import EVERYTHING, FLOATS, NESTEROV
 from side_by_side import PATTERNS, SideBySide, Spec
 
 from sparseopt_kernels import kernels
-from sparseopt_kernels.kernels.contract import ParamFactors, ParamState
+from sparseopt_kernels.correction import Factors
+from sparseopt_kernels.kernels.contract import ParamState
 from sparseopt_kernels.lab import doctor
 
 ROOT = Path(__file__).parents[2]
@@ -68,9 +69,7 @@ def planned(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[Param
     plans: list[list[ParamState]] = []
     plan = toy.ToyBackend.plan
 
-    def recorded(
-        self: object, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]
-    ) -> object:
+    def recorded(self: object, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> object:
         plans.append(list(params))
         return plan(self, params, factors)
 

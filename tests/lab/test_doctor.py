@@ -10,7 +10,8 @@ import torch
 
 from sparseopt_kernels import kernels, native_library
 from sparseopt_kernels.__main__ import main
-from sparseopt_kernels.kernels.contract import Inputs, ParamFactors, ParamState
+from sparseopt_kernels.correction import Factors
+from sparseopt_kernels.kernels.contract import Inputs, ParamState
 from sparseopt_kernels.kernels.reference import Reference, ReferencePlan
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def test_wrong_results(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
             self._parts[0].param.parameter.view(-1)[0] += 1e-3
 
     class Wrong(Reference):
-        def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> WrongPlan:
+        def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> WrongPlan:
             return WrongPlan(super().plan(params, factors)._parts)
 
     monkeypatch.setitem(kernels.BACKENDS, "cpu", Wrong())
@@ -78,7 +79,7 @@ def test_a_backend_that_does_not_compile(
     """With an error of the compiler's own, which may say nothing."""
 
     class Broken(Reference):
-        def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> Any:
+        def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> Any:
             raise AssertionError
 
     monkeypatch.setitem(kernels.BACKENDS, "cpu", Broken())

@@ -134,8 +134,8 @@ def launches(target: str, dtype: torch.dtype, setting: str) -> list[Launch]:
             TARGETS[target], dtype, SETTINGS[setting], aligned=aligned, grads_aligned=grads_aligned
         )
     ]
-    walks = ["sector_step", *(["sector_squares"] if SETTINGS[setting].everything else [])]
+    kinds = ["sector_step", *(["sector_squares"] if SETTINGS[setting].everything else [])]
     expected = {"count_rows", "list_sectors", "masked_step", "masked_step (unaligned)"}
-    expected |= {f"{k}{which}" for k in walks for which in ("", " (unaligned)", " (gradients unaligned)")}
+    expected |= {f"{k}{which}" for k in kinds for which in ("", " (unaligned)", " (gradients unaligned)")}
     assert {launch.name for launch in found} == expected
     return found

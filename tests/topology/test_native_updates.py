@@ -234,8 +234,6 @@ def test_what_is_not_supported() -> None:
 
 
 def test_bad_numbers_are_refused_before_anything_is_written() -> None:
-    from sparseopt_kernels import _native
-
     layer = large_layers(torch.float32, ties=False, sizes=(60,))[0]
     before = [tensor.detach().clone() for tensor in layer]
     active = int(layer.mask.sum())
@@ -254,9 +252,9 @@ def test_bad_numbers_are_refused_before_anything_is_written() -> None:
     with pytest.raises(IndexError):
         updates.grow_largest([])
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
-        _native.MaskedLayer(
+        native_library.MaskedLayer(
             dtype="int8", weights=0, mask=0, explored=0, numel=0, min_fan_in=0, grid=(0, 0, 0, 0)
         )
     with pytest.raises(ValueError, match=r"k is out of range: it must be in \[0, size\]"):
-        _native.choose_random(0, 0, 1, 0)
+        native_library.choose_random(0, 0, 1, 0)
     assert all(torch.equal(*pair) for pair in zip(before, layer, strict=True))

@@ -48,7 +48,6 @@ def counted(backend: Backend, params: list[ParamState]) -> FanIn:
     sizes = [len(own) for own in plain]
     assert found.counts.is_floating_point()
     assert found.counts.tolist() == torch.cat(plain).tolist()
-    assert found.layer.tolist() == [i for i, size in enumerate(sizes) for _ in range(size)]
     assert found.neurons.tolist() == sizes
     assert found.full.tolist() == [mask.numel() // size for mask, size in zip(masks, sizes, strict=True)]
     assert found.mean is None
@@ -97,7 +96,6 @@ def test_factors_are_rounded_to_the_nearest(dtype: torch.dtype) -> None:
     layers = [
         FanIn(
             own.to(dtype),
-            layer=torch.zeros(len(own), dtype=torch.int64),
             neurons=torch.tensor([len(own)]),
             full=torch.tensor([5000]),
         )
@@ -105,7 +103,6 @@ def test_factors_are_rounded_to_the_nearest(dtype: torch.dtype) -> None:
     ]
     together = FanIn(
         torch.cat(counts).to(dtype),
-        layer=torch.arange(4).repeat_interleave(torch.tensor(sizes)),
         neurons=torch.tensor(sizes),
         full=torch.full((4,), 5000),
     )
@@ -123,7 +120,6 @@ def test_factors_are_rounded_to_the_nearest(dtype: torch.dtype) -> None:
 def test_a_part_of_a_layer_has_the_mean_of_all_of_it() -> None:
     whole = FanIn(
         torch.tensor([1.0, 2.0, 0.0, 5.0]),
-        layer=torch.zeros(4, dtype=torch.int64),
         neurons=torch.tensor([4]),
         full=torch.tensor([5]),
     )
@@ -131,7 +127,7 @@ def test_a_part_of_a_layer_has_the_mean_of_all_of_it() -> None:
     c = correction_factors(whole, "layer").c
     for part in (slice(0, 1), slice(1, 4)):
         counts = whole.counts[part]
-        own = FanIn(counts, whole.layer[part], torch.tensor([len(counts)]), whole.full, mean)
+        own = FanIn(counts, torch.tensor([len(counts)]), whole.full, mean)
         assert torch.equal(correction_factors(own, "layer").c, c[part])
 
 

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...correction import FanIn
 from ...neurons import arithmetic_dtype
-from ..contract import Inputs, ParamFactors, ParamState, Plan, Rule
-from ..memory import DTYPE_NAMES, address_of, has_rows, is_non_overlapping_and_dense
+from ..contract import Inputs, Rule
+from ..memory import DTYPE_NAMES, address_of
 from .device import current_stream, multiprocessors
 from .lists import Listing
-from .plan import ListCache
+from .plan import GpuBackend
 from .tables import SectorLaunch, StepLaunch
 
 _MISSING: str | None = None
@@ -70,29 +69,15 @@ def _no_code_for(device: torch.device) -> str | None:
     )
 
 
-class Cuda:
+class Cuda(GpuBackend):
     def __init__(self) -> None:
-        self._lists = ListCache(CudaKernels())
+        super().__init__(CudaKernels(), DTYPE_NAMES)
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cuda" or torch.version.cuda is None:
             where = device.type if device.type != "cuda" else "those of ROCm"
             return f"it updates tensors on NVIDIA devices, not on {where}"
         return _MISSING or _no_code_for(device)
-
-    def host_scalars(self, device: torch.device) -> bool:
-        return False
-
-    def supports(self, param: ParamState) -> bool:
-        return (
-            param.parameter.dtype in DTYPE_NAMES and is_non_overlapping_and_dense(param) and has_rows(param)
-        )
-
-    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
-        return self._lists.fan_in(params)
-
-    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> Plan:
-        return self._lists.plan(params, factors)
 
 
 class CudaKernels:
@@ -127,12 +112,12 @@ class CudaKernels:
         )
 
     def sector_step(self, launch: SectorLaunch, gradients: bytes, inputs: Inputs) -> None:
-        _cuda.sector_step(_walk(launch), *_inputs(launch, gradients, inputs))
+        _cuda.sector_step(_native(launch), *_inputs(launch, gradients, inputs))
 
     def sector_squares(self, launch: SectorLaunch, gradients: bytes) -> Tensor:
-        walk, device = _walk(launch), launch.table.device
-        sums = torch.empty(walk.blocks, 2, dtype=arithmetic_dtype(launch.dtype), device=device)
-        _cuda.sector_squares(walk, gradients, sums.data_ptr(), current_stream(device))
+        native, device = _native(launch), launch.table.device
+        sums = torch.empty(native.blocks, 2, dtype=arithmetic_dtype(launch.dtype), device=device)
+        _cuda.sector_squares(native, gradients, sums.data_ptr(), current_stream(device))
         return sums
 
 
@@ -160,7 +145,7 @@ def _inputs(
     )
 
 
-def _walk(launch: SectorLaunch) -> _cuda.SectorLaunch:
+def _native(launch: SectorLaunch) -> _cuda.SectorLaunch:
     return _cuda.SectorLaunch(
         DTYPE_NAMES[launch.dtype],
         launch.table.data_ptr(),

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..contract import Inputs, ParamFactors, ParamState
+from ...correction import Factors
+from ..contract import Inputs, ParamState
 from .device import keep_for_graph
 
 
 def dense_squared_norm(
-    params: Sequence[ParamState], factors: Sequence[ParamFactors | None], inputs: Inputs
+    params: Sequence[ParamState], factors: Sequence[Factors | None], inputs: Inputs
 ) -> Tensor:
     """Return the sum of ``(c_i g)^2`` over all positions: 0-d, float64, on the device. Nothing waits for it.
 

@@ -4,17 +4,17 @@ others sector by sector. Nothing waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ...correction import FanIn
+from ...correction import Factors, FanIn
 from ...neurons import arithmetic_dtype
-from ..contract import Inputs, NormOver, ParamFactors, ParamState, UnseenWrite
-from ..memory import Rows, rows_of
+from ..contract import Inputs, NormOver, ParamState, UnseenWrite
+from ..memory import Rows, has_rows, is_non_overlapping_and_dense, rows_of
 from .dense_norm import dense_squared_norm
 from .device import (
     Shared,
@@ -68,29 +68,33 @@ class _Listed:
         return [*mask, *(self.sectors or ())]
 
 
-class ListCache:
-    """Makes the lists of masks, once for each, and the plans that use them.
+class GpuBackend:
+    """A ``contract.Backend`` but for ``unavailable``. It makes the lists of masks, once for each.
 
     Args:
-        kernels: the backend's.
+        kernels: what it launches.
+        dtypes: of the weights that these update.
     """
 
-    def __init__(self, kernels: GpuKernels) -> None:
-        self._kernels = kernels
+    def __init__(self, kernels: GpuKernels, dtypes: Collection[torch.dtype]) -> None:
+        self._kernels, self._dtypes = kernels, dtypes
         self._cache: WeakKeyDictionary[ParamState, _Listed] = WeakKeyDictionary()
 
+    def host_scalars(self, device: torch.device) -> bool:
+        return False
+
+    def supports(self, param: ParamState) -> bool:
+        dtype = param.parameter.dtype
+        return dtype in self._dtypes and is_non_overlapping_and_dense(param) and has_rows(param)
+
     def fan_in(self, params: Sequence[ParamState]) -> FanIn:
-        """See ``Backend.fan_in``."""
         listed, parameter = self._listed(params), params[0].parameter
         counts = torch.cat([own.sectors.fan_in for own in listed if own.sectors is not None])
         shapes = torch.tensor([(own.rows.rows, own.rows.columns) for own in listed], device="cpu")
         neurons, full = upload(shapes.T.contiguous(), parameter.device)
-        layers = torch.arange(len(listed), device=parameter.device)
-        layer = layers.repeat_interleave(neurons, output_size=counts.numel())
-        return FanIn(counts.to(arithmetic_dtype(parameter.dtype)), layer, neurons, full)
+        return FanIn(counts.to(arithmetic_dtype(parameter.dtype)), neurons, full)
 
-    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> GpuPlan:
-        """See ``Backend.plan``."""
+    def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> GpuPlan:
         return GpuPlan(self._kernels, params, self._listed(params), factors)
 
     def _listed(self, params: Sequence[ParamState]) -> list[_Listed]:
@@ -125,7 +129,7 @@ class GpuPlan:
         kernels: GpuKernels,
         params: Sequence[ParamState],
         listed: Sequence[_Listed],
-        factors: Sequence[ParamFactors | None],
+        factors: Sequence[Factors | None],
     ) -> None:
         self._kernels, self._params, self._listed, self._factors = kernels, params, listed, factors
         self._device = params[0].parameter.device

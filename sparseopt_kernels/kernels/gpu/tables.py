@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..contract import ParamFactors, ParamState
+from ...correction import Factors
+from ..contract import ParamState
 from ..memory import Rows, address_of
 from .device import upload
 from .lists import Sectors, sectors_in, tensor_of_programs, weights_per_sector
@@ -39,7 +40,7 @@ class Member(NamedTuple):
     param: ParamState
     rows: Rows
     sectors: Sectors | None
-    factors: ParamFactors | None
+    factors: Factors | None
 
 
 class StepRow(NamedTuple):

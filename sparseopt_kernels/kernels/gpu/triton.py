@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...correction import FanIn
-from ..contract import Inputs, ParamFactors, ParamState, Plan, Rule
-from ..memory import address_of, has_rows, is_non_overlapping_and_dense
+from ..contract import Inputs, Rule
+from ..memory import address_of
 from .device import capturing, multiprocessors, upload
 from .lists import Listing, weights_per_sector
-from .plan import ListCache
+from .plan import GpuBackend
 from .tables import SectorLaunch, StepLaunch
 
 _OLDEST = (3, 5)  # with which all tests of compiled kernels pass
@@ -37,7 +36,6 @@ except ImportError as error:
     if isinstance(error, ModuleNotFoundError) and error.name == "triton":
         _MISSING = "Triton is not installed (pip install triton)"
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # A program is one warp, so that none waits for another. Rounding is decided where a kernel says fma.
 _OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
 _WARP = 32 if torch.version.hip is None else 64
@@ -45,9 +43,9 @@ PROGRAMS = 32  # of a multiprocessor, at most
 REGISTERS = 2048 * _WARP  # which its programs share
 
 
-class Triton:
+class Triton(GpuBackend):
     def __init__(self) -> None:
-        self._lists = ListCache(TritonKernels())
+        super().__init__(TritonKernels(), (torch.float32, torch.bfloat16, torch.float16))
 
     def unavailable(self, device: torch.device) -> str | None:
         if _INTERPRETED:
@@ -58,18 +56,6 @@ class Triton:
             return _MISSING
         reason = f"it updates tensors on cuda and xpu devices, not on {device.type}"
         return reason if _MISSING is None else f"{reason}; {_MISSING}"
-
-    def host_scalars(self, device: torch.device) -> bool:
-        return False
-
-    def supports(self, param: ParamState) -> bool:
-        return param.parameter.dtype in DTYPES and is_non_overlapping_and_dense(param) and has_rows(param)
-
-    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
-        return self._lists.fan_in(params)
-
-    def plan(self, params: Sequence[ParamState], factors: Sequence[ParamFactors | None]) -> Plan:
-        return self._lists.plan(params, factors)
 
 
 class TritonKernels:

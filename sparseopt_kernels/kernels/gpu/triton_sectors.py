@@ -24,7 +24,7 @@ class Chunk(NamedTuple):
     is_last: Any  # whether it is the tensor's last one
 
 
-class Factors(NamedTuple):
+class SectorFactors(NamedTuple):
     """c_i of the weights of sectors, [SECTORS, 1]: one up to a column, another from there on."""
 
     until: Any
@@ -124,7 +124,7 @@ def factors_of(entry, chunk, LANES: tl.constexpr, WIDE: tl.constexpr):
     at = entry.factors.to(tl.pointer_type(tl.float32)) + row.to(tl.int64)
     first = tl.load(at, mask=needed, other=1.0)
     second = tl.load(at + 1, mask=crossed, other=1.0)
-    return Factors(until=until.to(tl.int32), first=first, second=second)
+    return SectorFactors(until=until.to(tl.int32), first=first, second=second)
 
 
 @triton.jit

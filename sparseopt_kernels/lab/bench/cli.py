@@ -169,7 +169,7 @@ def _backend(device: torch.device) -> str:
         backend = kernels.backend_for(kernels.chosen_name("auto"), device)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"{device} tensors cannot be updated: {error}") from error
-    return next(name for name, each in kernels.BACKENDS.items() if each is backend)
+    return kernels.name_of(backend)
 
 
 @contextmanager

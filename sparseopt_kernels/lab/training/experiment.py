@@ -139,7 +139,7 @@ class Experiment:
         is_cuda = device.type == "cuda"
         return {
             "options": self.config.to_dict(),
-            "backend": next(name for name, module in kernels.BACKENDS.items() if module is backend),
+            "backend": kernels.name_of(backend),
             "device": torch.cuda.get_device_name(device) if is_cuda else platform.processor() or "cpu",
             "machine": platform.machine(),
             "system": platform.platform(),

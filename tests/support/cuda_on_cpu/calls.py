@@ -139,11 +139,11 @@ def plan_of(weights: Sequence[Weight], *, by_sectors: bool) -> GpuPlan:
     ]
     known = with_factors(corrected, {})
     factors = [known.get(param) for param in params]
-    plan = cuda._lists.plan(params, factors)
+    plan = cuda.plan(params, factors)
     if by_sectors:
         for listed in plan._listed:
             listed.forget_mask()
-        plan = cuda._lists.plan(params, factors)
+        plan = cuda.plan(params, factors)
     return plan
 
 
