@@ -9,6 +9,9 @@ they evict everything from the caches.
 No GPU is needed. Tensors are on the CPU and have one row each, because only their number matters. The figures
 leave out the host's time for the real driver, for pinning the memory that is copied to the GPU, for the
 device guard, and for the query if a CUDA graph is being captured. Kernels compute nothing to be checked.
+
+The backend "cpu" makes its steps, on one thread, in each of the three ways in which a step finds out what has
+changed since the last one.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from torch.nn.parameter import Parameter
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels.gpu import cuda, triton
 from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Turn, take_turns
+from sparseopt_kernels.step import change_detection, last_step, preparation
 from sparseopt_kernels.text_table import aligned
 
 _OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
@@ -45,6 +49,7 @@ def main() -> int:
             turns[name] = Turn(make(_parameters()).step)
             parameters = _parameters()
             turns[f"{name}, gradients move"] = Turn(make(parameters).step, _mover(parameters))
+        turns |= _cpu_turns()
         for name, ours in backends.items():
             limited, renewed = ours(_parameters()), ours(_parameters())
             limited.param_groups[0]["max_grad_norm"] = 1.0
@@ -98,6 +103,39 @@ def _sparseopt(backend: str) -> Callable[[list[Parameter]], SparseOpt]:
     return make
 
 
+def _cpu_turns() -> dict[str, Turn]:
+    """Return the backend "cpu" in each way to find out what has changed, the quickest first."""
+    if change_detection.READER is None:
+        return {}
+    without: dict[str, list[Any]] = {
+        "made again natively": [],
+        "observed natively": [last_step],
+        "observed in Python": [last_step, change_detection],
+    }
+    turns = {}
+    for way, modules in without.items():
+        for size, parameters in (("", _parameters()), ("one tensor, ", _parameters()[:1])):
+            step = _sparseopt("cpu")(parameters).step
+            turns[f"SparseOpt cpu, {size}{way}"] = Turn(_without_reader(step, modules))
+    return turns
+
+
+def _without_reader(step: Callable[[], object], modules: list[Any]) -> Callable[[], None]:
+    """Return the step, made while these modules have no native reader."""
+
+    def without() -> None:
+        readers = [module.READER for module in modules]
+        for module in modules:
+            module.READER = None
+        try:
+            step()
+        finally:
+            for module, reader in zip(modules, readers, strict=True):
+                module.READER = reader
+
+    return without
+
+
 def _sgd(parameters: list[Parameter]) -> torch.optim.SGD:
     return torch.optim.SGD(parameters, fused=True, **_OPTIONS)
 
@@ -109,6 +147,8 @@ def _stubs() -> Iterator[dict[str, Callable[[list[Parameter]], SparseOpt]]]:
     made = {}
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "_fused_sgd_", nothing))
+        # Where nothing counts, c_i is whatever the memory held.
+        stack.enter_context(patch.object(preparation, "warn_of_concentration", nothing))
         if triton.TRITON.unavailable(torch.device("cuda")) is None:
             if stand_in_driver.compiler():
                 stack.enter_context(stand_in_driver.active())
