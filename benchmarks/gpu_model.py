@@ -24,7 +24,8 @@ Assumptions:
 
 ``floor`` is the least possible memory traffic (see ``networks.floor_bytes``) at 3.35 TB/s. ``triton`` and
 ``cuda`` are steps with unchanged masks. ``masks new`` is a step of Triton in which all masks are new, without
-the kernels that make lists of them.
+the kernels that make lists of them. The last table is for the share of sectors that are listed at most,
+``lists.LISTED``.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ WARP = 32
 DTYPES = (torch.float32, torch.bfloat16)
 CUDA_TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16", torch.float16: "Half"}
 SPARSITIES = (0.0, 0.9, 0.95, 0.99)
+_LIVE_SHARES = (0.2, 0.3, 0.4, 0.5, 0.8)
 NETWORKS: dict[str, list[Shape]] = {"ResNet-20": RESNET20, "ResNet-50": RESNET50, "4096x4096": [(4096, 4096)]}
 
 
@@ -169,14 +171,16 @@ class Multiprocessor:
         return max(end, self._moved)
 
 
-def sector_ns(layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiprocessor) -> float:
+def sector_ns(
+    layers: Sequence[Layer], lanes: int, phases: Phases, on: Multiprocessor, most_listed: float = LISTED
+) -> float:
     """Return the time of a step with unchanged masks: it visits all sectors of dense layers and of
-    those with many live ones, and the listed sectors of the others."""
+    those where more than ``most_listed`` are live, and the listed sectors of the others."""
     chunk, size = TritonKernels.chunk, 32
     chunks: list[tuple[float, float]] = []  # for each: the bytes of lists or masks, and the live sectors
     for layer in layers:
         sectors, share = -(-layer.weights // lanes), live_share(layer.density, lanes)
-        listed = layer.masked and share <= LISTED
+        listed = layer.masked and share <= most_listed
         visited = round(sectors * share) if listed else sectors
         mask_bytes = lanes / 8 * layer.masked + 4 * listed
         for first in range(0, visited, chunk):
@@ -318,6 +322,18 @@ def step_us(
     return sector_ns(layers, weights_per_sector(dtype), sector_step, Multiprocessor()) / 1e3
 
 
+def list_ratio(share: float, sector_step: Phases) -> float:
+    """Return the time of a float32 layer whose live sectors are listed, divided by that of a visit to all.
+
+    Args:
+        share: of the sectors that are live.
+        sector_step: of a backend.
+    """
+    layer = Layer(4096, 4096, 1 - (1 - share) ** (1 / 8), masked=True)
+    listed, all_sectors = (sector_ns([layer], 8, sector_step, Multiprocessor(), most) for most in (1.0, 0.0))
+    return listed / all_sectors
+
+
 def main() -> int:
     header = ("network", "sparsity", "floor", "triton", "/ floor", "cuda", "/ floor", "masks new")
     rows: list[tuple[str, ...]] = [header]
@@ -338,6 +354,11 @@ def main() -> int:
                 rows.append((network, str(sparsity), *times, f"{new:.1f}"))
     print("An estimate, in microseconds on an H100, of what its assumptions imply: nothing was measured.")
     print("\n".join(aligned(rows)))
+    print("\nThe time with a list of live sectors, divided by that of a visit to all (4096x4096, float32)")
+    kernels, of_cuda = triton_kernels(), cuda_sector_step()
+    steps = {"triton": kernels.sector_step, **({} if of_cuda is None else {"cuda": of_cuda})}
+    shares = [(f"{s:g} live", *(f"{list_ratio(s, own):.2f}" for own in steps.values())) for s in _LIVE_SHARES]
+    print("\n".join(aligned([("", *steps), *shares])))
     return 0
 
 

@@ -54,7 +54,7 @@ CONSTANTS = [
     Constant("zero_outside.cpp", "kPiece", ("1 << 13", "1 << 20"), ("new masks",)),
     Constant("parallel_for.h", "kGrain", ("1 << 13", "1 << 19"), ("RigL update",)),
     Constant("bit_words.h", "kBatch", ("1 << 8", "1 << 12"), ("RigL update",)),
-    Constant("mask_updates.cpp", "kFewestPerThread", ("1 << 12", "1 << 18"), ("small RigL update",)),
+    Constant("drop_and_grow.cpp", "kFewestPerThread", ("1 << 12", "1 << 18"), ("small RigL update",)),
     Constant("selection.cpp", "kFewest", ("1 << 8", "1 << 16"), ("small RigL update",)),
 ]
 

@@ -9,7 +9,7 @@ MOST_TENSORS: int
 """Of one launch, as are rules: ``gradients`` has the address of each tensor's gradient, 8 bytes each."""
 MOST_RULES: int
 CHUNK: int
-"""Sectors that are walked at a time."""
+"""Sectors that are visited at a time."""
 LIST_ROWS: int
 """Rows of a block of ``count_rows`` and ``list_sectors``."""
 STEP_ROW: tuple[str, ...]

@@ -35,7 +35,7 @@ struct StepLaunch {
   int64_t blocks;
 };
 
-// Tensors that are walked: `table` has a SectorRow for each.
+// Tensors that are visited: `table` has a SectorRow for each.
 struct SectorLaunch {
   Dtype dtype;
   uintptr_t table, chunk_to_tensor, chunks;

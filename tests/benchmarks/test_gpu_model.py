@@ -14,10 +14,20 @@ from machine_listings import code
 if importlib.util.find_spec("triton") is None or cuobjdump() is None:
     pytest.skip("there is no Triton, or no disassembler", allow_module_level=True)
 import gpu_model
-from gpu_model import Kernels, Layer, Multiprocessor, Phases, Program, floor_ns, layers_of, sector_ns
+from gpu_model import (
+    Kernels,
+    Layer,
+    Multiprocessor,
+    Phases,
+    Program,
+    floor_ns,
+    layers_of,
+    list_ratio,
+    sector_ns,
+)
 from networks import RESNET50
 
-from sparseopt_kernels.kernels.gpu.lists import weights_per_sector
+from sparseopt_kernels.kernels.gpu.lists import LISTED, weights_per_sector
 
 pytestmark = pytest.mark.compiled
 
@@ -52,6 +62,13 @@ def test_a_step_of_a_resnet50_is_near_the_floor(sector_step: Phases, sparsity: f
     """By the model, a step takes at most so many times as long as its memory."""
     layers = layers_of(RESNET50, sparsity)
     assert 1.0 < sector_ns(layers, 8, sector_step, Multiprocessor()) / floor_ns(layers, 8) <= most
+
+
+def test_a_list_is_worth_its_bytes_up_to_the_share_that_is_listed(sector_step: Phases) -> None:
+    """The comment beside ``LISTED`` quotes these."""
+    assert list_ratio(0.2, sector_step) < 0.8
+    assert 0.99 < list_ratio(LISTED, sector_step) < 1.005
+    assert 1.005 < list_ratio(0.8, sector_step) < 1.05
 
 
 @pytest.mark.skipif(cuda_code.NVCC is None, reason="there is no nvcc")

@@ -18,7 +18,9 @@ from ..memory import Rows
 from .device import upload
 
 _SECTOR = 32  # bytes
-LISTED = 0.4  # of the sectors: where more are live, all of them are walked
+# Of the sectors: where more are live, all of them are visited. By the model of an H100 (make gpu-model), a
+# list takes 0.73 of the time of that with 0.2 live, 0.97 with 0.3, 1.00 with 0.4, 1.02 with 0.8.
+LISTED = 0.4
 
 
 class Sectors(NamedTuple):

@@ -27,7 +27,7 @@ class Tiles(Protocol):
     """How the kernels of a backend share out work."""
 
     most_tensors: int  # of one launch
-    chunk: int  # sectors that are walked at a time
+    chunk: int  # sectors that are visited at a time
     by_alignment: bool  # whether kernels must be told how memory is aligned, for all tensors of a launch
 
     def step_rows(self, columns: int) -> int:
@@ -63,8 +63,8 @@ class SectorRow(NamedTuple):
     parameter: int
     momentum_buffer: int  # 0: none
     masks: int  # of all its sectors; 0: it is dense
-    listed: int  # of listed sectors; 0: all of them are walked
-    bits: int  # of the sectors that are walked
+    listed: int  # of listed sectors; 0: all of them are visited
+    bits: int  # of the sectors that are visited
     factors: int  # c_i by rows; 0: all are 1
     columns: int
     elements: int
@@ -88,7 +88,7 @@ class StepLaunch(NamedTuple):
 
 
 class SectorLaunch(NamedTuple):
-    """Tensors that are walked, by chunks of their sectors.
+    """Tensors that are visited, by chunks of their sectors.
 
     Only the device knows the number of chunks: it depends on which sectors are live. So a fixed number of
     programs share them out.
@@ -285,7 +285,7 @@ _FIRST_CHUNK, _LENGTH = SectorRow._fields.index("first_chunk"), SectorRow._field
 
 
 def _choose(table: Tensor, whole: Tensor, capacity: Tensor, sectors: Sequence[Sectors | None]) -> None:
-    """Write into the table, on the device, which tensors are walked by their lists.
+    """Write into the table, on the device, which tensors are visited by their lists.
 
     They are those whose lists had room for all live sectors.
     """
