@@ -36,8 +36,9 @@ inline int step_rows(int64_t columns) { return kThreads >> log2_row_threads(vect
 constexpr int kChunk = kWarp;
 
 // Half of what a multiprocessor can hold: at 64 registers a thread there are enough reads under way. By the
-// model of an H100, a step of ResNet-50 at 0.9 and 0.99 takes 1.03 and 1.05 times as long with two blocks, 0.99
-// and 0.98 times with eight, for which there are no registers. In double precision, numbers take two each.
+// model of an H100, a step of ResNet-50 at 0.9 and 0.99 takes 1.03 and 1.05 times as long with two blocks,
+// 0.99 and 0.98 times with eight, for which there are no registers. In double precision, numbers take two
+// each.
 template <class T>
 constexpr int kBlocksPerMultiprocessor = sizeof(T) == sizeof(float) ? 4 : 2;
 

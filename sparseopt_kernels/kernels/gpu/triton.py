@@ -66,7 +66,7 @@ class TritonKernels:
     # A thread has one sector, in sector_step as in masked_step.
     chunk = _WARP
     units, rows = 16, _WARP // 16
-    counted = 512  # weights of a row at a time: the whole row of most layers
+    counted = 512  # weights of a row at a time: 16 bytes of the mask for each thread of 32
     list_rows, list_sectors_at_a_time = 2, 32
 
     def step_rows(self, columns: int) -> int:
