@@ -55,6 +55,7 @@ CONSTANTS = [
     Constant("parallel_for.h", "kGrain", ("1 << 13", "1 << 19"), ("RigL update",)),
     Constant("bit_words.h", "kBatch", ("1 << 8", "1 << 12"), ("RigL update",)),
     Constant("drop_and_grow.cpp", "kFewestPerThread", ("1 << 12", "1 << 18"), ("small RigL update",)),
+    Constant("ranks.h", "kBins", ("1 << 8", "1 << 16"), ("RigL update",)),
     Constant("selection.cpp", "kFewest", ("1 << 8", "1 << 16"), ("small RigL update",)),
 ]
 

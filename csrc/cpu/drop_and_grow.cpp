@@ -8,8 +8,8 @@
 namespace sparseopt::cpu {
 namespace {
 
-constexpr int64_t kFewestPerThread =
-    1 << 15;  // weights: below this, starting a thread costs more than it saves
+// Weights: below this, starting a thread costs more than it saves.
+constexpr int64_t kFewestPerThread = 1 << 15;
 
 // The memory of the last update, half a byte per weight. Allocating as much again would take as long as an
 // update.
