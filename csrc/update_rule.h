@@ -51,7 +51,7 @@ SPARSEOPT_INLINE T multiply_add(T a, T b, T c) {
 #endif
 }
 
-// c_i = sqrt(fan_in_i / divisor). The divisor is the layer's mean fan-in (Eq. 12) or the number of columns
+// c_i = sqrt(fan_in_i / divisor). The divisor is the layer's mean fan-in (Eq. 12) or the full fan-in
 // (sqrt(1 - s_i), not normalised). Exactly 1 where fan_in_i equals it.
 template <class T>
 SPARSEOPT_INLINE T correction_factor(int64_t fan_in, T divisor) {

@@ -68,7 +68,7 @@ class Rule:
 class Table:
     """Tensors, and the index of each one's rule."""
 
-    def __init__(self, tensors: list[Tensor], groups: list[int]) -> None: ...
+    def __init__(self, tensors: list[Tensor], rules: list[int]) -> None: ...
     def forget(self) -> None:
         """Forget what any_written has found."""
 
@@ -89,11 +89,11 @@ class MemoryReader:
         """Layouts and addresses of tensors and Nones; None where one of them cannot be read."""
 
 class Snapshot:
-    """The one of ``snapshot.py``, to be compared."""
+    """That of ``step/change_detection.py``, to be compared."""
 
 class Optimizer:
-    """What a step is made of: see ``snapshot.look``. To be thrown away after the call that it is for, because
-    the garbage collector does not see into it."""
+    """What a step depends on: see ``change_detection.observe``. To be thrown away after the call that it is
+    for, because the garbage collector does not see into it."""
 
     def __init__(
         self,
@@ -106,15 +106,15 @@ class Optimizer:
     ) -> None: ...
 
 class StepReader:
-    """Reads what ``snapshot.py`` needs at every step."""
+    """Reads what ``change_detection.observe`` returns."""
 
     def __init__(self, memory: MemoryReader) -> None: ...
     def read(self, optimizer: Optimizer) -> tuple[list[Any], bytes, bool, Snapshot, list[int]] | None:
         """Gradients, their addresses, whether one is lazily negated, the snapshot, and the versions of what
         is watched; None where something is not as expected."""
 
-class ReadyStep:
-    """A step that was made, to be made again: see ``ready.py``."""
+class RepeatableStep:
+    """A step that was made, and can be repeated: see ``step/last_step.py``."""
 
     def __init__(
         self,
@@ -127,14 +127,14 @@ class ReadyStep:
     ) -> None:
         """``dense_norm``: of the gradients, where their norm is limited, all positions count."""
 
-    def make(
+    def repeat(
         self,
         optimizer: Optimizer,
         updated: list[Any],
         increment_version: Callable[[list[Any]], None],
         threads: int,
     ) -> bool:
-        """Make it. False, and nothing has happened, if something has changed, or needs Python."""
+        """Make it again. False, and nothing has happened, if something has changed, or needs Python."""
 
     def versions(self) -> list[int]:
         """Of what is watched, after the last step."""

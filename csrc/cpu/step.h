@@ -13,7 +13,8 @@
 
 namespace sparseopt::cpu {
 
-// The hyperparameters of one parameter group.
+// The hyperparameters of some parameters: those of a group that are updated for the first time have their
+// own.
 struct Rule {
   double lr, momentum, dampening, weight_decay;
   bool nesterov, maximize;

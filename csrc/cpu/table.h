@@ -12,7 +12,7 @@ namespace sparseopt::cpu {
 
 struct Table {
   std::vector<const Tensor*> tensors;
-  std::vector<size_t> groups;    // which parameter group (rule) each belongs to
+  std::vector<size_t> rules;     // of each: its index among those of a step
   mutable size_t looks = 0;      // how often any_written has looked
   mutable bool written = false;  // what it has found since forget()
 
@@ -30,7 +30,7 @@ inline std::vector<TensorStep> updates_of(const Table& table, std::string_view a
   for (size_t i = 0; i < count; ++i) {
     const void* grad;
     std::memcpy(&grad, addresses.data() + i * sizeof grad, sizeof grad);
-    updates.push_back({table.tensors[i], grad, rules.at(table.groups[i])});
+    updates.push_back({table.tensors[i], grad, rules.at(table.rules[i])});
   }
   return updates;
 }

@@ -10,7 +10,7 @@
 
 namespace sparseopt::cuda {
 
-// The hyperparameters of one parameter group. Where an address is not 0, the value is read there, on the
+// The hyperparameters of some parameters. Where an address is not 0, the value is read there, on the
 // device and in the type of the arithmetic, in place of the number before it.
 struct Rule {
   double lr;

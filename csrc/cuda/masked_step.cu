@@ -16,13 +16,13 @@ struct RowMask {
   const uint8_t* mask;
   int64_t columns;
 
-  // How many weights of an vector there are.
+  // How many weights of a vector there are.
   __device__ __forceinline__ int count(int64_t vector) const {
     const int64_t left = columns - vector * kVectorSize;
     return left < kVectorSize ? static_cast<int>(left) : kVectorSize;
   }
 
-  // The bits of an vector; none of one that there is not.
+  // The bits of a vector; none of one that there is not.
   __device__ __forceinline__ unsigned bits(int64_t vector) const {
     if (vector * kVectorSize >= columns) return 0;
     return mask_bits<kVectorSize, uint64_t>(mask + vector * kVectorSize, count(vector));
@@ -64,11 +64,11 @@ class WeightVector {
         b_(tensor.momentum_buffer != 0 ? reinterpret_cast<Stored*>(tensor.momentum_buffer) + e : nullptr),
         g_(reinterpret_cast<const Stored*>(gradient) + e),
         count_(count),
-        by_words_(count == kVectorSize && is_aligned(p_) && is_aligned(b_)) {}
+        by_vectors_(count == kVectorSize && is_aligned(p_) && is_aligned(b_)) {}
 
   __device__ __forceinline__ void read() {
-    lanes_p_.read(p_, count_, by_words_);
-    if (b_ != nullptr) lanes_b_.read(b_, count_, by_words_);
+    lanes_p_.read(p_, count_, by_vectors_);
+    if (b_ != nullptr) lanes_b_.read(b_, count_, by_vectors_);
     lanes_g_.read(g_, count_, count_ == kVectorSize && is_aligned(g_));
   }
 
@@ -76,15 +76,15 @@ class WeightVector {
     lanes_p_.clear_inactive(active);
     lanes_b_.clear_inactive(active);
     update(lanes_p_, lanes_g_, lanes_b_, active, c);
-    lanes_p_.write(p_, count_, by_words_);
-    if (b_ != nullptr) lanes_b_.write(b_, count_, by_words_);
+    lanes_p_.write(p_, count_, by_vectors_);
+    if (b_ != nullptr) lanes_b_.write(b_, count_, by_vectors_);
   }
 
  private:
   Stored *p_, *b_;
   const Stored* g_;
   int count_;
-  bool by_words_;
+  bool by_vectors_;
   Lanes<Stored, kVectorSize> lanes_p_, lanes_g_, lanes_b_;
 };
 

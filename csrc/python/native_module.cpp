@@ -15,7 +15,7 @@
 #include "../cpu/write_watch.h"
 #include "../cpu/zero_outside.h"
 #include "memory_reader.h"
-#include "ready_step.h"
+#include "repeatable_step.h"
 #include "step_reader.h"
 
 namespace py = pybind11;
@@ -189,12 +189,12 @@ PYBIND11_MODULE(_native, module) {
            py::arg("gamma"));
 
   py::class_<Table>(module, "Table")
-      .def(py::init([](const std::vector<const Tensor*>& tensors, const std::vector<size_t>& groups) {
-             if (tensors.size() != groups.size())
-               throw std::invalid_argument("tensors and groups must be of one length");
-             return Table{tensors, groups};
+      .def(py::init([](const std::vector<const Tensor*>& tensors, const std::vector<size_t>& rules) {
+             if (tensors.size() != rules.size())
+               throw std::invalid_argument("tensors and rules must be of one length");
+             return Table{tensors, rules};
            }),
-           py::arg("tensors"), py::arg("groups"), py::keep_alive<1, 2>())
+           py::arg("tensors"), py::arg("rules"), py::keep_alive<1, 2>())
       .def("forget", &Table::forget);
 
   py::class_<MemoryReader>(module, "MemoryReader")
@@ -213,14 +213,14 @@ PYBIND11_MODULE(_native, module) {
   py::class_<StepReader>(module, "StepReader")
       .def(py::init<const MemoryReader&>(), py::arg("memory"))
       .def("read", &StepReader::read, py::arg("optimizer"));
-  py::class_<ReadyStep>(module, "ReadyStep")
+  py::class_<RepeatableStep>(module, "RepeatableStep")
       .def(py::init<const StepReader&, const Table&, std::vector<size_t>, Snapshot, std::vector<int64_t>,
                     bool>(),
            py::arg("reader"), py::arg("table"), py::arg("positions"), py::arg("snapshot"),
            py::arg("versions"), py::arg("dense_norm"), py::keep_alive<1, 3>())
-      .def("make", &ReadyStep::make, py::arg("optimizer"), py::arg("updated"), py::arg("increment_version"),
-           py::arg("threads"))
-      .def("versions", &ReadyStep::versions);
+      .def("repeat", &RepeatableStep::repeat, py::arg("optimizer"), py::arg("updated"),
+           py::arg("increment_version"), py::arg("threads"))
+      .def("versions", &RepeatableStep::versions);
 
   define_steps(module);
   py::class_<Decision>(module, "Decision")

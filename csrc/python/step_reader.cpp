@@ -105,7 +105,7 @@ bool read_versions(const py::list& tensors, std::vector<int64_t>& versions) {
   return true;
 }
 
-bool StepReader::look(const Optimizer& optimizer, Look& found) const {
+bool StepReader::observe(const Optimizer& optimizer, Observed& found) const {
   Snapshot& snapshot = found.snapshot;
   if (!PyList_Check(optimizer.groups.ptr()) || !PyDict_Check(optimizer.state.ptr())) return false;
   const size_t count = optimizer.parameters.size();
@@ -138,8 +138,8 @@ bool StepReader::look(const Optimizer& optimizer, Look& found) const {
 }
 
 py::object StepReader::read(const Optimizer& optimizer) const {
-  Look found;
-  if (!look(optimizer, found)) return py::none();
+  Observed found;
+  if (!observe(optimizer, found)) return py::none();
   return py::make_tuple(found.gradients, py::bytes(found.addresses), found.any_negated,
                         std::move(found.snapshot), found.versions);
 }

@@ -1,5 +1,6 @@
-// All that a step depends on, read from Python's objects in one pass: what sparseopt_kernels/step/snapshot.py
-// does in Python, for the tensors and containers that nearly everyone has.
+// All that a step depends on, read from Python's objects in one pass: what
+// sparseopt_kernels/step/change_detection.py does in Python, for the tensors and containers that nearly
+// everyone has.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -21,7 +22,7 @@ struct Optimizer {
   pybind11::list parameters, watched;
 };
 
-// The Snapshot of snapshot.py. Bytes are equal where what they were made from is the same.
+// The Snapshot of change_detection.py. Bytes are equal where what they were made from is the same.
 struct Snapshot {
   std::string groups, masked, stateful, memory, gradients;
   std::vector<int64_t> mask_versions;
@@ -32,8 +33,8 @@ struct Snapshot {
   }
 };
 
-// What is found at the beginning of a step.
-struct Look {
+// The state of everything at the beginning of a step.
+struct Observed {
   std::vector<pybind11::object> gradients;
   std::string addresses;  // of the gradients' memory, 8 bytes each
   bool any_negated = false;
@@ -45,8 +46,8 @@ class StepReader {
  public:
   explicit StepReader(const MemoryReader& memory) : memory_(memory) {}
 
-  // False, and no error set, where something is not as expected: it is to be looked at in Python.
-  bool look(const Optimizer& optimizer, Look& found) const;
+  // False, and no error set, where something is not as expected: it is to be read in Python.
+  bool observe(const Optimizer& optimizer, Observed& found) const;
 
   // The same for Python: (gradients, addresses, any_negated, snapshot, versions), or None.
   pybind11::object read(const Optimizer& optimizer) const;

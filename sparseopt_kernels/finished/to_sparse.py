@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,7 @@ from torch.nn.functional import linear
 
 from ..masks.registered_masks import MaskedParameter, masked_parameters
 from ..user_warning import warn
-from .finalize import finalize
-
-Model = TypeVar("Model", bound=nn.Module)
+from .finalize import Model, finalize
 
 # Measured by `benchmarks/sparse_forward.py`: smaller or denser layers were slower for some batch sizes.
 LEAST_WEIGHTS = 2**19

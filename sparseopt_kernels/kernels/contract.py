@@ -54,7 +54,8 @@ class ParamState:
 
 
 class Rule(NamedTuple):
-    """The hyperparameters of one parameter group at one step.
+    """The hyperparameters of the parameters of a group at one step; of those that are updated for the first
+    time, or of all others.
 
     A tensor among them is 0-d, on the device of the plan and of the type of its arithmetic.
     """

@@ -126,7 +126,7 @@ class _Packed(NamedTuple):
 
     mask: native_library.PackedMask | None
     watch: native_library.WriteWatch | None
-    """None: there is no mask, or its memory has gaps."""
+    """None: there is no mask, or it has gaps, or it is that of complex numbers: writes to it go unnoticed."""
 
 
 def _pack(param: ParamState) -> _Packed:

@@ -33,8 +33,6 @@ class Identities:
             return False
         return all(map(is_, self._objects, other._objects))
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 class Snapshot(NamedTuple):
     """All that a prepared step depends on, only to be compared.

@@ -31,7 +31,7 @@ class LastStep:
         may_repeat: whether the native library may make the step again, if it can.
     """
 
-    __slots__ = ("_masks", "_prepared", "_repeat", "_snapshot", "_versions")
+    __slots__ = ("_masks", "_prepared", "_repeatable", "_snapshot", "_versions")
 
     def __init__(
         self,
@@ -43,22 +43,24 @@ class LastStep:
         # The gradients are let go. The masks must live as long as the snapshot is compared.
         self._snapshot, self._masks = (observed.snapshot, observed.masks) if observed else (None, [])
         self._versions = None if prepared is None else versions_of(prepared.watched)
-        self._repeat = _native_step(prepared, observed, self._versions) if may_repeat else None
+        self._repeatable = _native_step(prepared, observed, self._versions) if may_repeat else None
 
     @property
     def is_repeatable(self) -> bool:
         """True if the native library can make the step again."""
-        return self._repeat is not None
+        return self._repeatable is not None
 
     def repeat(self, groups: list[dict[str, Any]], state: State, masks: Mapping[Parameter, Tensor]) -> bool:
         """Make the step again. False, and nothing has happened, if it is not the same any more."""
-        if self._repeat is None or self._prepared is None:
+        if self._repeatable is None or self._prepared is None:
             return False
         prepared = self._prepared
         optimizer = native_library.Optimizer(
             groups, state, *owners_and_masks(masks), prepared.parameters, prepared.watched
         )
-        return self._repeat.make(optimizer, prepared.updated, increment_version, torch.get_num_threads())
+        return self._repeatable.repeat(
+            optimizer, prepared.updated, increment_version, torch.get_num_threads()
+        )
 
     def is_same(self, observed: Observed) -> bool:
         """Tell if nothing has changed since the step but the numbers in the gradients."""
@@ -70,7 +72,7 @@ class LastStep:
 
     def versions(self) -> list[int] | None:
         """Return the versions of what is watched after the step; None if they are not known."""
-        return self._versions if self._repeat is None else self._repeat.versions()
+        return self._versions if self._repeatable is None else self._repeatable.versions()
 
 
 NO_STEP = LastStep()
@@ -78,7 +80,7 @@ NO_STEP = LastStep()
 
 def _native_step(
     prepared: Prepared | None, observed: Observed | None, versions: list[int] | None
-) -> native_library.ReadyStep | None:
+) -> native_library.RepeatableStep | None:
     """Return the step as the native library makes it; None where it takes more than that."""
     if READER is None or prepared is None or observed is None or versions is None:
         return None
@@ -92,4 +94,4 @@ def _native_step(
     if table is None:
         return None
     is_dense = prepared.norm_over == "dense"
-    return native_library.ReadyStep(READER, table, batch.positions, snapshot, versions, is_dense)
+    return native_library.RepeatableStep(READER, table, batch.positions, snapshot, versions, is_dense)

@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter
 
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
@@ -36,7 +35,7 @@ class LayerTensors(NamedTuple):
     The mask is boolean, or of floating-point numbers that are 0 or 1.
     """
 
-    parameter: Parameter
+    parameter: Tensor
     mask: Tensor
     explored: Tensor
 

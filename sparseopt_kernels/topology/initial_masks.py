@@ -10,7 +10,7 @@ from torch import Tensor
 from ..masks.layers import MaskableWeight
 from ..neurons import Neurons, fan_in
 from .random_choice import choose_random, draw_seed, random_places
-from .selection import grow_largest
+from .selection import fill_neurons, grow_largest
 
 Init = Literal["random", "magnitude"]
 
@@ -54,21 +54,10 @@ def keep_largest(score: Tensor, k: int, neurons: Neurons, min_fan_in: int) -> Te
         neurons: where the neurons of the weight lie.
         min_fan_in: at most the number of weights of a neuron.
     """
-    kept = _largest_of_each(score, neurons, min_fan_in)
+    kept = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+    if min_fan_in > 0 and score.numel() > 0:
+        kept = fill_neurons(kept, score, min_fan_in, neurons)
     return grow_largest(kept, kept, score, k - int(kept.count_nonzero()))
-
-
-def _largest_of_each(score: Tensor, neurons: Neurons, count: int) -> Tensor:
-    """Return the mask of the ``count`` largest scores of each neuron."""
-    if count == 0 or score.numel() == 0:
-        return torch.zeros(score.shape, dtype=torch.bool, device=score.device)
-    groups, segments, per_group, length = neurons.grid(score.shape)
-    score = score.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    by_neuron = score.reshape(groups, segments, per_group, length).transpose(1, 2)
-    rows = by_neuron.reshape(groups * per_group, segments * length)
-    best = rows.sort(dim=1, descending=True, stable=True).indices[:, :count]
-    kept = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device).scatter_(1, best, True)
-    return kept.view(groups, per_group, segments, length).transpose(1, 2).reshape(score.shape)
 
 
 def check_min_fan_in(weight: MaskableWeight, active: int, min_fan_in: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -172,20 +171,13 @@ def _numbers(counts: Sequence[Count]) -> list[int]:
     return [int(k) for k in counts]
 
 
-class _Contiguous(NamedTuple):
-    """The tensors of a layer, or copies of them."""
-
-    parameter: Tensor
-    mask: Tensor
-    explored: Tensor
-
-
-def _contiguous(layer: LayerTensors) -> _Contiguous:
+def _contiguous(layer: LayerTensors) -> LayerTensors:
+    """Return the tensors of a layer, or copies of them."""
     parameter, mask, explored = layer
-    return _Contiguous(parameter.contiguous(), as_boolean(mask).contiguous(), explored.contiguous())
+    return LayerTensors(parameter.contiguous(), as_boolean(mask).contiguous(), explored.contiguous())
 
 
-def _masked_layer(layer: _Contiguous, min_fan_in: int, neurons: Neurons) -> native_library.MaskedLayer:
+def _masked_layer(layer: LayerTensors, min_fan_in: int, neurons: Neurons) -> native_library.MaskedLayer:
     return native_library.MaskedLayer(
         dtype=DTYPE_NAMES[layer.parameter.dtype],
         weights=layer.parameter.data_ptr(),

@@ -92,7 +92,4 @@ class RigL(SET):
         """Return the magnitude of the gradient, or of the gradient that SparseOpt applies."""
         assert layer.gradient is not None
         corrected = self.regrow == "corrected"
-        return Magnitude(layer.gradient, self._factors(layer) if corrected else None)
-
-    def _factors(self, layer: Layer) -> Tensor:
-        return mask_factors(layer.mask, layer.neurons)
+        return Magnitude(layer.gradient, mask_factors(layer.mask, layer.neurons) if corrected else None)

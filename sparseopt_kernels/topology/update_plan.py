@@ -43,10 +43,10 @@ class UpdatePlan:
         self._chooser: DropAndGrow = make(self._tensors, self._neurons, method.min_fan_in)
         self.active = self._chooser.active
         """The number of active weights of each layer."""
-        pairs = enumerate(zip(names, self._tensors, self._neurons, strict=True))
+        layers = enumerate(zip(names, method.masks.items(), self._neurons, strict=True))
         self._layers = [
-            Layer(i, name, own.parameter, own.mask, neurons, self.active[i], self._chooser.missing[i])
-            for i, (name, own, neurons) in pairs
+            Layer(i, name, parameter, mask, neurons, self.active[i], self._chooser.missing[i])
+            for i, (name, (parameter, mask), neurons) in layers
         ]
         self.changing = [layer for layer in self._layers if method.can_change(layer)]
         """The layers whose masks may change."""

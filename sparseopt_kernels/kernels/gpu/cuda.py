@@ -85,7 +85,7 @@ class CudaKernels:
 
     most_tensors = 400  # whose gradients' addresses fit into the arguments of a kernel
     chunk = 32  # sectors: a warp's
-    by_alignment = False  # a thread looks at addresses
+    by_alignment = False  # each thread checks addresses itself
     list_rows = 8  # a warp each
 
     def step_rows(self, columns: int) -> int:

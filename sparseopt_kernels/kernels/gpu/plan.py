@@ -150,9 +150,9 @@ class GpuPlan:
                 for i in self._new:
                     self._listed[i].forget_mask()
                 self._new = []
-                self._make_ready(inputs)
+                self._load_kernels(inputs)
 
-    def _make_ready(self, inputs: Inputs) -> None:
+    def _load_kernels(self, inputs: Inputs) -> None:
         """Launch what the next step launches, for no chunk of memory.
 
         A CUDA graph can be captured of kernels that were loaded before, and the next step waits for no

@@ -1,4 +1,4 @@
-#include "ready_step.h"
+#include "repeatable_step.h"
 
 #include <algorithm>
 #include <cmath>
@@ -74,8 +74,9 @@ void limit_norm(const std::vector<cpu::TensorStep>& updates, int threads, bool d
 
 }  // namespace
 
-ReadyStep::ReadyStep(const StepReader& reader, const cpu::Table& table, std::vector<size_t> positions,
-                     Snapshot snapshot, std::vector<int64_t> versions, bool dense_norm)
+RepeatableStep::RepeatableStep(const StepReader& reader, const cpu::Table& table,
+                               std::vector<size_t> positions, Snapshot snapshot,
+                               std::vector<int64_t> versions, bool dense_norm)
     : reader_(reader),
       table_(table),
       positions_(std::move(positions)),
@@ -83,13 +84,14 @@ ReadyStep::ReadyStep(const StepReader& reader, const cpu::Table& table, std::vec
       versions_(std::move(versions)),
       dense_norm_(dense_norm) {}
 
-bool ReadyStep::make(const Optimizer& optimizer, const py::list& updated, const py::object& increment_version,
-                     int threads) {
+bool RepeatableStep::repeat(const Optimizer& optimizer, const py::list& updated,
+                            const py::object& increment_version, int threads) {
   std::vector<cpu::Rule> rules;
   std::vector<double> limits;
-  Look found;
-  if (!read_rules(optimizer.groups, rules, limits) || !reader_.look(optimizer, found) || found.any_negated ||
-      !(found.snapshot == snapshot_) || found.versions != versions_ || cpu::any_written(table_, false))
+  Observed found;
+  if (!read_rules(optimizer.groups, rules, limits) || !reader_.observe(optimizer, found) ||
+      found.any_negated || !(found.snapshot == snapshot_) || found.versions != versions_ ||
+      cpu::any_written(table_, false))
     return false;
   std::vector<const cpu::Rule*> rule_of;
   rule_of.reserve(rules.size());
