@@ -175,19 +175,13 @@ class Scores:
 
     def __init__(self, *, layer: int, dtype: str, values: int, at_most: int, fills: bool) -> None: ...
 
-class LayerUpdate:
-    """The numbers of a ``layer_update.LayerUpdate``."""
+class Change:
+    """What happens to the mask of a layer. The magnitudes of ``drop_scores``, an address, are compared. With
+    two seeds, weights grow at random, the inputs that neurons lack first; None: by rank."""
 
-    @property
-    def dropped(self) -> int: ...
-    @property
-    def grown(self) -> int: ...
-    @property
-    def died(self) -> int: ...
-    @property
-    def revived(self) -> int: ...
-    @property
-    def most_grown(self) -> int: ...
+    def __init__(
+        self, *, drop: int, grow: int, dtype: str, drop_scores: int, seeds: tuple[int, int] | None
+    ) -> None: ...
 
 class DropAndGrow:
     """An update of the masks of all layers (``csrc/cpu/drop_and_grow.h``)."""
@@ -202,17 +196,8 @@ class DropAndGrow:
     @property
     def scores_are_masked(self) -> bool: ...
     def rank(self, scores: list[Scores], threads: int) -> bool: ...
-    def drop_by(self, scores: list[Scores]) -> None: ...
-    def grow_largest(self, drops: list[int], grows: list[int], threads: int) -> list[LayerUpdate]: ...
-    def grow_random(
-        self,
-        drops: list[int],
-        grows: list[int],
-        seeds: list[int],
-        seeds_of_missing: list[int],
-        threads: int,
-    ) -> list[LayerUpdate]: ...
-    def drop(self, drops: list[int], threads: int) -> list[LayerUpdate]: ...
+    def update(self, changes: list[Change], threads: int) -> list[list[int]]:
+        """Drop and grow. The numbers are those of a ``layer_update.LayerUpdate``."""
 
 def choose_random(chosen: int, size: int, k: int, seed: int) -> None:
     """Write ``size`` bytes, ``k`` of which are 1."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,36 +28,54 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the package; native libraries are part of it."""
+    """A copy of the package, with links to the native libraries."""
     assert sparseopt_kernels.__file__ is not None
-    return shutil.copytree(Path(sparseopt_kernels.__file__).parent, tmp_path / "sparseopt_kernels")
+    source, target = Path(sparseopt_kernels.__file__).parent, tmp_path / "sparseopt_kernels"
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    for library in source.glob("_*.so"):
+        (target / library.name).symlink_to(library)
+    return target
 
 
-def run_tests(package: Path, tests: Iterable[str], *options: str) -> tuple[int, str]:
-    """The exit code and what was printed. The reference and the best instruction set will do."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
-    command += ["-m", "not slow and not compiled and not gpu", "--rootdir", str(ROOT)]
-    command += ["-c", str(ROOT / "pyproject.toml"), *(str(ROOT / "tests" / test) for test in tests)]
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    """A process that runs tests: see ``pytest_server.py``."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    env["PYTHONPATH"] = os.pathsep.join([str(package.parent), env.get("PYTHONPATH", "")])
-    # Python looks for packages in the working directory even before that.
-    result = subprocess.run(command, cwd=package.parent, env=env, capture_output=True, text=True)
-    return result.returncode, result.stdout + result.stderr
+    command = [sys.executable, str(ROOT / "tests" / "support" / "pytest_server.py")]
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+
+
+def run_tests(
+    server: subprocess.Popen[str], package: Path, tests: Iterable[str], *options: str
+) -> tuple[int, str]:
+    """The exit code and what was printed. The reference and the best instruction set will do."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    arguments = ["-q", "-p", "no:cacheprovider", *options]
+    arguments += ["-m", "not slow and not compiled and not gpu", "--rootdir", str(ROOT)]
+    arguments += ["-c", str(ROOT / "pyproject.toml"), *(str(ROOT / "tests" / test) for test in tests)]
+    printed = package.parent / "printed"
+    print(json.dumps([str(package.parent), str(printed), *arguments]), file=server.stdin, flush=True)
+    code = int(server.stdout.readline())
+    return code, printed.read_text()
 
 
 @pytest.mark.parametrize("mistake", MUTANTS)
-def test_a_mistake_is_found(package: Path, mistake: str) -> None:
+def test_a_mistake_is_found(server: subprocess.Popen[str], package: Path, mistake: str) -> None:
     mutant = MUTANTS[mistake]
     path = package / mutant.file
     source = path.read_text()
     assert source.count(mutant.old) == 1, f"{mutant.old!r} is to be in {mutant.file} once"
     path.write_text(source.replace(mutant.old, mutant.new))
-    code, output = run_tests(package, [mutant.test], "-x")
+    code, output = run_tests(server, package, [mutant.test], "-x")
     assert code == pytest.ExitCode.TESTS_FAILED, output
     assert "NameError" not in output, output
 
 
-def test_without_a_mistake_the_same_tests_pass(package: Path) -> None:
-    code, output = run_tests(package, sorted({mutant.test for mutant in MUTANTS.values()}))
+def test_without_a_mistake_the_same_tests_pass(server: subprocess.Popen[str], package: Path) -> None:
+    code, output = run_tests(server, package, sorted({mutant.test for mutant in MUTANTS.values()}))
     assert code == pytest.ExitCode.OK, output

@@ -42,10 +42,7 @@ DropAndGrow::DropAndGrow(std::vector<MaskedLayer> layers, int threads) : layers_
   }
   selections_.resize(layers_.size());
   std::vector<int64_t> sizes;
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    sizes.push_back(layers_[i].numel);
-    drop_scores_.push_back(Scores{i, layers_[i].dtype, layers_[i].weights, 0, false});
-  }
+  for (const MaskedLayer& layer : layers_) sizes.push_back(layer.numel);
   for_sizes(sizes, threads, [&](size_t i, int own_threads) {
     const MaskedLayer& layer = layers_[i];
     selections_[i].begin(layer.mask, layer.numel, layer.min_fan_in, layer.neurons, own_threads);
@@ -80,10 +77,6 @@ bool DropAndGrow::rank(const std::vector<Scores>& scores, int threads) {
   return std::all_of(finite.begin(), finite.end(), [](uint8_t own) { return own != 0; });
 }
 
-void DropAndGrow::drop_by(const std::vector<Scores>& scores) {
-  for (const Scores& own : scores) drop_scores_.at(own.layer) = own;
-}
-
 bool DropAndGrow::scores_are_masked() const {
   const auto sees_active = [](const Selection& selection) { return selection.sees_active(); };
   const auto sees_inactive = [](const Selection& selection) { return selection.sees_inactive(); };
@@ -91,60 +84,35 @@ bool DropAndGrow::scores_are_masked() const {
          std::none_of(selections_.begin(), selections_.end(), sees_inactive);
 }
 
-std::vector<LayerUpdate> DropAndGrow::grow_largest(const std::vector<int64_t>& drops,
-                                                   const std::vector<int64_t>& grows, int threads) {
-  for (size_t i = 0; i < selections_.size(); ++i)
-    if (grows.at(i) > selections_[i].at_most())
-      throw std::invalid_argument("k is larger than was told to rank()");
-  check_missing(drops, grows);
-  return replace(drops, grows, threads, [&](size_t i) { selections_[i].grow_largest(grows[i] - drops[i]); });
-}
-
-std::vector<LayerUpdate> DropAndGrow::grow_random(const std::vector<int64_t>& drops,
-                                                  const std::vector<int64_t>& grows,
-                                                  const std::vector<uint64_t>& seeds,
-                                                  const std::vector<uint64_t>& seeds_of_missing,
-                                                  int threads) {
-  if (seeds.size() != layers_.size() || seeds_of_missing.size() != layers_.size())
-    throw std::invalid_argument("there must be a seed for each layer");
-  check_missing(drops, grows);
-  return replace(drops, grows, threads, [&](size_t i) {
-    selections_[i].grow_random(grows[i] - drops[i], seeds[i], seeds_of_missing[i]);
-  });
-}
-
-std::vector<LayerUpdate> DropAndGrow::drop(const std::vector<int64_t>& drops, int threads) {
-  return replace(drops, std::vector<int64_t>(drops.size()), threads, [](size_t) {});
-}
-
-void DropAndGrow::check_missing(const std::vector<int64_t>& drops, const std::vector<int64_t>& grows) const {
-  for (size_t i = 0; i < selections_.size(); ++i)
-    if ((drops.at(i) > 0 || grows.at(i) > 0) && grows.at(i) < selections_[i].missing())
-      throw std::invalid_argument("k is smaller than what neurons are missing");
-}
-
-std::vector<LayerUpdate> DropAndGrow::replace(const std::vector<int64_t>& drops,
-                                              const std::vector<int64_t>& grows, int threads,
-                                              const std::function<void(size_t)>& grow) {
+std::vector<LayerUpdate> DropAndGrow::update(const std::vector<Change>& changes, int threads) {
   std::vector<int64_t> sizes;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const int64_t active = selections_[i].active();
-    if (drops.at(i) < 0 || drops[i] > active)
+    const Selection& selection = selections_[i];
+    const Change& own = changes.at(i);
+    const bool changes_mask = own.drop > 0 || own.grow > 0;
+    if (own.drop < 0 || own.drop > selection.active())
       throw std::invalid_argument("k is out of range: it must be at most the number of active weights");
-    if (grows.at(i) < 0 || grows[i] > layers_[i].numel - active + drops[i])
+    if (own.grow < 0 || own.grow > layers_[i].numel - selection.active() + own.drop)
       throw std::invalid_argument("k is out of range: there are fewer weights that can grow");
-    const bool changes = drops[i] > 0 || grows[i] > 0;
-    if (changes && !selections_[i].is_possible())
+    if (own.grow > 0 && !own.seeds && own.grow > selection.at_most())
+      throw std::invalid_argument("k is larger than was told to rank()");
+    if (own.grow > 0 && own.grow < selection.missing())
+      throw std::invalid_argument("k is smaller than what neurons are missing");
+    if (changes_mask && !selection.is_possible())
       throw std::invalid_argument("min_fan_in is out of range: there are too few active weights");
-    sizes.push_back(changes ? layers_[i].numel : 0);
+    sizes.push_back(changes_mask ? layers_[i].numel : 0);
   }
   std::vector<LayerUpdate> updates(layers_.size());
   for_sizes(sizes, threads, [&](size_t i, int own_threads) {
-    if (drops[i] == 0 && grows[i] == 0) return;
+    if (sizes[i] == 0) return;
     const MaskedLayer& layer = layers_[i];
+    const Change& own = changes[i];
     selections_[i].explore(layer.explored, own_threads);
-    selections_[i].drop_smallest(drop_scores_[i].dtype, drop_scores_[i].values, drops[i], own_threads);
-    grow(i);
+    selections_[i].drop_smallest(own.dtype, own.drop_scores, own.drop, own_threads);
+    if (own.grow > 0 && own.seeds)
+      selections_[i].grow_random(own.grow - own.drop, own.seeds->second, own.seeds->first);
+    else if (own.grow > 0)
+      selections_[i].grow_largest(own.grow - own.drop);
     // While what was read of this layer is in the cache.
     updates[i] = selections_[i].apply(layer.dtype, layer.mask, layer.weights, layer.explored);
   });

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "selection.h"
@@ -23,8 +24,17 @@ struct Scores {
   size_t layer;
   Dtype dtype;
   const void* values;  // their magnitudes are compared
-  int64_t at_most;     // how many weights may grow by them; of drop scores, not used
-  bool fills;          // whether neurons get the inputs they lack by them; of drop scores, not used
+  int64_t at_most;     // how many weights may grow by them
+  bool fills;          // whether neurons get the inputs they lack by them
+};
+
+// What happens to the mask of a layer: nothing, if both numbers are 0.
+struct Change {
+  int64_t drop, grow;
+  Dtype dtype;
+  const void* drop_scores;  // their magnitudes are compared
+  // Of random growth: for the inputs that neurons lack, and for all else. Without them, weights grow by rank.
+  std::optional<std::pair<uint64_t, uint64_t>> seeds;
 };
 
 class DropAndGrow {
@@ -40,31 +50,15 @@ class DropAndGrow {
   // Remembers the largest scores of these layers. Returns whether all scores are finite.
   bool rank(const std::vector<Scores>& scores, int threads);
 
-  // Ranks the weights of these layers by scores, not by their own magnitudes, when they are dropped.
-  void drop_by(const std::vector<Scores>& scores);
-
   // Whether the scores by which weights may grow are 0 wherever a weight is inactive, but not everywhere.
   bool scores_are_masked() const;
 
-  // In each layer, drops and grows so many weights, by rank or at random, and writes what changed. Where
-  // neurons need some of those to be dropped, as many fewer grow. A layer without either is left alone.
-  // Returns how each mask has changed.
-  std::vector<LayerUpdate> grow_largest(const std::vector<int64_t>& drops, const std::vector<int64_t>& grows,
-                                        int threads);
-  std::vector<LayerUpdate> grow_random(const std::vector<int64_t>& drops, const std::vector<int64_t>& grows,
-                                       const std::vector<uint64_t>& seeds,
-                                       const std::vector<uint64_t>& seeds_of_missing, int threads);
-
-  // Drops without growing.
-  std::vector<LayerUpdate> drop(const std::vector<int64_t>& drops, int threads);
+  // In each layer, drops and grows so many weights, and writes what changed. Where neurons need some of those
+  // to be dropped, as many fewer grow. Returns how each mask has changed.
+  std::vector<LayerUpdate> update(const std::vector<Change>& changes, int threads);
 
  private:
-  void check_missing(const std::vector<int64_t>& drops, const std::vector<int64_t>& grows) const;
-  std::vector<LayerUpdate> replace(const std::vector<int64_t>& drops, const std::vector<int64_t>& grows,
-                                   int threads, const std::function<void(size_t)>& grow);
-
   std::vector<MaskedLayer> layers_;
-  std::vector<Scores> drop_scores_;  // of each layer
   std::vector<Selection> selections_;
 };
 

@@ -96,12 +96,13 @@ void define_drop_and_grow(py::module_& module) {
           py::kw_only(), py::arg("layer"), py::arg("dtype"), py::arg("values"), py::arg("at_most"),
           py::arg("fills"));
 
-  py::class_<LayerUpdate>(module, "LayerUpdate")
-      .def_readonly("dropped", &LayerUpdate::dropped)
-      .def_readonly("grown", &LayerUpdate::grown)
-      .def_readonly("died", &LayerUpdate::died)
-      .def_readonly("revived", &LayerUpdate::revived)
-      .def_readonly("most_grown", &LayerUpdate::most_grown);
+  py::class_<Change>(module, "Change")
+      .def(py::init([](int64_t drop, int64_t grow, const std::string& dtype, uintptr_t drop_scores,
+                       std::optional<std::pair<uint64_t, uint64_t>> seeds) {
+             return Change{drop, grow, dtype_named(dtype), reinterpret_cast<const void*>(drop_scores), seeds};
+           }),
+           py::kw_only(), py::arg("drop"), py::arg("grow"), py::arg("dtype"), py::arg("drop_scores"),
+           py::arg("seeds"));
 
   using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<DropAndGrow>(module, "DropAndGrow")
@@ -110,12 +111,15 @@ void define_drop_and_grow(py::module_& module) {
       .def_property_readonly("missing", &DropAndGrow::missing)
       .def_property_readonly("scores_are_masked", &DropAndGrow::scores_are_masked)
       .def("rank", &DropAndGrow::rank, py::arg("scores"), py::arg("threads"), Released())
-      .def("drop_by", &DropAndGrow::drop_by, py::arg("scores"))
-      .def("grow_largest", &DropAndGrow::grow_largest, py::arg("drops"), py::arg("grows"), py::arg("threads"),
-           Released())
-      .def("grow_random", &DropAndGrow::grow_random, py::arg("drops"), py::arg("grows"), py::arg("seeds"),
-           py::arg("seeds_of_missing"), py::arg("threads"), Released())
-      .def("drop", &DropAndGrow::drop, py::arg("drops"), py::arg("threads"), Released());
+      .def(
+          "update",
+          [](DropAndGrow& updates, const std::vector<Change>& changes, int threads) {
+            std::vector<std::array<int64_t, 5>> numbers;
+            for (const LayerUpdate& own : updates.update(changes, threads))
+              numbers.push_back({own.dropped, own.grown, own.died, own.revived, own.most_grown});
+            return numbers;
+          },
+          py::arg("changes"), py::arg("threads"), Released());
   module.def(
       "choose_random",
       [](uintptr_t chosen, int64_t size, int64_t k, uint64_t seed) {

@@ -5,28 +5,17 @@ How many are chosen, and by which scores, is not decided here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
+from .hooks import Counts
 from .layer_update import LayerUpdate, compare_masks
-from .selection import (
-    drop_smallest,
-    drop_smallest_inputs,
-    fill_neurons,
-    grow_largest,
-    grow_largest_inputs,
-    grow_random,
-    missing_inputs,
-    random_scores,
-)
-
-Count: TypeAlias = int | Tensor
-"""The number of weights of a layer; or that of each neuron, an int64 tensor of shape ``(neurons,)``."""
+from .selection import drop_smallest, fill_neurons, grow_largest, grow_random, missing_inputs, random_scores
 
 
 class LayerTensors(NamedTuple):
@@ -53,13 +42,18 @@ class Ranking(NamedTuple):
     signed: bool = False
 
 
-class DropAndGrow(Protocol):
-    """An update of the masks of all layers. Nothing is written before one of the last three methods.
+class Change(NamedTuple):
+    """What happens to the mask of a layer: nothing, if both counts are 0."""
 
-    These leave a layer alone whose counts are 0. Where a mask changes, it is written in place, weights that
-    left it or are new in it are zeroed, and the new ones are explored. What was active before is explored in
-    any case. They return what happened to each mask.
-    """
+    counts: Counts
+    drop_score: Tensor | None = None
+    """Active weights of smallest score are dropped; None: of smallest magnitude."""
+    generator: torch.Generator | None = None
+    """Of the CPU: weights grow at random; None: by the scores of the layer's ``Ranking``."""
+
+
+class DropAndGrow(Protocol):
+    """An update of the masks of all layers. Nothing is written before ``update``."""
 
     active: list[int]
     """The number of active weights of each layer."""
@@ -69,33 +63,18 @@ class DropAndGrow(Protocol):
     def rank(self, rankings: Sequence[Ranking]) -> bool:
         """Set the scores by which weights grow. Return whether all of them are finite."""
 
-    def drop_by(self, layer: int, score: Tensor) -> None:
-        """Set the score of the weights that are dropped, which is |weight| otherwise."""
-
     def ranks_are_masked(self) -> bool:
         """Return whether everything by which weights may grow is 0 at inactive weights, but not at active
         ones: most likely it was multiplied by the masks."""
 
-    def grow_largest(self, drops: Sequence[Count], grows: Sequence[Count] | None = None) -> list[LayerUpdate]:
-        """Drop active weights of smallest score in each layer, and grow those of largest score.
+    def update(self, changes: Sequence[Change]) -> list[LayerUpdate]:
+        """Drop and grow weights of each layer. Return what happened to each mask.
 
-        With ``min_fan_in``, fewer are dropped where neurons need them, and as many fewer grow.
-
-        Args:
-            drops: the number of weights to drop in each layer.
-            grows: the number to grow, with ``min_fan_in`` at least ``missing``; None for ``drops``.
+        With ``min_fan_in``, fewer are dropped where neurons need them, and as many fewer grow. A layer that
+        grows must grow at least ``missing``. Where a mask changes, it is written in place, weights that left
+        it or are new in it are zeroed, and the new ones are explored. What was active before is explored in
+        any case.
         """
-
-    def grow_random(
-        self,
-        drops: Sequence[Count],
-        generators: Sequence[torch.Generator],
-        grows: Sequence[Count] | None = None,
-    ) -> list[LayerUpdate]:
-        """Do the same with random growth, by a generator of the CPU for each layer."""
-
-    def drop(self, drops: Sequence[Count]) -> list[LayerUpdate]:
-        """Do the same without growth."""
 
 
 class TorchDropAndGrow:
@@ -120,14 +99,10 @@ class TorchDropAndGrow:
             pairs = zip(layers, self._neurons, strict=True)
             self.missing = [missing_inputs(as_boolean(x.mask), min_fan_in, n) for x, n in pairs]
         self._rankings: dict[int, Ranking] = {}
-        self._drop_scores: dict[int, Tensor] = {}
 
     def rank(self, rankings: Sequence[Ranking]) -> bool:
         self._rankings.update({ranking.layer: ranking for ranking in rankings})
         return all(bool(ranking.values.isfinite().all()) for ranking in rankings)
-
-    def drop_by(self, layer: int, score: Tensor) -> None:
-        self._drop_scores[layer] = score
 
     def ranks_are_masked(self) -> bool:
         rankings = [ranking for ranking in self._rankings.values() if ranking.at_most > 0]
@@ -138,74 +113,49 @@ class TorchDropAndGrow:
                 return False
         return any(bool(ranking.values.any()) for ranking in rankings)
 
-    def grow_largest(self, drops: Sequence[Count], grows: Sequence[Count] | None = None) -> list[LayerUpdate]:
-        return self._update_each(drops, drops if grows is None else grows, self._grow_largest)
+    def update(self, changes: Sequence[Change]) -> list[LayerUpdate]:
+        return [self._change(index, *change) for index, change in enumerate(changes)]
 
-    def grow_random(
-        self,
-        drops: Sequence[Count],
-        generators: Sequence[torch.Generator],
-        grows: Sequence[Count] | None = None,
-    ) -> list[LayerUpdate]:
-        def grow(index: int, drop: Count, count: Count) -> Tensor:
-            return self._grow_random(index, drop, count, generators[index])
+    def _change(
+        self, index: int, counts: Counts, drop_score: Tensor | None, generator: torch.Generator | None
+    ) -> LayerUpdate:
+        if not (counts.drops or counts.grows):
+            return LayerUpdate()
+        kept = self._kept(index, counts.drop, drop_score)
+        return self._apply(index, self._grown(index, kept, counts, generator) if counts.grows else kept)
 
-        return self._update_each(drops, drops if grows is None else grows, grow)
-
-    def drop(self, drops: Sequence[Count]) -> list[LayerUpdate]:
-        return self._update_each(drops, drops, lambda index, drop, _: self._kept(index, drop))
-
-    def _update_each(
-        self,
-        drops: Sequence[Count],
-        grows: Sequence[Count],
-        choose: Callable[[int, Count, Count], Tensor],
-    ) -> list[LayerUpdate]:
-        updates = []
-        for index, (drop, grow) in enumerate(zip(drops, grows, strict=True)):
-            changes = any(bool(k.any()) if isinstance(k, Tensor) else k for k in (drop, grow))
-            updates.append(self._apply(index, choose(index, drop, grow)) if changes else LayerUpdate())
-        return updates
-
-    def _grow_largest(self, index: int, drop: Count, grow: Count) -> Tensor:
-        mask, ranking = as_boolean(self._layers[index].mask), self._rankings[index]
-        kept = self._kept(index, drop)
-        if isinstance(grow, Tensor):
-            return grow_largest_inputs(kept, mask, score_of(ranking), grow, self._neurons[index])
-        if self._min_fan_in:
-            # Within a neuron all factors are equal; where they are 0, the values still tell weights apart.
-            within = ranking.values if ranking.signed else ranking.values.abs()
-            kept = fill_neurons(kept, within, self._min_fan_in, self._neurons[index])
-        return grow_largest(kept, mask, score_of(ranking), self._left_to_grow(index, kept, drop, grow))
-
-    def _grow_random(self, index: int, drop: Count, grow: Count, generator: torch.Generator) -> Tensor:
-        mask, kept = as_boolean(self._layers[index].mask), self._kept(index, drop)
-        if isinstance(grow, Tensor):
-            score = random_scores(kept.shape, generator).to(kept.device)
-            return grow_largest_inputs(kept, mask, score, grow, self._neurons[index])
-        if self.missing[index]:
-            score = random_scores(kept.shape, generator).to(kept.device)
-            kept = fill_neurons(kept, score, self._min_fan_in, self._neurons[index])
-        return grow_random(kept, self._left_to_grow(index, kept, drop, grow), generator)
-
-    def _left_to_grow(self, index: int, kept: Tensor, drop: Count, grow: int) -> int:
-        """Return how many weights grow beside those that neurons lacked, which are among the kept."""
-        if not self._min_fan_in:
-            return grow
-        assert not isinstance(drop, Tensor)
-        return max(0, self.active[index] - drop + grow - int(kept.count_nonzero()))
-
-    def _kept(self, index: int, drop: Count) -> Tensor:
+    def _kept(self, index: int, drop: int | Tensor, score: Tensor | None) -> Tensor:
         """Return a mask without so many of its weights, or without as many as no neuron needs."""
-        layer, neurons = self._layers[index], self._neurons[index]
+        layer = self._layers[index]
         mask = as_boolean(layer.mask)
-        score = self._drop_scores[index] if index in self._drop_scores else layer.parameter.abs()
-        if isinstance(drop, Tensor):
-            return drop_smallest_inputs(mask, score, drop, neurons)
-        if self._masks_are_shared:
+        if self._masks_are_shared and not isinstance(drop, Tensor):
             # The first parameter of a mask has changed the number of its weights already.
             drop = max(0, drop - self.active[index] + int(mask.count_nonzero()))
-        return drop_smallest(mask, score, drop, self._min_fan_in, neurons)
+        score = layer.parameter.abs() if score is None else score
+        return drop_smallest(mask, score, drop, self._min_fan_in, self._neurons[index])
+
+    def _grown(self, index: int, kept: Tensor, counts: Counts, generator: torch.Generator | None) -> Tensor:
+        mask, neurons = as_boolean(self._layers[index].mask), self._neurons[index]
+        drop, grow = counts
+        if isinstance(drop, Tensor) or isinstance(grow, Tensor):
+            return grow_largest(kept, mask, self._score(index, generator), grow, neurons)
+        if self.missing[index]:
+            # Within a neuron all factors are equal; where they are 0, the values still tell weights apart.
+            score = self._score(index, generator, with_factors=False)
+            kept = fill_neurons(kept, score, self._min_fan_in, neurons)
+        if self._min_fan_in:
+            # Among the kept are what neurons lacked, and what they need of what was to drop.
+            grow = max(0, self.active[index] - drop + grow - int(kept.count_nonzero()))
+        if generator is not None:
+            return grow_random(kept, grow, generator)
+        return grow_largest(kept, mask, self._score(index, None), grow)
+
+    def _score(self, index: int, generator: torch.Generator | None, with_factors: bool = True) -> Tensor:
+        if generator is not None:
+            mask = self._layers[index].mask
+            return random_scores(mask.shape, generator).to(mask.device)
+        ranking = self._rankings[index]
+        return score_of(ranking if with_factors else ranking._replace(factors=None))
 
     def _apply(self, index: int, grown: Tensor) -> LayerUpdate:
         parameter, written, explored = self._layers[index]

@@ -23,7 +23,6 @@ from .agreement import Group, check_masks_agree
 from .explored import Explored, rate_of
 from .hooks import Counts, Layer, Magnitude, Score
 from .layer_update import LayerUpdate
-from .seeding import generator
 from .update_plan import UpdatePlan
 
 
@@ -191,10 +190,10 @@ class DynamicSparseTraining:
         due = self.start_at + (passed + 1) * self.update_every
         return due if due < self.stop_at else None
 
-    def _most_that_grow(self, layers: Sequence[Layer]) -> Sequence[int]:
-        """Return how many weights may grow in each layer at most; where it is not 0, one pass over the
-        gradient ranks by it and finds it finite."""
-        return [0] * len(layers)
+    def _most_that_grow(self, layer: Layer) -> int:
+        """Return how many weights may grow in the layer at most; if it is not 0, one pass over the gradient
+        ranks by it and finds it finite."""
+        return 0
 
     def _check_last_update(self) -> None:
         """Warn if there is something wrong with the last update."""
@@ -247,17 +246,15 @@ class DynamicSparseTraining:
         step = self._step + 1
         due = step == self._next_due()
         try:
-            update = self._prepare(step) if due else None
+            plan = self._plan(step) if due else None
         except Exception as error:
             with suppress(RuntimeError):  # the other ranks would wait for this one where they compare
                 self._compare_ranks(str(error))
             raise
         self._step = step
-        self._due = due and update is None
-        if update is not None:
-            self._last_update = dict(zip(self._names, update(), strict=True))
-            self._updated = any(layer.changed for layer in self._last_update.values())
-            self._check_last_update()
+        self._due = due and plan is None
+        if plan is not None:
+            self._carry_out(plan)
         if due or not self._is_compared:
             self._compare_ranks()
 
@@ -267,11 +264,8 @@ class DynamicSparseTraining:
             return self.next_update(self._step)
         return self._step + 1 if self._step + 1 < self.stop_at else None
 
-    def _prepare(self, step: int) -> Callable[[], list[LayerUpdate]] | None:
-        """Return what writes the masks and tells how they changed; None if the update is postponed.
-
-        Nothing is written before it is called.
-        """
+    def _plan(self, step: int) -> UpdatePlan | None:
+        """Return the update of that step; None if it is postponed. Nothing is written yet."""
         method_arguments.check_present_masks(self.masks, self._names)
         plan = UpdatePlan(self, self._names, self._explored.unions())
         method_arguments.check_min_fan_in(self.min_fan_in, self.masks, self._names, plan.active)
@@ -279,17 +273,17 @@ class DynamicSparseTraining:
             return None
         self._warn_of_gradients(method_notices.notice_of_masked_gradients, plan.gradients_are_masked)
         plan.ask_counts(step)
+        return plan
 
-        def update() -> list[LayerUpdate]:
-            updates = plan.carry_out(lambda layer: generator(self.seed, layer, step))
-            # An update that was asked for nothing is not worth a step.
-            if self.skip_step and plan.is_asked_for:
-                self._skipped_step = SkippedStep(self.masks)
-            if plan.is_asked_for and not any(layer.changed for layer in updates):
-                self._warn_of_gradients(method_notices.notice_of_zero_gradients, plan.gradients_are_zero)
-            return updates
-
-        return update
+    def _carry_out(self, plan: UpdatePlan) -> None:
+        self._last_update = dict(zip(self._names, plan.carry_out(), strict=True))
+        self._updated = any(layer.changed for layer in self._last_update.values())
+        # An update that was asked for nothing is not worth a step.
+        if self.skip_step and plan.is_asked_for:
+            self._skipped_step = SkippedStep(self.masks)
+        if plan.is_asked_for and not self._updated:
+            self._warn_of_gradients(method_notices.notice_of_zero_gradients, plan.gradients_are_zero)
+        self._check_last_update()
 
     def _warn_of_gradients(self, notice: Callable[[str], str], are_wrong: Callable[[], bool]) -> None:
         """Warn once, of a method that uses them, if there is something wrong with the gradients."""
@@ -356,8 +350,12 @@ class DynamicSparseTraining:
         return f"{self!r}\n{topology_table.table(self)}"
 
     def __repr__(self) -> str:
-        unusual = [n for n, usual in self._usual.items() if n in self.settings and getattr(self, n) != usual]
-        return topology_table.title(self, [*self.shown], self._step, self._next_due(), unusual)
+        due = self._next_due()
+        told = {name: getattr(self, name) for name in self.shown}
+        told |= {"step": self._step, "next_update": "none" if due is None else due}
+        own = {name: getattr(self, name) for name in self._usual if name in self.settings}
+        told |= {name: value for name, value in own.items() if value != self._usual[name]}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in told.items())})"
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs beside the state of the model, which has the masks, and of the
@@ -383,7 +381,7 @@ class DynamicSparseTraining:
                 setting is not valid. Nothing has been changed then.
         """
         former = {name: getattr(self, name) for name in self.settings}
-        state = method_arguments.checked_state(state_dict, self.settings, former, self._formerly)
+        state = method_arguments.checked_state(state_dict, former, self._formerly)
         self.__dict__.update({name: state[name] for name in self.settings})
         try:
             self._check_settings()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,18 +46,13 @@ class Explored:
         dtypes = {union.dtype for union in unions}
         if dtypes != {torch.bool}:
             raise ValueError(f"state_dict['explored'] has tensors of {dtypes}, they must be torch.bool")
-        shapes, own_shapes = _shapes(unions), _shapes(self._unions)
+        shapes, own_shapes = ([tuple(own.shape) for own in all_of] for all_of in (unions, self._unions))
         if shapes != own_shapes:
             raise ValueError(f"state_dict has masks of shapes {shapes}, they must be {own_shapes}")
         pairs = zip(unions, self._masks.values(), strict=True)
         self._unions = [union.clone().to(mask.device) for union, mask in pairs]
 
 
-def rate_of(unions: Iterable[Tensor]) -> float:
+def rate_of(unions: Sequence[Tensor]) -> float:
     """Return the number of weights that are in a union, divided by the number of all weights."""
-    unions = [*unions]
     return sum(int(own.count_nonzero()) for own in unions) / max(1, sum(own.numel() for own in unions))
-
-
-def _shapes(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in tensors]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -17,7 +17,7 @@ from .agreement import Group
 from .densities import Distribution, check_request, layer_densities
 from .dynamic_sparse_training import DynamicSparseTraining
 from .hooks import Counts, Layer
-from .method_arguments import check_min_fan_in, check_steps
+from .method_arguments import check_min_fan_in
 
 
 def cubic_density(initial: float, final: float, progress: float) -> float:
@@ -67,11 +67,11 @@ class GMP(DynamicSparseTraining):
         RuntimeError: from ``step()``, after an update: the ranks of a distributed run do not agree.
     """
 
-    settings: ClassVar[tuple[str, ...]] = (
+    settings = (
         *("sparsity", "distribution", "start_at", "update_every", "stop_at", "min_fan_in"),
         "initial_active",
     )
-    shown: ClassVar[tuple[str, ...]] = ("sparsity", *DynamicSparseTraining.shown)
+    shown = ("sparsity", *DynamicSparseTraining.shown)
     postpones = False
 
     def __init__(
@@ -86,9 +86,6 @@ class GMP(DynamicSparseTraining):
         min_fan_in: int = 0,
         process_group: Group = "world",
     ) -> None:
-        check_steps(update_every, start_at, stop_at)
-        if not start_at < stop_at < math.inf:
-            raise ValueError(f"stop_at is {stop_at}, it must be finite and over start_at ({start_at})")
         super().__init__(
             masks,
             update_every,
@@ -98,6 +95,8 @@ class GMP(DynamicSparseTraining):
             min_fan_in=min_fan_in,
             process_group=process_group,
         )
+        if not start_at < stop_at < math.inf:
+            raise ValueError(f"stop_at is {stop_at}, it must be finite and over start_at ({start_at})")
         self.sparsity = dict(sparsity) if isinstance(sparsity, Mapping) else float(sparsity)
         self.distribution = distribution
         self.initial_active = [int(mask.count_nonzero()) for mask in masks.values()]
@@ -156,6 +155,10 @@ class GMP(DynamicSparseTraining):
                     "prunes. Start from denser masks (sparsify(model, 0.0)), or give each layer its sparsity"
                 )
         check_min_fan_in(self.min_fan_in, self.masks, self._names, final)
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        self._final_densities()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)

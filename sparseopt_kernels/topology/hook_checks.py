@@ -62,54 +62,58 @@ def check_counts(method: str, returned: Any, layers: Sequence[Layer], min_fan_in
             f"{method}.counts returned {len(returned)} counts, it must be one for each of the {len(layers)} "
             f"layers that it was given ({', '.join(repr(layer.name) for layer in layers)})"
         )
-    return [
-        _checked_counts(f"{method}.counts returned {counts!r} for {layer.name!r}", counts, layer, min_fan_in)
-        for counts, layer in zip(returned, layers, strict=True)
-    ]
+    checked = []
+    for counts, layer in zip(returned, layers, strict=True):
+        try:
+            checked.append(_checked_counts(counts, layer, min_fan_in))
+        except (TypeError, ValueError) as error:
+            told = f"{method}.counts returned {counts!r} for {layer.name!r}"
+            raise type(error)(f"{told}{error}") from None
+    return checked
 
 
-def _checked_counts(told: str, counts: Any, layer: Layer, min_fan_in: int) -> Counts:
+def _checked_counts(counts: Any, layer: Layer, min_fan_in: int) -> Counts:
+    """Return the counts of a layer, or raise an error that says what they must be."""
     if not isinstance(counts, tuple) or len(counts) != 2:
-        raise TypeError(f"{told}, it must be Counts(drop, grow)")
+        raise TypeError(", it must be Counts(drop, grow)")
     drop, grow = counts
     if isinstance(drop, Tensor) and isinstance(grow, Tensor):
-        _check_by_neuron(told, drop, grow, layer, min_fan_in)
+        _check_by_neuron(drop, grow, layer, min_fan_in)
         return Counts(drop, grow)
     if not all(isinstance(k, Integral) and not isinstance(k, bool) for k in counts):
-        raise TypeError(f"{told}, it must have two integers, or two int64 tensors with a number per neuron")
+        raise TypeError(", it must have two integers, or two int64 tensors with a number per neuron")
     drop, grow = int(drop), int(grow)
     most = layer.weight.numel() - layer.active + drop
     if not 0 <= drop <= layer.active:
-        raise ValueError(f"{told}: drop must be in [0, {layer.active}], the number of active weights")
+        raise ValueError(f": drop must be in [0, {layer.active}], the number of active weights")
     if not 0 <= grow <= most:
-        raise ValueError(f"{told}: grow must be in [0, {most}], the number of weights that are not kept")
+        raise ValueError(f": grow must be in [0, {most}], the number of weights that are not kept")
     if 0 < grow < layer.missing:
         raise ValueError(
-            f"{told}: grow must be 0 or at least {layer.missing}, the inputs that neurons have less than "
+            f": grow must be 0 or at least {layer.missing}, the inputs that neurons have less than "
             f"min_fan_in ({min_fan_in})"
         )
     return Counts(drop, grow)
 
 
-def _check_by_neuron(told: str, drop: Tensor, grow: Tensor, layer: Layer, min_fan_in: int) -> None:
+def _check_by_neuron(drop: Tensor, grow: Tensor, layer: Layer, min_fan_in: int) -> None:
     number = layer.neurons.count(layer.weight.shape)
     for what, k in (("drop", drop), ("grow", grow)):
         if k.dtype != torch.int64 or k.shape != (number,) or k.device != layer.weight.device:
             raise ValueError(
-                f"{told}: {what} has dtype {k.dtype} and shape {tuple(k.shape)} on {k.device}, it must be "
+                f": {what} has dtype {k.dtype} and shape {tuple(k.shape)} on {k.device}, it must be "
                 f"torch.int64 of shape ({number},), one for each neuron, on {layer.weight.device}"
             )
     fan_in = layer.fan_in()
     inputs = layer.weight.numel() // max(1, number)
     if bool(((drop < 0) | (drop > fan_in)).any()):
-        raise ValueError(f"{told}: drop must be at least 0 and at most the fan-in of each neuron")
+        raise ValueError(": drop must be at least 0 and at most the fan-in of each neuron")
     if bool(((grow < 0) | (grow > inputs - fan_in + drop)).any()):
         raise ValueError(
-            f"{told}: grow must be at least 0 and at most the number of weights of each neuron that are not "
-            "kept"
+            ": grow must be at least 0 and at most the number of weights of each neuron that are not kept"
         )
     if bool((fan_in - drop + grow < min(min_fan_in, inputs)).any()):
-        raise ValueError(f"{told}: a neuron would have fewer inputs than min_fan_in ({min_fan_in})")
+        raise ValueError(f": a neuron would have fewer inputs than min_fan_in ({min_fan_in})")
 
 
 def check_score(method: str, hook: str, score: Any, layer: Layer) -> float:

@@ -82,30 +82,26 @@ def _is_whole(value: Any, least: float) -> bool:
 
 
 def checked_state(
-    state_dict: Mapping[str, Any],
-    settings: Sequence[str],
-    present: Mapping[str, Any],
-    former: Mapping[str, Any],
+    state_dict: Mapping[str, Any], present: Mapping[str, Any], former: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Return the state of a method, with settings that there were not when it was saved.
 
     Args:
         state_dict: the state.
-        settings: the names of the settings of the method.
-        present: the values of its settings. There is a warning if one is replaced that is not in the state.
+        present: the method's settings. There is a warning if one is replaced that is not in the state.
         former: the values of settings before they could be chosen.
 
     Raises:
         ValueError: it has other keys than it must have.
     """
     for name, value in former.items():
-        if name in settings and name not in state_dict:
+        if name in present and name not in state_dict:
             if present[name] != value:
                 warn(
                     f"state_dict has no {name}: it is {value} from here on, and not {present[name]}, as given"
                 )
             state_dict = {name: value, **state_dict}
-    expected = {*settings, "step", "due", "explored"}
+    expected = {*present, "step", "due", "explored"}
     if set(state_dict) != expected:
         raise ValueError(f"state_dict has keys {sorted(state_dict)}, it must have {sorted(expected)}")
     check_count("state_dict['step']", state_dict["step"])

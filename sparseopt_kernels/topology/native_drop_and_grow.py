@@ -13,7 +13,7 @@ from .. import native_library
 from ..kernels.memory import DTYPE_NAMES
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
-from .drop_and_grow import Count, LayerTensors, Ranking, score_of
+from .drop_and_grow import Change, LayerTensors, Ranking, score_of
 from .layer_update import LayerUpdate
 from .random_choice import draw_seed
 
@@ -70,93 +70,75 @@ class NativeDropAndGrow:
         self, layers: Sequence[LayerTensors], neurons: Sequence[Neurons], min_fan_in: int = 0
     ) -> None:
         self._layers = layers
-        self._contiguous = [_contiguous(layer) for layer in layers]
+        self._contiguous = [
+            LayerTensors(p.contiguous(), as_boolean(m).contiguous(), e.contiguous()) for p, m, e in layers
+        ]
         pairs = zip(self._contiguous, neurons, strict=True)
         self._updates = native_library.DropAndGrow(
             [_masked_layer(layer, min_fan_in, own) for layer, own in pairs], torch.get_num_threads()
         )
         self.active = self._updates.active
         self.missing = self._updates.missing
-        self._drop_scores: list[Tensor] = []  # the library has only their addresses
 
     def rank(self, rankings: Sequence[Ranking]) -> bool:
-        plain = [r if r.factors is None else r._replace(at_most=0) for r in rankings]
-        fills = [own.at_most > 0 for own in rankings]
-        finite = self._rank([(r, r.values, own) for r, own in zip(plain, fills, strict=True)])
-        for ranking in rankings:
+        # Within a neuron all factors are equal: the inputs it lacks are those of the values.
+        finite = self._rank(
+            [(r.layer, r.values, r.at_most if r.factors is None else 0, r.at_most > 0) for r in rankings]
+        )
+        for own in rankings:
             # One by one: scores are as large as the parameter.
-            if finite and ranking.factors is not None:
-                # Within a neuron all factors are equal: the inputs it lacks are those of the values.
-                self._rank([(ranking, score_of(ranking), False)])
+            if finite and own.factors is not None:
+                self._rank([(own.layer, score_of(own), own.at_most, False)])
         return finite
 
-    def _rank(self, rankings: Sequence[tuple[Ranking, Tensor, bool]]) -> bool:
-        values = [values.contiguous() for _, values, _ in rankings]
+    def _rank(self, asked: Sequence[tuple[int, Tensor, int, bool]]) -> bool:
+        values = [own.contiguous() for _, own, _, _ in asked]
         scores = [
             native_library.Scores(
-                layer=ranking.layer,
-                dtype=DTYPE_NAMES[own.dtype],
-                values=own.data_ptr(),
-                at_most=ranking.at_most,
-                fills=fills,
+                layer=layer, dtype=DTYPE_NAMES[own.dtype], values=own.data_ptr(), at_most=at_most, fills=fills
             )
-            for (ranking, _, fills), own in zip(rankings, values, strict=True)
+            for (layer, _, at_most, fills), own in zip(asked, values, strict=True)
         ]
         return self._updates.rank(scores, torch.get_num_threads())
-
-    def drop_by(self, layer: int, score: Tensor) -> None:
-        own = score.contiguous()
-        self._drop_scores.append(own)
-        dtype, values = DTYPE_NAMES[own.dtype], own.data_ptr()
-        self._updates.drop_by(
-            [native_library.Scores(layer=layer, dtype=dtype, values=values, at_most=0, fills=False)]
-        )
 
     def ranks_are_masked(self) -> bool:
         return self._updates.scores_are_masked
 
-    def grow_largest(self, drops: Sequence[Count], grows: Sequence[Count] | None = None) -> list[LayerUpdate]:
-        dropped, grown = _numbers(drops), _numbers(drops if grows is None else grows)
-        self._count_writes(dropped, grown)
-        return self._written(self._updates.grow_largest(dropped, grown, torch.get_num_threads()))
+    def update(self, changes: Sequence[Change]) -> list[LayerUpdate]:
+        weights = (own.parameter for own in self._contiguous)
+        scores = [
+            weight if own.drop_score is None else own.drop_score.contiguous()
+            for own, weight in zip(changes, weights, strict=True)
+        ]
+        native = [
+            native_library.Change(
+                drop=int(own.counts.drop),
+                grow=int(own.counts.grow),
+                dtype=DTYPE_NAMES[score.dtype],
+                drop_scores=score.data_ptr(),
+                seeds=None if own.generator is None else _seeds(own.generator, missing),
+            )
+            for own, score, missing in zip(changes, scores, self.missing, strict=True)
+        ]
+        self._count_writes(changes)
+        return self._written(self._updates.update(native, torch.get_num_threads()))
 
-    def grow_random(
-        self,
-        drops: Sequence[Count],
-        generators: Sequence[torch.Generator],
-        grows: Sequence[Count] | None = None,
-    ) -> list[LayerUpdate]:
-        dropped, grown = _numbers(drops), _numbers(drops if grows is None else grows)
-        pairs = list(zip(self.missing, generators, strict=False))
-        of_missing = [draw_seed(generator) if missing else 0 for missing, generator in pairs]
-        seeds = [draw_seed(generator) for generator in generators]
-        self._count_writes(dropped, grown)
-        return self._written(
-            self._updates.grow_random(dropped, grown, seeds, of_missing, torch.get_num_threads())
-        )
-
-    def drop(self, drops: Sequence[Count]) -> list[LayerUpdate]:
-        dropped = _numbers(drops)
-        self._count_writes(dropped, dropped)
-        return self._written(self._updates.drop(dropped, torch.get_num_threads()))
-
-    def _count_writes(self, drops: list[int], grows: list[int]) -> None:
+    def _count_writes(self, changes: Sequence[Change]) -> None:
         """Raise the versions of what the library may write, before it does.
 
         Afterwards would be too late: an interrupt between the two would leave masks changed that nobody
         notices. The price is that a layer that then does not change is prepared anew in vain.
         """
         written: list[Tensor] = []
-        counts = zip(drops, grows, self._layers, self._contiguous, strict=False)
-        for drop, grow, layer, contiguous in counts:
-            if drop > 0 or grow > 0:
+        for (counts, *_), layer, contiguous in zip(changes, self._layers, self._contiguous, strict=True):
+            if counts.drops or counts.grows:
                 written += [t for t, own in zip(layer, contiguous, strict=True) if own is t]
         if written:
             increment_version(written)
 
-    def _written(self, changes: list[native_library.LayerUpdate]) -> list[LayerUpdate]:
+    def _written(self, numbers: list[list[int]]) -> list[LayerUpdate]:
         """Copy back what the library wrote to copies; PyTorch counts these writes."""
-        updates = [LayerUpdate(c.dropped, c.grown, c.died, c.revived, c.most_grown) for c in changes]
+        updates = [LayerUpdate(*own) for own in numbers]
         for layer, contiguous, update in zip(self._layers, self._contiguous, updates, strict=True):
             if contiguous.explored is not layer.explored:
                 layer.explored.copy_(contiguous.explored)
@@ -166,15 +148,10 @@ class NativeDropAndGrow:
         return updates
 
 
-def _numbers(counts: Sequence[Count]) -> list[int]:
-    """Return the counts as numbers, which they all must be."""
-    return [int(k) for k in counts]
-
-
-def _contiguous(layer: LayerTensors) -> LayerTensors:
-    """Return the tensors of a layer, or copies of them."""
-    parameter, mask, explored = layer
-    return LayerTensors(parameter.contiguous(), as_boolean(mask).contiguous(), explored.contiguous())
+def _seeds(generator: torch.Generator, missing: int) -> tuple[int, int]:
+    """Draw a seed for the inputs that neurons lack, if there are any, and one for all else that grows."""
+    of_missing = draw_seed(generator) if missing else 0
+    return of_missing, draw_seed(generator)
 
 
 def _masked_layer(layer: LayerTensors, min_fan_in: int, neurons: Neurons) -> native_library.MaskedLayer:

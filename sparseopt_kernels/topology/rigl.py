@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -51,14 +51,7 @@ class RigL(SET):
             gradient.
     """
 
-    settings: ClassVar[tuple[str, ...]] = (
-        "drop_fraction",
-        "skip_step",
-        "update_every",
-        "stop_at",
-        "min_fan_in",
-        "regrow",
-    )
+    settings = ("drop_fraction", "skip_step", "update_every", "stop_at", "min_fan_in", "regrow")
     uses_gradients = True
 
     def __init__(

@@ -21,7 +21,7 @@ _DIM_0 = Neurons()
 
 
 def drop_smallest(
-    mask: Tensor, score: Tensor, k: int, min_fan_in: int = 0, neurons: Neurons = _DIM_0
+    mask: Tensor, score: Tensor, k: int | Tensor, min_fan_in: int = 0, neurons: Neurons = _DIM_0
 ) -> Tensor:
     """Return the mask without its ``k`` active weights of smallest score.
 
@@ -32,26 +32,17 @@ def drop_smallest(
     Args:
         mask: boolean, of any shape, with at least ``k`` active weights; not written.
         score: of the mask's shape and device, ``|w|`` for SET and RigL.
-        k: the number of weights to drop.
-        min_fan_in: the number of inputs that each neuron keeps.
+        k: the number of weights to drop; or of each neuron, int64 of shape ``(neurons,)``.
+        min_fan_in: the number of inputs that each neuron keeps, unless ``k`` is given for each.
         neurons: the dimension of the mask that counts neurons.
     """
+    if isinstance(k, Tensor):
+        return _largest_inputs(score, mask, fan_in(mask, neurons) - k, neurons)
     if min_fan_in == 0:
         return _largest(score, mask, int(mask.count_nonzero()) - k)
     staying = _largest_inputs(score, mask, fan_in(mask, neurons).clamp_max(min_fan_in), neurons)
     others = mask & ~staying
     return staying | _largest(score, others, max(0, int(others.count_nonzero()) - k))
-
-
-def drop_smallest_inputs(mask: Tensor, score: Tensor, counts: Tensor, neurons: Neurons = _DIM_0) -> Tensor:
-    """Return the mask without the active weights of smallest score of each neuron.
-
-    Args:
-        mask, score, neurons: as of :func:`drop_smallest`.
-        counts: the number of weights to drop in each neuron: int64, of shape ``(neurons,)``, each at most
-            the fan-in.
-    """
-    return _largest_inputs(score, mask, fan_in(mask, neurons) - counts, neurons)
 
 
 def missing_inputs(mask: Tensor, min_fan_in: int, neurons: Neurons = _DIM_0) -> int:
@@ -81,7 +72,9 @@ def random_scores(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return random_places(draw_seed(generator), 0, shape.numel(), 2**62).view(shape)
 
 
-def grow_largest(kept: Tensor, mask: Tensor, score: Tensor, k: int) -> Tensor:
+def grow_largest(
+    kept: Tensor, mask: Tensor, score: Tensor, k: int | Tensor, neurons: Neurons = _DIM_0
+) -> Tensor:
     """Return ``kept`` and the ``k`` weights of largest score among those not kept.
 
     Args:
@@ -90,23 +83,12 @@ def grow_largest(kept: Tensor, mask: Tensor, score: Tensor, k: int) -> Tensor:
         mask: the mask before the update. What was dropped from it may come back, and does so before an
             inactive weight of the same score.
         score: of the mask's shape and device, ``|gradient|`` for RigL.
-        k: the number of weights to grow.
-    """
-    return kept | _largest(score, ~kept, k, first=mask)
-
-
-def grow_largest_inputs(
-    kept: Tensor, mask: Tensor, score: Tensor, counts: Tensor, neurons: Neurons = _DIM_0
-) -> Tensor:
-    """Return ``kept`` and the weights of largest score of each neuron among those not kept.
-
-    Args:
-        kept, mask, score: as of :func:`grow_largest`.
-        counts: the number of weights to grow in each neuron: int64, of shape ``(neurons,)``, each at most
-            the number of weights not kept.
+        k: the number of weights to grow; or of each neuron, int64 of shape ``(neurons,)``.
         neurons: the dimension of the mask that counts neurons.
     """
-    return kept | _largest_inputs(score, ~kept, counts, neurons, first=mask)
+    if isinstance(k, Tensor):
+        return kept | _largest_inputs(score, ~kept, k, neurons, first=mask)
+    return kept | _largest(score, ~kept, k, first=mask)
 
 
 def grow_random(kept: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -159,11 +141,13 @@ def _largest_inputs(
     """
     rows, row_scores = _rows(candidates, neurons), _rows(_comparable(score), neurons)
     # The sorts are stable: candidates by score, equal ones by `first` and then by index, and then the rest.
-    order = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape)
-    for key in (None if first is None else _rows(first, neurons).byte(), row_scores, rows.byte()):
-        if key is not None:
-            by_key = key.gather(1, order).sort(dim=1, descending=True, stable=True).indices
-            order = order.gather(1, by_key)
+    keys = [row_scores] if first is None else [_rows(first, neurons).byte(), row_scores]
+    if not bool(rows.all()):
+        keys.append(rows.byte())
+    order = keys[0].sort(dim=1, descending=True, stable=True).indices
+    for key in keys[1:]:
+        by_key = key.gather(1, order).sort(dim=1, descending=True, stable=True).indices
+        order = order.gather(1, by_key)
     taken = torch.arange(rows.shape[1], device=rows.device) < counts.to(rows.device).unsqueeze(1)
     chosen = torch.zeros_like(rows).scatter_(1, order, taken)
     groups, segments, per_group, length = neurons.grid(candidates.shape)

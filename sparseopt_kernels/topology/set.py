@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -91,15 +90,8 @@ class SET(DynamicSparseTraining):
             neuron of it got more than a third of what grew.
     """
 
-    settings: ClassVar[tuple[str, ...]] = (
-        "drop_fraction",
-        "skip_step",
-        "update_every",
-        "stop_at",
-        "min_fan_in",
-        "seed",
-    )
-    shown: ClassVar[tuple[str, ...]] = ("drop_fraction", *DynamicSparseTraining.shown)
+    settings = ("drop_fraction", "skip_step", "update_every", "stop_at", "min_fan_in", "seed")
+    shown = ("drop_fraction", *DynamicSparseTraining.shown)
 
     def __init__(
         self,
@@ -158,8 +150,8 @@ class SET(DynamicSparseTraining):
         super()._check_settings()
         check_fraction("drop_fraction", self.drop_fraction)
 
-    def _most_that_grow(self, layers: Sequence[Layer]) -> list[int]:
-        return [max(int(self.drop_fraction * layer.active), layer.missing) for layer in layers]
+    def _most_that_grow(self, layer: Layer) -> int:
+        return max(int(self.drop_fraction * layer.active), layer.missing)
 
     def _check_last_update(self) -> None:
         """Warn, once for each layer, if one neuron got much of what grew."""

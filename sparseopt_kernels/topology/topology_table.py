@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -41,20 +40,6 @@ class TopologySummary(TypedDict):
     """The number of neurons that got a first active weight then."""
     largest_share: float
     """The part of the new weights that went to the neuron with most of them, in [0, 1]."""
-
-
-def title(
-    method: DynamicSparseTraining,
-    shown: Sequence[str],
-    step: int,
-    next_update: int | None,
-    unusual: Sequence[str],
-) -> str:
-    """Return the class of a method with its settings and its clock: those shown always, and unusual ones."""
-    told = {name: getattr(method, name) for name in shown}
-    told |= {"step": step, "next_update": "none" if next_update is None else next_update}
-    told |= {name: getattr(method, name) for name in unusual}
-    return f"{type(method).__name__}({', '.join(f'{name}={value}' for name, value in told.items())})"
 
 
 @torch.no_grad()

@@ -5,18 +5,18 @@ Nothing is written before :meth:`UpdatePlan.carry_out`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..masks.mapping import neurons_in
-from .drop_and_grow import DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow, score_of
+from .drop_and_grow import Change, DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow, score_of
 from .hook_checks import WriteGuard, check_counts, check_score
 from .hooks import Counts, Layer, Magnitude, Score
 from .layer_update import LayerUpdate
 from .native_drop_and_grow import NativeDropAndGrow, supports, supports_score
+from .seeding import generator
 
 if TYPE_CHECKING:
     from .dynamic_sparse_training import DynamicSparseTraining
@@ -51,10 +51,9 @@ class UpdatePlan:
         self.changing = [layer for layer in self._layers if method.can_change(layer)]
         """The layers whose masks may change."""
         self._guard = WriteGuard(self._name, self._layers)
-        self._counts = [Counts(0, 0)] * len(self._layers)
+        self._changes = [Change(Counts(0, 0))] * len(self._layers)
         self._scores: dict[int, Score] = {}
         self._rankings: dict[int, Ranking] = {}
-        self._drop_scores: dict[int, Tensor] = {}
         self._only_pytorch_can = False
 
     def ask_grow_scores(self) -> bool:
@@ -72,15 +71,14 @@ class UpdatePlan:
         scores = {layer.index: self._method.grow_score(layer) for layer in self.changing}
         self._scores = {index: score for index, score in scores.items() if score is not None}
         self._guard.check("grow_score")
-        most = self._method._most_that_grow(self.changing)
-        at_most = {layer.index: k for layer, k in zip(self.changing, most, strict=True)}
         for layer in self._layers:
             if layer.gradient is None:
                 continue
-            ranking, score = Ranking(layer.index, layer.gradient, at_most=0), self._scores.get(layer.index)
+            score, ranking = self._scores.get(layer.index), Ranking(layer.index, layer.gradient, at_most=0)
             if isinstance(score, Magnitude) and score.values is layer.gradient:
                 check_score(self._name, "grow_score", score, layer)
-                ranking = ranking._replace(at_most=at_most[layer.index], factors=score.factors)
+                most = self._method._most_that_grow(layer)
+                ranking = ranking._replace(at_most=most, factors=score.factors)
             self._rankings[layer.index] = ranking
         if not (self._method.postpones or self._method.uses_gradients):
             return True
@@ -89,7 +87,7 @@ class UpdatePlan:
     @property
     def is_asked_for(self) -> bool:
         """True if a weight is to be dropped or grown. To be asked after the counts."""
-        return any(counts.drops or counts.grows for counts in self._counts)
+        return any(counts.drops or counts.grows for counts, *_ in self._changes)
 
     def gradients_are_zero(self) -> bool:
         """Return whether all gradients are 0."""
@@ -108,85 +106,60 @@ class UpdatePlan:
         returned = self._method.counts(self.changing, step)
         self._guard.check("counts")
         checked = check_counts(self._name, returned, self.changing, self._method.min_fan_in)
+        self._check_shared_masks(checked)
         for layer, counts in zip(self.changing, checked, strict=True):
-            self._counts[layer.index] = counts
+            at_random = counts.grows and layer.index not in self._scores
+            self._changes[layer.index] = Change(
+                counts,
+                self._drop_score(layer) if counts.drops else None,
+                generator(self._method.seed, layer.index, step) if at_random else None,
+            )
             self._only_pytorch_can |= counts.by_neuron
-        self._check_shared_masks()
-        for layer in self.changing:
-            if self._counts[layer.index].drops:
-                self._set_drop_score(layer)
         self._guard.check("drop_score")
         new = [layer.index for layer in self.changing if self._set_ranking(layer)]
         if self._only_pytorch_can and not isinstance(self._chooser, TorchDropAndGrow):
             self._chooser = TorchDropAndGrow(self._tensors, self._neurons, self._method.min_fan_in)
             new = [index for index, ranking in self._rankings.items() if ranking.at_most > 0]
         self._chooser.rank([self._rankings[index] for index in new])
-        for index, score in self._drop_scores.items():
-            self._chooser.drop_by(index, score)
 
-    def _check_shared_masks(self) -> None:
+    def _check_shared_masks(self, checked: Sequence[Counts]) -> None:
         masks = [id(layer.stored_mask) for layer in self._layers]
-        for layer in self.changing:
-            if self._counts[layer.index].by_neuron and masks.count(id(layer.stored_mask)) > 1:
+        for layer, counts in zip(self.changing, checked, strict=True):
+            if counts.by_neuron and masks.count(id(layer.stored_mask)) > 1:
                 raise ValueError(
                     f"{self._name}.counts returned numbers by neuron for {layer.name!r}, whose mask another "
                     "parameter has as well: for such a mask it must return two integers"
                 )
 
-    def _set_drop_score(self, layer: Layer) -> None:
+    def _drop_score(self, layer: Layer) -> Tensor | None:
+        """Ask by which score weights of the layer are dropped. None: by magnitude, as is usual."""
         score = self._method.drop_score(layer)
         least = check_score(self._name, "drop_score", score, layer)
         if isinstance(score, Magnitude):
             if score.values is layer.weight and score.factors is None:
-                return  # as is usual
+                return None
             score = score_of(Ranking(layer.index, score.values, at_most=0, factors=score.factors))
         self._only_pytorch_can |= least < 0 or not supports_score(score)
-        self._drop_scores[layer.index] = score
+        return score
 
     def _set_ranking(self, layer: Layer) -> bool:
         """Set what weights of the layer grow by. Return whether it is yet to be ranked by that."""
-        score, counts = self._scores.get(layer.index), self._counts[layer.index]
+        score, counts = self._scores.get(layer.index), self._changes[layer.index].counts
         if score is None or not counts.grows:
             return False
         at_most = 1 if isinstance(counts.grow, Tensor) else counts.grow
         known = self._rankings.get(layer.index)
-        least = check_score(self._name, "grow_score", score, layer)
         if isinstance(score, Magnitude):
-            ranking = Ranking(layer.index, score.values, at_most, score.factors)
             if known is not None and known.values is score.values and known.at_most >= at_most:
                 return False
+            ranking = Ranking(layer.index, score.values, at_most, score.factors)
         else:
             ranking = Ranking(layer.index, score, at_most, signed=True)
+        least = check_score(self._name, "grow_score", score, layer)
         self._only_pytorch_can |= least < 0 or not supports_score(ranking.values)
         self._rankings[layer.index] = ranking
         return True
 
-    def carry_out(self, generator: Callable[[int], torch.Generator]) -> list[LayerUpdate]:
-        """Drop and grow. Return what happened to each mask.
-
-        Args:
-            generator: returns a generator of the CPU for the layer with that index, to grow without a score.
-        """
-        updates = [LayerUpdate()] * len(self._layers)
-        for way in ("drop", "grow_largest", "grow_random"):
-            own = [self._way(layer) == way for layer in self._layers]
-            if not any(own):
-                continue
-            pairs = [*zip(self._counts, own, strict=True)]
-            drops = [counts.drop if mine else 0 for counts, mine in pairs]
-            grows = [counts.grow if mine else 0 for counts, mine in pairs]
-            if way == "drop":
-                done = self._chooser.drop(drops)
-            elif way == "grow_largest":
-                done = self._chooser.grow_largest(drops, grows)
-            else:
-                generators = [generator(layer.index) for layer in self._layers]
-                done = self._chooser.grow_random(drops, generators, grows)
-            updates = [new if mine else old for old, new, mine in zip(updates, done, own, strict=True)]
-        return updates
-
-    def _way(self, layer: Layer) -> Literal["drop", "grow_largest", "grow_random"] | None:
-        counts = self._counts[layer.index]
-        if counts.grows:
-            return "grow_largest" if layer.index in self._scores else "grow_random"
-        return "drop" if counts.drops else None
+    def carry_out(self) -> list[LayerUpdate]:
+        """Drop and grow. Return what happened to each mask."""
+        return self._chooser.update(self._changes)

@@ -295,7 +295,7 @@ def test_a_worse_kernel_is_noticed(name: str, tmp_path: Path, monkeypatch: pytes
 @needs_cuobjdump
 def test_spills_are_noticed(tmp_path: Path) -> None:
     """A tile that is too large for the registers."""
-    many = GPUTarget("cuda", 90, 512)  # sectors a program, for the 32 threads of a warp
+    many = GPUTarget("cuda", 90, 256)  # sectors a program, for the 32 threads of a warp
     found = launches_of_steps(many, torch.float32, SETTINGS["momentum"])
     (launch,) = (launch for launch in found if launch.kernel == "sector_step")
     (taken,) = usage(launch.cubin(tmp_path)).values()

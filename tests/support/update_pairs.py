@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparseopt_kernels.neurons import Neurons
-from sparseopt_kernels.topology.drop_and_grow import DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow
+from sparseopt_kernels.topology.drop_and_grow import (
+    Change,
+    DropAndGrow,
+    LayerTensors,
+    Ranking,
+    TorchDropAndGrow,
+)
+from sparseopt_kernels.topology.hooks import Counts
 from sparseopt_kernels.topology.layer_update import LayerUpdate
 from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow, supports
 from sparseopt_kernels.topology.seeding import generator
@@ -41,9 +48,11 @@ def update(
     gradients = [layer.parameter.grad for layer in layers]
     rankings = [Ranking(i, g, at_most=k[i]) for i, g in enumerate(gradients) if g is not None]
     finite = updates.rank(rankings)
-    if grow == "largest":
-        return finite, updates.grow_largest(k)
-    return finite, updates.grow_random(k, [generator(3, i, 1) for i in range(len(k))])
+    changes = [
+        Change(Counts(n, n), generator=generator(3, i, 1) if grow == "random" else None)
+        for i, n in enumerate(k)
+    ]
+    return finite, updates.update(changes)
 
 
 @torch.no_grad()

@@ -232,6 +232,17 @@ class TestLayers:
         with pytest.raises(ValueError, match="state_dict has keys"):
             dst.load_state_dict(sk.SET(masks, stop_at=900).state_dict())
 
+    def test_a_state_of_other_layers_changes_nothing(self) -> None:
+        _, masks = self.model()
+        dst = GMP(masks, {"0": 0.9, "1": 0.9}, stop_at=9)
+        before = dst.state_dict()
+        state = {**before, "sparsity": {"nowhere": 0.5}, "stop_at": 7.0}
+        with pytest.raises(ValueError, match="nowhere"):
+            dst.load_state_dict(state)
+        assert dst.state_dict()["sparsity"] == {"0": 0.9, "1": 0.9}
+        assert dst.stop_at == 9.0
+        dst.step()
+
     def test_exploration_is_that_of_the_start(self) -> None:
         model, _ = self.model()
         for layer in model:

@@ -20,7 +20,7 @@ import sparseopt_kernels as sk
 from sparseopt_kernels.kernels import cpu
 from sparseopt_kernels.neurons import Neurons, fan_in
 from sparseopt_kernels.topology import update_plan
-from sparseopt_kernels.topology.drop_and_grow import LayerTensors, Ranking, TorchDropAndGrow
+from sparseopt_kernels.topology.drop_and_grow import Change, LayerTensors, Ranking, TorchDropAndGrow
 from sparseopt_kernels.topology.hooks import Counts, Layer, Magnitude, Score
 from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow
 from sparseopt_kernels.topology.seeding import generator
@@ -279,13 +279,8 @@ def test_the_library_drops_and_grows_as_pytorch_does(
             layer = LayerTensors(nn.Parameter(weight * mask), mask.clone(), mask.clone())
             chooser = make([layer], [neurons], min_fan_in)
             chooser.rank([Ranking(0, grow_score, at_most=grow)])
-            chooser.drop_by(0, drop_score)
-            if grow == 0:
-                update = chooser.drop([drop])
-            elif way == "largest":
-                update = chooser.grow_largest([drop], [grow])
-            else:
-                update = chooser.grow_random([drop], [generator(3, 0, 1)], [grow])
+            at_random = generator(3, 0, 1) if way == "random" else None
+            update = chooser.update([Change(Counts(drop, grow), drop_score, at_random)])
             found.append((update, layer))
             if grow > 0 or min_fan_in == 0:
                 assert int(layer.mask.sum()) >= active + grow - drop

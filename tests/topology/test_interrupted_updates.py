@@ -29,16 +29,8 @@ class InterruptedLibrary:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._updates, name)
 
-    def grow_largest(self, *arguments: Any) -> None:
-        self._updates.grow_largest(*arguments)
-        raise KeyboardInterrupt
-
-    def drop(self, *arguments: Any) -> None:
-        self._updates.drop(*arguments)
-        raise KeyboardInterrupt
-
-    def grow_random(self, *arguments: Any) -> None:
-        self._updates.grow_random(*arguments)
+    def update(self, *arguments: Any) -> None:
+        self._updates.update(*arguments)
         raise KeyboardInterrupt
 
 

@@ -12,7 +12,8 @@ from update_pairs import DTYPES, SPECIAL, compare, copy_of, drawn, each_dtype, l
 
 from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.neurons import Neurons
-from sparseopt_kernels.topology.drop_and_grow import Ranking, TorchDropAndGrow
+from sparseopt_kernels.topology.drop_and_grow import Change, Ranking, TorchDropAndGrow
+from sparseopt_kernels.topology.hooks import Counts
 from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow, supports
 from sparseopt_kernels.topology.selection import missing_inputs
 
@@ -82,7 +83,7 @@ def test_a_dead_neuron_is_filled_by_its_gradient(corrected: bool) -> None:
             updates = make([own], [Neurons()], 1)
             assert updates.missing == [2]
             updates.rank([Ranking(0, gradient, at_most=2, factors=factors)])
-            updates.grow_largest([2])
+            updates.update([Change(Counts(2, 2))])
         found.append(own.mask)
     assert found[0][2:].nonzero().tolist() == [[0, 5], [1, 5]]
     assert torch.equal(*found)
@@ -100,8 +101,8 @@ def test_dropping_alone(dtype: torch.dtype, min_fan_in: int, mask_dtype: torch.d
         layers = [layer_of(values.clone(), mask.clone(), None) for _ in range(2)]
         layers = [layer._replace(explored=mask != 0) for layer in layers]
         assert supports(layers[:1])
-        (update,) = NativeDropAndGrow(layers[:1], [Neurons()], min_fan_in).drop([k])
-        assert [update] == TorchDropAndGrow(layers[1:], [Neurons()], min_fan_in).drop([k])
+        (update,) = NativeDropAndGrow(layers[:1], [Neurons()], min_fan_in).update([Change(Counts(k))])
+        assert [update] == TorchDropAndGrow(layers[1:], [Neurons()], min_fan_in).update([Change(Counts(k))])
         assert (update.changed, update.grown, update.revived) == (k > 0, 0, 0)
         for native_tensor, expected in zip(*layers, strict=True):
             assert native_tensor.dtype == expected.dtype

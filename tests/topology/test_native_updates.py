@@ -20,7 +20,8 @@ from sparseopt_kernels import native_library
 from sparseopt_kernels.kernels import cpu as native
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.topology import update_plan
-from sparseopt_kernels.topology.drop_and_grow import LayerTensors, Ranking, TorchDropAndGrow
+from sparseopt_kernels.topology.drop_and_grow import Change, LayerTensors, Ranking, TorchDropAndGrow
+from sparseopt_kernels.topology.hooks import Counts
 from sparseopt_kernels.topology.native_drop_and_grow import NativeDropAndGrow, supports
 from sparseopt_kernels.topology.random_choice import random_places
 from sparseopt_kernels.topology.rigl import RigL
@@ -240,17 +241,17 @@ def test_bad_numbers_are_refused_before_anything_is_written() -> None:
     updates = NativeDropAndGrow([layer], [Neurons()])
     assert updates.active == [active]
     with pytest.raises(ValueError, match="k is larger than was told to rank"):
-        updates.grow_largest([1])
+        updates.update([Change(Counts(1, 1))])
     gradient = layer.parameter.grad
     assert gradient is not None
     updates.rank([Ranking(0, gradient, at_most=60)])
     for k in (-1, active + 1):
         with pytest.raises(ValueError, match="k is out of range"):
-            updates.grow_largest([k])
-    with pytest.raises(ValueError, match="a seed for each layer"):
-        updates.grow_random([1], [])
-    with pytest.raises(IndexError):
-        updates.grow_largest([])
+            updates.update([Change(Counts(k, k))])
+    with pytest.raises(ValueError, match="k is out of range"):
+        updates.update([Change(Counts(0, 60 - active + 1))])
+    with pytest.raises(ValueError, match="argument 2 is longer than argument 1"):
+        updates.update([])
     with pytest.raises(ValueError, match="dtype is 'int8', it must be"):
         native_library.MaskedLayer(
             dtype="int8", weights=0, mask=0, explored=0, numel=0, min_fan_in=0, grid=(0, 0, 0, 0)

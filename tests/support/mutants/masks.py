@@ -8,10 +8,9 @@ MASKS = {
     # Updates of masks.
     "versions-raised-after-masks-are-written": Mutant(
         "topology/native_drop_and_grow.py",
-        "        self._count_writes(dropped, grown)\n"
-        "        return self._written(self._updates.grow_largest(",
-        "        return (lambda updates: self._count_writes(dropped, grown) or self._written(updates))"
-        "(self._updates.grow_largest(",
+        "        self._count_writes(changes)\n        return self._written(self._updates.update(",
+        "        return (lambda updates: self._count_writes(changes) or self._written(updates))"
+        "(self._updates.update(",
         "topology/test_interrupted_updates.py::test_what_changed_is_counted_and_the_next_step_is_right",
     ),
     "masks-of-ranks-not-compared": Mutant(
@@ -46,8 +45,8 @@ MASKS = {
     ),
     "as-many-grow-as-drop": Mutant(
         "topology/update_plan.py",
-        "grows = [counts.grow if mine else 0",
-        "grows = [counts.drop if mine else 0",
+        "Change(\n                counts,",
+        "Change(\n                Counts(counts.drop, counts.drop),",
         "topology/test_hooks.py::TestByHand::test_drop_and_growth_apart",
     ),
     "nan-is-a-score": Mutant(
@@ -110,7 +109,7 @@ MASKS = {
     "only-what-changed-is-left-out": Mutant(
         "topology/dynamic_sparse_training.py",
         "if self.skip_step and plan.is_asked_for:",
-        "if self.skip_step and any(own.changed for own in updates):",
+        "if self.skip_step and self._updated:",
         "topology/test_skip_step.py::test_an_update_in_which_all_weights_grow_again",
     ),
     "only-masks-of-its-own-parameters-count": Mutant(
