@@ -142,16 +142,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     print(f"{machine()}; PyTorch {torch.__version__}; {torch.get_num_threads()} threads")
     rows = [("constant", "value", "work", "time / time as it is")]
-    for constant in CONSTANTS:
-        if constant.name in options.only:
-            for value, work, ratio in _compared(constant, options.rounds):
-                rows.append((constant.name, value, work, f"{ratio:.2f}"))
-            print(rows[-1], file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        sources = Sources(Path(folder))
+        for constant in CONSTANTS:
+            if constant.name in options.only:
+                for value, work, ratio in _compared(constant, sources, options.rounds):
+                    rows.append((constant.name, value, work, f"{ratio:.2f}"))
+                    print(*rows[-1], sep="  ", file=sys.stderr)
     print("\n".join(aligned(rows)))
     return 0
 
 
-def _compared(constant: Constant, rounds: int) -> Iterator[tuple[str, str, float]]:
+def _compared(constant: Constant, sources: Sources, rounds: int) -> Iterator[tuple[str, str, float]]:
     """Yield value, work, and the time that the work takes with it, as a multiple of the time as it is."""
     source = (ROOT / "csrc" / "cpu" / constant.file).read_text()
     pattern = rf"(\b{constant.name} = )([^,;]+)"
@@ -159,10 +161,12 @@ def _compared(constant: Constant, rounds: int) -> Iterator[tuple[str, str, float
     assert match is not None, f"{constant.name} is not in {constant.file}"
     values = (match[2], *constant.values)
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(_worker(constant.file, re.sub(pattern, rf"\g<1>{value}", source, count=1)))
+        packages = [
+            sources.built_with(constant.file, re.sub(pattern, rf"\g<1>{value}", source, count=1))
             for value in values
         ]
+        sources.built_with(constant.file, source)
+        workers = [stack.enter_context(_worker(package)) for package in packages]
         for work in constant.works:
             times = _times(workers, work, rounds)
             for value, own in zip(constant.values, times[1:], strict=True):
@@ -182,41 +186,54 @@ def _times(workers: Sequence[subprocess.Popen[str]], work: str, rounds: int) -> 
     return times
 
 
-@contextmanager
-def _worker(file: str, source: str) -> Iterator[subprocess.Popen[str]]:
-    """Build the library with another source of one file, and start a process that has it."""
-    import pybind11
+class Sources:
+    """A copy of the sources, in which one file is another at a time. What that changes is built again."""
 
-    with tempfile.TemporaryDirectory() as folder:
-        tree, build = Path(folder, "tree"), Path(folder, "build")
+    def __init__(self, folder: Path) -> None:
+        import pybind11
+
+        self._folder, self._builds = folder, 0
         for name in ("csrc", "sparseopt_kernels"):
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-        shutil.copy(ROOT / "CMakeLists.txt", tree)
-        (tree / "csrc" / "cpu" / file).write_text(source)
-        tools = (
-            f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # cmake and ninja may be installed there
-        )
-        configure = [
-            *("cmake", "-G", "Ninja", "-S", str(tree), "-B", str(build), "-DSPARSEOPT_CUDA=OFF"),
-            f"-DPython_EXECUTABLE={sys.executable}",
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copy(ROOT / "CMakeLists.txt", folder)
+        self._run(
+            *("cmake", "-G", "Ninja", "-S", str(folder), "-B", str(folder / "build")),
+            *("-DSPARSEOPT_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"),
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        ]
-        for command in (configure, ["cmake", "--build", str(build)]):
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": tools})
-        for library in build.glob("_native*.so"):
-            shutil.copy(library, tree / "sparseopt_kernels")
-        worker = subprocess.Popen(
-            [sys.executable, __file__, "--worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(tree)},
         )
-        try:
-            yield worker
-        finally:
-            worker.kill()
-            worker.wait()
+
+    def built_with(self, file: str, source: str) -> Path:
+        """Return a folder with the package, whose library was built with this source of a file."""
+        (self._folder / "csrc" / "cpu" / file).write_text(source)
+        self._run("cmake", "--build", str(self._folder / "build"))
+        self._builds += 1
+        target = self._folder / str(self._builds)
+        shutil.copytree(self._folder / "sparseopt_kernels", target / "sparseopt_kernels")
+        for library in (self._folder / "build").glob("_native*.so"):
+            shutil.copy(library, target / "sparseopt_kernels")
+        return target
+
+    def _run(self, *command: str) -> None:
+        # cmake and ninja may be installed beside Python.
+        tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": tools})
+
+
+@contextmanager
+def _worker(package: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that has the package in that folder."""
+    worker = subprocess.Popen(
+        [sys.executable, __file__, "--worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(package)},
+    )
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def _work() -> int:
