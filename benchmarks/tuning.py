@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -97,11 +98,12 @@ def _update(shapes: Sequence[tuple[int, ...]]) -> Callable[[], None]:
     torch.manual_seed(0)
     parameters = [Parameter(torch.randn(shape)) for shape in shapes]
     masks = {p: torch.rand(p.shape) >= 0.95 for p in parameters}
-    for p in parameters:
-        p.grad = torch.randn(p.shape)
-    topology = RigL(masks, update_every=2, stop_at=10**9)
+    gradients = cycle([[torch.randn(p.shape) for p in parameters] for _ in range(2)])
+    topology = RigL(masks, update_every=2, stop_at=10**9, skip_step=False)
 
     def update() -> None:
+        for p, gradient in zip(parameters, next(gradients), strict=True):
+            p.grad = gradient  # by another one, other weights grow
         topology.step()
         topology.step()
 

@@ -194,7 +194,11 @@ class DropAndGrow:
         """The number of inputs of each layer that its neurons have less than ``min_fan_in``."""
 
     @property
-    def scores_are_masked(self) -> bool: ...
+    def sees_active(self) -> bool:
+        """True if a score by which weights may grow is not 0, of an active weight."""
+    @property
+    def sees_inactive(self) -> bool:
+        """The same of an inactive weight."""
     def rank(self, scores: list[Scores], threads: int) -> bool: ...
     def update(self, changes: list[Change], threads: int) -> list[list[int]]:
         """Drop and grow. The numbers are those of a ``layer_update.LayerUpdate``."""

@@ -77,11 +77,14 @@ bool DropAndGrow::rank(const std::vector<Scores>& scores, int threads) {
   return std::all_of(finite.begin(), finite.end(), [](uint8_t own) { return own != 0; });
 }
 
-bool DropAndGrow::scores_are_masked() const {
-  const auto sees_active = [](const Selection& selection) { return selection.sees_active(); };
-  const auto sees_inactive = [](const Selection& selection) { return selection.sees_inactive(); };
-  return std::any_of(selections_.begin(), selections_.end(), sees_active) &&
-         std::none_of(selections_.begin(), selections_.end(), sees_inactive);
+bool DropAndGrow::sees_active() const {
+  return std::any_of(selections_.begin(), selections_.end(),
+                     [](const auto& own) { return own.sees_active(); });
+}
+
+bool DropAndGrow::sees_inactive() const {
+  return std::any_of(selections_.begin(), selections_.end(),
+                     [](const auto& own) { return own.sees_inactive(); });
 }
 
 std::vector<LayerUpdate> DropAndGrow::update(const std::vector<Change>& changes, int threads) {

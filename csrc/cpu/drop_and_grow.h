@@ -50,8 +50,9 @@ class DropAndGrow {
   // Remembers the largest scores of these layers. Returns whether all scores are finite.
   bool rank(const std::vector<Scores>& scores, int threads);
 
-  // Whether the scores by which weights may grow are 0 wherever a weight is inactive, but not everywhere.
-  bool scores_are_masked() const;
+  // Whether any of the scores by which weights may grow is not 0, at active weights and at inactive ones.
+  bool sees_active() const;
+  bool sees_inactive() const;
 
   // In each layer, drops and grows so many weights, and writes what changed. Where neurons need some of those
   // to be dropped, as many fewer grow. Returns how each mask has changed.

@@ -109,7 +109,8 @@ void define_drop_and_grow(py::module_& module) {
       .def(py::init<std::vector<MaskedLayer>, int>(), py::arg("layers"), py::arg("threads"), Released())
       .def_property_readonly("active", &DropAndGrow::active)
       .def_property_readonly("missing", &DropAndGrow::missing)
-      .def_property_readonly("scores_are_masked", &DropAndGrow::scores_are_masked)
+      .def_property_readonly("sees_active", &DropAndGrow::sees_active)
+      .def_property_readonly("sees_inactive", &DropAndGrow::sees_inactive)
       .def("rank", &DropAndGrow::rank, py::arg("scores"), py::arg("threads"), Released())
       .def(
           "update",

@@ -67,6 +67,9 @@ class DropAndGrow(Protocol):
         """Return whether everything by which weights may grow is 0 at inactive weights, but not at active
         ones: most likely it was multiplied by the masks."""
 
+    def ranks_are_zero(self) -> bool:
+        """Return whether everything by which weights may grow is 0."""
+
     def update(self, changes: Sequence[Change]) -> list[LayerUpdate]:
         """Drop and grow weights of each layer. Return what happened to each mask.
 
@@ -111,7 +114,10 @@ class TorchDropAndGrow:
         for ranking, mask in zip(rankings, masks, strict=True):
             if ranking.values.masked_fill(mask, 0).any():
                 return False
-        return any(bool(ranking.values.any()) for ranking in rankings)
+        return not self.ranks_are_zero()
+
+    def ranks_are_zero(self) -> bool:
+        return not any(bool(r.values.any()) for r in self._rankings.values() if r.at_most > 0)
 
     def update(self, changes: Sequence[Change]) -> list[LayerUpdate]:
         return [self._change(index, *change) for index, change in enumerate(changes)]

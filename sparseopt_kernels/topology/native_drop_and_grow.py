@@ -102,7 +102,10 @@ class NativeDropAndGrow:
         return self._updates.rank(scores, torch.get_num_threads())
 
     def ranks_are_masked(self) -> bool:
-        return self._updates.scores_are_masked
+        return self._updates.sees_active and not self._updates.sees_inactive
+
+    def ranks_are_zero(self) -> bool:
+        return not (self._updates.sees_active or self._updates.sees_inactive)
 
     def update(self, changes: Sequence[Change]) -> list[LayerUpdate]:
         weights = (own.parameter for own in self._contiguous)

@@ -90,8 +90,8 @@ class UpdatePlan:
         return any(counts.drops or counts.grows for counts, *_ in self._changes)
 
     def gradients_are_zero(self) -> bool:
-        """Return whether all gradients are 0."""
-        return not any(layer.gradient is not None and bool(layer.gradient.any()) for layer in self._layers)
+        """Return whether gradients that weights grow by are all 0."""
+        return self._chooser.ranks_are_zero()
 
     def gradients_are_masked(self) -> bool:
         """Return whether gradients that weights grow by are 0 at all inactive weights, not at active ones."""

@@ -95,7 +95,8 @@ def test_both_ways_have_the_same_bits(backend: Backend, dtype: torch.dtype) -> N
     """Rows of 1 to 5000 weights, all kinds of masks."""
     patterns = [PATTERNS[i % len(PATTERNS)] for i in range(len(COLUMNS))]
     assert_both_ways_agree(backend, [(9, columns) for columns in COLUMNS], patterns, dtype, seed=0)
-    assert_both_ways_agree(backend, [(33, columns) for columns in COLUMNS], patterns[::-1], dtype, seed=1)
+    rows = [5 if INTERPRETED and columns > 600 else 33 for columns in COLUMNS]
+    assert_both_ways_agree(backend, [*zip(rows, COLUMNS, strict=True)], patterns[::-1], dtype, seed=1)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -65,7 +65,9 @@ def test_every_combination_of_hyperparameters(
         SideBySide(backend, specs, [rule], seed=seed).run(8.0 if scaled else None)
 
 
-COLUMNS = [1, 7, 8, 15, 16, 17, 27, 31, 64, 129, 1000, 4097, 5000]
+COLUMNS = [1, 7, 8, 15, 16, 17, 27, 31, 64, 129, 1000]
+if not INTERPRETED:  # whose tiles are smaller: 1000 columns are many of them
+    COLUMNS += [4097, 5000]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
