@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ def available_isas() -> tuple[str, ...]:
 class Cpu:
     def __init__(self) -> None:
         self._packed = Derived(_pack)
+        # Of parameters that stay when the mask of another changes, nothing is made again.
+        self._tensors: WeakKeyDictionary[ParamState, native_library.Tensor] = WeakKeyDictionary()
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -78,19 +81,21 @@ class Cpu:
         return FanIn(counts.double(), torch.tensor(sizes), full)
 
     def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> CpuPlan:
-        return CpuPlan(params, self._packed(params), factors)
+        packed = self._packed(params)
+        for param, own, own_factors in zip(params, packed, factors, strict=True):
+            if param not in self._tensors:
+                self._tensors[param] = _tensor(param, own, own_factors)
+        return CpuPlan(params, [self._tensors[param] for param in params], [own.watch for own in packed])
 
 
 class CpuPlan:
     def __init__(
         self,
         params: Sequence[ParamState],
-        packed: Sequence[_Packed],
-        factors: Sequence[Factors | None],
+        tensors: list[native_library.Tensor],
+        watches: Sequence[native_library.WriteWatch | None],
     ) -> None:
-        # The table refers to the memory of the parameters.
-        self._params, self._watches = params, [own.watch for own in packed]
-        tensors = [*map(_tensor, params, packed, factors)]
+        self._params, self._watches = params, watches  # the table refers to the memory of the parameters
         self._table = native_library.Table(tensors, [param.rule for param in params])
 
     def step(self, inputs: Inputs) -> None:
