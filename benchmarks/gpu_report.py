@@ -231,9 +231,9 @@ def _model(backend: str) -> Callable[[Sequence[Shape], float], float] | str:
     try:
         import gpu_model
 
-        sector_step = gpu_model.cuda_sector_step()
-        if backend == "triton":
-            sector_step = gpu_model.triton_kernels().sector_step
+        sector_step = (
+            gpu_model.triton_kernels().sector_step if backend == "triton" else gpu_model.cuda_sector_step()
+        )
     except Exception as error:
         return repr(error)
     return "there is no nvcc" if sector_step is None else partial(gpu_model.step_us, sector_step=sector_step)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -67,11 +67,11 @@ class GMP(DynamicSparseTraining):
         RuntimeError: from ``step()``, after an update: the ranks of a distributed run do not agree.
     """
 
-    settings = (
+    settings: ClassVar[tuple[str, ...]] = (
         *("sparsity", "distribution", "start_at", "update_every", "stop_at", "min_fan_in"),
         "initial_active",
     )
-    shown = ("sparsity", *DynamicSparseTraining.shown)
+    shown: ClassVar[tuple[str, ...]] = ("sparsity", *DynamicSparseTraining.shown)
     postpones = False
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -51,6 +51,7 @@ class RigL(SET):
             gradient.
     """
 
+    settings: ClassVar[tuple[str, ...]]
     settings = ("drop_fraction", "skip_step", "update_every", "stop_at", "min_fan_in", "regrow")
     uses_gradients = True
 

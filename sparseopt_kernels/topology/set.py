@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -90,8 +91,10 @@ class SET(DynamicSparseTraining):
             neuron of it got more than a third of what grew.
     """
 
+    # Annotated, so that subclasses may have more of them.
+    settings: ClassVar[tuple[str, ...]]
     settings = ("drop_fraction", "skip_step", "update_every", "stop_at", "min_fan_in", "seed")
-    shown = ("drop_fraction", *DynamicSparseTraining.shown)
+    shown: ClassVar[tuple[str, ...]] = ("drop_fraction", *DynamicSparseTraining.shown)
 
     def __init__(
         self,
