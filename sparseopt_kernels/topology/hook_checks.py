@@ -24,26 +24,29 @@ class WriteGuard:
     def __init__(self, method: str, layers: Sequence[Layer]) -> None:
         self._method = method
         self._layers = layers
-        self._versions = [_versions(layer) for layer in layers]
+        self._versions = _versions(layers)
 
     def check(self, hook: str) -> None:
         """Raise ``RuntimeError`` if anything was written; ``hook`` is the one that was called last."""
-        for layer, before in zip(self._layers, self._versions, strict=True):
-            for what, version in _versions(layer).items():
-                if version != before[what]:
-                    raise RuntimeError(
-                        f"{self._method}.{hook} wrote to the {what} of {layer.name!r}: a hook returns counts "
-                        "and scores, and must not write to masks, weights or gradients"
-                    )
+        now = _versions(self._layers)
+        if now == self._versions:
+            return
+        pairs = zip(now, self._versions, strict=True)
+        written = next(i for i, (after, before) in enumerate(pairs) if after != before)
+        what, layer = ("mask", "weight", "gradient")[written % 3], self._layers[written // 3]
+        raise RuntimeError(
+            f"{self._method}.{hook} wrote to the {what} of {layer.name!r}: a hook returns counts and scores, "
+            "and must not write to masks, weights or gradients"
+        )
 
 
-def _versions(layer: Layer) -> dict[str, tuple[int, int]]:
-    """Return which tensors a layer has, and how often each was written."""
-    tensors = {"mask": layer.stored_mask, "weight": layer.weight, "gradient": layer.gradient}
-    return {
-        what: (0, 0) if tensor is None or tensor.is_inference() else (id(tensor), tensor._version)
-        for what, tensor in tensors.items()
-    }
+def _versions(layers: Sequence[Layer]) -> list[tuple[int, int]]:
+    """Return which mask, weight and gradient each layer has, and how often each was written."""
+    return [
+        (0, 0) if tensor is None or tensor.is_inference() else (id(tensor), tensor._version)
+        for layer in layers
+        for tensor in (layer.stored_mask, layer.weight, layer.gradient)
+    ]
 
 
 def check_counts(method: str, returned: Any, layers: Sequence[Layer], min_fan_in: int) -> list[Counts]:
