@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import step_calls
 
@@ -19,7 +22,11 @@ def test_nested_calls_are_counted() -> None:
 
 @pytest.mark.skipif(change_detection.READER is None, reason="steps are observed in Python")
 def test_a_step_makes_no_more_calls_than_it_may() -> None:
-    found = step_calls.measured()
-    assert found["only numbers change"].calls <= 14
-    assert found["a mask has changed"].calls <= 150
-    assert found["the one after that"] == found["only numbers change"]
+    """In a process of its own: masks of other tests, if a topology has just updated them, take calls."""
+    command = [sys.executable, step_calls.__file__]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [line.rsplit(maxsplit=3) for line in printed.splitlines()[2:]]
+    calls = {kind.strip(): int(number) for kind, number, _, _ in rows}
+    assert calls["only numbers change"] <= 14
+    assert calls["a mask has changed"] <= 150
+    assert calls["the one after that"] == calls["only numbers change"]
