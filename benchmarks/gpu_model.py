@@ -337,9 +337,12 @@ def list_ratio(share: float, sector_step: Phases) -> float:
 def main() -> int:
     header = ("network", "sparsity", "floor", "triton", "/ floor", "cuda", "/ floor", "masks new")
     rows: list[tuple[str, ...]] = [header]
+    single: dict[str, Phases] = {}
     for dtype in DTYPES:
         kernels, lanes = triton_kernels(dtype), weights_per_sector(dtype)
         of_cuda = cuda_sector_step(dtype)
+        if dtype == torch.float32:
+            single = {"triton": kernels.sector_step, **({} if of_cuda is None else {"cuda": of_cuda})}
         print(f"{dtype}: {kernels}; sector_step of CUDA: {of_cuda or 'no nvcc'}")
         for name, shapes in NETWORKS.items():
             for sparsity in SPARSITIES:
@@ -355,10 +358,10 @@ def main() -> int:
     print("An estimate, in microseconds on an H100, of what its assumptions imply: nothing was measured.")
     print("\n".join(aligned(rows)))
     print("\nThe time with a list of live sectors, divided by that of a visit to all (4096x4096, float32)")
-    kernels, of_cuda = triton_kernels(), cuda_sector_step()
-    steps = {"triton": kernels.sector_step, **({} if of_cuda is None else {"cuda": of_cuda})}
-    shares = [(f"{s:g} live", *(f"{list_ratio(s, own):.2f}" for own in steps.values())) for s in _LIVE_SHARES]
-    print("\n".join(aligned([("", *steps), *shares])))
+    shares = [
+        (f"{s:g} live", *(f"{list_ratio(s, own):.2f}" for own in single.values())) for s in _LIVE_SHARES
+    ]
+    print("\n".join(aligned([("", *single), *shares])))
     return 0
 
 

@@ -278,11 +278,11 @@ class DynamicSparseTraining:
     def _carry_out(self, plan: UpdatePlan) -> None:
         self._last_update = dict(zip(self._names, plan.carry_out(), strict=True))
         self._updated = any(layer.changed for layer in self._last_update.values())
-        # An update that was asked for nothing is not worth a step.
-        if self.skip_step and plan.is_asked_for:
-            self._skipped_step = SkippedStep(self.masks)
-        if plan.is_asked_for and not self._updated:
-            self._warn_of_gradients(method_notices.notice_of_zero_gradients, plan.gradients_are_zero)
+        if plan.is_asked_for:  # an update that was asked for nothing is not worth a step
+            if self.skip_step:
+                self._skipped_step = SkippedStep(self.masks)
+            if not self._updated:
+                self._warn_of_gradients(method_notices.notice_of_zero_gradients, plan.gradients_are_zero)
         self._check_last_update()
 
     def _warn_of_gradients(self, notice: Callable[[str], str], are_wrong: Callable[[], bool]) -> None:
