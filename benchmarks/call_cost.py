@@ -33,7 +33,7 @@ from torch.nn.parameter import Parameter
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels.gpu import cuda, triton
 from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Turn, take_turns
-from sparseopt_kernels.step import change_detection, last_step, preparation
+from sparseopt_kernels.step import change_detection, factors, last_step
 from sparseopt_kernels.text_table import aligned
 
 _OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
@@ -148,7 +148,7 @@ def _stubs() -> Iterator[dict[str, Callable[[list[Parameter]], SparseOpt]]]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "_fused_sgd_", nothing))
         # Where nothing counts, c_i is whatever the memory held.
-        stack.enter_context(patch.object(preparation, "warn_of_concentration", nothing))
+        stack.enter_context(patch.object(factors, "warn_of_concentration", nothing))
         if triton.TRITON.unavailable(torch.device("cuda")) is None:
             if stand_in_driver.compiler():
                 stack.enter_context(stand_in_driver.active())

@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sparseopt_kernels.kernels.gpu import triton as backend
-from sparseopt_kernels.step import preparation
+from sparseopt_kernels.step import factors
 
 H100 = GPUTarget("cuda", 90, 32)
 
@@ -46,7 +46,7 @@ def compiled_by(step: Callable[[], object], target: GPUTarget = H100) -> list[Co
         mock.patch.object(JITFunction, "run", only_compile),
         mock.patch.object(backend.TRITON, "unavailable", return_value=None),
         # Nothing counted, so c_i is whatever the memory held.
-        mock.patch.object(preparation, "warn_of_concentration"),
+        mock.patch.object(factors, "warn_of_concentration"),
     ):
         step()
     return found

@@ -1,8 +1,9 @@
-"""Times the native library with other tuning constants: ``make tuning``, in about ten minutes.
+"""Times the native library with other tuning constants: ``make tuning``, in half an hour.
 
 For each constant the library is built as it is and with other values. The builds take turns, each in a
 process of its own, on the work that the constant matters for. A ratio over 1 means that the value is slower
-than the one in the sources. The comment beside a constant quotes its row.
+than the one in the sources. The build as it is runs in two processes: how far these are apart is noise, and
+the ratio is to their mean. The comment beside a constant quotes its rows.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 import torch
@@ -38,6 +40,11 @@ class Constant(NamedTuple):
     values: tuple[str, ...]
     works: tuple[str, ...]
     """The work that it may matter for, among ``WORKS``."""
+
+    @property
+    def definition(self) -> str:
+        """A regular expression that matches up to its value, which is the second group."""
+        return rf"(\b{self.name} = )([^,;]+)"
 
 
 CONSTANTS = [
@@ -143,48 +150,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from sparseopt_kernels.text_table import aligned
 
     print(f"{machine()}; PyTorch {torch.__version__}; {torch.get_num_threads()} threads")
-    rows = [("constant", "value", "work", "time / time as it is")]
+    rows = [("constant", "value", "work", "time / time as it is", "noise")]
     with tempfile.TemporaryDirectory() as folder:
         sources = Sources(Path(folder))
         for constant in CONSTANTS:
             if constant.name in options.only:
-                for value, work, ratio in _compared(constant, sources, options.rounds):
-                    rows.append((constant.name, value, work, f"{ratio:.2f}"))
+                for value, work, ratio, noise in _compared(constant, sources, options.rounds):
+                    rows.append((constant.name, value, work, f"{ratio:.2f}", f"{noise:.2f}"))
                     print(*rows[-1], sep="  ", file=sys.stderr)
     print("\n".join(aligned(rows)))
     return 0
 
 
-def _compared(constant: Constant, sources: Sources, rounds: int) -> Iterator[tuple[str, str, float]]:
-    """Yield value, work, and the time that the work takes with it, as a multiple of the time as it is."""
+def _compared(constant: Constant, sources: Sources, rounds: int) -> Iterator[tuple[str, str, float, float]]:
+    """Yield value, work, and the time that the work takes with it, as a multiple of the time as it is.
+
+    The last number is the longer time of the two processes as it is, as a multiple of the shorter one.
+    """
     source = (ROOT / "csrc" / "cpu" / constant.file).read_text()
-    pattern = rf"(\b{constant.name} = )([^,;]+)"
-    match = re.search(pattern, source)
+    match = re.search(constant.definition, source)
     assert match is not None, f"{constant.name} is not in {constant.file}"
     values = (match[2], *constant.values)
     with ExitStack() as stack:
         packages = [
-            sources.built_with(constant.file, re.sub(pattern, rf"\g<1>{value}", source, count=1))
+            sources.built_with(constant.file, re.sub(constant.definition, rf"\g<1>{value}", source, count=1))
             for value in values
         ]
         sources.built_with(constant.file, source)
-        workers = [stack.enter_context(_worker(package)) for package in packages]
+        workers = [stack.enter_context(_worker(package)) for package in (packages[0], *packages)]
         for work in constant.works:
-            times = _times(workers, work, rounds)
-            for value, own in zip(constant.values, times[1:], strict=True):
-                yield f"{value} (is {match[2]})", work, median(own) / median(times[0])
+            first, second, *others = map(median, _times(workers, work, rounds))
+            noise = max(first, second) / min(first, second)
+            for value, own in zip(constant.values, others, strict=True):
+                yield f"{value} (is {match[2]})", work, own / fmean((first, second)), noise
 
 
 def _times(workers: Sequence[subprocess.Popen[str]], work: str, rounds: int) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in workers]
+    turns = deque(zip(times, workers, strict=True))
     for turn in range(rounds + 1):
-        for own, worker in zip(times, workers, strict=True):
+        for own, worker in turns:
             assert worker.stdin is not None
             assert worker.stdout is not None
             print(work, file=worker.stdin, flush=True)
             seconds = json.loads(worker.stdout.readline())
             if turn > 0:  # the first turn makes it ready
                 own.append(seconds)
+        turns.rotate()  # so that no build always follows the same other one
     return times
 
 

@@ -1,6 +1,6 @@
-"""The optimizer class: what users see, what is checked, and which tensors go to which backend.
+"""The optimizer class, which users see: its state, and a step from the closure to the plans.
 
-There is no arithmetic here: the update rule is in ``kernels``.
+There is no arithmetic here: the update rule is in ``kernels``, and a step is prepared in ``step``.
 """
 
 from __future__ import annotations

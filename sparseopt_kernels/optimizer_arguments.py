@@ -40,7 +40,7 @@ def take_out_arguments(
             value == backend or (value == "auto" and kernels.chosen_name(value) == backend)
         ),
     }
-    for name in is_given.keys() & group.keys():
+    for name in [name for name in is_given if name in group]:
         if not is_given[name](group[name]):
             raise ValueError(
                 f"a parameter group has {name!r}, and it is not the argument of SparseOpt: "
@@ -129,12 +129,9 @@ def check_group(group: dict[str, Any]) -> None:
             "it requires momentum > 0 and dampening = 0"
         )
     limit = group["max_grad_norm"]
-    if limit is not None and not (_is_limit(limit) and limit > 0):
+    if limit is not None and not (_is_number(limit) and limit is not True and limit > 0):
         raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
-    if group["max_grad_norm_over"] not in _NORMS_OVER:
-        raise ValueError(
-            f"max_grad_norm_over is {group['max_grad_norm_over']!r}, it must be one of {_NORMS_OVER}"
-        )
+    check_norm_over([group])
     check_correction(group["correction"])
     if group["differentiable"]:
         raise RuntimeError("differentiable=True is not supported: the step is not differentiable")
@@ -143,13 +140,7 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, Tensor)) or hasattr(value, "__float__")
-
-
-def _is_limit(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return _is_number(value) and not isinstance(value, bool)
+    return value.numel() == 1 if isinstance(value, Tensor) else hasattr(value, "__float__")
 
 
 def check_correction(correction: str) -> None:

@@ -7,11 +7,13 @@ import os
 import re
 import sys
 import warnings
-from typing import TextIO
+from typing import Any
 
 import torch
 
+# PyTorch's files, this package's, and what is no file: <frozen runpy>, compiled code.
 _FOREIGN = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__))
+_FOREIGN += ("<frozen", "<eval_with_key>")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
@@ -21,14 +23,9 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     optimizer through different numbers of frames.
     """
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and _is_foreign(frame.f_code.co_filename):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_FOREIGN):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
-
-
-def _is_foreign(filename: str) -> bool:
-    """Tell if a frame's file is PyTorch's, this package's, or no file (``<frozen runpy>``, compiled code)."""
-    return filename.startswith((*_FOREIGN, "<frozen", "<eval_with_key>"))
 
 
 def show_as_notes() -> None:
@@ -38,14 +35,7 @@ def show_as_notes() -> None:
     """
     seen: set[str] = set()
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
         text = str(message)
         kind = re.sub(r"(?<=[ =])[\d.]+", "#", text)
         if kind in seen:

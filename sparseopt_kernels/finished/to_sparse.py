@@ -130,27 +130,17 @@ class SparseLinear(nn.Linear):
             raise TypeError(f"a sparse weight must be float32 or float64, and became {self.values.dtype}")
         return self
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         given = {name: state_dict[prefix + name] for name in _PARTS if prefix + name in state_dict}
         reason = self._why_not(given)
         if reason is not None:  # the kernels would read beyond the memory of the input
+            *_, error_msgs = rest
             error_msgs.append(f"the sparse weight {prefix}weight cannot be loaded: {reason}")
             state_dict = {key: t for key, t in state_dict.items() if key.removeprefix(prefix) not in _PARTS}
         elif given:
             for name in ("col_indices", "values"):  # the number of active weights may differ
                 self._buffers[name] = getattr(self, name).new_empty(len(given[name]))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _why_not(self, parts: dict[str, Any]) -> str | None:
         """Return why ``parts`` do not form a weight of this layer; None if they do, or if there are none."""

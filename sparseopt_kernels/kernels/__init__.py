@@ -1,4 +1,8 @@
-"""The backends, and which of them runs a step."""
+"""The backends, and which of them runs a step.
+
+Here may be whatever counts, updates and measures by the contract. A backend knows its parameters and numbers,
+and never the optimizer, a topology, or Eq. 12.
+"""
 
 from __future__ import annotations
 

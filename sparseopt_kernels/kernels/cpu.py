@@ -1,4 +1,4 @@
-"""The CPU backend: C++ with OpenMP over rows (``csrc/cpu``), one call for all parameters.
+"""The CPU backend: C++ with OpenMP (``csrc/cpu``), one call for all parameters.
 
 Here is what PyTorch knows and the library does not: where tensors lie, and whether their memory is laid out
 as the loops expect.

@@ -11,12 +11,8 @@ from torch import Tensor
 from .contract import ParamState
 
 # What the C++ libraries call the types of weights that they know.
-DTYPE_NAMES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
+_WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in _WEIGHT_DTYPES}
 Order = tuple[int, ...] | None  # of the dimensions in memory; None: as they are
 
 

@@ -99,20 +99,16 @@ def update(
 
     # As torch.optim.SGD: without weight decay, a weight of -inf is not multiplied by 0.
     u = d = g.add(p, alpha=rule.weight_decay) if rule.weight_decay != 0 else g
-    new_buffer = None
+    mask = _mask(param)
     if param.momentum_buffer is not None:
         b = param.momentum_buffer.to(dtype).mul(rule.momentum).add(d, alpha=1.0 - rule.dampening)
         u = d.add(b, alpha=rule.momentum) if rule.nesterov else b
-        new_buffer = b
+        _write(param.momentum_buffer, b, mask, found_inf)
     p = p.addcmul(u, -rule.lr) if isinstance(rule.lr, Tensor) else p.add(u, alpha=-rule.lr)
     if param.ham and (rule.ham_alpha or rule.ham_beta):
         exponent = -rule.lr * (rule.ham_alpha * p.sign() * g + rule.ham_beta)
         p = p * exponent.clamp(-5.0, 5.0).exp()
-    mask = _mask(param)
     _write(param.parameter, p, mask, found_inf)
-    if new_buffer is not None:
-        assert param.momentum_buffer is not None
-        _write(param.momentum_buffer, new_buffer, mask, found_inf)
 
 
 def corrected_gradient(

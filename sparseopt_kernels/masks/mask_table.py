@@ -15,16 +15,7 @@ from ..text_table import aligned
 if TYPE_CHECKING:
     from .mapping import Masks
 
-_HEADER = (
-    "parameter",
-    "shape",
-    "active",
-    "sparsity",
-    "fan-in least",
-    "mean",
-    "most",
-    "dead neurons",
-)
+_HEADER = ("parameter", "shape", "active", "sparsity", "fan-in least", "mean", "most", "dead neurons")
 
 
 class LayerSummary(TypedDict):

@@ -16,7 +16,7 @@ def overlapping_pairs(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     by_start = sorted((i for i, t in enumerate(tensors) if t.numel() > 0), key=lambda i: _start(tensors[i]))
     for position, i in enumerate(by_start):
         for j in by_start[position + 1 :]:
-            if _start(tensors[j]) >= (_start(tensors[i])[0], _end(tensors[i])):
+            if _start(tensors[j]) >= (_start(tensors[i])[0], end_of(tensors[i])):
                 break
             if _have_common_byte(tensors[i], tensors[j]):
                 yield min(i, j), max(i, j)
@@ -26,7 +26,7 @@ def _start(tensor: Tensor) -> tuple[str, int]:
     return str(tensor.device), tensor.data_ptr()
 
 
-def _end(tensor: Tensor) -> int:
+def end_of(tensor: Tensor) -> int:
     """Return the address one past the last byte of a tensor."""
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr() + (last + 1) * tensor.element_size()
@@ -34,9 +34,9 @@ def _end(tensor: Tensor) -> int:
 
 def _have_common_byte(low: Tensor, high: Tensor) -> bool:
     """Tell if two tensors with overlapping spans share a byte. ``high`` does not start before ``low``."""
-    if all(_end(t) - t.data_ptr() == t.numel() * t.element_size() for t in (low, high)):
+    if all(end_of(t) - t.data_ptr() == t.numel() * t.element_size() for t in (low, high)):
         return True  # both fill their spans
-    first, last = high.data_ptr(), min(_end(low), _end(high))
+    first, last = high.data_ptr(), min(end_of(low), end_of(high))
     return bool((_bytes_of(low, first, last) & _bytes_of(high, first, last)).any())
 
 

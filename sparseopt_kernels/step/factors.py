@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from ..correction import Correction, Factors, correction_factors
@@ -23,16 +24,22 @@ class Corrected(NamedTuple):
     param: ParamState
     backend: Backend
     correction: Correction
+    parameter: Parameter
+    """As the optimizer has it; ``param`` has the pairs of real numbers of a complex one."""
+    name: str
+    is_clipped: bool
+    """True if the norm of its gradient is limited."""
 
 
 def with_factors(
-    corrected: Sequence[Corrected], known: Mapping[ParamState, Factors]
+    corrected: Sequence[Corrected], known: Mapping[ParamState, Factors], warned: set[Parameter]
 ) -> dict[ParamState, Factors]:
-    """Return the factors of these parameters.
+    """Return the factors of these parameters. Where Eq. 12 makes a new one larger than 3, warn.
 
     Args:
         corrected: the parameters.
         known: factors that need not be computed again.
+        warned: the parameters that there was a warning of; new ones are added.
     """
     factors = {own.param: known[own.param] for own in corrected if own.param in known}
     batches: dict[tuple[object, ...], list[Corrected]] = {}
@@ -43,37 +50,31 @@ def with_factors(
     for batch in batches.values():
         params = [own.param for own in batch]
         assert batch[0].correction != "none"
-        found = correction_factors(batch[0].backend.fan_in(params), batch[0].correction)
+        fan_in = batch[0].backend.fan_in(params)
+        found = correction_factors(fan_in, batch[0].correction)
         sizes = [param.neurons.count(param.parameter.shape) for param in params]
-        parts = zip(torch.split(found.c, sizes), found.divisor.unbind(), strict=True)
-        factors |= {param: Factors(*part) for param, part in zip(params, parts, strict=True)}
+        split = torch.split(found.c, sizes), found.divisor.unbind(), torch.split(fan_in.counts, sizes)
+        for own, c, divisor, counts in zip(batch, *split, strict=True):
+            factors[own.param] = Factors(c, divisor)
+            if own.correction == "layer":
+                warn_of_concentration(own, factors[own.param], counts, warned)
     return factors
 
 
-def warn_of_concentration(
-    parameter: Parameter, factors: Factors, name: str, is_clipped: bool, warned: set[Parameter]
-) -> None:
-    """Warn, once for each layer, if Eq. 12 makes some ``c_i`` larger than 3. No step waits for a device to
-    tell.
-
-    Args:
-        parameter, factors: the parameter and its ``c_i``.
-        name: its name.
-        is_clipped: True if the norm of its gradient is limited.
-        warned: the parameters that there was a warning of; this one is added.
-    """
-    if parameter in warned or parameter.device.type != "cpu":
+def warn_of_concentration(own: Corrected, factors: Factors, fan_in: Tensor, warned: set[Parameter]) -> None:
+    """Warn, once for each layer, if some ``c_i`` is larger than 3. No step waits for a device to tell."""
+    if own.parameter in warned or own.parameter.device.type != "cpu":
         return
     largest = float(factors.c.max())
     if largest <= _CONCENTRATED:
         return
-    warned.add(parameter)
-    neurons = factors.c.numel()
-    mean = round(float(factors.divisor) * neurons) / neurons  # it may be rounded to float32
+    warned.add(own.parameter)
+    neurons, pairs = factors.c.numel(), 2 if own.parameter.is_complex() else 1
+    mean = round(float(factors.divisor) * neurons) / neurons / pairs  # it may be rounded to float32
     warn(
-        f"{name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
-        f"c_i = {largest:.2f}: its fan-in is {round(largest**2 * mean)}, the mean of the layer "
-        f"{mean:.1f}. With RigL at high sparsity this was seen to cost accuracy, unless "
-        f"gradients are clipped{', as they are' if is_clipped else ': set max_grad_norm=1'}. Compare with "
-        "correction='none' or 'unnormalized' in the parameter group of this layer, or with SET"
+        f"{own.name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
+        f"c_i = {largest:.2f}: its fan-in is {int(fan_in.max()) // pairs}, the mean of the layer "
+        f"{mean:.1f}. With RigL at high sparsity this was seen to cost accuracy, "
+        f"unless gradients are clipped{', as they are' if own.is_clipped else ': set max_grad_norm=1'}. "
+        "Compare with correction='none' or 'unnormalized' in the parameter group of this layer, or with SET"
     )

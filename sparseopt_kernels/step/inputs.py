@@ -72,10 +72,11 @@ def limit_norm(
         on_host: whether the coefficient is to be a number.
         over: the positions whose gradients count.
     """
-    limits = [None if limit == math.inf else limit for limit in limits]
+    # Of a tensor, neither is asked: the step would wait for its device.
     for limit in limits:
         if isinstance(limit, (int, float)) and not limit > 0:
             raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
+    limits = [None if isinstance(limit, float) and limit == math.inf else limit for limit in limits]
     squares = [batch.plan.squared_norm(own, over) for batch, own in zip(batches, inputs, strict=True)]
     # AMP's scale: either of them is 1.
     gamma, grad_scale = inputs[0].rules[0].gamma, inputs[0].grad_scale

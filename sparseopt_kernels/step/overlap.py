@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..masks.registered_masks import as_boolean
-from ..masks.shared_memory import overlapping_pairs
+from ..masks.shared_memory import end_of, overlapping_pairs
 
 
 class MaskedTensor(NamedTuple):
@@ -75,20 +75,12 @@ def _masks_differ(first: MaskedTensor, second: MaskedTensor) -> bool:
         return True  # numbers of one are parts of numbers of the other: no mask can be right for both
     starts = (max(0, -distance // size), max(0, distance // size))
     absent = 2
-    memory = torch.full(
-        (max(start + _extent(t.parameter) for start, t in zip(starts, (first, second), strict=True)),),
-        absent,
-        dtype=torch.uint8,
-        device=first.parameter.device,
-    )
+    ends = [(end_of(t.parameter) - t.parameter.data_ptr()) // size for t in (first, second)]
+    room = max(start + end for start, end in zip(starts, ends, strict=True))
+    memory = torch.full((room,), absent, dtype=torch.uint8, device=first.parameter.device)
     _view(memory, first.parameter, starts[0]).copy_(_activity(first))
     there = _view(memory, second.parameter, starts[1])
     return bool(((there != absent) & (there != _activity(second))).any())
-
-
-def _extent(parameter: Tensor) -> int:
-    """The number of elements from its first to its last in memory."""
-    return 1 + sum((n - 1) * stride for n, stride in zip(parameter.shape, parameter.stride(), strict=True))
 
 
 def _view(memory: Tensor, like: Tensor, offset: int) -> Tensor:
@@ -97,7 +89,5 @@ def _view(memory: Tensor, like: Tensor, offset: int) -> Tensor:
 
 def _activity(tensor: MaskedTensor) -> Tensor:
     if tensor.mask is None:
-        return torch.ones((), dtype=torch.uint8, device=tensor.parameter.device).expand(
-            tensor.parameter.shape
-        )
+        return torch.ones(tensor.parameter.shape, dtype=torch.uint8, device=tensor.parameter.device)
     return as_boolean(tensor.mask).to(torch.uint8)

@@ -23,7 +23,7 @@ from ..masks.mapping import neurons_in
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
 from .change_detection import State, owners_and_masks, versions_of
-from .factors import Corrected, warn_of_concentration, with_factors
+from .factors import Corrected, with_factors
 from .gradients import is_regular
 from .overlap import MaskedTensor, check_overlapping_masks, sharing_pairs, turns_of
 from .zero_outside import zero_outside
@@ -166,17 +166,11 @@ def prepare(
 
     updated = [i for i, f in enumerate(found) if f.gradient is not None]
     corrected = [
-        Corrected(new[i].param, new[i].backend, f.correction)
+        Corrected(new[i].param, new[i].backend, f.correction, f.parameter, names[f.parameter], f.is_clipped)
         for i in updated
         if (f := found[i]).mask is not None and f.correction != "none" and f.mask.numel() > 0
     ]
-    factors = with_factors(corrected, former.factors)
-    for i in updated:
-        f = found[i]
-        if new[i].param in factors and new[i].param not in former.factors and f.correction == "layer":
-            warn_of_concentration(
-                f.parameter, factors[new[i].param], names[f.parameter], f.is_clipped, warned
-            )
+    factors = with_factors(corrected, former.factors, warned)
 
     for f, entry in zip(found, new, strict=True):
         is_applied = f.mask is None or entry.versions == versions_of(f.watched)

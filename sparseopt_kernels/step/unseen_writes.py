@@ -8,8 +8,7 @@ compared where ``SPARSEOPT_CHECK=1`` asks for that.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn.parameter import Parameter
 
 from ..kernels.contract import ParamState
 from ..masks.registered_masks import as_boolean
-from .preparation import Batch, Prepared
+from .preparation import Prepared
 
 VARIABLE = "SPARSEOPT_CHECK"
 _ADVICE = (
@@ -27,13 +26,8 @@ _ADVICE = (
 )
 
 
-class _Found(NamedTuple):
-    parameter: Parameter
-    to_mask: bool
-
-
-def unseen_writes(prepared: Prepared, everything: bool = False) -> list[_Found]:
-    """Return the masked parameters whose mask, or whose weights outside of it, were written unseen.
+def unseen_writes(prepared: Prepared, everything: bool = False) -> list[tuple[Parameter, bool]]:
+    """Return the masked parameters that were written unseen: their mask (True), or weights outside of it.
 
     Args:
         prepared: the step that is about to be made. Its tensors must be where they were.
@@ -43,11 +37,11 @@ def unseen_writes(prepared: Prepared, everything: bool = False) -> list[_Found]:
     for batch in prepared.batches:
         for param, to_mask in batch.plan.unseen_writes(everything):
             position = batch.positions[batch.params.index(param)]
-            found.append(_Found(prepared.parameters[position], to_mask))
+            found.append((prepared.parameters[position], to_mask))
     return found
 
 
-def describe(found: Sequence[_Found], names: Mapping[Tensor, str]) -> str:
+def describe(found: Sequence[tuple[Parameter, bool]], names: Mapping[Tensor, str]) -> str:
     """Say what was noticed in a step, and what to call after such a write."""
     parameter, to_mask = found[0]
     name, others = names[parameter], len({p for p, _ in found}) - 1
@@ -91,7 +85,10 @@ class FullCheck:
             )
             raise RuntimeError(_failure(names[parameter], what))
         for batch in prepared.batches:
-            for parameter, param in _masked(prepared, batch):
+            for position, param in zip(batch.positions, batch.params, strict=True):
+                if param.mask is None:
+                    continue
+                parameter = prepared.parameters[position]
                 mask = as_boolean(masks[parameter])
                 if not torch.equal(mask, self._masks.setdefault(param, mask.clone())):
                     raise RuntimeError(_failure(names[parameter], "its mask is not the one that was applied"))
@@ -100,21 +97,10 @@ class FullCheck:
     @staticmethod
     def _check_zeros(param: ParamState, name: str) -> None:
         assert param.mask is not None
-        for tensor, what in (
-            (param.parameter, "weights"),
-            (param.momentum_buffer, "numbers of its momentum"),
-        ):
-            if tensor is None:
-                continue
-            count = int(((tensor != 0) & ~param.mask).count_nonzero())
-            if count:
+        tensors = {"weights": param.parameter, "numbers of its momentum": param.momentum_buffer}
+        for what, tensor in tensors.items():
+            if tensor is not None and (count := int(((tensor != 0) & ~param.mask).count_nonzero())):
                 raise RuntimeError(_failure(name, f"{count} {what} outside its mask are not zero"))
-
-
-def _masked(prepared: Prepared, batch: Batch) -> Iterator[tuple[Parameter, ParamState]]:
-    for position, param in zip(batch.positions, batch.params, strict=True):
-        if param.mask is not None:
-            yield prepared.parameters[position], param
 
 
 def _failure(name: str, what: str) -> str:

@@ -121,7 +121,9 @@ def share_densities(
         if len(shape) < 2 or min(shape) < 0:
             raise ValueError(f"shape of {name!r} is {shape}, it must be (out, in, *kernel)")
     if isinstance(sparsity, Mapping):
-        densities = _by_pattern(names, sparsity)
+        densities = densities_by_pattern(
+            names, sparsity, " that is not excluded; other layers than Linear and Conv need include, too"
+        )
     else:
         densities = _distribute(shapes, sparsity, distribution or "erk")
     for name in densities:
@@ -138,11 +140,19 @@ def _check_sparsity(what: str, sparsity: float) -> None:
         raise ValueError(f"{what} is {sparsity}, it must be in [0, 1)")
 
 
-def _by_pattern(names: Mapping[str, Sequence[str]], sparsity: Mapping[str, float]) -> dict[str, float]:
-    """Return the densities of the weights that a pattern matches; the first such pattern counts."""
+def densities_by_pattern(
+    names: Mapping[str, Sequence[str]], sparsity: Mapping[str, float], advice: str = ""
+) -> dict[str, float]:
+    """Return the densities of the weights that a pattern matches; the first such pattern counts.
+
+    Args:
+        names: all names by which a pattern finds each weight.
+        sparsity: by pattern.
+        advice: the end of the error that a pattern matches nothing.
+    """
     patterns = Patterns("sparsity", sparsity)
     first = {weight: patterns.first(names[weight]) for weight in names}
-    patterns.check_all_decisive(" that is not excluded; other layers than Linear and Conv need include, too")
+    patterns.check_all_decisive(advice)
     return {weight: 1.0 - sparsity[pattern] for weight, pattern in first.items() if pattern is not None}
 
 

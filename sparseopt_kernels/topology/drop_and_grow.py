@@ -108,11 +108,9 @@ class TorchDropAndGrow:
         return all(bool(ranking.values.isfinite().all()) for ranking in rankings)
 
     def ranks_are_masked(self) -> bool:
-        rankings = [ranking for ranking in self._rankings.values() if ranking.at_most > 0]
-        masks = [as_boolean(self._layers[ranking.layer].mask) for ranking in rankings]
-        # Most of the time the first one tells.
-        for ranking, mask in zip(rankings, masks, strict=True):
-            if ranking.values.masked_fill(mask, 0).any():
+        for ranking in self._rankings.values():  # most of the time the first one tells
+            mask = as_boolean(self._layers[ranking.layer].mask)
+            if ranking.at_most > 0 and ranking.values.masked_fill(mask, 0).any():
                 return False
         return not self.ranks_are_zero()
 

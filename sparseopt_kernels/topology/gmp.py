@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..masks.patterns import Patterns
 from .agreement import Group
-from .densities import Distribution, check_request, layer_densities
+from .densities import Distribution, check_request, densities_by_pattern, layer_densities
 from .dynamic_sparse_training import DynamicSparseTraining
 from .hooks import Counts, Layer
 from .method_arguments import check_min_fan_in
@@ -95,12 +94,10 @@ class GMP(DynamicSparseTraining):
             min_fan_in=min_fan_in,
             process_group=process_group,
         )
-        if not start_at < stop_at < math.inf:
-            raise ValueError(f"stop_at is {stop_at}, it must be finite and over start_at ({start_at})")
         self.sparsity = dict(sparsity) if isinstance(sparsity, Mapping) else float(sparsity)
         self.distribution = distribution
         self.initial_active = [int(mask.count_nonzero()) for mask in masks.values()]
-        self._final = self._final_densities()
+        self._check_settings()
         self._check_final()
 
     def next_update(self, step: int) -> int | None:
@@ -121,7 +118,8 @@ class GMP(DynamicSparseTraining):
     def _counts_at(self, progress: float) -> list[int]:
         """Return how many weights of each layer are active at that part of the schedule."""
         counts = []
-        for parameter, initial, final in zip(self.masks, self.initial_active, self._final, strict=True):
+        layers = zip(self.masks, self.initial_active, self._final_densities(), strict=True)
+        for parameter, initial, final in layers:
             numel = parameter.numel()
             density = None if final is None else cubic_density(initial / max(1, numel), final, progress)
             counts.append(initial if density is None else max(min(1, numel), round(density * numel)))
@@ -132,19 +130,14 @@ class GMP(DynamicSparseTraining):
         if isinstance(self.sparsity, dict):
             # "uniform" is the default, and says nothing of one layer.
             check_request(self.sparsity, None if self.distribution == "uniform" else self.distribution)
-            return self._densities_by_pattern(self.sparsity)
+            found = densities_by_pattern({n: (n, n.rpartition(".")[0]) for n in self._names}, self.sparsity)
+            return [found.get(name) for name in self._names]
         check_request(self.sparsity, self.distribution)
         if self.distribution == "uniform":
             return [1.0 - self.sparsity] * len(self._names)
         shapes = {n: tuple(p.shape) for n, p in zip(self._names, self.masks, strict=True)}
         densities = layer_densities(shapes, self.sparsity, self.distribution)
         return [densities[name] for name in self._names]
-
-    def _densities_by_pattern(self, sparsities: Mapping[str, float]) -> list[float | None]:
-        patterns = Patterns("sparsity", sparsities)
-        first = [patterns.first((name, name.rpartition(".")[0])) for name in self._names]
-        patterns.check_all_decisive()
-        return [None if pattern is None else 1.0 - sparsities[pattern] for pattern in first]
 
     def _check_final(self) -> None:
         final = self._counts_at(1.0)
@@ -158,8 +151,8 @@ class GMP(DynamicSparseTraining):
 
     def _check_settings(self) -> None:
         super()._check_settings()
+        if not self.start_at < self.stop_at < math.inf:
+            raise ValueError(
+                f"stop_at is {self.stop_at}, it must be finite and over start_at ({self.start_at})"
+            )
         self._final_densities()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._final = self._final_densities()

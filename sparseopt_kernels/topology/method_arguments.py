@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
@@ -129,12 +128,11 @@ def check_not_pruned(method: str, names: Iterable[str]) -> None:
 
 
 def check_present_masks(masks: Mapping[Parameter, Tensor], names: Sequence[str]) -> None:
-    """Raise ``ValueError`` if the model has replaced a masked parameter, or a floating-point mask is none."""
+    """Raise ``ValueError`` if a masked parameter was replaced in its model, or a mask fits no more."""
     if isinstance(masks, Masks):
         masks.check_held()
     for name, (parameter, mask) in zip(names, masks.items(), strict=True):
-        if mask.dtype != torch.bool:
-            check_mask(mask, parameter, name)
+        check_mask(mask, parameter, name)
 
 
 def check_min_fan_in(

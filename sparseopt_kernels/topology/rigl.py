@@ -68,8 +68,7 @@ class RigL(SET):
         min_fan_in: int = 0,
         process_group: Group = "world",
     ) -> None:
-        if regrow not in ("original", "corrected"):
-            raise ValueError(f"regrow is {regrow!r}, it must be 'original' or 'corrected'")
+        _check_regrow(regrow)
         super().__init__(
             masks,
             drop_fraction,
@@ -87,3 +86,12 @@ class RigL(SET):
         assert layer.gradient is not None
         corrected = self.regrow == "corrected"
         return Magnitude(layer.gradient, mask_factors(layer.mask, layer.neurons) if corrected else None)
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        _check_regrow(self.regrow)
+
+
+def _check_regrow(regrow: str) -> None:
+    if regrow not in ("original", "corrected"):
+        raise ValueError(f"regrow is {regrow!r}, it must be 'original' or 'corrected'")

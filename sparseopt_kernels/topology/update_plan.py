@@ -48,9 +48,10 @@ class UpdatePlan:
             Layer(i, name, parameter, mask, neurons, self.active[i], self._chooser.missing[i])
             for i, (name, (parameter, mask), neurons) in layers
         ]
+        self._guard = WriteGuard(self._name, self._layers)
         self.changing = [layer for layer in self._layers if method.can_change(layer)]
         """The layers whose masks may change."""
-        self._guard = WriteGuard(self._name, self._layers)
+        self._guard.check("can_change")
         self._changes = [Change(Counts(0, 0))] * len(self._layers)
         self._scores: dict[int, Score] = {}
         self._rankings: dict[int, Ranking] = {}

@@ -76,6 +76,12 @@ def test_fused_or_foreach_are_accepted(backend: Backend, flags: dict[str, Any]) 
     assert not p.grad.any()
 
 
+@pytest.mark.parametrize("name", ["momentum", "weight_decay", "max_grad_norm"])
+def test_a_tensor_of_two_is_no_number(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is tensor\(\[1., 1.\]\), it must be a"):
+        SparseOpt([{"params": weights(1), name: torch.ones(2)}])
+
+
 @pytest.mark.parametrize("name", ["lr", "momentum", "dampening", "weight_decay", "ham_alpha", "ham_beta"])
 @pytest.mark.parametrize("value", ["0.1", None])
 def test_a_hyperparameter_that_is_no_number(name: str, value: Any) -> None:

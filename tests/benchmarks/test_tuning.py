@@ -13,7 +13,7 @@ from sparseopt_kernels import native_library
 @pytest.mark.parametrize("constant", tuning.CONSTANTS, ids=lambda constant: constant.name)
 def test_a_constant_is_in_its_file(constant: tuning.Constant) -> None:
     source = (tuning.ROOT / "csrc" / "cpu" / constant.file).read_text()
-    (value,) = re.findall(rf"\b{constant.name} = ([^,;]+)", source)
+    ((_, value),) = re.findall(constant.definition, source)
     assert value not in constant.values
     assert set(constant.works) <= tuning.WORKS.keys()
 

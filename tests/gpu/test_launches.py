@@ -147,18 +147,22 @@ def limited(optimizer: SparseOpt) -> None:
     optimizer.param_groups[0]["max_grad_norm"] = 1.0
 
 
+def limited_by_a_tensor(optimizer: SparseOpt) -> None:
+    optimizer.param_groups[0]["max_grad_norm"] = torch.tensor(1.0)
+
+
 def tensor_lr(optimizer: SparseOpt) -> None:
     optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
 
 
-@pytest.mark.parametrize("event", [scaled, limited, tensor_lr, new_mask])
+@pytest.mark.parametrize("event", [scaled, limited, limited_by_a_tensor, tensor_lr, new_mask])
 def test_nothing_waits_for_the_device(
     backend_name: str, event: Callable[[SparseOpt], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not AMP, not the gradient norm, not a tensor learning rate, not a mask that changed, not the first
     step. (test_on_device.py asks PyTorch itself, which sees more, on a GPU.)"""
     # It looks at masks on the CPU, where all of them are here.
-    monkeypatch.setattr("sparseopt_kernels.step.preparation.warn_of_concentration", lambda *_: None)
+    monkeypatch.setattr("sparseopt_kernels.step.factors.warn_of_concentration", lambda *_: None)
     parameters, masks = parameters_and_masks([(8, 64), (5, 27), (9,)])
     optimizer = SparseOpt(parameters, lr=0.1, momentum=0.9, dampening=0.1, masks=masks, backend=backend_name)
     with Operations():

@@ -18,10 +18,13 @@ class Method(DynamicSparseTraining):
 
     settings = (*DynamicSparseTraining.settings, "told")
 
-    def __init__(self, masks: Any, counts: Any, drop: Any = None, grow: Any = None, **options: Any) -> None:
+    def __init__(
+        self, masks: Any, counts: Any, drop: Any = None, grow: Any = None, change: Any = None, **options: Any
+    ) -> None:
         super().__init__(masks, **{"update_every": 1, "stop_at": math.inf, "skip_step": False, **options})
         self.told = 1
         self.answers = (counts, drop, grow)
+        self.change = change
         self.asked: list[str] = []
 
     def counts(self, layers: Sequence[Layer], step: int) -> Sequence[Counts]:
@@ -38,6 +41,9 @@ class Method(DynamicSparseTraining):
         self.asked.append(f"grow_score {layer.name}")
         told = self.answers[2]
         return None if told is None else told(layer)
+
+    def can_change(self, layer: Layer) -> bool:
+        return super().can_change(layer) if self.change is None else self.change(layer)
 
 
 def eight() -> tuple[nn.Parameter, Tensor]:

@@ -52,6 +52,22 @@ class TestBadInput:
         with pytest.raises(TypeError, match=r"masks has the key '0\.weight', keys must be parameters"):
             self.make(cls, {"0.weight": torch.ones(3, dtype=torch.bool)})
 
+    def test_a_mask_that_fits_no_more(self, cls):
+        """Nothing has been written then, of the other layer either."""
+        masks = {nn.Parameter(torch.arange(1.0, 7)): bits("111000") for _ in range(2)}
+        for parameter in masks:
+            parameter.grad = torch.ones(6)
+        dst = self.make(cls, masks, update_every=2, stop_at=100)
+        dst.step()
+        first, second = masks
+        masks[second] = bits("1100")
+        with pytest.raises(ValueError, match=r"'parameter 1' has shape \(4,\), the parameter has \(6,\)"):
+            dst.step()
+        masks[second] = bits("111000")
+        assert masks[first].tolist() == bits("111000").tolist()
+        assert first.tolist() == [1, 2, 3, 4, 5, 6]
+        assert dst.state_dict()["step"] == 1
+
 
 def test_unknown_regrow():
     with pytest.raises(ValueError, match="regrow is 'best', it must be 'original' or 'corrected'"):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from sparseopt_kernels.topology.dynamic_sparse_training import DynamicSparseTraining
+from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.rigl import RigL
 from sparseopt_kernels.topology.set import SET
 
@@ -56,6 +58,21 @@ def test_loaded(name: str, value: Any, message: str) -> None:
     after = dst.state_dict()
     assert [before.pop("explored")[0].tolist()] == [after.pop("explored")[0].tolist()]
     assert before == after
+
+
+LOADED: list[tuple[DynamicSparseTraining, dict[str, Any], str]] = [
+    (RigL(masks(), stop_at=100), {"regrow": "x"}, "regrow is 'x', it must be 'original' or 'corrected'"),
+    (GMP(masks(), 0.8, stop_at=100), {"stop_at": math.inf}, "stop_at is inf, it must be finite and over"),
+    (GMP(masks(), 0.8, stop_at=100), {"start_at": 100}, r"stop_at is 100.0, it must be .* over start_at"),
+]
+
+
+@pytest.mark.parametrize(("dst", "settings", "message"), LOADED, ids=["regrow", "endless", "no time"])
+def test_loaded_by_one_method(dst: DynamicSparseTraining, settings: dict[str, Any], message: str) -> None:
+    state = dst.state_dict()
+    with pytest.raises(ValueError, match=message):
+        dst.load_state_dict({**state, **settings})
+    assert {name: getattr(dst, name) for name in settings} == {name: state[name] for name in settings}
 
 
 def test_a_step_that_is_none_is_not_loaded() -> None:

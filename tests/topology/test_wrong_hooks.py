@@ -127,7 +127,7 @@ class TestWrongHooks:
         dst = Method(self.masks, [Counts(1, 1), Counts(1, 1)], **options)
         self.check(dst, error, rf"^Method\.{hook} returned .*{message}")
 
-    @pytest.mark.parametrize("hook", ["counts", "drop_score", "grow_score"])
+    @pytest.mark.parametrize("hook", ["can_change", "counts", "drop_score", "grow_score"])
     @pytest.mark.parametrize("what", ["mask", "weight", "gradient"])
     def test_a_hook_that_writes(self, hook: str, what: str) -> None:
         def write(layer: Layer) -> Any:
@@ -140,7 +140,7 @@ class TestWrongHooks:
                 write(layers[1])
             return [Counts(1, 1)] * len(layers)
 
-        options = {} if hook == "counts" else {hook.removesuffix("_score"): write}
+        options = {} if hook == "counts" else {hook.removesuffix("_score").removeprefix("can_"): write}
         dst = Method(self.masks, counts, **options)
         explored = [own.clone() for own in dst.state_dict()["explored"]]
         layer = 1 if hook == "counts" else 0

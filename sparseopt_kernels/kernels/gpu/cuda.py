@@ -35,11 +35,7 @@ def build_info() -> dict[str, Any]:
     if _MISSING:
         return {"cuda": False}
     info = _cuda.build_info()
-    return {
-        "cuda": info["cuda"],
-        "cuda_architectures": info["architectures"],
-        "cuda_ptx": info["ptx"],
-    }
+    return {"cuda": info["cuda"], "cuda_architectures": info["architectures"], "cuda_ptx": info["ptx"]}
 
 
 @cache

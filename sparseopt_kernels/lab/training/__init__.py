@@ -1,0 +1,1 @@
+"""``sparseopt train``: data, models and the training loop. No experiment of the paper is known here."""

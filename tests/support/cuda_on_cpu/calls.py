@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.kernels.contract import Inputs, ParamState, Rule
@@ -132,12 +133,13 @@ def plan_of(weights: Sequence[Weight], *, by_sectors: bool) -> GpuPlan:
     been made with these masks, so that sectors are by_sectors, and not neurons."""
     cuda = backend.Cuda()
     params = [weight.param() for weight in weights]
+    parameters = [Parameter(weight.p) for weight in weights]
     corrected = [
-        Corrected(param, cuda, weight.correction)
-        for param, weight in zip(params, weights, strict=True)
+        Corrected(param, cuda, weight.correction, parameter, name="weight", is_clipped=False)
+        for param, parameter, weight in zip(params, parameters, weights, strict=True)
         if param.mask is not None and weight.correction != "none" and weight.p.numel() > 0
     ]
-    known = with_factors(corrected, {})
+    known = with_factors(corrected, {}, warned={*parameters})
     factors = [known.get(param) for param in params]
     plan = cuda.plan(params, factors)
     if by_sectors:
