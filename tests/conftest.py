@@ -52,8 +52,8 @@ else:
     PATHS = [path for name in BACKENDS for path in others.get(name, [name])]
 
 
-# The instruction sets are one source of loops. Whether each computes what it must is asked in these rooms; what
-# a step does besides is the same for all, and is asked of the best.
+# The instruction sets are one source of loops. These rooms ask whether each computes what it must. What else
+# a step does is the same for all: other rooms take the best.
 EACH_ISA = {"update_rule", "kernels", "gpu"}
 
 
@@ -86,7 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         )
         and not is_of_another_isa(item)
     ]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    left_out = set(items).difference(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = kept
 
 

@@ -99,7 +99,11 @@ def test_both_ways_have_the_same_bits(backend: Backend, dtype: torch.dtype) -> N
     assert_both_ways_agree(backend, [*zip(rows, COLUMNS, strict=True)], patterns[::-1], dtype, seed=1)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=6 if INTERPRETED else 15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5000)), min_size=1, max_size=4),
     patterns=st.lists(st.sampled_from(PATTERNS), min_size=4, max_size=4),

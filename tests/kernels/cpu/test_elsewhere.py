@@ -35,14 +35,23 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bytes, bytes, 
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         pytest.skip("this CPU does not fuse multiply-adds")
     program = tmp_path_factory.mktemp("here") / "steps"
-    build("g++", program, [PLAIN, AVX2, AVX512], ["-DSPARSEOPT_X86"])
+    build("g++", program, [AVX2], ["-DSPARSEOPT_X86"])
     return elsewhere.run([str(program)], cases(), SPARSEOPT_CPU_ISA="avx2")
 
 
-def test_arm_has_the_same_bits(tmp_path: Path, fused: list[tuple[bytes, bytes, float]]) -> None:
+@pytest.fixture(scope="module")
+def arm() -> tuple[str, str]:
+    """A compiler for ARM, and an emulator of it."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
     if not compiler or not emulator:
         pytest.skip("needs Debian's packages g++-aarch64-linux-gnu and qemu-user")
+    return compiler, emulator
+
+
+def test_arm_has_the_same_bits(
+    tmp_path: Path, arm: tuple[str, str], fused: list[tuple[bytes, bytes, float]]
+) -> None:
+    compiler, emulator = arm
     program = tmp_path / "steps"
     build(compiler, program, [PLAIN], ["-static"])
     for strategy in ("stream", "list"):
@@ -59,6 +68,7 @@ def assert_same(case: Case, here: tuple[bytes, bytes, float], there: tuple[bytes
 # Optimised code takes five times as long to compile, and hides accesses. So do checks that are not calls.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O0"]
 SANITIZERS += ["--param", "asan-instrumentation-with-call-threshold=0"]
+SANITIZERS += ["-fno-sanitize=null,object-size"]  # the first address is not mapped, and others are poisoned
 
 
 @pytest.mark.slow
@@ -67,9 +77,11 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     """Addresses and undefined behaviour, with each instruction set that this CPU has; tensors are memory of
     their own, so that the first byte behind one is seen."""
     program = tmp_path / "steps"
-    build("g++", program, [PLAIN, AVX2, AVX512], ["-DSPARSEOPT_X86", *SANITIZERS])
+    isas = cpu.available_isas() or ("plain",)
+    loops = [own for own in (PLAIN, AVX2, AVX512) if own[0] in isas]
+    build("g++", program, loops, ["-DSPARSEOPT_X86", *SANITIZERS])
     found = {}
-    for isa in cpu.available_isas() or ("plain",):
+    for isa in isas:
         for strategy in ("stream", "list"):
             environment = {"SPARSEOPT_CPU_ISA": isa, "SPARSEOPT_CPU_STRATEGY": strategy}
             found[isa, strategy] = elsewhere.run([str(program)], cases(), **environment)

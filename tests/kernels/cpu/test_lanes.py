@@ -120,20 +120,21 @@ def test_tensors_of_every_length_and_alignment(isa: str, dtype: torch.dtype, fir
     """The tensors' last weights are updated, and what lies before and behind them is not touched."""
     generator = torch.Generator().manual_seed(first)
     for length in range(1, 65):
-        for rows in {1, length, next((n for n in (2, 3, 5, 7) if length % n == 0), 1)}:
-            values, gradients, buffers = (torch.randn(96, generator=generator).to(dtype) for _ in range(3))
-            mask = pattern_mask("half", (rows, length // rows), generator)
-            inside = slice(first, first + length)
-            values[inside] *= mask.flatten()
-            buffers[inside] *= mask.flatten()
-            want = one_step(values, gradients, buffers, mask, inside, "reference")
-            got = one_step(values, gradients, buffers, mask, inside, "cpu")
-            for a, b in zip(got, want, strict=True):
-                assert same_bits(a[:first], b[:first])
-                assert same_bits(a[first + length :], b[first + length :])
-                assert not a[inside][~mask.flatten()].any()
-                eps = torch.finfo(dtype).eps
-                torch.testing.assert_close(a[inside], b[inside], rtol=4 * eps, atol=4 * eps)
+        # One row, rows of one weight, and rows of several: by turns.
+        rows = (1, length, next((n for n in (2, 3, 5, 7) if length % n == 0), 1))[(first + length) % 3]
+        values, gradients, buffers = (torch.randn(96, generator=generator).to(dtype) for _ in range(3))
+        mask = pattern_mask("half", (rows, length // rows), generator)
+        inside = slice(first, first + length)
+        values[inside] *= mask.flatten()
+        buffers[inside] *= mask.flatten()
+        want = one_step(values, gradients, buffers, mask, inside, "reference")
+        got = one_step(values, gradients, buffers, mask, inside, "cpu")
+        for a, b in zip(got, want, strict=True):
+            assert same_bits(a[:first], b[:first])
+            assert same_bits(a[first + length :], b[first + length :])
+            assert not a[inside][~mask.flatten()].any()
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(a[inside], b[inside], rtol=4 * eps, atol=4 * eps)
 
 
 def one_step(

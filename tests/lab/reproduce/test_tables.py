@@ -65,7 +65,7 @@ def test_a_table_of_cifar100(reproduce, tmp_path, capsys, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", IMAGENET[::2])  # the tables are one code with other settings
 def test_a_table_of_imagenet(reproduce, tmp_path, name):
     table = small(name)
     only = ("--only", "sparsity=0.97", "optimizer=sparseopt", f"dst={table.dst[-1]}")

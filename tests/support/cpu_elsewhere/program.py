@@ -43,19 +43,25 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in
 def build(
     compiler: str, program: Path, loops: Sequence[tuple[str, str, Sequence[str]]], flags: Sequence[str]
 ) -> None:
-    """Compile the program.
+    """Compile the program. An instruction set that is left out is the first of the others, by another name.
 
     Args:
         loops: instruction sets: the name, the table and the compiler's options of each.
         flags: of all sources.
     """
     objects = []
+    left_out = {"kPlainLoops", "kAvx2Loops", "kAvx512Loops"} - {table for _, table, _ in loops}
+    aliases = [f"-Wl,--defsym={_symbol(table)}={_symbol(loops[0][1])}" for table in sorted(left_out)]
     for isa, table, options in loops:
         compiled = program.with_suffix(f".{isa}.o")
         defines = [f'-DSPARSEOPT_ISA="{isa}"', f"-DSPARSEOPT_LOOPS={table}"]
         _compile([compiler, *FLAGS, *flags, *options, *defines, "-c", str(LOOPS), "-o", str(compiled)])
         objects.append(str(compiled))
-    _compile([compiler, *FLAGS, *flags, *map(str, SOURCES), *objects, "-o", str(program)])
+    _compile([compiler, *FLAGS, *flags, *map(str, SOURCES), *objects, *aliases, "-o", str(program)])
+
+
+def _symbol(table: str) -> str:
+    return f"_ZN9sparseopt3cpu{len(table)}{table}E"
 
 
 def _compile(command: list[str]) -> None:
