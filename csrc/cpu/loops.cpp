@@ -25,8 +25,9 @@ constexpr int kVectors = kBlock / Lanes<T>::kCount;
 template <class Stored>
 constexpr int kLine = 64 / int(sizeof(Stored));
 
-// Blocks of the list to prefetch ahead. Of its time at sparsity 0.97 and 0.99, 8 takes 0.98 and 0.95, 64 takes
-// 1.05 and 1.00 (make tuning, Zen 3, where two runs of one build differ by up to 7%); none is slower still.
+// Blocks of the list to prefetch ahead. Of its time at sparsity 0.97 and 0.99, 8 takes 0.98 and 0.95, 64
+// takes 1.05 and 1.00 (make tuning, Zen 3, where two runs of one build differ by up to 7%); none is slower
+// still.
 constexpr int64_t kPrefetchDistance = 24;
 
 template <class Stored>

@@ -8,11 +8,12 @@
 namespace sparseopt::cpu {
 namespace {
 
-// A list of more than this share of the blocks is not made: it is up to 6% of the bytes of float32 weights. 0.6
-// and 0.99 take 1.00 and 0.98 of its time at sparsity 0.8, 1.02 and 1.00 at 0.9 (make tuning, Zen 3; noise 6%).
+// A list of more than this share of the blocks is not made: it is up to 6% of the bytes of float32 weights.
+// 0.6 and 0.99 take 1.00 and 0.98 of its time at sparsity 0.8, 1.02 and 1.00 at 0.9 (make tuning, Zen 3;
+// noise 6%).
 constexpr double kWorthListing = 0.9;
-// What one thread packs at a time. New masks: 1024 takes 0.95 of its time, 1 << 14 0.90, with noise of 7% (make
-// tuning, Zen 3); smaller masks would then have fewer pieces than threads.
+// What one thread packs at a time. New masks: 1024 takes 0.95 of its time, 1 << 14 0.90, with noise of 7%
+// (make tuning, Zen 3); smaller masks would then have fewer pieces than threads.
 constexpr int64_t kPieceBlocks = 4096;
 
 // How many bits are set from bit `begin` to before bit `end`.

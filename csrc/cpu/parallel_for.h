@@ -6,8 +6,8 @@
 
 namespace sparseopt::cpu {
 
-// Weights that one thread takes at a time: whole words. RigL updates of 16.8 million weights: 1 << 13 and 1 << 19
-// take 0.95 of its time (make tuning, Zen 3; noise 5%).
+// Weights that one thread takes at a time: whole words. RigL updates of 16.8 million weights: 1 << 13 and 1
+// << 19 take 0.95 of its time (make tuning, Zen 3; noise 5%).
 constexpr int64_t kGrain = 1 << 16;
 
 // Calls body(chunk, begin, end) for all chunks of `size` of `total`. Waking other threads costs more than a

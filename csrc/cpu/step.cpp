@@ -23,14 +23,14 @@ extern const Loops kPlainLoops;
 namespace {
 
 // Of a chunk, in blocks. Long chunks let processors prefetch; where the work is small, threads must share it.
-// Figures are parts of the time with these constants, by make tuning on a Zen 3, two threads. At 0.5 and 0.97,
-// chunks of at most 1 << 12 take 1.01 and 1.02, 1 << 16 1.00 and 1.03 (noise 3%). ResNet-20 at 0.9: chunks of at
-// least 1 << 6 0.99, 1 << 10 1.03 (noise 0%).
+// Figures are parts of the time with these constants, by make tuning on a Zen 3, two threads. At 0.5 and
+// 0.97, chunks of at most 1 << 12 take 1.01 and 1.02, 1 << 16 1.00 and 1.03 (noise 3%). ResNet-20 at 0.9:
+// chunks of at least 1 << 6 0.99, 1 << 10 1.03 (noise 0%).
 constexpr int64_t kLongestChunk = 1 << 14, kShortestChunk = 1 << 8;
 // At least, unless chunks would be shorter than that. ResNet-20 at 0.9: 4 and 64 take 0.95 (noise 15%).
 constexpr int64_t kChunksOfAStep = 1 << 4;
-// Blocks: waking another thread costs more than fewer. ResNet-20 at 0.9: 1 << 9 takes 1.02, 1 << 13 1.19 (noise
-// 1%); 64 layers of 32x32: 0.93 and 1.00 (noise 1%).
+// Blocks: waking another thread costs more than fewer. ResNet-20 at 0.9: 1 << 9 takes 1.02, 1 << 13 1.19
+// (noise 1%); 64 layers of 32x32: 0.93 and 1.00 (noise 1%).
 constexpr int64_t kWorthAThread = 1 << 11;
 // Blocks: fewer take less time than can be told. ResNet-20 at 0.9: 1 takes 1.08, 1 << 10 0.92 (noise 15%).
 constexpr int64_t kWorthTiming = 1 << 7;

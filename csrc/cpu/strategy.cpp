@@ -11,12 +11,12 @@
 namespace sparseopt::cpu {
 namespace {
 
-// Steps with each strategy: the first may have to fetch its memory. At sparsity 0.97, 2 and 8 take 0.96 and 0.99
-// of its time (make tuning, Zen 3; noise 2%).
+// Steps with each strategy: the first may have to fetch its memory. At sparsity 0.97, 2 and 8 take 0.96 and
+// 0.99 of its time (make tuning, Zen 3; noise 2%).
 constexpr int kSamples = 4;
 // So few samples tell smaller differences by chance. Then it is the list where it fetches less than half of
-// the memory: it gains where other programs use the memory, too. 0.85 and 1.0 take 1.04 and 1.03 of its time at
-// sparsity 0.95, 1.05 and 1.00 at 0.9 (make tuning, Zen 3; noise 6%).
+// the memory: it gains where other programs use the memory, too. 0.85 and 1.0 take 1.04 and 1.03 of its time
+// at sparsity 0.95, 1.05 and 1.00 at 0.9 (make tuning, Zen 3; noise 6%).
 constexpr double kClearlyLess = 0.95;
 
 // What steps with one strategy took.
