@@ -1,7 +1,7 @@
 """The backends, and which of them runs a step.
 
 Here may be whatever counts, updates and measures by the contract. A backend knows its parameters and numbers,
-and never the optimizer, a topology, or Eq. 12.
+and never the optimizer or a topology.
 """
 
 from __future__ import annotations
