@@ -40,13 +40,13 @@ def take_out_arguments(
             value == backend or (value == "auto" and kernels.chosen_name(value) == backend)
         ),
     }
-    for name in [name for name in is_given if name in group]:
-        if not is_given[name](group[name]):
+    for name, is_own in is_given.items():
+        if name in group and not is_own(group[name]):
             raise ValueError(
                 f"a parameter group has {name!r}, and it is not the argument of SparseOpt: "
                 "that is one for the whole optimizer"
             )
-        del group[name]
+        group.pop(name, None)
 
 
 def check_masks(masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]) -> None:

@@ -109,9 +109,10 @@ class TorchDropAndGrow:
 
     def ranks_are_masked(self) -> bool:
         for ranking in self._rankings.values():  # most of the time the first one tells
-            mask = as_boolean(self._layers[ranking.layer].mask)
-            if ranking.at_most > 0 and ranking.values.masked_fill(mask, 0).any():
-                return False
+            if ranking.at_most > 0:
+                mask = as_boolean(self._layers[ranking.layer].mask)
+                if ranking.values.masked_fill(mask, 0).any():
+                    return False
         return not self.ranks_are_zero()
 
     def ranks_are_zero(self) -> bool:

@@ -94,10 +94,10 @@ class GMP(DynamicSparseTraining):
             min_fan_in=min_fan_in,
             process_group=process_group,
         )
+        _check_end(start_at, stop_at)
         self.sparsity = dict(sparsity) if isinstance(sparsity, Mapping) else float(sparsity)
         self.distribution = distribution
         self.initial_active = [int(mask.count_nonzero()) for mask in masks.values()]
-        self._check_settings()
         self._check_final()
 
     def next_update(self, step: int) -> int | None:
@@ -151,8 +151,10 @@ class GMP(DynamicSparseTraining):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        if not self.start_at < self.stop_at < math.inf:
-            raise ValueError(
-                f"stop_at is {self.stop_at}, it must be finite and over start_at ({self.start_at})"
-            )
+        _check_end(self.start_at, self.stop_at)
         self._final_densities()
+
+
+def _check_end(start_at: int, stop_at: float) -> None:
+    if not start_at < stop_at < math.inf:
+        raise ValueError(f"stop_at is {stop_at}, it must be finite and over start_at ({start_at})")

@@ -272,7 +272,7 @@ class TestBadInput:
             ),
             ({"distribution": "even"}, "distribution is 'even', it must be one of"),
             ({"stop_at": math.inf}, "stop_at is inf, it must be finite and over start_at"),
-            ({"stop_at": 5, "start_at": 5}, r"stop_at is 5.0, it must be finite and over start_at \(5\)"),
+            ({"stop_at": 5, "start_at": 5}, r"stop_at is 5, it must be finite and over start_at \(5\)"),
             ({"start_at": -1}, "start_at is -1, it must be an integer of at least 0"),
             ({"start_at": 1.5}, r"start_at is 1\.5, it must be an integer of at least 0"),
             ({"update_every": 0}, "update_every is 0, it must be an integer of at least 1"),

@@ -68,7 +68,6 @@ def assert_same(case: Case, here: tuple[bytes, bytes, float], there: tuple[bytes
 # Optimised code takes five times as long to compile, and hides accesses. So do checks that are not calls.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O0"]
 SANITIZERS += ["--param", "asan-instrumentation-with-call-threshold=0"]
-SANITIZERS += ["-fno-sanitize=null,object-size"]  # the first address is not mapped, and others are poisoned
 
 
 @pytest.mark.slow
