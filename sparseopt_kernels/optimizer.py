@@ -293,10 +293,8 @@ class SparseOpt(Optimizer):
             observed = self._with_unseen_writes(observed)
         else:
             self._full_check.check(self._prepared, self._own_masks, self._names())
-        if not skips:
-            is_made = make_step(self._prepared, observed.gradients, self.param_groups, amp)
-            for p, buffer in self._prepared.new_buffers.items() if is_made else ():
-                self.state[p]["momentum_buffer"] = buffer
+        if not skips and make_step(self._prepared, observed.gradients, self.param_groups, amp):
+            observed = self._with_new_buffers(observed)
         is_repeatable = self._full_check is None
         self._last = LastStep(self._prepared, observed, is_repeatable)
         for skip in skips:
@@ -305,6 +303,17 @@ class SparseOpt(Optimizer):
     def _observe(self) -> Observed:
         prepared = self._prepared
         return observe(self.param_groups, self.state, self._own_masks, prepared.parameters, prepared.watched)
+
+    def _with_new_buffers(self, observed: Observed) -> Observed:
+        """Put the momentum buffers of first steps into the state. What was prepared holds for the next step as
+        well, unless a rule was for this one alone."""
+        prepared = self._prepared
+        for p, buffer in prepared.new_buffers.items():
+            self.state[p]["momentum_buffer"] = buffer
+        if not prepared.new_buffers or prepared.has_first_steps:
+            return observed
+        self._prepared = prepared._replace(new_buffers={})
+        return self._observe()
 
     def _with_unseen_writes(self, observed: Observed) -> Observed:
         """Prepare the step anew if masks or weights were written without a version, and warn once."""

@@ -28,5 +28,6 @@ def test_a_step_makes_no_more_calls_than_it_may() -> None:
     rows = [line.rsplit(maxsplit=3) for line in printed.splitlines()[2:]]
     calls = {kind.strip(): int(number) for kind, number, _, _ in rows}
     assert calls["only numbers change"] <= 14
+    assert calls["second"] == calls["only numbers change"]
     assert calls["a mask has changed"] <= 150
     assert calls["the one after that"] == calls["only numbers change"]

@@ -52,6 +52,12 @@ PREPARATION = {
     "as-many-tensors-are-the-same": Mutant(
         "step/change_detection.py", "all(map(is_, self._objects, other._objects))", "True", TOLD
     ),
+    "rule-of-a-first-step-kept": Mutant(
+        "optimizer.py",
+        " or prepared.has_first_steps",
+        "",
+        "update_rule/test_edges.py::test_many_small_parameters",
+    ),
     "versions-not-recorded": Mutant(
         "step/last_step.py",
         "self._versions = None if prepared is None else versions_of(prepared.watched)",
