@@ -305,8 +305,10 @@ class SparseOpt(Optimizer):
         return observe(self.param_groups, self.state, self._own_masks, prepared.parameters, prepared.watched)
 
     def _with_new_buffers(self, observed: Observed) -> Observed:
-        """Put the momentum buffers of first steps into the state. What was prepared holds for the next step as
-        well, unless a rule was for this one alone."""
+        """Put the momentum buffers of first steps into the state.
+
+        What was prepared holds for the next step as well, unless a rule was for this one alone.
+        """
         prepared = self._prepared
         for p, buffer in prepared.new_buffers.items():
             self.state[p]["momentum_buffer"] = buffer

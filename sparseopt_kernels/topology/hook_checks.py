@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .hooks import Counts, Layer, Magnitude
+
+_VERSION = attrgetter("_version")
 
 
 class WriteGuard:
@@ -24,29 +27,36 @@ class WriteGuard:
     def __init__(self, method: str, layers: Sequence[Layer]) -> None:
         self._method = method
         self._layers = layers
-        self._versions = _versions(layers)
+        self._gradients = [layer.gradient for layer in layers]
+        counted = [
+            (what, layer, tensor)
+            for layer, gradient in zip(layers, self._gradients, strict=True)
+            for what, tensor in (
+                ("mask", layer.stored_mask),
+                ("weight", layer.weight),
+                ("gradient", gradient),
+            )
+            if tensor is not None and not tensor.is_inference()
+        ]
+        self._places = [(what, layer) for what, layer, _ in counted]
+        self._tensors = [tensor for *_, tensor in counted]
+        self._versions = [*map(_VERSION, self._tensors)]
 
     def check(self, hook: str) -> None:
         """Raise ``RuntimeError`` if anything was written; ``hook`` is the one that was called last."""
-        now = _versions(self._layers)
-        if now == self._versions:
+        versions = [*map(_VERSION, self._tensors)]
+        gradients = [layer.weight.grad for layer in self._layers]
+        if versions == self._versions and all(map(is_, gradients, self._gradients)):
             return
-        pairs = zip(now, self._versions, strict=True)
-        written = next(i for i, (after, before) in enumerate(pairs) if after != before)
-        what, layer = ("mask", "weight", "gradient")[written % 3], self._layers[written // 3]
+        before = zip(self._places, versions, self._versions, strict=True)
+        written = [place for place, now, then in before if now != then]
+        replaced = zip(self._layers, gradients, self._gradients, strict=True)
+        written += [("gradient", layer) for layer, now, then in replaced if now is not then]
+        what, layer = written[0]
         raise RuntimeError(
             f"{self._method}.{hook} wrote to the {what} of {layer.name!r}: a hook returns counts and scores, "
             "and must not write to masks, weights or gradients"
         )
-
-
-def _versions(layers: Sequence[Layer]) -> list[tuple[int, int]]:
-    """Return which mask, weight and gradient each layer has, and how often each was written."""
-    return [
-        (0, 0) if tensor is None or tensor.is_inference() else (id(tensor), tensor._version)
-        for layer in layers
-        for tensor in (layer.stored_mask, layer.weight, layer.gradient)
-    ]
 
 
 def check_counts(method: str, returned: Any, layers: Sequence[Layer], min_fan_in: int) -> list[Counts]:

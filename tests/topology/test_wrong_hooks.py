@@ -128,9 +128,12 @@ class TestWrongHooks:
         self.check(dst, error, rf"^Method\.{hook} returned .*{message}")
 
     @pytest.mark.parametrize("hook", ["can_change", "counts", "drop_score", "grow_score"])
-    @pytest.mark.parametrize("what", ["mask", "weight", "gradient"])
+    @pytest.mark.parametrize("what", ["mask", "weight", "gradient", "other gradient"])
     def test_a_hook_that_writes(self, hook: str, what: str) -> None:
         def write(layer: Layer) -> Any:
+            if what == "other gradient":
+                layer.weight.grad = torch.ones_like(layer.weight)
+                return None if hook == "grow_score" else Magnitude(layer.weight)
             tensor: Tensor = getattr(layer, what)
             tensor.logical_not_() if what == "mask" else tensor.add_(1)
             return None if hook == "grow_score" else Magnitude(layer.weight)
@@ -144,7 +147,7 @@ class TestWrongHooks:
         dst = Method(self.masks, counts, **options)
         explored = [own.clone() for own in dst.state_dict()["explored"]]
         layer = 1 if hook == "counts" else 0
-        message = rf"Method\.{hook} wrote to the {what} of 'parameter {layer}': a hook returns counts and"
+        message = rf"Method\.{hook} wrote to the {what.split()[-1]} of 'parameter {layer}': a hook returns counts and"
         with pytest.raises(RuntimeError, match=message):
             dst.step()
         assert dst.state_dict()["step"] == 0

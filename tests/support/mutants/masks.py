@@ -39,8 +39,14 @@ MASKS = {
     ),
     "a-hook-that-writes-not-noticed": Mutant(
         "topology/hook_checks.py",
-        "if now == self._versions:",
-        "if True:",
+        "if versions == self._versions and",
+        "if",
+        "topology/test_wrong_hooks.py::TestWrongHooks::test_a_hook_that_writes",
+    ),
+    "a-hook-that-replaces-a-gradient-not-noticed": Mutant(
+        "topology/hook_checks.py",
+        " and all(map(is_, gradients, self._gradients))",
+        "",
         "topology/test_wrong_hooks.py::TestWrongHooks::test_a_hook_that_writes",
     ),
     "as-many-grow-as-drop": Mutant(
