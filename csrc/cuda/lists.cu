@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads) count_rows_kernel(const __grid_const
   const OwnRow<kWeights> own(argument);
   if (!own.is_inside()) return;
   const auto* mask = reinterpret_cast<const uint8_t*>(own.tensor.mask);
-  auto* masks = reinterpret_cast<SectorBits<kWeights>*>(own.tensor.masks);
+  auto* to_bits = reinterpret_cast<SectorBits<kWeights>*>(own.tensor.mask_bits);
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   // The weights before the first sector that begins in the row.
   const int64_t early = own.begin + lane;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) count_rows_kernel(const __grid_const
     const int64_t e = sector * kWeights, there = own.tensor.elements - e, of_row = own.end - e;
     const unsigned bits =
         mask_bits<kWeights, Word>(mask + e, there < kWeights ? static_cast<int>(there) : kWeights);
-    masks[sector] = static_cast<SectorBits<kWeights>>(bits);
+    to_bits[sector] = static_cast<SectorBits<kWeights>>(bits);
     live += bits != 0;
     active += __popc(of_row < kWeights ? bits & ((1u << of_row) - 1) : bits);
   }
@@ -87,12 +87,12 @@ __global__ void __launch_bounds__(kThreads)
   // `ends` counts the live sectors of the rows of all tensors, up to and with each row.
   const int64_t before = tensor.first_row > 0 ? argument.ends[tensor.first_row - 1] : 0;
   int64_t place = argument.ends[own.number()] - argument.live[own.number()] - before;
-  const auto* masks = reinterpret_cast<const SectorBits<kWeights>*>(tensor.masks);
+  const auto* all_bits = reinterpret_cast<const SectorBits<kWeights>*>(tensor.mask_bits);
   auto* listed = reinterpret_cast<int32_t*>(tensor.listed);
-  auto* to_bits = reinterpret_cast<SectorBits<kWeights>*>(tensor.bits);
+  auto* to_bits = reinterpret_cast<SectorBits<kWeights>*>(tensor.listed_bits);
   for (int64_t first = own.first; first < own.last; first += kWarp) {
     const int64_t sector = first + lane;
-    const SectorBits<kWeights> bits = sector < own.last ? __ldg(masks + sector) : SectorBits<kWeights>(0);
+    const SectorBits<kWeights> bits = sector < own.last ? __ldg(all_bits + sector) : SectorBits<kWeights>(0);
     const unsigned is_live = __ballot_sync(~0u, bits != 0);
     const int64_t position = place + __popc(is_live & ((1u << lane) - 1));
     if (bits != 0 && position < tensor.capacity) {

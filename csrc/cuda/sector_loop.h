@@ -27,7 +27,7 @@ __device__ __forceinline__ Sector sector_of(const SectorArgument<T>& argument, u
   const uint32_t i = (chunk - static_cast<uint32_t>(row.first_chunk)) * kChunk + threadIdx.x % kWarp;
   if (i >= row.length) return sector;
   const auto* listed = reinterpret_cast<const uint32_t*>(row.listed);
-  const auto* bits = reinterpret_cast<const SectorBits<kWeights>*>(row.bits);
+  const auto* bits = reinterpret_cast<const SectorBits<kWeights>*>(row.visited_bits);
   sector.number = listed != nullptr ? __ldg(listed + i) : i;
   sector.active = bits != nullptr ? __ldg(bits + i) : (1u << kWeights) - 1;
   return sector;

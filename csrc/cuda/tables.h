@@ -21,9 +21,9 @@ namespace sparseopt::cuda {
 #define SPARSEOPT_SECTOR_ROW(FIELD) \
   FIELD(parameter)                  \
   FIELD(momentum_buffer)            \
-  FIELD(masks)                      \
+  FIELD(mask_bits)                  \
   FIELD(listed)                     \
-  FIELD(bits)                       \
+  FIELD(visited_bits)               \
   FIELD(factors)                    \
   FIELD(columns)                    \
   FIELD(elements)                   \
@@ -40,9 +40,9 @@ namespace sparseopt::cuda {
   FIELD(first_row)                \
   FIELD(first_program)            \
   FIELD(capacity)                 \
-  FIELD(masks)                    \
+  FIELD(mask_bits)                \
   FIELD(listed)                   \
-  FIELD(bits)
+  FIELD(listed_bits)
 
 #define SPARSEOPT_MEMBER(name) int64_t name;
 #define SPARSEOPT_NAME(name) #name,

@@ -288,8 +288,8 @@ MISTAKES = {
     ),
     "list: bits of the sector after": (
         "triton_lists",
-        "tl.load(masks + sector, mask",
-        "tl.load(masks + sector + 1, mask",
+        "tl.load(mask_bits + sector, mask",
+        "tl.load(mask_bits + sector + 1, mask",
     ),
     "list: too short": (
         "triton_lists",

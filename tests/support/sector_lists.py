@@ -48,10 +48,10 @@ def assert_lists(sectors: Sectors, mask: Tensor, dtype: torch.dtype) -> None:
     bits = (flat << torch.arange(lanes)).sum(dim=1)
     live = bits.nonzero()[:, 0]
     room = int(LISTED * len(bits))
-    assert sectors.masks.long().tolist() == bits.tolist()
+    assert sectors.mask_bits.long().tolist() == bits.tolist()
     assert int(sectors.live) == len(live)
-    assert len(sectors.listed) == len(sectors.bits) == room
+    assert len(sectors.listed) == len(sectors.listed_bits) == room
     listed = min(room, len(live))
     assert sectors.listed[:listed].tolist() == live[:listed].tolist()
-    assert sectors.bits[:listed].long().tolist() == bits[live[:listed]].tolist()
+    assert sectors.listed_bits[:listed].long().tolist() == bits[live[:listed]].tolist()
     assert torch.equal(sectors.fan_in, active.sum(dim=1, dtype=torch.int32))

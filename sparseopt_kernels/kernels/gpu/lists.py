@@ -26,9 +26,9 @@ LISTED = 0.4
 class Sectors(NamedTuple):
     """The sectors of one mask, on the device."""
 
-    masks: Tensor  # uint8, or uint16 for half precision (sectors,): the first weight's bit is the lowest
+    mask_bits: Tensor  # uint8, or uint16 for half precision (sectors,): the first weight's bit is the lowest
     listed: Tensor  # int32 (room,): the live sectors in order, as far as there is room
-    bits: Tensor  # as masks (room,): those of the listed sectors
+    listed_bits: Tensor  # as mask_bits (room,): those of the listed sectors
     live: Tensor  # int64, 0-d: the number of live sectors
     fan_in: Tensor  # int32 (rows,): the number of active weights of each row
 
@@ -43,9 +43,9 @@ class ListRow(NamedTuple):
     first_row: int  # among those of all tensors
     first_program: int
     capacity: int  # how many sectors may be listed
-    masks: int
+    mask_bits: int
     listed: int
-    bits: int
+    listed_bits: int
 
 
 class Listing(NamedTuple):
@@ -108,9 +108,9 @@ def list_masks(kernels: ListKernels, params: Sequence[ParamState], rows: Sequenc
                 first_row=first_row,
                 first_program=first_program,
                 capacity=room.listed.numel(),
-                masks=room.masks.data_ptr(),
+                mask_bits=room.mask_bits.data_ptr(),
                 listed=room.listed.data_ptr(),
-                bits=room.bits.data_ptr(),
+                listed_bits=room.listed_bits.data_ptr(),
             )
         )
         programs.append(-(-r.rows // kernels.list_rows))
@@ -144,9 +144,9 @@ _FIRST_ROW, _ROWS = ListRow._fields.index("first_row"), ListRow._fields.index("r
 class _Room(NamedTuple):
     """The fields of ``Sectors`` that kernels write."""
 
-    masks: Tensor
+    mask_bits: Tensor
     listed: Tensor
-    bits: Tensor
+    listed_bits: Tensor
 
 
 def _room_for(param: ParamState) -> _Room:
@@ -154,9 +154,9 @@ def _room_for(param: ParamState) -> _Room:
     lanes = weights_per_sector(parameter.dtype)
     count = sectors_in(parameter.numel(), lanes)
     capacity = int(LISTED * count)
-    masks = torch.uint8 if lanes <= 8 else torch.uint16
+    bits = torch.uint8 if lanes <= 8 else torch.uint16
 
     def room(dtype: torch.dtype, size: int) -> Tensor:
         return torch.empty(size, dtype=dtype, device=parameter.device)
 
-    return _Room(room(masks, count), room(torch.int32, capacity), room(masks, capacity))
+    return _Room(room(bits, count), room(torch.int32, capacity), room(bits, capacity))

@@ -62,9 +62,9 @@ class SectorRow(NamedTuple):
 
     parameter: int
     momentum_buffer: int  # 0: none
-    masks: int  # of all its sectors; 0: it is dense
+    mask_bits: int  # of all its sectors; 0: it is dense
     listed: int  # of listed sectors; 0: all of them are visited
-    bits: int  # of the sectors that are visited
+    visited_bits: int  # of the sectors that are visited
     factors: int  # c_i by rows; 0: all are 1
     columns: int
     elements: int
@@ -238,9 +238,9 @@ def _sector_row(member: Member, variant: _Variant) -> SectorRow:
     return SectorRow(
         parameter=param.parameter.data_ptr(),
         momentum_buffer=address_of(param.momentum_buffer),
-        masks=0 if sectors is None else sectors.masks.data_ptr(),
+        mask_bits=0 if sectors is None else sectors.mask_bits.data_ptr(),
         listed=0 if sectors is None else sectors.listed.data_ptr(),
-        bits=0 if sectors is None else sectors.bits.data_ptr(),
+        visited_bits=0 if sectors is None else sectors.listed_bits.data_ptr(),
         factors=0 if factors is None else factors.c.data_ptr(),
         columns=rows.columns,
         elements=param.parameter.numel(),
@@ -279,8 +279,8 @@ def _variant(member: Member, gradient_aligned: bool, is_new: bool) -> _Variant:
     )
 
 
-_LISTED, _BITS = SectorRow._fields.index("listed"), SectorRow._fields.index("bits")
-_MASKS = SectorRow._fields.index("masks")
+_LISTED, _VISITED = SectorRow._fields.index("listed"), SectorRow._fields.index("visited_bits")
+_MASK = SectorRow._fields.index("mask_bits")
 _FIRST_CHUNK, _LENGTH = SectorRow._fields.index("first_chunk"), SectorRow._fields.index("length")
 
 
@@ -294,4 +294,4 @@ def _choose(table: Tensor, whole: Tensor, capacity: Tensor, sectors: Sequence[Se
     is_listed = (capacity > 0) & (live <= capacity)
     torch.where(is_listed, live, whole, out=table[:, _LENGTH])
     table[:, _LISTED].mul_(is_listed)
-    torch.where(is_listed, table[:, _BITS], table[:, _MASKS], out=table[:, _BITS])
+    torch.where(is_listed, table[:, _VISITED], table[:, _MASK], out=table[:, _VISITED])

@@ -55,8 +55,8 @@ def count_rows(
         left, in_left = _half_bits(mask, sector * LANES, begins, entry.elements, own.end, half)
         right, in_right = _half_bits(mask, sector * LANES + half, begins, entry.elements, own.end, half)
         bits = left | (right << half)
-        masks = bits_at(entry.masks, LANES)
-        tl.store(masks + sector, bits.to(masks.dtype.element_ty), mask=begins)
+        mask_bits = bits_at(entry.mask_bits, LANES)
+        tl.store(mask_bits + sector, bits.to(mask_bits.dtype.element_ty), mask=begins)
         found += (bits != 0).to(tl.int32)
         counted += in_left + in_right
     active += tl.sum(counted, axis=1)[:, None]
@@ -96,13 +96,13 @@ def list_sectors(
     place = tl.load(to + at, mask=own.inside, other=0) - own_live - before
     for tile in range(0, own.tiles):
         sector = own.first + tile * SECTORS + tl.arange(0, SECTORS)[None, :]
-        masks = bits_at(entry.masks, LANES)
-        bits = tl.load(masks + sector, mask=own.inside & (sector < own.last), other=0)
+        mask_bits = bits_at(entry.mask_bits, LANES)
+        bits = tl.load(mask_bits + sector, mask=own.inside & (sector < own.last), other=0)
         is_live = (bits != 0).to(tl.int32)
         position = place + tl.cumsum(is_live, axis=1) - is_live
         wanted = (bits != 0) & (position < entry.capacity)
         tl.store(entry.listed.to(tl.pointer_type(tl.int32)) + position, sector.to(tl.int32), mask=wanted)
-        tl.store(bits_at(entry.bits, LANES) + position, bits, mask=wanted)
+        tl.store(bits_at(entry.listed_bits, LANES) + position, bits, mask=wanted)
         place += tl.sum(is_live, axis=1)[:, None]
 
 
@@ -133,7 +133,7 @@ def _list_row(table, t):
         first_row=tl.load(at + 4),
         first_program=tl.load(at + 5),
         capacity=tl.load(at + 6),
-        masks=tl.load(at + 7),
+        mask_bits=tl.load(at + 7),
         listed=tl.load(at + 8),
-        bits=tl.load(at + 9),
+        listed_bits=tl.load(at + 9),
     )

@@ -57,9 +57,9 @@ def chunk_with(entry, number, LANES: tl.constexpr, SECTORS: tl.constexpr):
     is_listed = entry.listed != 0
     numbers = entry.listed.to(tl.pointer_type(tl.int32))
     listed = tl.load(numbers + i, mask=only_if(is_listed, there), other=0)
-    has_bits = only_if(entry.bits != 0, there)
-    active = tl.load(bits_at(entry.bits, LANES) + i, mask=has_bits, other=0).to(tl.int32)
-    active = tl.where(only_if(entry.bits == 0, there), (1 << LANES) - 1, active)
+    has_bits = only_if(entry.visited_bits != 0, there)
+    active = tl.load(bits_at(entry.visited_bits, LANES) + i, mask=has_bits, other=0).to(tl.int32)
+    active = tl.where(only_if(entry.visited_bits == 0, there), (1 << LANES) - 1, active)
     return Chunk(sector=tl.where(is_listed, listed, i), active=active, is_last=first + SECTORS >= length)
 
 
@@ -153,9 +153,9 @@ def _factor_of(entry, e, WIDE: tl.constexpr):
 def rest_of(entry, begin, LANES: tl.constexpr, WIDE: tl.constexpr):
     """The last weights of a tensor, from ``begin`` on."""
     sector = tl.zeros([1, 1], tl.int64) + (entry.elements - 1) // LANES
-    has_mask = only_if(entry.masks != 0, sector >= 0)
-    bits = tl.load(bits_at(entry.masks, LANES) + sector, mask=has_mask, other=0).to(tl.int32)
-    bits = tl.where(entry.masks == 0, (1 << LANES) - 1, bits)
+    has_mask = only_if(entry.mask_bits != 0, sector >= 0)
+    bits = tl.load(bits_at(entry.mask_bits, LANES) + sector, mask=has_mask, other=0).to(tl.int32)
+    bits = tl.where(entry.mask_bits == 0, (1 << LANES) - 1, bits)
     lane = tl.arange(0, LANES)[None, :]
     e = first_weights(sector, LANES, WIDE) + lane
     live = (bits != 0) & (e >= begin) & (e < entry.elements)
@@ -168,9 +168,9 @@ def sector_row(table, t):
     return SectorRow(
         parameter=tl.load(at),
         momentum_buffer=tl.load(at + 1),
-        masks=tl.load(at + 2),
+        mask_bits=tl.load(at + 2),
         listed=tl.load(at + 3),
-        bits=tl.load(at + 4),
+        visited_bits=tl.load(at + 4),
         factors=tl.load(at + 5),
         columns=tl.load(at + 6),
         elements=tl.load(at + 7),

@@ -108,9 +108,9 @@ def sectors_far(rows: int, *, is_listed: bool) -> None:
     row = SectorRow(
         parameter=weight.p.data_ptr(),
         momentum_buffer=weight.b.data_ptr(),
-        masks=0,
+        mask_bits=0,
         listed=listing.data_ptr() if is_listed else 0,
-        bits=bits.data_ptr(),
+        visited_bits=bits.data_ptr(),
         factors=weight.factors.data_ptr(),
         columns=weight.columns,
         elements=weight.elements,
