@@ -12,6 +12,7 @@ import pytest
 import torch
 from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
 from cuda_on_cpu.build import build, load
+from cuda_on_cpu.mistakes import build_with_mistakes
 
 from sparseopt_kernels.kernels import BACKENDS, cpu
 from sparseopt_kernels.kernels.reference import REFERENCE
@@ -111,6 +112,12 @@ def cuda_cache(request: pytest.FixtureRequest) -> Path:
 def cuda_library(cuda_cache: Path) -> Path:
     """The module ``_cuda``, compiled for the CPU."""
     return build(cuda_cache)
+
+
+@pytest.fixture(scope="session")
+def cuda_with_mistakes(cuda_cache: Path) -> Path:
+    """The same with all mistakes; ``make_mistake`` chooses one."""
+    return build_with_mistakes(cuda_cache)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from backends import Backend, emulate
-from cuda_on_cpu.build import Substitution, build, compiler, load
+from cuda_on_cpu.build import compiler, load
+from cuda_on_cpu.mistakes import make_mistake
 from oracle import Hyper
 from sector_lists import check_lists
 from side_by_side import SideBySide, Spec, pattern_mask
@@ -182,18 +183,12 @@ def test_what_is_interpreted_is_for_the_cpu() -> None:
 
 
 @pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("left < kVectorSize ? static_cast<int>(left)", "left < kVectorSize ? static_cast<int>(left) - 1"),
-        ("first_row + (threadIdx.x >> log2)", "first_row + 1 + (threadIdx.x >> log2)"),
-    ],
-    ids=["tail", "row"],
-)
+@pytest.mark.parametrize("mistake", ["a weight less in the tail", "another row"])
 def test_a_wrong_index_in_the_cuda_sources_is_found(
-    cuda_cache: Path, old: str, new: str, monkeypatch: pytest.MonkeyPatch
+    cuda_with_mistakes: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulate(load(build(cuda_cache, [Substitution("cuda/masked_step.cu", old, new)])), monkeypatch)
+    emulate(load(cuda_with_mistakes), monkeypatch)
+    make_mistake(cuda_with_mistakes, mistake)
     with pytest.raises(AssertionError, match="elements differ from the oracle"):
         side_by_side(Backend("cuda", "emulated"))
 

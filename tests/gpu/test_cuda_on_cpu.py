@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.build import Substitution, build, build_probes, compiler, load
+from cuda_on_cpu.build import build_probes, compiler, load
 from cuda_on_cpu.calls import (
     DTYPES,
     Hyper,
@@ -24,6 +24,7 @@ from cuda_on_cpu.calls import (
     squared_norm,
     step,
 )
+from cuda_on_cpu.mistakes import make_mistake
 
 from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.kernels.contract import Rule
@@ -249,42 +250,23 @@ def test_more_chunks_than_warps(cuda: ModuleType, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("by_sectors", "mutation"),
+    ("by_sectors", "mistake"),
     [
-        (
-            False,
-            Substitution(
-                "cuda/masked_step.cu", "left < kVectorSize ? static_cast<int>(left)", "left < 1 ? 1"
-            ),
-        ),
-        (False, Substitution("cuda/masked_step.cu", "__syncthreads();\n  value = 0;", "value = 0;")),
-        (True, Substitution("cuda/sector_step.cu", "count = left < kWeights ?", "count = left < 1 ?")),
-        (True, Substitution("cuda/lanes.h", "% sizeof(uint4) == 0", "% sizeof(float) == 0")),
-        (True, Substitution("cuda/sector_step.cu", " && is_aligned(from_g)", "")),
-        (False, Substitution("cuda/masked_step.cu", " && is_aligned(g_)", "")),
-        (
-            True,
-            Substitution(
-                "cuda/sector_loop.h", "chunk += gridDim.x * kWarps", "chunk += gridDim.x * kWarps + 1"
-            ),
-        ),
-        (True, Substitution("cuda/sector_loop.h", "if (i >= row.length)", "if (i + 1 >= row.length)")),
-    ],
-    ids=[
-        "weights beyond the row",
-        "no barrier",
-        "weights beyond the tensor",
-        "unaligned",
-        "unaligned gradients",
-        "unaligned gradients of new masks",
-        "stride",
-        "length",
+        (False, "weights beyond the row"),
+        (False, "no barrier"),
+        (False, "unaligned gradients of new masks"),
+        (True, "weights beyond the tensor"),
+        (True, "unaligned"),
+        (True, "unaligned gradients"),
+        (True, "stride"),
+        (True, "length"),
     ],
 )
 def test_a_mistake_is_found(
-    cuda_cache: Path, by_sectors: bool, mutation: Substitution, monkeypatch: pytest.MonkeyPatch
+    cuda_with_mistakes: Path, by_sectors: bool, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded(load(build(cuda_cache, [mutation])), monkeypatch)
+    loaded(load(cuda_with_mistakes), monkeypatch)
+    make_mistake(cuda_with_mistakes, mistake)
     with pytest.raises((AssertionError, RuntimeError), match=r"not close|written behind|cuda_on_cpu: "):
         check_steps(
             [

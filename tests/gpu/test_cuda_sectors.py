@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +13,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.build import Substitution, build, compiler, load
+from cuda_on_cpu.build import compiler, load
 from cuda_on_cpu.calls import DTYPES, Hyper, Weight, inputs_of, loaded, plan_of, step
 from cuda_on_cpu.far import SIZES, sectors_far, step_far
+from cuda_on_cpu.mistakes import make_mistake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sector_lists import assert_lists
@@ -263,109 +265,43 @@ def far_step() -> None:
     step_far(SIZES["wide"])
 
 
-MISTAKES: dict[str, tuple[Callable[[], None], Substitution]] = {
-    "the number of a listed sector": (
-        lists,
-        Substitution("cuda/lists.cu", "static_cast<int32_t>(sector);", "static_cast<int32_t>(sector + 1);"),
-    ),
-    "a place in the list": (
-        lists,
-        Substitution("cuda/lists.cu", "((1u << lane) - 1));", "((2u << lane) - 1));"),
-    ),
-    "the list of another row": (lists, Substitution("cuda/lists.cu", "] - before", "]")),
-    "a list too short": (
-        full_lists,
-        Substitution("cuda/lists.cu", "position < tensor.capacity)", "position < tensor.capacity - 1)"),
-    ),
-    "stale bits behind the tensor": (
-        bytes_of_masks,
-        Substitution("cuda/lists.cu", "there < kWeights ? static_cast<int>(there) : kWeights", "kWeights"),
-    ),
-    "bits of the next row": (
-        lists,
-        Substitution("cuda/lists.cu", "of_row < kWeights ? bits & ((1u << of_row) - 1) : bits", "bits"),
-    ),
-    "weights before the first sector": (
-        lists,
-        Substitution(
-            "cuda/lists.cu", "early < own.first * kWeights &&", "early + 1 < own.first * kWeights &&"
-        ),
-    ),
-    "bytes that are true": (
-        bytes_of_masks,
-        Substitution("cuda/mask_bits.h", "(((bytes & 0x7f7f7f7fu) + 0x7f7f7f7fu) | bytes)", "(bytes << 7)"),
-    ),
-    "c_i of the next row": (
-        sector_steps,
-        Substitution("cuda/sector_loop.h", "(tensor.factors) + row;", "(tensor.factors) + row + 1;"),
-    ),
-    "c_i of no row": (
-        sector_steps,
-        Substitution("cuda/sector_loop.h", "if (tensor.factors == 0) return;", "return;"),
-    ),
-    "c_i of one pass": (
-        sector_steps,
-        Substitution("update_rule.h", "static_cast<T>(fan_in) / divisor", "static_cast<T>(fan_in)"),
-    ),
-    "c_i of one pass where there is none": (
-        sector_steps,
-        Substitution(
-            "cuda/masked_step.cu",
-            "if (tensor.divisor == 0) return T(1);",
-            "if (tensor.divisor == 0) return T(2);",
-        ),
-    ),
-    "the fan-in of a row": (
-        lists,
-        Substitution(
-            "cuda/lists.cu", "argument.fan_in[own.number()] = active", "argument.fan_in[own.number()] = live"
-        ),
-    ),
-    "c_i of the row before": (
-        sector_steps,
-        Substitution("cuda/sector_loop.h", "      c_ = next_;\n", ""),
-    ),
-    "c_i of a third row": (
-        sector_steps,
-        Substitution("cuda/sector_loop.h", "__ldg(at_ + 1);\n    }", "__ldg(at_);\n    }"),
-    ),
-    "where a row ends": (
-        sector_steps,
-        Substitution("cuda/sector_loop.h", "own_ = (1u << left) - 1", "own_ = (1u << (left - 1)) - 1"),
-    ),
-    "a sector that is cut to 32 bits": (
-        far_walks,
-        Substitution(
-            "cuda/sector_step.cu", "int64_t(sector.number) * kWeights", "int32_t(sector.number * kWeights)"
-        ),
-    ),
-    "a sector that is cut to 32 bits without a sign": (
-        farther_walks,
-        Substitution("cuda/sector_step.cu", "int64_t(sector.number) * kWeights", "sector.number * kWeights"),
-    ),
-    "a sector of gradients that is cut to 32 bits": (
-        far_walks,
-        Substitution(
-            "cuda/sector_squares.cu", "int64_t(sector.number) * kWeights", "int32_t(sector.number * kWeights)"
-        ),
-    ),
-    "a row that is found with 32 bits": (
-        farther_walks,
-        Substitution("cuda/sector_loop.h", "if (wide) {", "if (false) {"),
-    ),
-    "a neuron that is cut to 32 bits": (
-        far_step,
-        Substitution("cuda/masked_step.cu", "begin = row * columns;", "begin = int32_t(row * columns);"),
-    ),
+CHECKS = {
+    lists: [
+        "the number of a listed sector",
+        "a place in the list",
+        "the list of another row",
+        "bits of the next row",
+        "weights before the first sector",
+        "the fan-in of a row",
+    ],
+    full_lists: ["a list too short"],
+    bytes_of_masks: ["stale bits behind the tensor", "bytes that are true"],
+    sector_steps: [
+        "c_i of the next row",
+        "c_i of no row",
+        "c_i of the row before",
+        "c_i of a third row",
+        "c_i of one pass",
+        "c_i of one pass where there is none",
+        "where a row ends",
+    ],
+    far_walks: ["a sector that is cut to 32 bits", "a sector of gradients that is cut to 32 bits"],
+    farther_walks: ["a sector that is cut to 32 bits without a sign", "a row that is found with 32 bits"],
+    far_step: ["a neuron that is cut to 32 bits"],
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_found(cuda_cache: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check, mutation = MISTAKES[name]
+@pytest.mark.parametrize(
+    ("check", "mistake"),
+    [(check, mistake) for check, mistakes in CHECKS.items() for mistake in (None, *mistakes)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_mistake_is_found(
+    cuda_with_mistakes: Path, check: Callable[[], None], mistake: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if check in (far_walks, farther_walks, far_step) and sys.platform != "linux":
         pytest.skip("needs Linux")
-    check()
-    loaded(load(build(cuda_cache, [mutation])), monkeypatch)
-    with pytest.raises(AssertionError):
+    loaded(load(cuda_with_mistakes), monkeypatch)
+    make_mistake(cuda_with_mistakes, mistake)
+    with nullcontext() if mistake is None else pytest.raises(AssertionError):
         check()

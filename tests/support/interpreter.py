@@ -1,7 +1,8 @@
 """Triton's interpreter, made fast enough for thousands of steps. Imported only where TRITON_INTERPRET is set.
 
 The interpreter calls device functions of ours as it calls kernels: it patches all of ``triton.language``
-first, which takes longer than most of them. Within one launch once is enough.
+first, which takes longer than most of them. Within one launch once is enough. And it works out the type of
+each result anew: once for each type and shape is enough.
 """
 
 from __future__ import annotations
@@ -68,7 +69,38 @@ def _cast_in_steps(builder: Any, source: Any, dtype: Any) -> Any:
     return _cast(builder, source, dtype)
 
 
+_np_dtype = interpreter._get_np_dtype
+_make_type, _make_tensor = tl.block_type.__init__, tl.tensor.__init__
+_np_dtypes: dict[str, Any] = {}
+_types: dict[tuple[Any, ...], dict[str, Any]] = {}
+_tensors: dict[str, dict[str, Any]] = {}
+
+
+def _np_dtype_once(dtype: Any) -> Any:
+    if dtype.name not in _np_dtypes:
+        _np_dtypes[dtype.name] = _np_dtype(dtype)
+    return _np_dtypes[dtype.name]
+
+
+def _type_once(self: Any, element_ty: Any, shape: Any) -> None:
+    key = (element_ty.name, *(getattr(size, "value", size) for size in shape))
+    if key not in _types:
+        _make_type(self, element_ty, shape)
+        _types[key] = dict(self.__dict__)
+    self.__dict__.update(_types[key])
+
+
+def _tensor_once(self: Any, handle: Any, type: Any) -> None:
+    if type.name not in _tensors:
+        _make_tensor(self, None, type)
+        _tensors[type.name] = dict(self.__dict__)
+    self.__dict__.update(_tensors[type.name])
+    self.handle, self.type = handle, type
+
+
 def prepare() -> None:
+    interpreter._get_np_dtype = _np_dtype_once
+    tl.block_type.__init__, tl.tensor.__init__ = _type_once, _tensor_once
     triton_backend._argument = _float32_argument
     interpreter.InterpreterBuilder.cast_impl = _cast_in_steps
     interpreter._patch_lang = _patch_once

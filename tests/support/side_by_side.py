@@ -30,6 +30,8 @@ PATTERNS = (
     "ramp",
     "homogeneous",
 )
+CHANGES = ("write", "replace", "write", "empty", "full", "write")
+"""What happens to masks on the way, in a run."""
 
 
 @dataclass(frozen=True)
@@ -266,13 +268,13 @@ class SideBySide:
                 layer.b = flat(buffer)
 
     def run(self, grad_scale: float | None = None) -> None:
-        """Steps with masks that are written in place and replaced on the way: 20, or 8 where each takes
+        """Steps with masks that are written in place and replaced on the way: 20, or 6 where each takes
         long."""
         masked = [n for n, s in self.specs.items() if s.pattern is not None]
-        steps_between = 0 if self.backend.is_slow else 2
+        slow = self.backend.is_slow
         self.step(grad_scale=grad_scale)
-        for change in ("write", "replace", "write", "empty", "full", "write"):
-            for _ in range(steps_between):
+        for change in ("replace", "empty", "full", "write") if slow else CHANGES:
+            for _ in range(0 if slow else 2):
                 self.step(grad_scale=grad_scale)
             if change == "write":
                 for name in masked:

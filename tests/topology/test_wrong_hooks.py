@@ -147,7 +147,8 @@ class TestWrongHooks:
         dst = Method(self.masks, counts, **options)
         explored = [own.clone() for own in dst.state_dict()["explored"]]
         layer = 1 if hook == "counts" else 0
-        message = rf"Method\.{hook} wrote to the {what.split()[-1]} of 'parameter {layer}': a hook returns counts and"
+        written = what.removeprefix("other ")
+        message = rf"Method\.{hook} wrote to the {written} of 'parameter {layer}': a hook returns counts and"
         with pytest.raises(RuntimeError, match=message):
             dst.step()
         assert dst.state_dict()["step"] == 0

@@ -1,7 +1,6 @@
 """Builds ``_cuda`` from csrc as C++ against the stand-in beside this file, and loads it.
 
-A module is compiled once per content of its sources. ``substitutions`` make a mutant of it: a kernel with
-a mistake, which the tests must find.
+A module is compiled once per content of its sources. ``substitutions`` change these: see ``mistakes.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pybind11
+from filelock import FileLock
 
 HERE = Path(__file__).parent.resolve()
 ROOT = HERE.parents[2]
@@ -46,6 +46,7 @@ KERNEL_FLAGS = (
     "-fsanitize=alignment",
     "-fno-sanitize-recover=alignment",
 )
+BINDING_FLAGS = ("-O0",)  # pybind11 takes longest to optimise, and is not what is tested
 DEFINITIONS = (
     '-DSPARSEOPT_CUDA_VERSION="on the CPU"',
     "-DSPARSEOPT_CUDA_ARCHITECTURES=",
@@ -74,6 +75,8 @@ def build(directory: Path, substitutions: Sequence[Substitution] = ()) -> Path:
         if text.count(old) != 1:
             raise ValueError(f"{old!r} is {text.count(old)} times in {name}, it must be there once")
         sources[CSRC / name] = text.replace(old, new)
+    for name in {substitution.path for substitution in substitutions}:
+        sources[CSRC / name] = f'extern "C" int cuda_on_cpu_mistake;\n{sources[CSRC / name]}'
     return _build(directory, f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", sources)
 
 
@@ -104,26 +107,32 @@ def _build(directory: Path, name: str, sources: dict[Path, str]) -> Path:
     settings = _settings()
     keys = [_key(settings, *sorted(_included(unit, sources).items())) for unit in units]
     target = directory / _key(*keys) / name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory) as scratch, ThreadPoolExecutor(max_workers=2) as pool:
-            root = Path(scratch)
-            for path, text in sources.items():
-                (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-                (root / path.relative_to(ROOT)).write_text(text)
-            objects = [directory / f"{key}.o" for key in keys]
-            list(pool.map(lambda unit, made: _compile(root, unit.relative_to(ROOT), made), units, objects))
-            _run([_cxx(), "-shared", "-o", f"{root}/built.so", *map(str, objects)])
-            # At once, as other processes may build the same.
-            (root / "built.so").replace(target)
+    # Other processes may want the same: one compiles it.
+    with FileLock(directory / "lock"):
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            _link(directory, target, sources, dict(zip(units, keys, strict=True)))
     return target
+
+
+def _link(directory: Path, target: Path, sources: dict[Path, str], keys: dict[Path, str]) -> None:
+    """Compile those units whose objects are not in ``directory`` yet, by their keys, and link all."""
+    with tempfile.TemporaryDirectory(dir=directory) as scratch, ThreadPoolExecutor(max_workers=2) as pool:
+        root = Path(scratch)
+        for path, text in sources.items():
+            (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            (root / path.relative_to(ROOT)).write_text(text)
+        objects = {unit: directory / f"{key}.o" for unit, key in keys.items()}
+        list(pool.map(lambda unit: _compile(root, unit.relative_to(ROOT), objects[unit]), objects))
+        _run([_cxx(), "-shared", "-o", f"{root}/built.so", *map(str, objects.values())])
+        (root / "built.so").replace(target)
 
 
 def _settings() -> tuple[Any, ...]:
     """What else an object depends on; the compiler's macros say what it takes this machine for."""
     command = [_cxx(), *FLAGS, "-dM", "-E", "-x", "c++", "/dev/null"]
     macros = subprocess.run(command, check=True, capture_output=True).stdout
-    return macros, FLAGS, KERNEL_FLAGS, DEFINITIONS, pybind11.__version__, sys.version
+    return macros, FLAGS, KERNEL_FLAGS, BINDING_FLAGS, DEFINITIONS, pybind11.__version__, sys.version
 
 
 def _included(unit: Path, sources: dict[Path, str]) -> dict[Path, str]:
@@ -154,7 +163,7 @@ def _cxx() -> str:
 def _compile(root: Path, unit: Path, target: Path) -> None:
     if target.exists():
         return
-    flags = KERNEL_FLAGS if unit.suffix == ".cu" else ()
+    flags = KERNEL_FLAGS if unit.suffix == ".cu" else BINDING_FLAGS if unit.parent.name == "python" else ()
     includes = [f"-I{path}" for path in (HERE, pybind11.get_include(), sysconfig.get_path("include"))]
     made = root / f"{unit.name}.o"
     _run([_cxx(), *FLAGS, *DEFINITIONS, *includes, *flags, "-c", str(root / unit), "-o", str(made)])

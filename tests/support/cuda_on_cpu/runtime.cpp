@@ -296,3 +296,8 @@ extern "C" void __ubsan_handle_type_mismatch_v1_abort(void* place, uintptr_t add
 // For tests: the next launch fails with this error; how many launches there were.
 EXPORTED void cuda_on_cpu_fail_next(int error) { cuda_on_cpu::fail_next = static_cast<cudaError_t>(error); }
 EXPORTED int64_t cuda_on_cpu_launches() { return cuda_on_cpu::launches; }
+
+// The mistake that is made, by its number in mistakes.py; 0: none.
+extern "C" {
+__attribute__((visibility("default"))) int cuda_on_cpu_mistake = 0;
+}
