@@ -7,8 +7,6 @@ import dataclasses
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cpu_map_picture
@@ -18,6 +16,7 @@ import cpu_step_picture
 import pytest
 from comparison import Comparison
 from cpu_results import Row, path_of, replace, rows_of
+from pytest_server import PytestServer
 
 from sparseopt_kernels.lab.machine import machine
 from sparseopt_kernels.lab.timing import Summary
@@ -270,21 +269,24 @@ def folder(tmp_path: Path) -> Path:
     return copy
 
 
-def bench(folder: Path, condition: str = "True") -> subprocess.CompletedProcess[str]:
-    """Run a benchmark that times nothing, and another one that fails unless the condition is true."""
+def bench(server: PytestServer, folder: Path, condition: str = "True") -> tuple[int, str]:
+    """Run a benchmark that times nothing, and another one that fails unless the condition is true. Return the
+    exit code and what was printed."""
     (folder / "bench_made_up.py").write_text(BENCH.replace("CONDITION", condition))
     ini = folder / "pytest.ini"
     ini.write_text("[pytest]\npythonpath = .\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-c", str(ini), "-p", "no:cacheprovider", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=environment)
+    arguments = ["-q", "-c", str(ini), "-p", "no:cacheprovider", "-p", "pytest_benchmark", str(folder)]
+    isa = os.environ["SPARSEOPT_CPU_ISA"]
+    return server.run(folder.parent, arguments, imports_from=BENCHMARKS.parent, SPARSEOPT_CPU_ISA=isa)
 
 
-def test_a_run_writes_the_files_of_its_machine_and_replaces_them(folder: Path) -> None:
+def test_a_run_writes_the_files_of_its_machine_and_replaces_them(
+    forked_pytest: PytestServer, folder: Path
+) -> None:
     for _ in range(2):
-        run = bench(folder)
-        assert run.returncode == 0, run.stdout + run.stderr
-        assert re.search(r"^0 min \d+ s in all$", run.stdout, re.MULTILINE)
+        code, printed = bench(forked_pytest, folder)
+        assert code == 0, printed
+        assert re.search(r"^0 min \d+ s in all$", printed, re.MULTILINE)
     slug = cpu_results.slug(machine())
     names = [f"cpu_{kind}-{slug}{end}" for kind in ("step", "map") for end in (".csv", "-avx512.png")]
     assert sorted(path.name for path in (folder / "results").iterdir()) == sorted(names)
@@ -293,19 +295,21 @@ def test_a_run_writes_the_files_of_its_machine_and_replaces_them(folder: Path) -
             assert [row["contestant"] for row in csv.DictReader(file)] == ["sparseopt", "sgd fused, no mask"]
 
 
-def test_nothing_is_written_if_a_benchmark_fails(folder: Path) -> None:
-    run = bench(folder, condition="False")
-    assert run.returncode == 1
-    assert "nothing was written" in run.stdout
+def test_nothing_is_written_if_a_benchmark_fails(forked_pytest: PytestServer, folder: Path) -> None:
+    code, printed = bench(forked_pytest, folder, condition="False")
+    assert code == 1
+    assert "nothing was written" in printed
     assert not (folder / "results").exists()
 
 
 @pytest.mark.parametrize("kind", [cpu_results.STEP, cpu_results.MAP])
-def test_nothing_is_measured_if_a_file_is_another_machines(folder: Path, kind: str) -> None:
+def test_nothing_is_measured_if_a_file_is_another_machines(
+    forked_pytest: PytestServer, folder: Path, kind: str
+) -> None:
     path = path_of(folder / "results", kind, machine())
     replace(path, rows_of([a_comparison(0.5, 2.0)], "another"), "another")
-    run = bench(folder)
-    assert run.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "has rows of another machine, 'another'" in run.stderr
-    assert "passed" not in run.stdout
+    code, printed = bench(forked_pytest, folder)
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert "has rows of another machine, 'another'" in printed
+    assert "passed" not in printed
     assert [path] == list(path.parent.iterdir())

@@ -25,7 +25,8 @@ from sparseopt_kernels.kernels.gpu import cuda as cuda_backend
 from sparseopt_kernels.kernels.gpu import triton as triton_backend
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-SPECS = [Spec((9, columns), "half", torch.float32) for columns in (3, 27, 64, 1031)]
+# The last has more chunks than there are programs.
+SPECS = [Spec(shape, "half", torch.float32) for shape in ((5, 3), (5, 27), (5, 64), (9, 1031))]
 
 
 def side_by_side(backend: Backend) -> None:
@@ -194,7 +195,7 @@ def test_a_wrong_index_in_the_cuda_sources_is_found(
 
 
 # What is live of the first is by_sectors whole, of the others by lists.
-SPARSE = [Spec((9, columns), "sparse99", torch.float32) for columns in (27, 515, 2048)]
+SPARSE = [Spec((5, columns), "sparse99", torch.float32) for columns in (27, 515, 2048)]
 MISTAKES = {
     "sectors: the tail": (
         "triton_sectors",

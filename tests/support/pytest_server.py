@@ -1,39 +1,85 @@
-"""Runs pytest again and again, in forks of a process that has imported PyTorch already.
-
-Each line of the standard input is a JSON list: a folder, which the tests run in and import from first; a file
-for what is printed; and pytest's arguments. The answer is a line with the exit code.
+"""Runs pytest again and again, in forks of a process that has imported PyTorch already: a program, and the
+class that starts it.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-import hypothesis  # noqa: F401
-import pytest
-import torch._dynamo  # noqa: F401, which the first optimizer imports
+
+class PytestServer:
+    """The process, as long as the ``with`` block runs."""
+
+    def __enter__(self) -> PytestServer:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def run(
+        self, folder: Path, arguments: Sequence[str], *, imports_from: Path | None = None, **environment: str
+    ) -> tuple[int, str]:
+        """Return the exit code, and all that was printed.
+
+        Args:
+            folder: where pytest runs.
+            arguments: pytest's.
+            imports_from: where modules are looked for first; None: in ``folder``.
+            environment: variables, beside those of the server.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with tempfile.NamedTemporaryFile("r") as printed:
+            request = [str(folder), str(imports_from or folder), printed.name, environment, *arguments]
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            code = int(self._process.stdout.readline())
+            return code, printed.read()
 
 
-def main() -> None:
+def _serve() -> None:
+    """Answer each line of the standard input, the arguments of ``_run`` as JSON, by a line with the exit
+    code."""
+    import hypothesis  # noqa: F401
+    import torch._dynamo  # noqa: F401, which the first optimizer imports
+
+    with suppress(ImportError):  # it need not be installed
+        import triton.language  # noqa: F401
+    gc.freeze()  # pytest collects garbage again and again
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            os._exit(run(*json.loads(line)))
+            os._exit(_run(*json.loads(line)))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def run(folder: str, output: str, *arguments: str) -> int:
-    """Run pytest in this process, and return its exit code."""
-    printed = os.open(output, os.O_WRONLY | os.O_CREAT)
+def _run(folder: str, imports_from: str, output: str, environment: dict[str, str], *arguments: str) -> int:
+    import pytest
+
+    printed = os.open(output, os.O_WRONLY)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (printed, 1), (printed, 2)):
         os.dup2(source, target)
     os.chdir(folder)
-    sys.path.insert(0, folder)
+    sys.path.insert(0, imports_from)
+    os.environ.update(environment)
     # For the processes that tests start.
-    os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([imports_from, os.environ.get("PYTHONPATH", "")])
     code = int(pytest.main([*arguments]))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -41,4 +87,4 @@ def run(folder: str, output: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    _serve()

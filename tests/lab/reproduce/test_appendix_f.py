@@ -28,7 +28,7 @@ from sparseopt_kernels.lab.reproduce.results import Results
 from sparseopt_kernels.lab.reproduce.runner import measure_all
 from sparseopt_kernels.lab.training.data import load_dataset
 
-RECIPE = Recipe(steps=60, batch_size=32, update_every=10, test_pairs=500)
+RECIPE = Recipe(steps=30, batch_size=32, update_every=10, test_pairs=500)
 TINY = AppendixF(
     sparsities=(0.8,),
     searched=(0.8,),

@@ -76,16 +76,16 @@ MASKS = {
     # The step that follows an update.
     "momentum-decays-in-a-step-left-out": Mutant(
         "optimizer.py",
-        "        if not skips:\n",
+        "        if not skips and make_step(",
         "        if skips:\n"
         "            [own['momentum_buffer'].mul_(0.9) for own in self.state.values()]\n"
-        "        else:\n",
+        "        elif make_step(",
         "topology/test_skip_step.py::test_the_masks_are_applied_and_nothing_else",
     ),
     "a-users-change-costs-a-step": Mutant(
         "optimizer.py",
-        "        if not skips:\n",
-        "        if not skips and (last.is_same(observed) or not self.state):\n",
+        "        if not skips and make_step(",
+        "        if not skips and (last.is_same(observed) or not self.state) and make_step(",
         "topology/test_skip_step.py::test_a_users_own_change_costs_no_step",
     ),
     "made-again-though-it-is-left-out": Mutant(

@@ -28,7 +28,7 @@ STEPS = {
         "step/inputs.py",
         "groups[source.group], batch",
         "groups[0 if source.is_first_step else source.group], batch",
-        "update_rule/test_oracle.py",
+        "update_rule/test_oracle.py::test_all_dtypes_and_groups_in_one_optimizer",
     ),
     "what-feeds-no-norm-is-corrected": Mutant(
         "step/preparation.py",
