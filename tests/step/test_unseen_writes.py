@@ -71,9 +71,10 @@ def active_near(mask: Tensor, near: int) -> int:
 def steps_until_masked(p: Parameter, mask: Tensor, optimizer: SparseOpt) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", NOTICED)
+        masked = (mask == 0).to(p.dtype)
         for count in range(1, WEIGHT_TURNS + 1):
             optimizer.step()
-            if not outside(p, mask, optimizer):
+            if not (p * masked).any() and not outside(p, mask, optimizer):  # the first is quick to tell
                 return count
     raise AssertionError("never")
 

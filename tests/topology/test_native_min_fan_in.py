@@ -63,8 +63,8 @@ def test_min_fan_in_of_large_layers(dtype: torch.dtype, ties: bool, neurons: Neu
     layer.mask[7] = False  # a neuron, or one weight of many
     layer.mask[:, 5] = False
     count = int(layer.mask.sum())
-    for min_fan_in in (1, 3, 9):
-        for k in (9000, 3000, count):
+    for min_fan_in in (1, 9):
+        for k in (3000, count):
             for threads, grow in ((1, "largest"), (3, "largest"), (2, "random")):
                 compare([layer], [k], grow, threads, min_fan_in=min_fan_in, neurons=[neurons])
 

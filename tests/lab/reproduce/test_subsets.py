@@ -27,7 +27,9 @@ def subsets(experiment, rows):
     if "seed" in experiment.columns:
         yield "one seed", [row for row in rows if row["seed"] == rows[-1]["seed"]]
     for column in experiment.key:
-        yield column, [row for row in rows if row[column] == rows[0][column]]
+        own = [row for row in rows if row[column] == rows[0][column]]
+        if 1 < len(own) < len(rows):
+            yield column, own
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
