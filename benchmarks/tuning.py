@@ -65,6 +65,11 @@ CONSTANTS = [
     Constant("drop_and_grow.cpp", "kFewestPerThread", ("1 << 12", "1 << 18"), ("small RigL update",)),
     Constant("ranks.h", "kBins", ("1 << 8", "1 << 16"), ("RigL update",)),
     Constant("selection.cpp", "kFewest", ("1 << 8", "1 << 16"), ("small RigL update",)),
+    Constant("selection.cpp", "kSampledOf", ("1 << 6", "1 << 10"), ("RigL update",)),
+    Constant("selection.cpp", "kFewestSampled", ("1 << 8", "1 << 12"), ("small RigL update",)),
+    Constant("selection.cpp", "kMostSampled", ("1 << 13", "1 << 17"), ("RigL update",)),
+    Constant("selection.cpp", "kWordsTried", ("2", "32"), ("RigL update",)),
+    Constant("write_watch.cpp", "kLongestRun", ("4", "64"), ("ResNet-20 0.9", "large 0.97")),
 ]
 
 

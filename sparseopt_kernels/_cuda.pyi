@@ -8,6 +8,7 @@ from .kernels.contract import Rule
 MOST_TENSORS: int
 """Of one launch, as are rules: ``gradients`` has the address of each tensor's gradient, 8 bytes each."""
 MOST_RULES: int
+SECTOR_BYTES: int
 CHUNK: int
 """Sectors that are visited at a time."""
 LIST_ROWS: int

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+MASK_TURNS: int
+"""The number of steps within which any write to a mask is noticed."""
+WEIGHT_TURNS: int
+"""The same for a write to weights outside a mask."""
+
 class PackedMask:
     def __init__(
         self, mask: int, groups: int, segments: int, neurons_per_group: int, length: int, threads: int
     ) -> None: ...
     @property
     def neurons(self) -> int: ...
-    @property
-    def full_fan_in(self) -> int:
-        """The fan-in of a neuron without a mask."""
-
     def count_fan_in(self, fan_in: int, threads: int) -> None:
         """Write the fan-in of each neuron at that address, as int64."""
 
@@ -89,7 +90,7 @@ class MemoryReader:
         """Layouts and addresses of tensors and Nones; None where one of them cannot be read."""
 
 class Snapshot:
-    """That of ``step/change_detection.py``, to be compared."""
+    """A snapshot, as in ``step/change_detection.py``: made natively, and only compared."""
 
 class Optimizer:
     """What a step depends on: see ``change_detection.observe``. To be thrown away after the call that it is
@@ -137,7 +138,7 @@ class RepeatableStep:
         """Make it again. False, and nothing has happened, if something has changed, or needs Python."""
 
     def versions(self) -> list[int]:
-        """Of what is watched, after the last step."""
+        """Return the versions of the watched tensors after the last step."""
 
 class Decision:
     """A strategy that was measured for tensors of a kind, and what a block of 16 weights took."""

@@ -82,6 +82,6 @@ def mask_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer
     counts = fan_in(mask, neurons).double()
     if correction == "none":
         return neurons.broadcast(torch.ones_like(counts), mask.shape)
-    count = torch.tensor([counts.numel()], device=mask.device)
-    layer = FanIn(counts, neurons=count, full=mask.numel() // count.clamp_min(1))
+    count, full = torch.tensor([[counts.numel()], [neurons.inputs(mask.shape)]], device=mask.device)
+    layer = FanIn(counts, neurons=count, full=full)
     return neurons.broadcast(correction_factors(layer, correction).c, mask.shape)

@@ -38,6 +38,11 @@ class Neurons:
         groups, _, per_group, _ = self.grid(shape)
         return groups * per_group
 
+    def inputs(self, shape: Sequence[int]) -> int:
+        """The number of weights of each neuron: its fan-in without a mask."""
+        _, segments, _, length = self.grid(shape)
+        return segments * length
+
     def broadcast(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """Return the values of the neurons, ``(neurons,)``, in a shape that broadcasts against a weight of
         ``shape``."""

@@ -37,7 +37,7 @@ from .skipped_steps import PENDING, pending_skips
 from .step.change_detection import Identities, Observed, observe, owners_and_masks, versions_of
 from .step.inputs import Amp
 from .step.last_step import NO_STEP, LastStep
-from .step.make_step import make_step
+from .step.make_step import is_skipped, make_step
 from .step.preparation import NOTHING_PREPARED, Prepared, prepare
 from .step.unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
 from .user_warning import warn
@@ -293,8 +293,10 @@ class SparseOpt(Optimizer):
             observed = self._with_unseen_writes(observed)
         else:
             self._full_check.check(self._prepared, self._own_masks, self._names())
-        if not skips and make_step(self._prepared, observed.gradients, self.param_groups, amp):
+        if not skips and not is_skipped(self._prepared, amp):
             observed = self._with_new_buffers(observed)
+            make_step(self._prepared, observed.gradients, self.param_groups, amp)
+            self._store(self._prepared.new_buffers)
         is_repeatable = self._full_check is None
         self._last = LastStep(self._prepared, observed, is_repeatable)
         for skip in skips:
@@ -305,17 +307,22 @@ class SparseOpt(Optimizer):
         return observe(self.param_groups, self.state, self._own_masks, prepared.parameters, prepared.watched)
 
     def _with_new_buffers(self, observed: Observed) -> Observed:
-        """Put the momentum buffers of first steps into the state.
+        """Put new momentum buffers into the state before the step: the next one finds nothing changed then.
 
-        What was prepared holds for the next step as well, unless a rule was for this one alone.
+        Where a rule holds for this step alone, the next one is prepared anew.
         """
         prepared = self._prepared
-        for p, buffer in prepared.new_buffers.items():
-            self.state[p]["momentum_buffer"] = buffer
-        if not prepared.new_buffers or prepared.has_first_steps:
+        if prepared.has_first_steps:
+            return observed._replace(snapshot=None)
+        if not prepared.new_buffers:
             return observed
+        self._store(prepared.new_buffers)
         self._prepared = prepared._replace(new_buffers={})
         return self._observe()
+
+    def _store(self, buffers: Mapping[Parameter, Tensor]) -> None:
+        for p, buffer in buffers.items():
+            self.state[p]["momentum_buffer"] = buffer
 
     def _with_unseen_writes(self, observed: Observed) -> Observed:
         """Prepare the step anew if masks or weights were written without a version, and warn once."""

@@ -90,5 +90,14 @@ def warmup_cosine(
     for index, peak in enumerate(peaks):
         if not math.isfinite(peak):
             raise ValueError(f"lr of parameter group {index} is {peak}, it must be finite")
-    factors = [_WarmupCosine(peak, warmup_steps, total_steps, start_lr, end_lr) for peak in peaks]
+    factors = [
+        _WarmupCosine(
+            peak=peak,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            start_lr=start_lr,
+            end_lr=end_lr,
+        )
+        for peak in peaks
+    ]
     return LambdaLR(optimizer, list(factors))

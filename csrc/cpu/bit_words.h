@@ -42,7 +42,7 @@ SPARSEOPT_INLINE uint64_t pack_word(const uint8_t* bytes) {
   return word;
 }
 
-// The same of fewer; of more, those of the first 64.
+// The bits of up to 64 bytes, a 1 for each that is not 0; those of the first 64 if there are more.
 SPARSEOPT_INLINE uint64_t pack_bytes(const uint8_t* bytes, int64_t count) {
   if (count >= kWord) return pack_word(bytes);
   uint64_t word = 0;
@@ -71,8 +71,8 @@ inline int64_t list_bits(uint64_t word, uint32_t first, uint32_t* places) {
 // Calls body(places, count) for batches of those places from `begin` (that of a word's first bit) to `end`
 // where the bits of word(first place, how many) are 1. Before that, fetch(place) is called for each, and the
 // batch before it is dealt with, in the time that memory takes.
-template <class Word, class Fetch, class Body>
-void for_places(int64_t begin, int64_t end, Word word, Fetch fetch, Body body) {
+template <class WordAt, class Fetch, class Body>
+void for_places(int64_t begin, int64_t end, WordAt word, Fetch fetch, Body body) {
   uint32_t places[2][kBatch + 3];
   int64_t count[2] = {0, 0};
   int current = 0;

@@ -22,7 +22,6 @@ class PackedMask {
 
   int64_t neurons() const { return groups_ * neurons_per_group_; }
   int64_t runs() const { return neurons() * segments_; }
-  int64_t full_fan_in() const { return segments_ * length_; }
   int64_t neuron_of(int64_t run) const {
     return run / (segments_ * neurons_per_group_) * neurons_per_group_ + run % neurons_per_group_;
   }

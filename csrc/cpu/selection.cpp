@@ -17,12 +17,15 @@ struct NeuronChange {
   uint32_t lost = 0, got = 0;
 };
 
+// The size of a sample: one of so many places, but at least and at most this. A place without a bit that is
+// looked for is given up after so many words.
+constexpr int64_t kSampledOf = 1 << 8, kFewestSampled = 1 << 10, kMostSampled = 1 << 15, kWordsTried = 8;
 constexpr int64_t kFewest = 1 << 12;  // among fewer, all are ranked: no guess pays
 
 // Appends the ranks at those places where the bits of word(first place, how many) are 1 and
 // rank_of(place, rank) is true, in their order. Ranks are of `values`.
-template <class Rank, class Bits, class Word, class RankOf>
-void collect(const Bits* values, int64_t begin, int64_t end, Word word, RankOf rank_of,
+template <class Rank, class Bits, class WordAt, class RankOf>
+void collect(const Bits* values, int64_t begin, int64_t end, WordAt word, RankOf rank_of,
              std::vector<Rank>& all) {
   const auto fetch = [&](uint32_t place) { __builtin_prefetch(values + place); };
   for_places(begin, end, word, fetch, [&](const uint32_t* places, int64_t count) {
@@ -35,8 +38,8 @@ void collect(const Bits* values, int64_t begin, int64_t end, Word word, RankOf r
 }
 
 // The same of all weights, by several threads. What `all` held before is forgotten, but not its memory.
-template <class Rank, class Bits, class Word, class RankOf>
-void collect_all(const Bits* values, int64_t numel, int threads, Word word, RankOf rank_of,
+template <class Rank, class Bits, class WordAt, class RankOf>
+void collect_all(const Bits* values, int64_t numel, int threads, WordAt word, RankOf rank_of,
                  std::vector<Rank>& all) {
   all.clear();
   if (threads == 1 || numel <= kGrain) return collect(values, 0, numel, word, rank_of, all);
@@ -63,15 +66,15 @@ uint64_t word_at_least(const typename Magnitude::Bits* values, int64_t count,
 // Places of about `count` weights from all over the layer. Each is where the bits of word(index) are 1, the
 // first such place from a random one on in its part of the layer: places at a fixed distance would be those
 // of a few columns.
-template <class Word>
-std::vector<uint32_t> sample_places(int64_t numel, int64_t count, Word word) {
+template <class WordAt>
+std::vector<uint32_t> sample_places(int64_t numel, int64_t count, WordAt word) {
   std::vector<uint32_t> places;
   places.reserve(static_cast<size_t>(count));
   const int64_t part = numel / count;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t start = i * part + static_cast<int64_t>(random_place(0, i, part));
     int64_t index = start / kWord;
-    const int64_t last = std::min(index + 8, (numel - 1) / kWord);
+    const int64_t last = std::min(index + kWordsTried, (numel - 1) / kWord);
     uint64_t bits = word(index) >> (start % kWord) << (start % kWord);
     while (bits == 0 && index < last) bits = word(++index);
     const int64_t place = index * kWord + (bits ? __builtin_ctzll(bits) : 0);
@@ -80,7 +83,9 @@ std::vector<uint32_t> sample_places(int64_t numel, int64_t count, Word word) {
   return places;
 }
 
-int64_t sample_size(int64_t population) { return std::clamp<int64_t>(population / 256, 1024, 32768); }
+int64_t sample_size(int64_t population) {
+  return std::clamp<int64_t>(population / kSampledOf, kFewestSampled, kMostSampled);
+}
 
 // The magnitude that most surely `k` of `all` come before in the order of `Before`, going by a sample of
 // them; `otherwise`, if the sample is too small.

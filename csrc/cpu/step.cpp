@@ -29,10 +29,11 @@ namespace {
 constexpr int64_t kLongestChunk = 1 << 14, kShortestChunk = 1 << 8;
 // At least, unless chunks would be shorter than that. ResNet-20 at 0.9: 4 and 64 take 0.95 (noise 15%).
 constexpr int64_t kChunksOfAStep = 1 << 4;
-// Blocks: waking another thread costs more than fewer. ResNet-20 at 0.9: 1 << 9 takes 1.02, 1 << 13 1.19
-// (noise 1%); 64 layers of 32x32: 0.93 and 1.00 (noise 1%).
+// In blocks. With less work than this for each thread, waking another one takes longer than the work.
+// ResNet-20 at 0.9: 1 << 9 takes 1.02, 1 << 13 1.19 (noise 1%); 64 layers of 32x32: 0.93 and 1.00 (noise 1%).
 constexpr int64_t kWorthAThread = 1 << 11;
-// Blocks: fewer take less time than can be told. ResNet-20 at 0.9: 1 takes 1.08, 1 << 10 0.92 (noise 15%).
+// In blocks. Steps of fewer are too short to be timed. ResNet-20 at 0.9: 1 takes 1.08, 1 << 10 0.92 (noise
+// 15%).
 constexpr int64_t kWorthTiming = 1 << 7;
 
 std::vector<const Loops*> supported_loops() {

@@ -14,7 +14,7 @@ __device__ __forceinline__ unsigned bits_of_bytes(uint32_t bytes) {
   return ((high >> 7) * 0x10204080u) >> 28;
 }
 
-// Of `count` bytes, of which there are up to kLanes, the bits; by words of `Word` where they are aligned.
+// The bits of `count` bytes, up to kLanes. Aligned bytes are loaded by words of `Word`.
 template <int kLanes, class Word>
 __device__ __forceinline__ unsigned mask_bits(const uint8_t* mask, int count) {
   static_assert(kLanes % sizeof(Word) == 0 && sizeof(Word) % sizeof(uint32_t) == 0, "whole words");

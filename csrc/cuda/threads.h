@@ -14,7 +14,8 @@ constexpr int kWarps = kThreads / kWarp;
 
 // Neurons are updated in vectors, eight weights whose mask is one word of 64 bits: a thread has them all.
 constexpr int kVectorSize = 8;
-constexpr int64_t kWarpRowVectors = 256;  // rows of more vectors have a block each
+// Rows of more vectors have a block each. Not measured on a GPU yet.
+constexpr int64_t kWarpRowVectors = 256;
 
 SPARSEOPT_INLINE int64_t vectors_in(int64_t columns) { return (columns + kVectorSize - 1) / kVectorSize; }
 

@@ -6,6 +6,7 @@
 
 #include "../cuda/argument.h"
 #include "../cuda/launches.h"
+#include "../cuda/sectors.h"
 #include "../cuda/tables.h"
 #include "../cuda/threads.h"
 
@@ -15,7 +16,7 @@ using namespace sparseopt::cuda;
 
 namespace {
 
-// Those of contract.Rule, in its order; a test compares them.
+// The fields of contract.Rule, in its order; a test compares them.
 constexpr const char* kRuleFields[] = {"lr",       "momentum",  "dampening", "weight_decay", "nesterov",
                                        "maximize", "ham_alpha", "ham_beta",  "gamma"};
 
@@ -116,6 +117,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() = "The CUDA backend of sparseopt_kernels. Private: use SparseOpt.";
   module.attr("MOST_TENSORS") = kTensorCapacity;
   module.attr("MOST_RULES") = kRuleCapacity;
+  module.attr("SECTOR_BYTES") = kSectorBytes;
   module.attr("CHUNK") = kChunk;
   module.attr("LIST_ROWS") = kWarps;
   module.attr("STEP_ROW") = names(kStepRowFields);

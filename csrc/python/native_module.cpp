@@ -134,6 +134,8 @@ void define_drop_and_grow(py::module_& module) {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "The native CPU backend of sparseopt_kernels. Private: use SparseOpt.";
+  module.attr("MASK_TURNS") = kMaskTurns;
+  module.attr("WEIGHT_TURNS") = kWeightTurns;
 
   py::class_<PackedMask>(module, "PackedMask")
       .def(py::init([](uintptr_t mask, int64_t groups, int64_t segments, int64_t neurons_per_group,
@@ -145,7 +147,6 @@ PYBIND11_MODULE(_native, module) {
            py::arg("mask"), py::arg("groups"), py::arg("segments"), py::arg("neurons_per_group"),
            py::arg("length"), py::arg("threads"))
       .def_property_readonly("neurons", &PackedMask::neurons)
-      .def_property_readonly("full_fan_in", &PackedMask::full_fan_in)
       .def(
           "count_fan_in",
           [](const PackedMask& mask, uintptr_t fan_in, int threads) {

@@ -48,7 +48,8 @@ bool read_rule(py::handle group, cpu::Rule& rule, double& limit) {
          read_number(group, key.ham_alpha, rule.ham_alpha) && read_number(group, key.ham_beta, rule.ham_beta);
 }
 
-// Those of all groups, and the limits of the gradient's norm.
+// Reads the rules of all groups, and their limits of the gradient's norm. Rule i is that of group i: steps
+// whose rules hold for them alone are not repeated.
 bool read_rules(py::handle groups, std::vector<cpu::Rule>& rules, std::vector<double>& limits) {
   if (!PyList_Check(groups.ptr())) return false;
   for (const py::handle group : py::reinterpret_borrow<py::list>(groups)) {

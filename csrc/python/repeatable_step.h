@@ -26,7 +26,7 @@ class RepeatableStep {
   bool repeat(const Optimizer& optimizer, const pybind11::list& updated,
               const pybind11::object& increment_version, int threads);
 
-  // Of what is watched, after the last step.
+  // The versions of the watched tensors after the last step.
   const std::vector<int64_t>& versions() const { return versions_; }
 
  private:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..correction import Factors, FanIn
+from ..correction import Factors
 from ..neurons import Neurons
 
 if TYPE_CHECKING:
@@ -138,8 +138,13 @@ class Backend(Protocol):
     def supports(self, param: ParamState) -> bool:
         """Return True if it can update the parameter; if not, the reference backend does."""
 
-    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
-        """Count the fan-in of masks that it supports, all of one device and dtype."""
+    def fan_in(self, params: Sequence[ParamState]) -> Tensor:
+        """Count the fan-in of the neurons of masks that it supports, all of one device and dtype.
+
+        Returns:
+            One number for each neuron, layer after layer, of the floating-point type that the factors are to
+            have.
+        """
 
     def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> Plan:
         """Return a plan for parameters that it supports, all of one device and dtype.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import native_library
-from ..correction import Factors, FanIn
+from ..correction import Factors
 from .contract import Inputs, NormOver, ParamState, UnseenWrite
 from .derived import Derived
 from .memory import (
@@ -69,7 +69,7 @@ class Cpu:
             and (param.mask is None or memory_grid(param) is not None)
         )
 
-    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
+    def fan_in(self, params: Sequence[ParamState]) -> Tensor:
         masks = [packed.mask for packed in self._packed(params) if packed.mask is not None]
         sizes = [mask.neurons for mask in masks]
         counts = torch.empty(sum(sizes), dtype=torch.int64)
@@ -77,8 +77,7 @@ class Cpu:
         for mask, size in zip(masks, sizes, strict=True):
             mask.count_fan_in(at, threads)
             at += size * counts.itemsize
-        full = torch.tensor([mask.full_fan_in for mask in masks])
-        return FanIn(counts.double(), torch.tensor(sizes), full)
+        return counts.double()
 
     def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> CpuPlan:
         packed = self._packed(params)

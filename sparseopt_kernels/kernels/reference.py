@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..correction import Factors, FanIn
+from ..correction import Factors
 from ..masks.registered_masks import as_boolean
 from ..neurons import arithmetic_dtype, fan_in
 from .contract import Inputs, NormOver, ParamState, Rule, UnseenWrite
@@ -27,12 +27,9 @@ class Reference:
     def supports(self, param: ParamState) -> bool:
         return True
 
-    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
+    def fan_in(self, params: Sequence[ParamState]) -> Tensor:
         masks = [(param.mask, param.neurons) for param in params if param.mask is not None]
-        counts = [fan_in(mask, neurons).double() for mask, neurons in masks]
-        sizes = torch.tensor([len(own) for own in counts], device=counts[0].device)
-        full = [mask.numel() // max(1, len(own)) for (mask, _), own in zip(masks, counts, strict=True)]
-        return FanIn(torch.cat(counts), sizes, sizes.new_tensor(full))
+        return torch.cat([fan_in(mask, neurons).double() for mask, neurons in masks])
 
     def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> ReferencePlan:
         return ReferencePlan([_part(*pair) for pair in zip(params, factors, strict=True)])

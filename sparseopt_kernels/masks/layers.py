@@ -81,7 +81,11 @@ def all_weights(model: nn.Module) -> list[MaskableWeight]:
             if parameter is None:
                 continue
             weight = MaskableWeight(
-                qualified_name(module_name, attribute), module, attribute, parameter, neurons
+                name=qualified_name(module_name, attribute),
+                module=module,
+                attribute=attribute,
+                parameter=parameter,
+                neurons=neurons,
             )
             if not (weight.is_usual() or _is_other_weight(weight)):
                 continue

@@ -118,7 +118,9 @@ def remembered_mask(parameter: Tensor) -> MaskedParameter | None:
     module = None if remembered is None else remembered.module()
     if remembered is None or module is None:
         return None
-    place = MaskedParameter(remembered.name, module, remembered.attribute, remembered.buffer)
+    place = MaskedParameter(
+        name=remembered.name, module=module, attribute=remembered.attribute, buffer=remembered.buffer
+    )
     return place if place.mask() is not None and place.parameter() is parameter else None
 
 
@@ -193,7 +195,9 @@ def _remember(parameter: Parameter, place: MaskedParameter) -> None:
             del _REMEMBERED[key]
 
     module = weakref.ref(place.module, forget)
-    _REMEMBERED[key] = _Remembered(place.name, module, place.attribute, place.buffer)
+    _REMEMBERED[key] = _Remembered(
+        name=place.name, module=module, attribute=place.attribute, buffer=place.buffer
+    )
 
 
 def _in_module(module_name: str, module: nn.Module) -> Iterator[MaskedParameter]:
@@ -205,7 +209,8 @@ def _in_module(module_name: str, module: nn.Module) -> Iterator[MaskedParameter]
         if parameter is None or mask is None:
             continue
         if attribute in pruned or not _is_foreign(mask, attribute, parameter):
-            yield MaskedParameter(qualified_name(module_name, attribute), module, attribute, buffer)
+            name = qualified_name(module_name, attribute)
+            yield MaskedParameter(name=name, module=module, attribute=attribute, buffer=buffer)
 
 
 def _is_foreign(mask: Tensor, attribute: str, parameter: Parameter) -> bool:

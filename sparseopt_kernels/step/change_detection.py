@@ -61,7 +61,7 @@ class Observed(NamedTuple):
 
     gradients: Gradients
     snapshot: Snapshot | native_library.Snapshot | None
-    """None where something in ``masks`` is no mask."""
+    """None: it is equal to no other. So it is where something in ``masks`` is no mask."""
     versions: list[int]
     """The number of writes to each watched tensor."""
     masks: list[Tensor]
@@ -88,7 +88,8 @@ def observe(
         found = READER.read(optimizer)
         if found is not None:
             tensors, addresses, any_negated, snapshot, versions = found
-            return Observed(Gradients(tensors, addresses, any_negated), snapshot, versions, mask_tensors)
+            gradients = Gradients(tensors, addresses, any_negated)
+            return Observed(gradients=gradients, snapshot=snapshot, versions=versions, masks=mask_tensors)
     return _observe_in_python(groups, state, owners, mask_tensors, parameters, watched)
 
 
@@ -113,7 +114,7 @@ def _observe_in_python(
     try:
         mask_versions, mask_memory = versions_of(masks), memory_of(masks)
     except (AttributeError, RuntimeError):  # an entry of a dict may be anything, before it is checked
-        return Observed(gradients, None, versions, masks)
+        return Observed(gradients=gradients, snapshot=None, versions=versions, masks=masks)
     snapshot = Snapshot(
         groups=[
             (
@@ -131,7 +132,7 @@ def _observe_in_python(
         gradients=layout,
         mask_versions=mask_versions,
     )
-    return Observed(gradients, snapshot, versions, masks)
+    return Observed(gradients=gradients, snapshot=snapshot, versions=versions, masks=masks)
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:

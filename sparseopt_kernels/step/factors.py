@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..correction import Correction, Factors, correction_factors
+from ..correction import Correction, Factors, FanIn, correction_factors
 from ..kernels.contract import Backend, ParamState
+from ..kernels.gpu.device import upload
 from ..user_warning import warn
 
 _CONCENTRATED = 3
@@ -50,7 +51,7 @@ def with_factors(
     for batch in batches.values():
         params = [own.param for own in batch]
         assert batch[0].correction != "none"
-        fan_in = batch[0].backend.fan_in(params)
+        fan_in = layers_fan_in(params, batch[0].backend.fan_in(params))
         found = correction_factors(fan_in, batch[0].correction)
         sizes = [param.neurons.count(param.parameter.shape) for param in params]
         split = torch.split(found.c, sizes), found.divisor.unbind(), torch.split(fan_in.counts, sizes)
@@ -59,6 +60,14 @@ def with_factors(
             if own.correction == "layer":
                 warn_of_concentration(own, factors[own.param], counts, warned)
     return factors
+
+
+def layers_fan_in(params: Sequence[ParamState], counts: Tensor) -> FanIn:
+    """Return what a backend has counted of some parameters, and what their layers are like."""
+    shapes = [(param.neurons, param.parameter.shape) for param in params]
+    sizes = [(neurons.count(shape), neurons.inputs(shape)) for neurons, shape in shapes]
+    number, full = upload(torch.tensor(sizes, device="cpu").T.contiguous(), counts.device)
+    return FanIn(counts=counts, neurons=number, full=full)
 
 
 def warn_of_concentration(own: Corrected, factors: Factors, fan_in: Tensor, warned: set[Parameter]) -> None:

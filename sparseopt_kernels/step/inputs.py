@@ -49,11 +49,13 @@ def inputs_of(
         gamma = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
         grad_scale = found_inf = None
     rules = [_rule(source, groups[source.group], batch, gamma, prepared.on_host) for source in prepared.rules]
+    tensors, addresses = regular_gradients(gradients, batch.positions, batch.params, batch.irregular)
     return Inputs(
-        *regular_gradients(gradients, batch.positions, batch.params, batch.irregular),
-        rules,
-        None if grad_scale is None else _on(grad_scale, batch.device, torch.float32),
-        None if found_inf is None else _on(found_inf, batch.device, torch.float32),
+        gradients=tensors,
+        addresses=addresses,
+        rules=rules,
+        grad_scale=None if grad_scale is None else _on(grad_scale, batch.device, torch.float32),
+        found_inf=None if found_inf is None else _on(found_inf, batch.device, torch.float32),
     )
 
 
@@ -72,13 +74,13 @@ def limit_norm(
         on_host: whether the coefficient is to be a number.
         over: the positions whose gradients count.
     """
-    # Of a tensor, neither is asked: the step would wait for its device.
+    # Limits that are tensors are not checked: the step would wait for their device.
     for limit in limits:
         if isinstance(limit, (int, float)) and not limit > 0:
             raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
     limits = [None if isinstance(limit, float) and limit == math.inf else limit for limit in limits]
     squares = [batch.plan.squared_norm(own, over) for batch, own in zip(batches, inputs, strict=True)]
-    # AMP's scale: either of them is 1.
+    # One of the two has AMP's scale, the other one is 1.
     gamma, grad_scale = inputs[0].rules[0].gamma, inputs[0].grad_scale
     coefficients: list[Any]
     if on_host:

@@ -93,5 +93,11 @@ def _native_step(
     table = batch.plan.native_table()
     if table is None:
         return None
-    is_dense = prepared.norm_over == "dense"
-    return native_library.RepeatableStep(READER, table, batch.positions, snapshot, versions, is_dense)
+    return native_library.RepeatableStep(
+        reader=READER,
+        table=table,
+        positions=batch.positions,
+        snapshot=snapshot,
+        versions=versions,
+        dense_norm=prepared.norm_over == "dense",
+    )

@@ -12,13 +12,21 @@ from .inputs import Amp, inputs_of, limit_norm
 from .preparation import Prepared
 
 
+def is_skipped(prepared: Prepared, amp: Amp) -> bool:
+    """Tell if AMP skips the step, as far as the host knows."""
+    # Whether a first step with dampening is made decides on the next one: it is worth waiting for.
+    if amp.found_inf is None or not (prepared.on_host or prepared.has_first_steps):
+        return False
+    return amp.found_inf.item() != 0  # a sum over devices: may exceed 1
+
+
 def make_step(
     prepared: Prepared,
     gradients: Gradients,
     groups: Sequence[dict[str, Any]],
     amp: Amp,
-) -> bool:
-    """Update what is prepared. False if the host knows that AMP skips the step: nothing has happened then.
+) -> None:
+    """Update what is prepared.
 
     Args:
         prepared: the step.
@@ -26,11 +34,6 @@ def make_step(
         groups: the optimizer's parameter groups.
         amp: GradScaler's scale and verdict.
     """
-    # Whether a first step with dampening was made decides on the next one: it is worth waiting for.
-    if amp.found_inf is not None and (prepared.on_host or prepared.has_first_steps):
-        if amp.found_inf.item() != 0:  # a sum over devices: may exceed 1
-            return False
-        amp = amp._replace(found_inf=None)
     batches = prepared.batches
     inputs = [inputs_of(batch, prepared, gradients, groups, amp) for batch in batches]
     limits = [groups[rule.group]["max_grad_norm"] for rule in prepared.rules]
@@ -41,4 +44,3 @@ def make_step(
     increment_version(prepared.updated)
     for batch, own in zip(batches, inputs, strict=True):
         batch.plan.step(own)
-    return True

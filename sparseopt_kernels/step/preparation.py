@@ -104,7 +104,19 @@ class Prepared(NamedTuple):
         return any(rule.is_first_step for rule in self.rules)
 
 
-NOTHING_PREPARED = Prepared([], [], [], [], {}, "active", False, [], {}, {}, None)
+NOTHING_PREPARED = Prepared(
+    parameters=[],
+    updated=[],
+    rules=[],
+    batches=[],
+    new_buffers={},
+    norm_over="active",
+    on_host=False,
+    watched=[],
+    entries={},
+    factors={},
+    sharing=None,
+)
 
 
 class _Found(NamedTuple):
@@ -166,7 +178,14 @@ def prepare(
 
     updated = [i for i, f in enumerate(found) if f.gradient is not None]
     corrected = [
-        Corrected(new[i].param, new[i].backend, f.correction, f.parameter, names[f.parameter], f.is_clipped)
+        Corrected(
+            param=new[i].param,
+            backend=new[i].backend,
+            correction=f.correction,
+            parameter=f.parameter,
+            name=names[f.parameter],
+            is_clipped=f.is_clipped,
+        )
         for i in updated
         if (f := found[i]).mask is not None and f.correction != "none" and f.mask.numel() > 0
     ]
@@ -273,7 +292,7 @@ def _entry(
         return last
     param = _param_state(f, Neurons() if f.mask is None else neurons_in(masks, f.parameter), rule)
     backend = of_device if of_device.supports(param) else REFERENCE
-    return _Entry(param, backend, held, key, versions=None)
+    return _Entry(param=param, backend=backend, held=held, key=key, versions=None)
 
 
 def _param_state(f: _Found, neurons: Neurons, rule: int) -> ParamState:
@@ -341,7 +360,19 @@ def _batches(
             for i, (member, param) in enumerate(zip(own, params, strict=True))
             if member.found.gradient is not None and not is_regular(member.found.gradient, param)
         ]
-        batches.append(Batch(*key, plan, params, positions, irregular))
+        turn, device, dtype, backend = key
+        batches.append(
+            Batch(
+                turn=turn,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+                plan=plan,
+                params=params,
+                positions=positions,
+                irregular=irregular,
+            )
+        )
     return batches
 
 

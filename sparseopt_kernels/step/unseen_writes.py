@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from .. import native_library
 from ..kernels.contract import ParamState
 from ..masks.registered_masks import as_boolean
 from .preparation import Prepared
@@ -46,7 +47,9 @@ def describe(found: Sequence[tuple[Parameter, bool]], names: Mapping[Tensor, str
     parameter, to_mask = found[0]
     name, others = names[parameter], len({p for p, _ in found}) - 1
     what, tensor, steps = (
-        ("the mask of", "mask", 256) if to_mask else ("weights outside the mask of", "weight", 2048)
+        ("the mask of", "mask", native_library.MASK_TURNS)
+        if to_mask
+        else ("weights outside the mask of", "weight", native_library.WEIGHT_TURNS)
     )
     return (
         f"{what} {name!r}{f' (and of {others} more parameters)' * bool(others)} "

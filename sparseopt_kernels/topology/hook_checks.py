@@ -118,7 +118,7 @@ def _check_by_neuron(drop: Tensor, grow: Tensor, layer: Layer, min_fan_in: int) 
                 f"torch.int64 of shape ({number},), one for each neuron, on {layer.weight.device}"
             )
     fan_in = layer.fan_in()
-    inputs = layer.weight.numel() // max(1, number)
+    inputs = layer.neurons.inputs(layer.weight.shape)
     if bool(((drop < 0) | (drop > fan_in)).any()):
         raise ValueError(": drop must be at least 0 and at most the fan-in of each neuron")
     if bool(((grow < 0) | (grow > inputs - fan_in + drop)).any()):

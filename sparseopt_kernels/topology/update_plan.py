@@ -45,7 +45,15 @@ class UpdatePlan:
         """The number of active weights of each layer."""
         layers = enumerate(zip(names, method.masks.items(), self._neurons, strict=True))
         self._layers = [
-            Layer(i, name, parameter, mask, neurons, self.active[i], self._chooser.missing[i])
+            Layer(
+                index=i,
+                name=name,
+                weight=parameter,
+                stored_mask=mask,
+                neurons=neurons,
+                active=self.active[i],
+                missing=self._chooser.missing[i],
+            )
             for i, (name, (parameter, mask), neurons) in layers
         ]
         self._guard = WriteGuard(self._name, self._layers)

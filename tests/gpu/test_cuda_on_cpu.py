@@ -28,6 +28,7 @@ from cuda_on_cpu.mistakes import make_mistake
 
 from sparseopt_kernels.correction import Correction
 from sparseopt_kernels.kernels.contract import Rule
+from sparseopt_kernels.kernels.gpu import lists, tables
 from sparseopt_kernels.kernels.gpu.cuda import CudaKernels
 from sparseopt_kernels.kernels.gpu.lists import ListRow
 from sparseopt_kernels.kernels.gpu.tables import SectorRow, StepRow
@@ -355,6 +356,8 @@ def test_tables_have_the_columns_that_kernels_read(cuda: ModuleType) -> None:
     assert StepRow._fields == cuda.STEP_ROW
     assert SectorRow._fields == cuda.SECTOR_ROW
     assert ListRow._fields == cuda.LIST_ROW
+    assert tables._RULES_PER_LAUNCH == cuda.MOST_RULES
+    assert lists._SECTOR == cuda.SECTOR_BYTES
     assert Rule._fields == cuda.RULE
 
 

@@ -66,7 +66,9 @@ def both_ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, pytest.Mon
 def test_most_steps_go_it_and_are_the_same(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Run(monkeypatch, **OPTIONS[options])
     looks = [short.step() for _ in range(6)]
-    assert looks[2:] == [0] * 4  # the first finds no buffers, the second finds them new
+    # The first finds no buffers; with dampening, it has a rule of its own.
+    assert looks[2:] == [0] * 4
+    assert (looks[1] == 0) == ("dampening" not in OPTIONS[options])
     with monkeypatch.context() as patch:
         patch.setattr(last_step, "_native_step", lambda *_: None)
         long = Run(patch, **OPTIONS[options])
@@ -147,11 +149,12 @@ def test_a_gradient_that_comes_and_goes(way: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("change", ["mask", "weight"])
+@pytest.mark.parametrize("is_first", [False, True])
 def test_a_change_during_a_step_is_seen_by_the_next(
-    change: str, way: str, monkeypatch: pytest.MonkeyPatch
+    is_first: bool, change: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By another thread, say: it is not taken for what the step was prepared for."""
-    run = Run(monkeypatch).settle()
+    run = Run(monkeypatch) if is_first else Run(monkeypatch).settle()
     p = run.params[0]
     step = CpuPlan.step
 
@@ -329,13 +332,29 @@ def test_a_verdict_of_amp(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_after_a_first_step_that_amp_skipped(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its buffers were made, and thrown away."""
+    """Its buffers are put into the state by the step that is made."""
     run = Run(monkeypatch)
     run.optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
     run.step()
     del run.optimizer.found_inf  # type: ignore[attr-defined]
     run.step()
     assert all("momentum_buffer" in run.optimizer.state[p] for p in run.params[:3])
+
+
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.5}], ids=["momentum", "dampening"])
+def test_a_state_that_is_cleared_after_the_first_step(
+    options: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after any other: the next step is a first one, with buffers of its own."""
+    cleared, again = Run(monkeypatch, **options), Run(monkeypatch, **options)
+    for run in (cleared, again):
+        run.step()
+    cleared.optimizer.state.clear()
+    again.optimizer.load_state_dict({**again.optimizer.state_dict(), "state": {}})
+    for run in (cleared, again):
+        run.step()
+    for a, b in zip(cleared.tensors(), again.tensors(), strict=True):
+        assert same_bits(a, b)
 
 
 def test_gradients_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:

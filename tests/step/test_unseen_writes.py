@@ -19,7 +19,7 @@ from sparseopt_kernels import native_library
 from sparseopt_kernels import optimizer as optimizer_module
 from sparseopt_kernels.optimizer import SparseOpt
 
-MASK_TURNS, WEIGHT_TURNS = 256, 2048  # csrc/cpu/write_watch.h
+MASK_TURNS, WEIGHT_TURNS = 256, 2048  # as the documentation says
 NOTICED = r"without PyTorch counting it: by a collective"
 WRITES: dict[str, Callable[[Tensor], Tensor]] = {
     "numpy": lambda t: torch.from_numpy(t.detach().numpy()),

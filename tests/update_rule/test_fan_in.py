@@ -19,6 +19,7 @@ from sparseopt_kernels.kernels.contract import ParamState
 from sparseopt_kernels.kernels.memory import memory_order
 from sparseopt_kernels.neurons import Neurons, arithmetic_dtype, fan_in
 from sparseopt_kernels.optimizer import SparseOpt
+from sparseopt_kernels.step.factors import layers_fan_in
 
 
 def param_of(mask: Tensor, dtype: torch.dtype, neurons: Neurons) -> ParamState:
@@ -42,7 +43,7 @@ def counted(backend: Backend, params: list[ParamState]) -> FanIn:
     params = [param for param in params if counting.supports(param)]
     if not params:
         pytest.skip("the backend leaves all of them to the reference")
-    found = counting.fan_in(params)
+    found = layers_fan_in(params, counting.fan_in(params))
     masks = [param.mask for param in params if param.mask is not None]
     plain = [fan_in(mask, param.neurons) for mask, param in zip(masks, params, strict=True)]
     sizes = [len(own) for own in plain]
@@ -84,7 +85,7 @@ def test_bytes_that_are_not_1(backend: Backend) -> None:
     """A view of bytes may have them: whatever is not 0 is active."""
     mask = torch.arange(9 * 256).remainder(256).to(torch.uint8).view(torch.bool).view(9, 256)
     param = param_of(mask, torch.float32, Neurons())
-    assert kernels.BACKENDS[backend.name].fan_in([param]).counts.tolist() == [255.0] * 9
+    assert kernels.BACKENDS[backend.name].fan_in([param]).tolist() == [255.0] * 9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -143,7 +144,8 @@ def test_kernels_apply_these_factors(backend: Backend, correction: Literal["laye
     p = Parameter(torch.zeros(37, 61))
     p.grad = -torch.ones(37, 61)
     optimizer = SparseOpt([p], lr=1.0, masks={p: mask}, correction=correction, backend=backend.name)
-    found = kernels.BACKENDS[backend.name].fan_in([param_of(mask, torch.float32, Neurons())])
+    param = param_of(mask, torch.float32, Neurons())
+    found = layers_fan_in([param], kernels.BACKENDS[backend.name].fan_in([param]))
     expected = correction_factors(found, correction).c.float().unsqueeze(1) * mask
     for steps in (1.0, 2.0):
         optimizer.step()

@@ -48,14 +48,14 @@ def test_every_combination_of_hyperparameters(
     backend: Backend, momentum: str, ham: str, correction: str
 ) -> None:
     """The full product. Each test runs weight decay x maximize x norm limit, every other one with
-    grad_scale. The instruction sets and the CUDA kernels are one source, compiled for each: all but the best
-    take every fourth of the product, and so does what is slow, and the reference with scalars in tensors.
+    grad_scale. The instruction sets are one source, compiled for each: the slower ones take every fourth
+    of the product, and so does what is slow, and the reference with scalars in tensors.
     """
     specs = [Spec((5, 19), "empty-rows"), Spec((4, 3), None)]
     rest = list(enumerate(REST))
     if backend.isa in NATIVE_ISAS[1:]:
         rest = rest[NATIVE_ISAS.index(backend.isa) :: 4]
-    if backend.is_slow or backend.isa in ("device", "emulated"):
+    if backend.is_slow or backend.isa == "device":
         rest = rest[(len(momentum) + len(ham) + len(correction)) % 4 :: 4]
     for seed, (decay, maximize, limit) in rest:
         scaled = (seed + len(momentum) + len(ham) + len(correction)) % 2

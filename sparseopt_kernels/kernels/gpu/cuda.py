@@ -143,13 +143,13 @@ def _inputs(
 
 def _native(launch: SectorLaunch) -> _cuda.SectorLaunch:
     return _cuda.SectorLaunch(
-        DTYPE_NAMES[launch.dtype],
-        launch.table.data_ptr(),
-        launch.chunk_to_tensor.data_ptr(),
-        launch.chunks.data_ptr(),
-        launch.wide,
-        launch.most_chunks,
-        multiprocessors(launch.table.device),
+        dtype=DTYPE_NAMES[launch.dtype],
+        table=launch.table.data_ptr(),
+        chunk_to_tensor=launch.chunk_to_tensor.data_ptr(),
+        chunks=launch.chunks.data_ptr(),
+        wide=launch.wide,
+        most_chunks=launch.most_chunks,
+        multiprocessors=multiprocessors(launch.table.device),
     )
 
 

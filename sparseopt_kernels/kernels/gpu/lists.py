@@ -141,7 +141,7 @@ def list_masks(kernels: ListKernels, params: Sequence[ParamState], rows: Sequenc
 _FIRST_ROW, _ROWS = ListRow._fields.index("first_row"), ListRow._fields.index("rows")
 
 
-class _Room(NamedTuple):
+class _Lists(NamedTuple):
     """The fields of ``Sectors`` that kernels write."""
 
     mask_bits: Tensor
@@ -149,7 +149,7 @@ class _Room(NamedTuple):
     listed_bits: Tensor
 
 
-def _room_for(param: ParamState) -> _Room:
+def _room_for(param: ParamState) -> _Lists:
     parameter = param.parameter
     lanes = weights_per_sector(parameter.dtype)
     count = sectors_in(parameter.numel(), lanes)
@@ -159,4 +159,4 @@ def _room_for(param: ParamState) -> _Room:
     def room(dtype: torch.dtype, size: int) -> Tensor:
         return torch.empty(size, dtype=dtype, device=parameter.device)
 
-    return _Room(room(bits, count), room(torch.int32, capacity), room(bits, capacity))
+    return _Lists(room(bits, count), room(torch.int32, capacity), room(bits, capacity))

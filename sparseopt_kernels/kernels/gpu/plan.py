@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...correction import Factors, FanIn
+from ...correction import Factors
 from ...neurons import arithmetic_dtype
 from ..contract import Inputs, NormOver, ParamState, UnseenWrite
 from ..memory import Rows, has_rows, is_non_overlapping_and_dense, rows_of
@@ -24,7 +24,6 @@ from .device import (
     keep_for_graph,
     refuse_capture,
     reserve_staging,
-    upload,
 )
 from .lists import ListKernels, Sectors, list_masks
 from .tables import Layout, Member, SectorLaunch, StepLaunch, Tiles, are_aligned, lay_out
@@ -87,12 +86,9 @@ class GpuBackend:
         dtype = param.parameter.dtype
         return dtype in self._dtypes and is_non_overlapping_and_dense(param) and has_rows(param)
 
-    def fan_in(self, params: Sequence[ParamState]) -> FanIn:
-        listed, parameter = self._listed(params), params[0].parameter
-        counts = torch.cat([own.sectors.fan_in for own in listed if own.sectors is not None])
-        shapes = torch.tensor([(own.rows.rows, own.rows.columns) for own in listed], device="cpu")
-        neurons, full = upload(shapes.T.contiguous(), parameter.device)
-        return FanIn(counts.to(arithmetic_dtype(parameter.dtype)), neurons, full)
+    def fan_in(self, params: Sequence[ParamState]) -> Tensor:
+        counts = [own.sectors.fan_in for own in self._listed(params) if own.sectors is not None]
+        return torch.cat(counts).to(arithmetic_dtype(params[0].parameter.dtype))
 
     def plan(self, params: Sequence[ParamState], factors: Sequence[Factors | None]) -> GpuPlan:
         return GpuPlan(self._kernels, params, self._listed(params), factors)
@@ -216,7 +212,13 @@ class GpuPlan:
             for launch in layout.launches
         ]
         gradient_memory = Shared([t for t in gradients if isinstance(t, Tensor)], self._device)
-        placed = _Placed(addresses, layout, layout_memory, gradients, gradient_memory)
+        placed = _Placed(
+            addresses=addresses,
+            layout=layout,
+            layout_memory=layout_memory,
+            gradients=gradients,
+            gradient_memory=gradient_memory,
+        )
         if not capturing() and not new:
             self._placed = placed
         return placed

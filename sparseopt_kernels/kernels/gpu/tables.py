@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -182,8 +182,13 @@ class _Maker:
                 )
             )
             first += programs[-1]
-        on_device = self._upload_table(table), self._upload(tensor_of_programs(programs))
-        return StepLaunch(indices, *self._common(variant, indices), *on_device, first)
+        return StepLaunch(
+            members=indices,
+            **self._common(variant, indices),
+            table=self._upload_table(table),
+            program_to_tensor=self._upload(tensor_of_programs(programs)),
+            programs=first,
+        )
 
     def sector_launch(self, variant: _Variant, indices: list[int]) -> SectorLaunch:
         """Return the launch for some members. The host does not wait to know which sectors are live."""
@@ -208,8 +213,8 @@ class _Maker:
             ends, torch.arange(most, device=self._device), right=True, out_int32=True
         )
         return SectorLaunch(
-            indices,
-            *self._common(variant, indices),
+            members=indices,
+            **self._common(variant, indices),
             grads_aligned=variant.grads_aligned,
             wide=variant.wide,
             table=rows,
@@ -218,12 +223,15 @@ class _Maker:
             most_chunks=most,
         )
 
-    def _common(self, variant: _Variant, indices: Sequence[int]) -> tuple[torch.dtype, bool, bool, slice]:
-        """Return what launches of both kinds have: dtype, aligned, momentum, rules."""
+    def _common(self, variant: _Variant, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the fields that launches of both kinds have."""
         params = [self._members[i].param for i in indices]
-        momentum = any(param.momentum_buffer is not None for param in params)
-        rules = slice(variant.first_rule, variant.first_rule + _RULES_PER_LAUNCH)
-        return params[0].parameter.dtype, variant.aligned, momentum, rules
+        return {
+            "dtype": params[0].parameter.dtype,
+            "aligned": variant.aligned,
+            "momentum": any(param.momentum_buffer is not None for param in params),
+            "rules": slice(variant.first_rule, variant.first_rule + _RULES_PER_LAUNCH),
+        }
 
     def _upload_table(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
         return self._upload(torch.tensor(rows, dtype=torch.int64, device="cpu"))

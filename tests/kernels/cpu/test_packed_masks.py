@@ -31,7 +31,6 @@ def check(mask: Tensor, threads: int) -> None:
     fan_in = torch.empty(packed.neurons, dtype=torch.int64)
     packed.count_fan_in(fan_in.data_ptr(), threads)
     assert fan_in.tolist() == mask.sum(dim=(1, 3)).flatten().tolist()
-    assert packed.full_fan_in == mask[0, :, 0].numel()
     live = [i for i, bits in enumerate(expected) if bits]
     assert packed.live_blocks == (live if len(live) <= 0.9 * len(expected) else [])
 

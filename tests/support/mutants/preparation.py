@@ -54,9 +54,22 @@ PREPARATION = {
     ),
     "rule-of-a-first-step-kept": Mutant(
         "optimizer.py",
-        " or prepared.has_first_steps",
-        "",
+        "        if prepared.has_first_steps:\n",
+        "        if False:\n",
         "update_rule/test_edges.py::test_many_small_parameters",
+    ),
+    "first-step-taken-for-the-next": Mutant(
+        "optimizer.py",
+        "observed._replace(snapshot=None)",
+        "observed",
+        "step/test_last_step.py::test_a_state_that_is_cleared_after_the_first_step",
+    ),
+    "observed-after-a-first-step": Mutant(
+        "optimizer.py",
+        "            make_step(self._prepared, observed.gradients, self.param_groups, amp)\n",
+        "            make_step(self._prepared, observed.gradients, self.param_groups, amp)\n"
+        "            observed = self._observe()\n",
+        "step/test_last_step.py::test_a_change_during_a_step_is_seen_by_the_next",
     ),
     "versions-not-recorded": Mutant(
         "step/last_step.py",
