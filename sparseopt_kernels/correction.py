@@ -82,6 +82,6 @@ def mask_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer
     counts = fan_in(mask, neurons).double()
     if correction == "none":
         return neurons.broadcast(torch.ones_like(counts), mask.shape)
-    count, full = torch.tensor([[counts.numel()], [neurons.inputs(mask.shape)]], device=mask.device)
+    count, full = torch.tensor(neurons.sizes(mask.shape), device=mask.device).view(2, 1)
     layer = FanIn(counts, neurons=count, full=full)
     return neurons.broadcast(correction_factors(layer, correction).c, mask.shape)

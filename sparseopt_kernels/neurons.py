@@ -33,15 +33,15 @@ class Neurons:
             return 1, 1, count, prod(shape[1:])
         return self.groups, shape[0] // self.groups, shape[1], prod(shape[2:])
 
+    def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        """The number of neurons of a weight of that shape, and of the weights of each: its fan-in without a
+        mask."""
+        groups, segments, per_group, length = self.grid(shape)
+        return groups * per_group, segments * length
+
     def count(self, shape: Sequence[int]) -> int:
         """The number of neurons of a weight of that shape."""
-        groups, _, per_group, _ = self.grid(shape)
-        return groups * per_group
-
-    def inputs(self, shape: Sequence[int]) -> int:
-        """The number of weights of each neuron: its fan-in without a mask."""
-        _, segments, _, length = self.grid(shape)
-        return segments * length
+        return self.sizes(shape)[0]
 
     def broadcast(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """Return the values of the neurons, ``(neurons,)``, in a shape that broadcasts against a weight of

@@ -37,7 +37,7 @@ from .skipped_steps import PENDING, pending_skips
 from .step.change_detection import Identities, Observed, observe, owners_and_masks, versions_of
 from .step.inputs import Amp
 from .step.last_step import NO_STEP, LastStep
-from .step.make_step import is_skipped, make_step
+from .step.make_step import is_skipped, make_step, stored
 from .step.preparation import NOTHING_PREPARED, Prepared, prepare
 from .step.unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
 from .user_warning import warn
@@ -294,9 +294,7 @@ class SparseOpt(Optimizer):
         else:
             self._full_check.check(self._prepared, self._own_masks, self._names())
         if not skips and not is_skipped(self._prepared, amp):
-            observed = self._with_new_buffers(observed)
-            make_step(self._prepared, observed.gradients, self.param_groups, amp)
-            self._store(self._prepared.new_buffers)
+            observed = self._make(observed, amp)
         is_repeatable = self._full_check is None
         self._last = LastStep(self._prepared, observed, is_repeatable)
         for skip in skips:
@@ -306,23 +304,20 @@ class SparseOpt(Optimizer):
         prepared = self._prepared
         return observe(self.param_groups, self.state, self._own_masks, prepared.parameters, prepared.watched)
 
-    def _with_new_buffers(self, observed: Observed) -> Observed:
-        """Put new momentum buffers into the state before the step: the next one finds nothing changed then.
-
-        Where a rule holds for this step alone, the next one is prepared anew.
-        """
+    def _make(self, observed: Observed, amp: Amp) -> Observed:
+        """Make the step that is prepared, and return what the next one will observe if nothing changes."""
         prepared = self._prepared
-        if prepared.has_first_steps:
-            return observed._replace(snapshot=None)
         if not prepared.new_buffers:
+            make_step(prepared, observed.gradients, self.param_groups, amp)
             return observed
-        self._store(prepared.new_buffers)
-        self._prepared = prepared._replace(new_buffers={})
-        return self._observe()
-
-    def _store(self, buffers: Mapping[Parameter, Tensor]) -> None:
-        for p, buffer in buffers.items():
-            self.state[p]["momentum_buffer"] = buffer
+        with stored(prepared.new_buffers, self.state):
+            if prepared.has_first_steps:
+                observed = observed._replace(snapshot=None)  # these rules hold for this step alone
+            else:
+                self._prepared = prepared._replace(new_buffers={})
+                observed = self._observe()
+            make_step(prepared, observed.gradients, self.param_groups, amp)
+        return observed
 
     def _with_unseen_writes(self, observed: Observed) -> Observed:
         """Prepare the step anew if masks or weights were written without a version, and warn once."""

@@ -51,10 +51,11 @@ def with_factors(
     for batch in batches.values():
         params = [own.param for own in batch]
         assert batch[0].correction != "none"
-        fan_in = layers_fan_in(params, batch[0].backend.fan_in(params))
+        sizes = [param.neurons.sizes(param.parameter.shape) for param in params]
+        fan_in = with_sizes(batch[0].backend.fan_in(params), sizes)
         found = correction_factors(fan_in, batch[0].correction)
-        sizes = [param.neurons.count(param.parameter.shape) for param in params]
-        split = torch.split(found.c, sizes), found.divisor.unbind(), torch.split(fan_in.counts, sizes)
+        neurons = [number for number, _ in sizes]
+        split = torch.split(found.c, neurons), found.divisor.unbind(), torch.split(fan_in.counts, neurons)
         for own, c, divisor, counts in zip(batch, *split, strict=True):
             factors[own.param] = Factors(c, divisor)
             if own.correction == "layer":
@@ -62,12 +63,12 @@ def with_factors(
     return factors
 
 
-def layers_fan_in(params: Sequence[ParamState], counts: Tensor) -> FanIn:
-    """Return what a backend has counted of some parameters, and what their layers are like."""
-    shapes = [(param.neurons, param.parameter.shape) for param in params]
-    sizes = [(neurons.count(shape), neurons.inputs(shape)) for neurons, shape in shapes]
-    number, full = upload(torch.tensor(sizes, device="cpu").T.contiguous(), counts.device)
-    return FanIn(counts=counts, neurons=number, full=full)
+def with_sizes(counts: Tensor, sizes: Sequence[tuple[int, int]]) -> FanIn:
+    """Return what a backend has counted, and the sizes of the layers: see ``Neurons.sizes``."""
+    neurons, full = torch.tensor(sizes, device="cpu").T.contiguous()
+    if counts.device.type != "cpu":
+        neurons, full = upload(neurons, counts.device), upload(full, counts.device)
+    return FanIn(counts=counts, neurons=neurons, full=full)
 
 
 def warn_of_concentration(own: Corrected, factors: Factors, fan_in: Tensor, warned: set[Parameter]) -> None:

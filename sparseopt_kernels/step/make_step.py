@@ -1,12 +1,16 @@
-"""A step that is prepared is made: numbers are read, the norm is limited, and plans are carried out."""
+"""A step that is prepared is made: buffers are stored, the norm is limited, and plans are carried out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.nn.parameter import Parameter
 
+from .change_detection import State
 from .gradients import Gradients
 from .inputs import Amp, inputs_of, limit_norm
 from .preparation import Prepared
@@ -18,6 +22,21 @@ def is_skipped(prepared: Prepared, amp: Amp) -> bool:
     if amp.found_inf is None or not (prepared.on_host or prepared.has_first_steps):
         return False
     return amp.found_inf.item() != 0  # a sum over devices: may exceed 1
+
+
+@contextmanager
+def stored(buffers: Mapping[Parameter, Tensor], state: State) -> Iterator[None]:
+    """Put new momentum buffers into the state, and take them out again if the step fails."""
+    for p, buffer in buffers.items():
+        state[p]["momentum_buffer"] = buffer
+    try:
+        yield
+    except BaseException:
+        for p in buffers:
+            del state[p]["momentum_buffer"]
+            if not state[p]:
+                del state[p]
+        raise
 
 
 def make_step(

@@ -110,7 +110,7 @@ def _checked_counts(counts: Any, layer: Layer, min_fan_in: int) -> Counts:
 
 
 def _check_by_neuron(drop: Tensor, grow: Tensor, layer: Layer, min_fan_in: int) -> None:
-    number = layer.neurons.count(layer.weight.shape)
+    number, inputs = layer.neurons.sizes(layer.weight.shape)
     for what, k in (("drop", drop), ("grow", grow)):
         if k.dtype != torch.int64 or k.shape != (number,) or k.device != layer.weight.device:
             raise ValueError(
@@ -118,7 +118,6 @@ def _check_by_neuron(drop: Tensor, grow: Tensor, layer: Layer, min_fan_in: int) 
                 f"torch.int64 of shape ({number},), one for each neuron, on {layer.weight.device}"
             )
     fan_in = layer.fan_in()
-    inputs = layer.neurons.inputs(layer.weight.shape)
     if bool(((drop < 0) | (drop > fan_in)).any()):
         raise ValueError(": drop must be at least 0 and at most the fan-in of each neuron")
     if bool(((grow < 0) | (grow > inputs - fan_in + drop)).any()):

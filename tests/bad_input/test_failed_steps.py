@@ -207,3 +207,21 @@ def test_a_step_that_its_device_broke_off(
     assert layer.weight.all()
     optimizer.step()
     assert not layer.weight[~layer.weight_mask].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.5}], ids=["momentum", "dampening"])
+def test_buffers_of_a_first_step_that_fails(backend: Backend, options: dict[str, float]) -> None:
+    """They are in the state as long as the step is made, and are taken out again."""
+    params = weights(4)
+    masks = {p: mask_like(p, i) for i, p in enumerate(params)}
+    optimizer = SparseOpt(params, lr=0.1, momentum=0.9, **options, masks=masks, backend=backend.name)  # type: ignore[arg-type]
+    optimizer.state[params[1]]["mine"] = 7
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.param_groups[0]["max_grad_norm"] = -1.0
+    with pytest.raises(ValueError, match=r"max_grad_norm is -1\.0, it must be"):
+        optimizer.step()
+    assert dict(optimizer.state) == {params[1]: {"mine": 7}}
+    optimizer.param_groups[0]["max_grad_norm"] = 1.0
+    optimizer.step()
+    assert all("momentum_buffer" in optimizer.state[p] for p in params)

@@ -15,8 +15,8 @@ def test_nested_calls_are_counted() -> None:
     """Those of this package, and no others."""
     from sparseopt_kernels.neurons import Neurons
 
-    found = step_calls.counted(lambda: Neurons().count((3, 4)))
-    assert (found.calls, found.moves, found.files) == (2, 1, 1)  # count() calls grid()
+    found = step_calls.counted(lambda: Neurons().sizes((3, 4)))
+    assert (found.calls, found.moves, found.files) == (2, 1, 1)  # sizes() calls grid()
     assert step_calls.counted(lambda: sorted([2, 1])).calls == 0
 
 

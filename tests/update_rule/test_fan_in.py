@@ -19,7 +19,7 @@ from sparseopt_kernels.kernels.contract import ParamState
 from sparseopt_kernels.kernels.memory import memory_order
 from sparseopt_kernels.neurons import Neurons, arithmetic_dtype, fan_in
 from sparseopt_kernels.optimizer import SparseOpt
-from sparseopt_kernels.step.factors import layers_fan_in
+from sparseopt_kernels.step.factors import with_sizes
 
 
 def param_of(mask: Tensor, dtype: torch.dtype, neurons: Neurons) -> ParamState:
@@ -43,7 +43,7 @@ def counted(backend: Backend, params: list[ParamState]) -> FanIn:
     params = [param for param in params if counting.supports(param)]
     if not params:
         pytest.skip("the backend leaves all of them to the reference")
-    found = layers_fan_in(params, counting.fan_in(params))
+    found = with_sizes(counting.fan_in(params), [p.neurons.sizes(p.parameter.shape) for p in params])
     masks = [param.mask for param in params if param.mask is not None]
     plain = [fan_in(mask, param.neurons) for mask, param in zip(masks, params, strict=True)]
     sizes = [len(own) for own in plain]
@@ -145,7 +145,7 @@ def test_kernels_apply_these_factors(backend: Backend, correction: Literal["laye
     p.grad = -torch.ones(37, 61)
     optimizer = SparseOpt([p], lr=1.0, masks={p: mask}, correction=correction, backend=backend.name)
     param = param_of(mask, torch.float32, Neurons())
-    found = layers_fan_in([param], kernels.BACKENDS[backend.name].fan_in([param]))
+    found = with_sizes(kernels.BACKENDS[backend.name].fan_in([param]), [(37, 61)])
     expected = correction_factors(found, correction).c.float().unsqueeze(1) * mask
     for steps in (1.0, 2.0):
         optimizer.step()

@@ -54,8 +54,8 @@ PREPARATION = {
     ),
     "rule-of-a-first-step-kept": Mutant(
         "optimizer.py",
-        "        if prepared.has_first_steps:\n",
-        "        if False:\n",
+        "            if prepared.has_first_steps:\n",
+        "            if False:\n",
         "update_rule/test_edges.py::test_many_small_parameters",
     ),
     "first-step-taken-for-the-next": Mutant(
@@ -66,9 +66,8 @@ PREPARATION = {
     ),
     "observed-after-a-first-step": Mutant(
         "optimizer.py",
-        "            make_step(self._prepared, observed.gradients, self.param_groups, amp)\n",
-        "            make_step(self._prepared, observed.gradients, self.param_groups, amp)\n"
-        "            observed = self._observe()\n",
+        "        return observed\n\n    def _with_unseen_writes",
+        "        return self._observe()\n\n    def _with_unseen_writes",
         "step/test_last_step.py::test_a_change_during_a_step_is_seen_by_the_next",
     ),
     "versions-not-recorded": Mutant(

@@ -7,10 +7,16 @@ from mutants.mutant import Mutant
 STEPS = {
     # The step itself.
     "new-buffers-not-stored": Mutant(
-        "optimizer.py",
-        'self.state[p]["momentum_buffer"] = buffer',
+        "step/make_step.py",
+        'state[p]["momentum_buffer"] = buffer',
         "pass",
         "optimizer/test_gradients.py::test_parameters_without_gradient_are_left_alone",
+    ),
+    "buffers-of-a-step-that-failed-kept": Mutant(
+        "step/make_step.py",
+        "        for p in buffers:\n            del",
+        "        for p in ():\n            del",
+        "bad_input/test_failed_steps.py::test_buffers_of_a_first_step_that_fails",
     ),
     "first-step-dampened": Mutant(
         "step/preparation.py",
