@@ -43,7 +43,7 @@ class ParamState:
     given_mask: Tensor | None
     """The user's mask, of which ``mask`` may be a boolean copy; None where ``mask`` is laid out otherwise."""
     gradient_dtype: torch.dtype
-    memory_order: tuple[int, ...] | None
+    dim_order: tuple[int, ...] | None
     """The dimensions of the parameter from the largest stride to the smallest; None: it is contiguous."""
     neurons: Neurons
     """Where the neurons of the mask lie."""

@@ -20,11 +20,11 @@ from .derived import Derived
 from .memory import (
     DTYPE_NAMES,
     address_of,
+    dim_order,
     in_order,
     is_non_overlapping_and_dense,
     mask_in_memory_order,
     memory_grid,
-    memory_order,
 )
 
 
@@ -142,9 +142,9 @@ def _pack(param: ParamState) -> _Packed:
     ordered = mask_in_memory_order(param)  # it must live until it is packed
     mask = native_library.PackedMask(ordered.data_ptr(), *grid, threads=torch.get_num_threads())
     given = param.given_mask
-    if given is None or not in_order(given, memory_order(given)):
+    if given is None or not in_order(given, dim_order(given)):
         return _Packed(mask, None)
-    numel, is_in_order = param.parameter.numel(), in_order(given, param.memory_order)
+    numel, is_in_order = param.parameter.numel(), in_order(given, param.dim_order)
     return _Packed(
         mask,
         native_library.WriteWatch(given.data_ptr(), given.element_size(), mask, numel, is_in_order),

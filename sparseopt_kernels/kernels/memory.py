@@ -16,8 +16,11 @@ DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in _WEIGHT_DTY
 Order = tuple[int, ...] | None  # of the dimensions in memory; None: as they are
 
 
-def memory_order(tensor: Tensor) -> Order:
-    """Return the dimensions from the largest stride to the smallest: (0, 2, 3, 1) for channels_last."""
+def dim_order(tensor: Tensor) -> Order:
+    """Return the dimensions from the largest stride to the smallest, as ``Tensor.dim_order`` does.
+
+    (0, 2, 3, 1) for channels_last; None for a contiguous tensor.
+    """
     if tensor.is_contiguous():
         return None
     strides = tensor.stride()
@@ -37,7 +40,7 @@ def address_of(tensor: Tensor | None) -> int:
 def is_non_overlapping_and_dense(param: ParamState) -> bool:
     """Tell if parameter, momentum buffer and gradient are of one dtype, and lie in one order without gaps."""
     parameter, buffer = param.parameter, param.momentum_buffer
-    order = param.memory_order
+    order = param.dim_order
     return (
         param.gradient_dtype == parameter.dtype
         and in_order(parameter, order)
@@ -49,7 +52,7 @@ def memory_grid(param: ParamState) -> tuple[int, int, int, int] | None:
     """Return ``Neurons.grid`` of the mask as it lies in memory; None where groups are not whole runs
     there."""
     shape, neurons = param.parameter.shape, param.neurons
-    order = param.memory_order
+    order = param.dim_order
     if order is None:
         return neurons.grid(shape)
     if neurons.groups > 1 and order[0] != 0:
@@ -63,7 +66,7 @@ def memory_grid(param: ParamState) -> tuple[int, int, int, int] | None:
 def mask_in_memory_order(param: ParamState) -> Tensor:
     """Return the mask, contiguous, in the order in which the elements of the parameter lie in memory."""
     assert param.mask is not None
-    order = param.memory_order
+    order = param.dim_order
     return (param.mask if order is None else param.mask.permute(order)).contiguous()
 
 

@@ -34,9 +34,9 @@ def is_regular(gradient: Tensor, param: ParamState) -> bool:
     """Tell if a gradient is strided, real, and in its parameter's memory format, unless that has gaps."""
     if gradient.layout is not torch.strided or gradient.is_complex():
         return False
-    if param.memory_order is None:
+    if param.dim_order is None:
         return gradient.is_contiguous()
-    return in_order(gradient, param.memory_order) or not in_order(param.parameter, param.memory_order)
+    return in_order(gradient, param.dim_order) or not in_order(param.parameter, param.dim_order)
 
 
 def regular_gradients(

@@ -16,7 +16,7 @@ from torch.nn.parameter import Parameter
 from ..correction import Correction, Factors
 from ..kernels.contract import Backend, NormOver, ParamState, Plan
 from ..kernels.gpu.device import refuse_capture
-from ..kernels.memory import memory_order
+from ..kernels.memory import dim_order
 from ..kernels.reference import REFERENCE
 from ..kernels.tensor_memory import Memory, memory_of
 from ..masks.mapping import neurons_in
@@ -313,7 +313,7 @@ def _param_state(f: _Found, neurons: Neurons, rule: int) -> ParamState:
         mask=mask,
         given_mask=given_mask,
         gradient_dtype=gradient_dtype,
-        memory_order=memory_order(parameter),
+        dim_order=dim_order(parameter),
         neurons=neurons,
         rule=rule,
         ham=f.parameter.ndim >= 2,  # biases and normalisation parameters are left out

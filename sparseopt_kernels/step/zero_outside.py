@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from .. import native_library
-from ..kernels.memory import in_order, memory_order
+from ..kernels.memory import dim_order, in_order
 from ..masks.registered_masks import as_boolean
 
 _WORDS = (2, 4, 8)  # bytes of the elements that the native library zeroes
@@ -41,7 +41,7 @@ def _zeroed_natively(mask: Tensor, tensor: Tensor) -> bool:
         return False
     if tensor.is_inference():  # it has no version that could be counted
         return False
-    order = memory_order(tensor)
+    order = dim_order(tensor)
     if not (in_order(tensor, order) and in_order(mask, order)):
         return False
     # Autograd must notice a weight that changes under it; before the write, so that an interrupt between the

@@ -16,7 +16,7 @@ from torch.nn.parameter import Parameter
 from sparseopt_kernels import kernels
 from sparseopt_kernels.correction import FanIn, correction_factors
 from sparseopt_kernels.kernels.contract import ParamState
-from sparseopt_kernels.kernels.memory import memory_order
+from sparseopt_kernels.kernels.memory import dim_order
 from sparseopt_kernels.neurons import Neurons, arithmetic_dtype, fan_in
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.step.factors import with_sizes
@@ -30,7 +30,7 @@ def param_of(mask: Tensor, dtype: torch.dtype, neurons: Neurons) -> ParamState:
         mask=mask,
         given_mask=mask,
         gradient_dtype=dtype,
-        memory_order=memory_order(parameter),
+        dim_order=dim_order(parameter),
         neurons=neurons,
         rule=0,
         ham=True,

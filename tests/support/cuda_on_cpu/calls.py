@@ -78,7 +78,7 @@ class Weight:
             mask=None if self.density is None else self.mask,
             given_mask=None,
             gradient_dtype=self.g.dtype,
-            memory_order=None,
+            dim_order=None,
             neurons=Neurons(),
             rule=self.rule,
             ham=self.ham,
