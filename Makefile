@@ -24,7 +24,7 @@ help:
 	@echo "make mask-orders count what another arrangement of the active weights would save a GPU: three minutes"
 	@echo "make call-cost   measure what the call of a step costs the host: on a GPU, without a GPU, and on a CPU"
 	@echo "make step-calls  count the calls of Python functions in a step, and the moves from file to file"
-	@echo "make tuning      time the native library with other tuning constants, in half an hour"
+	@echo "make tuning      time the native library with other tuning constants, in forty minutes"
 	@echo "make mask-update measure what an update of the masks costs on a CPU, natively and in PyTorch"
 	@echo "make sparse-forward measure a Linear layer's forward pass and size, dense and CSR: under a minute"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"

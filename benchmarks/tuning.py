@@ -64,7 +64,7 @@ CONSTANTS = [
     Constant("bit_words.h", "kBatch", ("1 << 8", "1 << 12"), ("RigL update",)),
     Constant("drop_and_grow.cpp", "kFewestPerThread", ("1 << 12", "1 << 18"), ("small RigL update",)),
     Constant("ranks.h", "kBins", ("1 << 8", "1 << 16"), ("RigL update",)),
-    Constant("selection.cpp", "kFewest", ("1 << 8", "1 << 16"), ("small RigL update",)),
+    Constant("selection.cpp", "kFewest", ("1 << 11", "1 << 16"), ("small RigL update",)),
     Constant("selection.cpp", "kSampledOf", ("1 << 6", "1 << 10"), ("RigL update",)),
     Constant("selection.cpp", "kFewestSampled", ("1 << 8", "1 << 12"), ("small RigL update",)),
     Constant("selection.cpp", "kMostSampled", ("1 << 13", "1 << 17"), ("RigL update",)),
@@ -198,9 +198,11 @@ def _times(workers: Sequence[subprocess.Popen[str]], work: str, rounds: int) -> 
             assert worker.stdin is not None
             assert worker.stdout is not None
             print(work, file=worker.stdin, flush=True)
-            seconds = json.loads(worker.stdout.readline())
+            line = worker.stdout.readline()
+            if not line:
+                raise RuntimeError(f"{work!r}: a build with another constant ended with code {worker.wait()}")
             if turn > 0:  # the first turn makes it ready
-                own.append(seconds)
+                own.append(json.loads(line))
         turns.rotate()  # so that no build always follows the same other one
     return times
 

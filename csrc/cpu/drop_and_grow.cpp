@@ -8,7 +8,8 @@
 namespace sparseopt::cpu {
 namespace {
 
-// Weights: below this, starting a thread costs more than it saves.
+// Weights: below this, starting a thread costs more than it saves. RigL updates of ResNet-20: 1 << 12
+// and 1 << 18 take 0.99 and 1.21 of its time (make tuning, Zen 3; noise 2%).
 constexpr int64_t kFewestPerThread = 1 << 15;
 
 // The memory of the last update, half a byte per weight. Allocating as much again would take as long as an
