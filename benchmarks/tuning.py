@@ -1,4 +1,4 @@
-"""Times the native library with other tuning constants: ``make tuning``, in half an hour.
+"""Times the native library with other tuning constants: ``make tuning``, in forty minutes.
 
 For each constant the library is built as it is and with other values. The builds take turns, each in a
 process of its own, on the work that the constant matters for. A ratio over 1 means that the value is slower
