@@ -22,7 +22,7 @@ help:
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make gpu-model   estimate how long a step takes on an H100, without a GPU"
 	@echo "make mask-orders count what another arrangement of the active weights would save a GPU: three minutes"
-	@echo "make call-cost   measure what the call of a step costs the host: on a GPU, without a GPU, and on a CPU"
+	@echo "make call-cost   measure what the call of a step costs the host, on a GPU (none is needed) and on a CPU"
 	@echo "make step-calls  count the calls of Python functions in a step, and the moves from file to file"
 	@echo "make tuning      time the native library with other tuning constants, in forty minutes"
 	@echo "make mask-update measure what an update of the masks costs on a CPU, natively and in PyTorch"

@@ -200,7 +200,7 @@ def _times(workers: Sequence[subprocess.Popen[str]], work: str, rounds: int) -> 
             print(work, file=worker.stdin, flush=True)
             line = worker.stdout.readline()
             if not line:
-                raise RuntimeError(f"{work!r}: a build with another constant ended with code {worker.wait()}")
+                raise RuntimeError(f"{work!r}: the process of a build ended with code {worker.wait()}")
             if turn > 0:  # the first turn makes it ready
                 own.append(json.loads(line))
         turns.rotate()  # so that no build always follows the same other one

@@ -315,7 +315,7 @@ class SparseOpt(Optimizer):
                 observed = observed._replace(snapshot=None)  # these rules hold for this step alone
             else:
                 self._prepared = prepared._replace(new_buffers={})
-                observed = self._observe()
+                observed = self._observe()  # before the step: a write during it is seen by the next one
             make_step(prepared, observed.gradients, self.param_groups, amp)
         return observed
 

@@ -57,8 +57,8 @@ else:
 # The instruction sets are one source of loops. These rooms ask whether each computes what it must. What else
 # a step does is the same for all: other rooms take the best.
 EACH_ISA = {"update_rule", "kernels", "gpu"}
-# PyTorch's tests of optimizers ask what the host does. That is one for both GPU backends, and the emulated
-# CUDA backend is quicker than Triton's interpreter.
+# PyTorch's tests of optimizers ask what the host does. That is the same for both GPU backends, and the
+# emulated CUDA backend is quicker than Triton's interpreter.
 NOT_INTERPRETED = {"torch_suite"}
 
 

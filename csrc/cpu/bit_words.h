@@ -15,8 +15,8 @@
 namespace sparseopt::cpu {
 
 constexpr int64_t kWord = 64;
-// Weights whose words are read before the places of their bits are: whole words. RigL updates of 16.8 million
-// weights: 1 << 8 and 1 << 12 take 0.95 and 1.09 of its time (make tuning, Zen 3; noise 3%).
+// The words of so many weights are read before the places of their bits are: whole words. RigL updates
+// of 16.8 million weights: 1 << 8 and 1 << 12 take 0.95 and 1.09 of its time (make tuning, Zen 3; noise 3%).
 constexpr int64_t kBatch = 1 << 10;
 
 // Of eight bytes, 1 in each that is not 0.

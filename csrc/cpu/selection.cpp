@@ -17,11 +17,11 @@ struct NeuronChange {
   uint32_t lost = 0, got = 0;
 };
 
-// A sample has one of so many places, but at least and at most so many. A place without a bit that is looked
-// for is given up after so many words. Figures are parts of the time with these constants, by make tuning on
-// a Zen 3. RigL updates of 16.8 million weights: one of 1 << 6 and of 1 << 10 takes 1.04 and 1.00 (noise 4%),
-// at most 1 << 13 and 1 << 17 take 0.99 and 0.98 (noise 2%), 2 and 32 words 0.97 and 0.97 (noise 0%). RigL
-// updates of ResNet-20: at least 1 << 8 and 1 << 12 take 0.99 and 1.10 (noise 1%).
+// Of so many weights one is sampled, but no fewer and no more than so many in all. If so many more words have
+// no bit that is looked for, a place is given up. Figures are parts of the time with these constants, by make
+// tuning on a Zen 3. RigL updates of 16.8 million weights: one of 1 << 6 and of 1 << 10 take 1.04 and 1.00
+// (noise 4%), at most 1 << 13 and 1 << 17 take 0.99 and 0.98 (noise 2%), 2 and 32 words 0.97 and 0.97 (noise
+// 0%). RigL updates of ResNet-20: at least 1 << 8 and 1 << 12 take 0.99 and 1.10 (noise 1%).
 constexpr int64_t kSampledOf = 1 << 8, kFewestSampled = 1 << 10, kMostSampled = 1 << 15, kWordsTried = 8;
 // Among fewer weights all are ranked, as no guess pays. RigL updates of ResNet-20: 1 << 11 and 1 << 16 take
 // 0.85 and 1.85 (noise 21%).

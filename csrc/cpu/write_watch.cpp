@@ -11,9 +11,8 @@ namespace sparseopt::cpu {
 namespace {
 
 // Words that are looked at together, where a tensor has enough of them: 1 KB of a mask, 4 KB of weights. One
-// by one, each would be a cache miss of its own. 4 and 64 take 0.92 and 0.95 of its time in a step of
-// ResNet-20 at 0.9, where two runs of one build differ by more than that; 1.02 and 1.02 with 16.8 million
-// weights at 0.97 (make tuning, Zen 3; noise 1 and 0%).
+// by one, each would be a cache miss of its own. Steps with 16.8 million weights at 0.97: 4 and 64 take 1.02
+// and 1.02 of the time with 16 (make tuning, Zen 3; noise 0%). Of ResNet-20, nothing beyond noise was seen.
 constexpr int64_t kLongestRun = 16;
 // Words of a small tensor in each step. Each is a cache line of its mask, and four lines of weights: with
 // eight of both, a step of ResNet-20 took 3 to 7% longer (Xeon, Sapphire Rapids or later), of 80 to 150 us.

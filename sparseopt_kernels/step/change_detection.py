@@ -61,7 +61,8 @@ class Observed(NamedTuple):
 
     gradients: Gradients
     snapshot: Snapshot | native_library.Snapshot | None
-    """None: it is equal to no other. So it is where something in ``masks`` is no mask."""
+    """None, which equals no other: after a first step with dampening, and where something in ``masks`` is no
+    mask."""
     versions: list[int]
     """The number of writes to each watched tensor."""
     masks: list[Tensor]

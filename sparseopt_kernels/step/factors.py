@@ -65,9 +65,8 @@ def with_factors(
 
 def with_sizes(counts: Tensor, sizes: Sequence[tuple[int, int]]) -> FanIn:
     """Return what a backend has counted, and the sizes of the layers: see ``Neurons.sizes``."""
-    neurons, full = torch.tensor(sizes, device="cpu").T.contiguous()
-    if counts.device.type != "cpu":
-        neurons, full = upload(neurons, counts.device), upload(full, counts.device)
+    both = torch.tensor(sizes, device="cpu").T.contiguous()
+    neurons, full = both if counts.device.type == "cpu" else upload(both, counts.device)
     return FanIn(counts=counts, neurons=neurons, full=full)
 
 

@@ -26,16 +26,17 @@ def is_skipped(prepared: Prepared, amp: Amp) -> bool:
 
 @contextmanager
 def stored(buffers: Mapping[Parameter, Tensor], state: State) -> Iterator[None]:
-    """Put new momentum buffers into the state, and take them out again if the step fails."""
-    for p, buffer in buffers.items():
-        state[p]["momentum_buffer"] = buffer
+    """Put new momentum buffers into the state. If the step fails, the state becomes what it was."""
+    former = {p: dict(state[p]) if p in state else None for p in buffers}
     try:
+        for p, buffer in buffers.items():
+            state[p]["momentum_buffer"] = buffer
         yield
     except BaseException:
-        for p in buffers:
-            del state[p]["momentum_buffer"]
-            if not state[p]:
-                del state[p]
+        for p, own in former.items():
+            state.pop(p, None)
+            if own is not None:
+                state[p] = own
         raise
 
 

@@ -86,7 +86,7 @@ class Prepared(NamedTuple):
     """One for each parameter group, and then those of first steps."""
     batches: list[Batch]
     new_buffers: dict[Parameter, Tensor]
-    """The momentum buffers that the state is to have after the step."""
+    """The momentum buffers that the state does not have yet."""
     norm_over: NormOver
     """The positions that count in the norm of the gradients, where it is limited."""
     on_host: bool

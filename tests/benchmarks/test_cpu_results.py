@@ -275,7 +275,7 @@ def bench(server: PytestServer, folder: Path, condition: str = "True") -> tuple[
     (folder / "bench_made_up.py").write_text(BENCH.replace("CONDITION", condition))
     ini = folder / "pytest.ini"
     ini.write_text("[pytest]\npythonpath = .\n")
-    arguments = ["-q", "-c", str(ini), "-p", "no:cacheprovider", "-p", "pytest_benchmark", str(folder)]
+    arguments = ["-q", "-c", str(ini), "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin", str(folder)]
     isa = os.environ["SPARSEOPT_CPU_ISA"]
     return server.run(folder.parent, arguments, imports_from=BENCHMARKS.parent, SPARSEOPT_CPU_ISA=isa)
 

@@ -82,6 +82,7 @@ def _np_dtype_once(dtype: Any) -> Any:
     return _np_dtypes[dtype.name]
 
 
+# A name tells types and shapes apart, and const pointers from others; all pointers are of one address space.
 def _type_once(self: Any, element_ty: Any, shape: Any) -> None:
     key = (element_ty.name, *(getattr(size, "value", size) for size in shape))
     if key not in _types:

@@ -27,9 +27,9 @@ class PytestServer:
         return self
 
     def __exit__(self, *of_error: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
     def run(
         self, folder: Path, arguments: Sequence[str], *, imports_from: Path | None = None, **environment: str
@@ -40,15 +40,21 @@ class PytestServer:
             folder: where pytest runs.
             arguments: pytest's.
             imports_from: where modules are looked for first; None: in ``folder``.
-            environment: variables, beside those of the server.
+            environment: variables, besides those of the server.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with tempfile.NamedTemporaryFile("r") as printed:
             request = [str(folder), str(imports_from or folder), printed.name, environment, *arguments]
             print(json.dumps(request), file=self._process.stdin, flush=True)
-            code = int(self._process.stdout.readline())
-            return code, printed.read()
+            line = self._process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the server has ended with code {self._process.wait()}")
+            return int(line), printed.read()
+
+
+_FAILED = 99
+"""The exit code where pytest did not run: it is none of pytest's."""
 
 
 def _serve() -> None:
@@ -63,7 +69,10 @@ def _serve() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            os._exit(_run(*json.loads(line)))
+            code = _FAILED
+            with suppress(BaseException):
+                code = _run(*json.loads(line))
+            os._exit(code)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

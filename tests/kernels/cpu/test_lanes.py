@@ -117,10 +117,11 @@ def test_results_are_rounded_to_the_nearest_half(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("first", range(16))
 def test_tensors_of_every_length_and_alignment(isa: str, dtype: torch.dtype, first: int) -> None:
-    """The tensors' last weights are updated, and what lies before and behind them is not touched. Half of the
-    lengths at each alignment: odd ones, or even ones."""
+    """The tensors' last weights are updated, and what lies before and behind them is not touched. Beginning
+    with a whole vector, tensors have all lengths; elsewhere every other one, odd or even."""
     generator = torch.Generator().manual_seed(first)
-    for length in range(1 + (first // 2 + first) % 2, 65, 2):
+    lengths = range(1, 65) if first == 0 else range(1 + first.bit_count() % 2, 65, 2)
+    for length in lengths:
         # One row, rows of one weight, and rows of several: by turns.
         rows = (1, length, next((n for n in (2, 3, 5, 7) if length % n == 0), 1))[(first + length) % 3]
         values, gradients, buffers = (torch.randn(96, generator=generator).to(dtype) for _ in range(3))

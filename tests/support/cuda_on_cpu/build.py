@@ -75,6 +75,7 @@ def build(directory: Path, substitutions: Sequence[Substitution] = ()) -> Path:
         if text.count(old) != 1:
             raise ValueError(f"{old!r} is {text.count(old)} times in {name}, it must be there once")
         sources[CSRC / name] = text.replace(old, new)
+    # The number of the mistake that is made: see mistakes.py.
     for name in {substitution.path for substitution in substitutions}:
         sources[CSRC / name] = f'extern "C" int cuda_on_cpu_mistake;\n{sources[CSRC / name]}'
     return _build(directory, f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", sources)
@@ -136,7 +137,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def _included(unit: Path, sources: dict[Path, str]) -> dict[Path, str]:
-    """The unit and those of ``sources`` that it includes, so that a mutant needs few new objects."""
+    """The unit and those of ``sources`` that it includes: what did not change is not compiled again."""
     found: dict[Path, str] = {}
     waiting = [unit]
     while waiting:

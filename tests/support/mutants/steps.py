@@ -14,8 +14,8 @@ STEPS = {
     ),
     "buffers-of-a-step-that-failed-kept": Mutant(
         "step/make_step.py",
-        "        for p in buffers:\n            del",
-        "        for p in ():\n            del",
+        "in former.items():",
+        "in ():",
         "bad_input/test_failed_steps.py::test_buffers_of_a_first_step_that_fails",
     ),
     "first-step-dampened": Mutant(
