@@ -19,6 +19,7 @@ from . import kernels
 from .correction import Correction
 from .kernels.contract import NormOver
 from .kernels.gpu.device import capturing
+from .kernels.tensor_memory import versions_of
 from .masks.mapping import Masks, masks_of
 from .masks.registered_masks import remember, remembered_places
 from .optimizer_arguments import (
@@ -34,7 +35,7 @@ from .optimizer_arguments import (
     warn_of_norm_without_limit,
 )
 from .skipped_steps import PENDING, pending_skips
-from .step.change_detection import Identities, Observed, observe, owners_and_masks, versions_of
+from .step.change_detection import Identities, Observed, observe, owners_and_masks
 from .step.inputs import Amp
 from .step.last_step import NO_STEP, LastStep
 from .step.make_step import is_skipped, make_step, stored
@@ -295,8 +296,7 @@ class SparseOpt(Optimizer):
             self._full_check.check(self._prepared, self._own_masks, self._names())
         if not skips and not is_skipped(self._prepared, amp):
             observed = self._make(observed, amp)
-        is_repeatable = self._full_check is None
-        self._last = LastStep(self._prepared, observed, is_repeatable)
+        self._last = LastStep(self._prepared, observed, may_repeat=self._full_check is None)
         for skip in skips:
             skip.take(self)
 

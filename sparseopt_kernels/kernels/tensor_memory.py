@@ -1,9 +1,10 @@
-"""The memory of tensors: read from many at once, to be compared with what was read before."""
+"""The memory and the versions of tensors: read from many at once, to be compared with earlier ones."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
 from .. import native_library
+
+_VERSION = attrgetter("_version")
 
 
 class Memory(NamedTuple):
@@ -34,6 +37,11 @@ def memory_of(tensors: Sequence[Tensor | None]) -> Memory:
 def addresses_of(tensors: Iterable[Tensor]) -> bytes:
     """Return ``Memory.addresses`` of strided tensors."""
     return array("Q", map(Tensor.data_ptr, tensors)).tobytes()
+
+
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Return the number of writes to each tensor, as PyTorch counts them."""
+    return [*map(_VERSION, tensors)]
 
 
 def _read(tensors: Sequence[Tensor | None]) -> Memory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,13 +11,11 @@ from torch.nn.parameter import Parameter
 
 from .. import native_library
 from ..kernels import tensor_memory
-from ..kernels.tensor_memory import memory_of
+from ..kernels.tensor_memory import memory_of, versions_of
 from ..masks.mapping import Masks
 from .gradients import Gradients, read_gradients
 
 State = MutableMapping[Tensor, dict[str, Any]]
-
-_VERSION = attrgetter("_version")
 
 
 class Identities:
@@ -134,11 +132,6 @@ def _observe_in_python(
         mask_versions=mask_versions,
     )
     return Observed(gradients=gradients, snapshot=snapshot, versions=versions, masks=masks)
-
-
-def versions_of(tensors: Iterable[Tensor]) -> list[int]:
-    """Return the number of writes to each tensor, as PyTorch counts them."""
-    return [*map(_VERSION, tensors)]
 
 
 def _buffers(state: State) -> list[Tensor | None]:

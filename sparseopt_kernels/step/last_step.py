@@ -14,7 +14,8 @@ from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
 from .. import native_library
-from .change_detection import READER, Observed, State, owners_and_masks, versions_of
+from ..kernels.tensor_memory import versions_of
+from .change_detection import READER, Observed, State, owners_and_masks
 from .preparation import Prepared
 
 

@@ -18,11 +18,11 @@ from ..kernels.contract import Backend, NormOver, ParamState, Plan
 from ..kernels.gpu.device import refuse_capture
 from ..kernels.memory import dim_order
 from ..kernels.reference import REFERENCE
-from ..kernels.tensor_memory import Memory, memory_of
+from ..kernels.tensor_memory import Memory, memory_of, versions_of
 from ..masks.mapping import neurons_in
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
-from .change_detection import State, owners_and_masks, versions_of
+from .change_detection import State, owners_and_masks
 from .factors import Corrected, with_factors
 from .gradients import is_regular
 from .overlap import MaskedTensor, check_overlapping_masks, sharing_pairs, turns_of

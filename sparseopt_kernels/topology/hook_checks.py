@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..kernels.tensor_memory import versions_of
 from .hooks import Counts, Layer, Magnitude
-
-_VERSION = attrgetter("_version")
 
 
 class WriteGuard:
@@ -40,11 +39,11 @@ class WriteGuard:
         ]
         self._places = [(what, layer) for what, layer, _ in counted]
         self._tensors = [tensor for *_, tensor in counted]
-        self._versions = [*map(_VERSION, self._tensors)]
+        self._versions = versions_of(self._tensors)
 
     def check(self, hook: str) -> None:
         """Raise ``RuntimeError`` if anything was written; ``hook`` is the one that was called last."""
-        versions = [*map(_VERSION, self._tensors)]
+        versions = versions_of(self._tensors)
         gradients = [layer.weight.grad for layer in self._layers]
         if versions == self._versions and all(map(is_, gradients, self._gradients)):
             return
