@@ -83,5 +83,5 @@ def mask_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer
     if correction == "none":
         return neurons.broadcast(torch.ones_like(counts), mask.shape)
     count, full = torch.tensor(neurons.sizes(mask.shape), device=mask.device).view(2, 1)
-    layer = FanIn(counts, neurons=count, full=full)
+    layer = FanIn(counts=counts, neurons=count, full=full)
     return neurons.broadcast(correction_factors(layer, correction).c, mask.shape)

@@ -104,7 +104,7 @@ class Summary(NamedTuple):
         """Summarize two or more timings, each of ``steps`` steps."""
         tenths = quantiles([timing.device_ms / steps for timing in timings], n=10, method="inclusive")
         host = median(timing.host_ms / steps for timing in timings)
-        return cls(tenths[1], tenths[4], tenths[7], host, len(timings))
+        return cls(p20_ms=tenths[1], p50_ms=tenths[4], p80_ms=tenths[7], host_ms=host, rounds=len(timings))
 
 
 def speed(own: Summary, rival: Summary) -> str:

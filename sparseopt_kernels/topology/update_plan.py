@@ -83,7 +83,8 @@ class UpdatePlan:
         for layer in self._layers:
             if layer.gradient is None:
                 continue
-            score, ranking = self._scores.get(layer.index), Ranking(layer.index, layer.gradient, at_most=0)
+            score = self._scores.get(layer.index)
+            ranking = Ranking(layer=layer.index, values=layer.gradient, at_most=0)
             if isinstance(score, Magnitude) and score.values is layer.gradient:
                 check_score(self._name, "grow_score", score, layer)
                 most = self._method._most_that_grow(layer)
@@ -147,7 +148,8 @@ class UpdatePlan:
         if isinstance(score, Magnitude):
             if score.values is layer.weight and score.factors is None:
                 return None
-            score = score_of(Ranking(layer.index, score.values, at_most=0, factors=score.factors))
+            ranking = Ranking(layer=layer.index, values=score.values, at_most=0, factors=score.factors)
+            score = score_of(ranking)
         self._only_pytorch_can |= least < 0 or not supports_score(score)
         return score
 
@@ -161,9 +163,9 @@ class UpdatePlan:
         if isinstance(score, Magnitude):
             if known is not None and known.values is score.values and known.at_most >= at_most:
                 return False
-            ranking = Ranking(layer.index, score.values, at_most, score.factors)
+            ranking = Ranking(layer=layer.index, values=score.values, at_most=at_most, factors=score.factors)
         else:
-            ranking = Ranking(layer.index, score, at_most, signed=True)
+            ranking = Ranking(layer=layer.index, values=score, at_most=at_most, signed=True)
         least = check_score(self._name, "grow_score", score, layer)
         self._only_pytorch_can |= least < 0 or not supports_score(ranking.values)
         self._rankings[layer.index] = ranking

@@ -66,7 +66,7 @@ class References:
             options = {**self._options, **({"correction": "none"} if work == "masked sgd" else {})}
             return sparseopt(self._network.copy(), "reference", **options)
         step = chain(own, "for-loop", correct=work == "sparseopt", **known)
-        return Contestant("reference", own, step, own.restore_gradients, work)
+        return Contestant(name="reference", network=own, step=step, prepare=own.restore_gradients, work=work)
 
 
 class Admitted(NamedTuple):

@@ -71,7 +71,7 @@ def sparseopt(network: Network, backend: str = "auto", **options: Any) -> Contes
         **options,
     )
     work: Work = "masked sgd" if options.get("correction") == "none" else "sparseopt"
-    return Contestant("sparseopt", network, optimizer.step, work=work)
+    return Contestant(name="sparseopt", network=network, step=optimizer.step, work=work)
 
 
 def sgd(
@@ -84,7 +84,7 @@ def sgd(
     optimizer = _sgd(network, implementation, nesterov=nesterov)
     name = f"sgd {implementation}, no mask"
     if max_grad_norm is None:
-        return Contestant(name, network, optimizer.step, work="sgd")
+        return Contestant(name=name, network=network, step=optimizer.step, work="sgd")
     network.own_gradients()
     foreach = implementation != "for-loop"
 
@@ -92,7 +92,7 @@ def sgd(
         torch.nn.utils.clip_grad_norm_(network.parameters, max_grad_norm, foreach=foreach)
         optimizer.step()
 
-    return Contestant(name, network, step, work="sgd")
+    return Contestant(name=name, network=network, step=step, work="sgd")
 
 
 def eager_chain(
@@ -104,7 +104,9 @@ def eager_chain(
     """Return the simplest code without this package: scale the gradients by c_i, mask them by a boolean mask,
     step, mask the weights. Without ``correct`` the gradients are not scaled."""
     step = chain(network, implementation, correct=correct, nesterov=nesterov)
-    return Contestant("eager chain", network, step, network.restore_gradients, _work(correct))
+    return Contestant(
+        name="eager chain", network=network, step=step, prepare=network.restore_gradients, work=_work(correct)
+    )
 
 
 def tuned_chain(
@@ -134,7 +136,9 @@ def tuned_chain(
             torch._foreach_mul_(masked, masks)
 
     name = "eager chain, tuned" + ("" if implementation == "fused" else f" (sgd {implementation})")
-    return Contestant(name, network, step, network.restore_gradients, _work(correct))
+    return Contestant(
+        name=name, network=network, step=step, prepare=network.restore_gradients, work=_work(correct)
+    )
 
 
 SGD: tuple[Callable[..., Contestant], ...] = (sgd, partial(sgd, implementation="foreach"))

@@ -113,15 +113,15 @@ def measure(dataset: Dataset, size: Size) -> StepTimes:
     times = take_turns(turns, timer, size.rounds, lambda: time.monotonic() > end)
     by_hand = _weights(models[BY_HAND])
     return StepTimes(
-        times,
-        sum(mask.numel() for mask in masks.values()),
-        masks.sparsity(),
-        torch.get_num_threads(),
-        steps,
-        _largest_difference(by_hand, _weights(models[PLAIN])),
-        _largest_difference(by_hand, start),
-        min(before, processor_share()),
-        wrong,
+        times=times,
+        weights=sum(mask.numel() for mask in masks.values()),
+        sparsity=masks.sparsity(),
+        threads=torch.get_num_threads(),
+        steps=steps,
+        difference=_largest_difference(by_hand, _weights(models[PLAIN])),
+        moved=_largest_difference(by_hand, start),
+        processor_share=min(before, processor_share()),
+        wrong=wrong,
     )
 
 

@@ -288,7 +288,12 @@ class AppendixF:
         ]
 
     def _search(self, sparsity: float) -> Search:
-        return Search(self._settings(sparsity), lambda setting: self.rates, self.seeds, self.searching)
+        return Search(
+            settings=self._settings(sparsity),
+            rates=lambda setting: self.rates,
+            seeds=self.seeds,
+            searching=self.searching,
+        )
 
     def _training(self, case: Case, settings: Settings) -> Training:
         return Training(Way(**case), self.recipe, self._parts(settings))
@@ -325,7 +330,9 @@ def _share_left(means: Mapping[tuple[str, str], float], unclipped: str, factor: 
 def _paper_left(method: str, sparsity: float) -> tuple[str, str]:
     without, clipped = _PAPER_TABLES[method]
     found = {
-        (table, optimizer): PAPER[table].get(Cell(method, sparsity, optimizer, False, _PAPER_EPOCHS))
+        (table, optimizer): PAPER[table].get(
+            Cell(dst=method, sparsity=sparsity, optimizer=optimizer, ham=False, epochs=_PAPER_EPOCHS)
+        )
         for table in (without, clipped)
         for optimizer in ("sgd", "sparseopt")
     }

@@ -52,7 +52,7 @@ class Balance:
     shows = "what gradient descent and HAM leave constant, as curves, and measured trajectories on them"
 
     def __init__(self, lr: float = 0.01, steps: int = 3000, seeds: Sequence[int] = tuple(range(6))) -> None:
-        self._students = OneNeuron("figure7", lr, steps, (DENSE_STD,), seeds)
+        self._students = OneNeuron("figure7", lr=lr, steps=steps, init_stds=(DENSE_STD,), seeds=seeds)
         self.columns = self._students.columns
         self.key = self._students.key
 

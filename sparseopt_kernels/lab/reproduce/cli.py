@@ -127,7 +127,7 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
             raise TrainingError(f"{option(next(iter(given)))} is for the tables, not for {experiment.name}")
         if distributed.launched():
             raise TrainingError(f"{experiment.name} does not run under torchrun: start it without")
-        return Settings(args.data_dir)
+        return Settings(data_dir=args.data_dir)
     values: dict[str, Any] = {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "loader_workers": Config.loader_workers,
@@ -135,7 +135,7 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
     }
     check_device(values["device"], Config.backend)
     checkpoints = args.output / f"{experiment.name}-checkpoints"
-    return Settings(args.data_dir, **values, checkpoints=checkpoints, progress=not args.quiet)
+    return Settings(data_dir=args.data_dir, **values, checkpoints=checkpoints, progress=not args.quiet)
 
 
 def _workers(settings: Settings, args: argparse.Namespace) -> int:

@@ -76,7 +76,8 @@ def load_images(data_dir: str | None) -> Images:
     std, mean = (float(value) for value in torch.std_mean(images.double(), correction=0))
     shown = (len(images), round(mean / 255, 4), round(std / 255, 4))
     unknown = "unknown data ({} images, mean {:.4f}, std {:.4f})".format(*shown)
-    return Images(_KNOWN.get(shown, unknown), images.flatten(1), labels, mean, std)
+    name = _KNOWN.get(shown, unknown)
+    return Images(name=name, pixels=images.flatten(1), labels=labels, mean=mean, std=std)
 
 
 def measure_gradients(norm: Norm, masks: Sequence[Tensor], images: Images, seed: int) -> Gradients:

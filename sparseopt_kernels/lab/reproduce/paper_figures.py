@@ -128,7 +128,9 @@ def _parsed(text: str) -> dict[Cell, Figure]:
     for sparsity, dst, optimizer, ham, *figures in lines:
         for epochs, figure in zip(header[1:], figures, strict=True):
             mean, _, std = figure.partition("±")
-            cell = Cell(dst, float(sparsity), optimizer, ham == "ham", int(epochs))
+            cell = Cell(
+                dst=dst, sparsity=float(sparsity), optimizer=optimizer, ham=ham == "ham", epochs=int(epochs)
+            )
             cells[cell] = Figure(float(mean), float(std) if std else None)
     return cells
 

@@ -242,7 +242,9 @@ class Prediction:
         columns = ("fan_in", "update_every", "weight_decay", "optimizer")
         values = product(self.fan_ins, self.updates, self.weight_decays, OPTIMIZERS)
         settings: list[Setting] = [dict(zip(columns, v, strict=True)) for v in values]
-        return Search(settings, lambda setting: self.rates, self.seeds, len(self.seeds))
+        return Search(
+            settings=settings, rates=lambda setting: self.rates, seeds=self.seeds, searching=len(self.seeds)
+        )
 
     def _compared(self) -> list[tuple[str, int, float, str]]:
         return list(product(self.fan_ins, self.updates, self.weight_decays, OPTIMIZERS[1:]))

@@ -136,7 +136,12 @@ def images(data: str, data_dir: str | None, train: int, held_out: int, pooling: 
     full = load_dataset(data, data_dir)
     labels, held = full.train_labels, slice(train, train + held_out)
     pooled = F.avg_pool2d(full.train_images[: train + held_out], pooling)
-    dataset = Dataset(pooled[:train], labels[:train], pooled[held], labels[held])
+    dataset = Dataset(
+        train_images=pooled[:train],
+        train_labels=labels[:train],
+        test_images=pooled[held],
+        test_labels=labels[held],
+    )
     return Images(dataset, F.avg_pool2d(full.test_images, pooling), full.test_labels)
 
 

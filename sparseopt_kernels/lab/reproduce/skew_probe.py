@@ -308,7 +308,13 @@ class Probe:
             turns = torch.stack(self._turned.pop(name)).nanmean(dim=0)
             squares = torch.stack(self._squares.pop(name)).mean(dim=0)
             factors = mask_factors(mask, Neurons()).flatten()
-            window = Window(fan_in(mask, Neurons()), factors, _norms(parameter), squares, turns)
+            window = Window(
+                fan_in=fan_in(mask, Neurons()),
+                factors=factors,
+                norms=_norms(parameter),
+                squares=squares,
+                turns=turns,
+            )
             for column, value in window.summary(self._windows.get(name)).items():
                 self._record(name, column, value)
             self._windows[name] = window

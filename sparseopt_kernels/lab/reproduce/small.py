@@ -146,7 +146,12 @@ class Small:
             for remedy in self.remedies[place.method]
             for optimizer in OPTIMIZERS
         ]
-        return Search(settings, lambda setting: self.rates[str(setting["model"])], self.seeds, self.searching)
+        return Search(
+            settings=settings,
+            rates=lambda setting: self.rates[str(setting["model"])],
+            seeds=self.seeds,
+            searching=self.searching,
+        )
 
     def _images(self, case: Case, settings: Settings) -> Images:
         pooling = _POOLING[case["model"]]

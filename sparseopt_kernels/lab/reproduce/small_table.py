@@ -31,11 +31,11 @@ class Remedy(NamedTuple):
 
 
 REMEDIES = {
-    "none": Remedy("none"),
-    "clip": Remedy("clip", max_grad_norm=1.0),
-    "skip": Remedy("skipped step", skip_step=True),
-    "both": Remedy("clip and skipped step", max_grad_norm=1.0, skip_step=True),
-    "alive": Remedy("min_fan_in=1", min_fan_in=1),
+    "none": Remedy(label="none"),
+    "clip": Remedy(label="clip", max_grad_norm=1.0),
+    "skip": Remedy(label="skipped step", skip_step=True),
+    "both": Remedy(label="clip and skipped step", max_grad_norm=1.0, skip_step=True),
+    "alive": Remedy(label="min_fan_in=1", min_fan_in=1),
 }
 _IN_SENTENCES = {**{name: remedy.label for name, remedy in REMEDIES.items()}, "skip": "skip", "both": "both"}
 _TO_SGD, _TO_EQ12, _ADDS = "worth to masked SGD", "worth to Eq. 12", "Eq. 12 adds"
@@ -94,7 +94,9 @@ def compared(at_best: AtBest, resolution: float) -> list[Comparison]:
             a, b = (at_best.get((place, *way), {}) for way in pair)
             if a.keys() & b.keys():
                 result = paired(differences(a, b, "test_accuracy"), resolution)
-                found.append(Comparison(kind, place, remedy, a, b, result))
+                found.append(
+                    Comparison(kind=kind, place=place, remedy=remedy, rows=a, baseline_rows=b, result=result)
+                )
     return found
 
 

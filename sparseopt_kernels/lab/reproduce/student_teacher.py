@@ -105,7 +105,7 @@ def new_tasks(seeds: Sequence[int], neurons: int) -> Tasks:
     z, w = torch.stack(inputs), torch.stack(directions)
     with torch.no_grad():
         outputs = Students(w[:, None], w.new_ones(len(w), 1))(z)
-    return Tasks(z, outputs, w, torch.stack(weights))
+    return Tasks(inputs=z, outputs=outputs, directions=w, weights=torch.stack(weights))
 
 
 def trajectory(students: Students, mask: Tensor, tasks: Tasks, method: Method, steps: int) -> Iterator[Point]:
@@ -133,7 +133,14 @@ def trajectory(students: Students, mask: Tensor, tasks: Tasks, method: Method, s
         a, gamma, beta, weight = (
             p.detach().clone() for p in (students.a, students.gamma, students.beta, students.weight)
         )
-        yield Point(step, losses.detach(), a, gamma.view_as(a), beta.view_as(a), weight.view(shape))
+        yield Point(
+            step=step,
+            loss=losses.detach(),
+            a=a,
+            gamma=gamma.view_as(a),
+            beta=beta.view_as(a),
+            weight=weight.view(shape),
+        )
         if step < steps:
             losses.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()

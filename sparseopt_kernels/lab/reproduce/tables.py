@@ -10,6 +10,7 @@ import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,10 +208,8 @@ class Table:
             for dst in self.dst:
                 for optimizer, ham in self.methods:
                     line = [_NAMES[optimizer, ham], _DST[dst], f"{sparsity:.2f}"]
-                    for epochs in self.epochs:
-                        cell = Cell(dst, sparsity, optimizer, ham, epochs)
-                        figure = paper.get(cell)
-                        line += [mean_and_spread(_accuracies(rows, cell), 2), _printed(figure)]
+                    for cell in self._cells(dst, sparsity, optimizer, ham):
+                        line += [mean_and_spread(_accuracies(rows, cell), 2), _printed(paper.get(cell))]
                     lines.append(line)
         diverged = sum(row["status"] == "diverged" for row in rows)
         return [
@@ -222,18 +221,15 @@ class Table:
         ]
 
     def draw(self, rows: Sequence[Row], figure: Figure) -> None:
+        paper = PAPER[self.number]
         draw_table(
             figure,
             f"Table {self.number}: {self.shows}",
             {
                 (dst, s): {
                     _NAMES[o, h]: (
-                        {e: _accuracies(rows, Cell(dst, s, o, h, e)) for e in self.epochs},
-                        {
-                            e: PAPER[self.number][Cell(dst, s, o, h, e)].mean
-                            for e in self.epochs
-                            if Cell(dst, s, o, h, e) in PAPER[self.number]
-                        },
+                        {c.epochs: _accuracies(rows, c) for c in self._cells(dst, s, o, h)},
+                        {c.epochs: paper[c].mean for c in self._cells(dst, s, o, h) if c in paper},
                     )
                     for o, h in self.methods
                 }
@@ -243,6 +239,13 @@ class Table:
             still_missing(self, rows),
         )
 
+    def _cells(self, dst: str, sparsity: float, optimizer: str, ham: bool) -> list[Cell]:
+        """Return the cells of a line, one for each length of training."""
+        return [
+            Cell(dst=dst, sparsity=sparsity, optimizer=optimizer, ham=ham, epochs=epochs)
+            for epochs in self.epochs
+        ]
+
 
 def _images(recipe: Recipe, cases: Sequence[Case]) -> int:
     epochs: int = sum(case["epochs"] for case in cases)
@@ -250,7 +253,7 @@ def _images(recipe: Recipe, cases: Sequence[Case]) -> int:
 
 
 def _cell(case: Case) -> Cell:
-    return Cell(*(case[name] for name in Cell._fields))
+    return Cell(**{name: case[name] for name in Cell._fields})
 
 
 def _accuracies(rows: Sequence[Row], cell: Cell) -> list[float]:
@@ -308,15 +311,16 @@ def _long(seconds: float) -> str:
 
 
 def _tables() -> dict[str, Table]:
-    both, cifar, seeds = ("rigl", "set"), (100, 200, 300, 500), (0, 1, 2)
+    imagenet = partial(Table, recipe=IMAGENET, seeds=(0,))
+    cifar = partial(Table, recipe=CIFAR100, epochs=(100, 200, 300, 500), seeds=(0, 1, 2))
     made = (
-        Table(1, IMAGENET, (90, 180, 270), both, (0,)),
-        Table(2, CIFAR100, cifar, ("rigl",), seeds),
-        Table(3, CIFAR100, cifar, ("set",), seeds),
-        Table(6, IMAGENET, (90, 270), ("rigl",), (0,), MAX_GRAD_NORM),
-        Table(7, IMAGENET, (90, 270), ("set",), (0,), MAX_GRAD_NORM),
-        Table(8, CIFAR100, cifar, ("rigl",), seeds, MAX_GRAD_NORM),
-        Table(9, CIFAR100, cifar, ("set",), seeds, MAX_GRAD_NORM),
+        imagenet(number=1, epochs=(90, 180, 270), dst=("rigl", "set")),
+        cifar(number=2, dst=("rigl",)),
+        cifar(number=3, dst=("set",)),
+        imagenet(number=6, epochs=(90, 270), dst=("rigl",), max_grad_norm=MAX_GRAD_NORM),
+        imagenet(number=7, epochs=(90, 270), dst=("set",), max_grad_norm=MAX_GRAD_NORM),
+        cifar(number=8, dst=("rigl",), max_grad_norm=MAX_GRAD_NORM),
+        cifar(number=9, dst=("set",), max_grad_norm=MAX_GRAD_NORM),
     )
     return {table.name: table for table in made}
 

@@ -188,7 +188,12 @@ def _grey(train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_
     """Normalise grey images ``(N, height, width)`` to mean 0 and variance 1 over the training set."""
     train, test = train_images.float().unsqueeze(1), test_images.float().unsqueeze(1)
     std, mean = torch.std_mean(train)
-    return Dataset((train - mean) / std, train_labels.long(), (test - mean) / std, test_labels.long())
+    return Dataset(
+        train_images=(train - mean) / std,
+        train_labels=train_labels.long(),
+        test_images=(test - mean) / std,
+        test_labels=test_labels.long(),
+    )
 
 
 def _coloured(
@@ -199,11 +204,11 @@ def _coloured(
     train, test = train_images.float(), test_images.float()
     std, mean = torch.std_mean(train, dim=(0, 2, 3), keepdim=True)
     return Dataset(
-        (train - mean) / std,
-        train_labels.long(),
-        (test - mean) / std,
-        test_labels.long(),
-        CropAndFlip(padding=4, fill=tuple((-mean / std).flatten().tolist())),
+        train_images=(train - mean) / std,
+        train_labels=train_labels.long(),
+        test_images=(test - mean) / std,
+        test_labels=test_labels.long(),
+        augment=CropAndFlip(padding=4, fill=tuple((-mean / std).flatten().tolist())),
     )
 
 

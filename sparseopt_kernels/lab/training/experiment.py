@@ -102,7 +102,12 @@ class Experiment:
                 self._keep_model(run)
                 progress.current = None
                 progress.finished.append(
-                    FinishedRun(run.optimizer_name, run.seed, run.initial_fan_in, run.fan_in())
+                    FinishedRun(
+                        optimizer=run.optimizer_name,
+                        seed=run.seed,
+                        initial_fan_in=run.initial_fan_in,
+                        fan_in=run.fan_in(),
+                    )
                 )
                 watcher.end(row)
             else:

@@ -1,6 +1,6 @@
 """Builds ``_cuda`` from csrc as C++ against the stand-in beside this file, and loads it.
 
-A module is compiled once per content of its sources. ``substitutions`` change these: see ``mistakes.py``.
+A module is compiled once per content of its sources. ``substitutions`` change these.
 """
 
 from __future__ import annotations
@@ -66,8 +66,11 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def build(directory: Path, substitutions: Sequence[Substitution] = ()) -> Path:
-    """The path of the compiled module, in ``directory``, where it is kept from run to run."""
+def build(directory: Path, substitutions: Sequence[Substitution] = (), declarations: str = "") -> Path:
+    """The path of the compiled module, in ``directory``, where it is kept from run to run.
+
+    ``declarations`` are put before each source that ``substitutions`` change.
+    """
     files = sorted([*CSRC.glob("*.h"), *CSRC.glob("cuda/*"), CSRC / "python" / "cuda_module.cpp"])
     sources = {path: path.read_text() for path in files if path.suffix in (".h", ".cu", ".cpp")}
     for name, old, new in substitutions:
@@ -75,9 +78,8 @@ def build(directory: Path, substitutions: Sequence[Substitution] = ()) -> Path:
         if text.count(old) != 1:
             raise ValueError(f"{old!r} is {text.count(old)} times in {name}, it must be there once")
         sources[CSRC / name] = text.replace(old, new)
-    # The number of the mistake that is made: see mistakes.py.
     for name in {substitution.path for substitution in substitutions}:
-        sources[CSRC / name] = f'extern "C" int cuda_on_cpu_mistake;\n{sources[CSRC / name]}'
+        sources[CSRC / name] = f"{declarations}\n{sources[CSRC / name]}"
     return _build(directory, f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", sources)
 
 

@@ -146,6 +146,7 @@ def build_with_mistakes(directory: Path) -> Path:
             Substitution(path, old, new.replace("{wrong}", wrong))
             for (path, old, new), wrong in zip(MISTAKES.values(), chosen, strict=True)
         ],
+        declarations='extern "C" int cuda_on_cpu_mistake;',
     )
 
 
