@@ -48,8 +48,7 @@ def correction_factors(fan_in: FanIn, correction: Literal["layer", "unnormalized
     1 where it has no active weight. ``"unnormalized"`` is ``sqrt(1 - s_i)``, the preconditioner D of section
     4.1 alone: the divisor is the full fan-in.
     """
-    layers = torch.arange(len(fan_in.neurons), device=fan_in.counts.device)
-    layer = layers.repeat_interleave(fan_in.neurons, output_size=fan_in.counts.numel())
+    layer = torch.repeat_interleave(fan_in.neurons, output_size=fan_in.counts.numel())
     if correction == "unnormalized":
         divisor = fan_in.full.double()
     elif fan_in.mean is not None:
@@ -57,7 +56,7 @@ def correction_factors(fan_in: FanIn, correction: Literal["layer", "unnormalized
     else:
         zeros = torch.zeros_like(fan_in.neurons, dtype=torch.float64)
         divisor = zeros.index_add_(0, layer, fan_in.counts.double()) / fan_in.neurons
-    divisor = torch.where(divisor > 0, divisor, 1.0).to(fan_in.counts.dtype)
+    divisor = divisor.masked_fill(~(divisor > 0), 1.0).to(fan_in.counts.dtype)
     return Factors(_sqrt(fan_in.counts / divisor.index_select(0, layer)), divisor)
 
 
@@ -71,10 +70,12 @@ def _sqrt(square: Tensor) -> Tensor:
         return square.sqrt()
     x = square.double()
     root = x.sqrt()
+    if square.dtype != torch.float64:
+        return root.to(square.dtype)  # no root of a float32 is so near to the middle between two of them
     high = root.float().double()
     low = root - high
     error = (x - high * high) - 2 * high * low - low * low
-    return (root + error / (2 * root).clamp_min(1e-300)).to(square.dtype)
+    return root + error / (2 * root).clamp_min(1e-300)
 
 
 def mask_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer") -> Tensor:
