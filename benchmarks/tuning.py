@@ -69,6 +69,7 @@ CONSTANTS = [
     Constant("selection.cpp", "kFewestSampled", ("1 << 8", "1 << 12"), ("small RigL update",)),
     Constant("selection.cpp", "kMostSampled", ("1 << 13", "1 << 17"), ("RigL update",)),
     Constant("selection.cpp", "kWordsTried", ("2", "32"), ("RigL update",)),
+    Constant("table.h", "kLookedAt", ("48", "1 << 12"), ("many layers",)),
     Constant("write_watch.cpp", "kLongestRun", ("4", "64"), ("ResNet-20 0.9", "large 0.97")),
 ]
 
@@ -136,6 +137,7 @@ WORKS: dict[str, Callable[[], Callable[[], None]]] = {
     **{f"large {s:g}": partial(_step, _LARGE, s) for s in (0.5, 0.8, 0.9, 0.95, 0.97, 0.99)},
     "ResNet-20 0.9": partial(_step, _RESNET20, 0.9),
     "small layers": partial(_step, _SMALL, 0.9),
+    "many layers": partial(_step, [(32, 32)] * 3162, 0.9),
     "new masks": _new_masks,
     "RigL update": partial(_update, _LARGE),
     "small RigL update": partial(_update, _RESNET20),

@@ -1,6 +1,6 @@
-// How weights are stored, and the type they are computed in. Conversions of half precision are branch-free
-// integer arithmetic on the bits of floats, and round to nearest even. They are written over `Word`:
-// uint32_t, or a vector of these.
+// The types in which weights are stored, and the one in which each is computed. Conversions of half precision
+// are branch-free integer arithmetic on the bits of floats, and round to nearest even. `Bits` is uint32_t, or
+// a vector of these.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ struct Half {
   uint16_t bits;
 };
 
-// The float, or vector of floats, whose bits a Word holds; and the signed integer of its size.
-template <class Word>
+// The float type that has these bits, and the signed integer type of the same size.
+template <class Bits>
 struct FloatOf;
 template <>
 struct FloatOf<uint32_t> {
@@ -28,65 +28,65 @@ struct FloatOf<uint32_t> {
   using Signed = int32_t;
 };
 
-template <class Word>
-SPARSEOPT_INLINE typename FloatOf<Word>::type float_of(Word bits) {
-  typename FloatOf<Word>::type value;
+template <class Bits>
+SPARSEOPT_INLINE typename FloatOf<Bits>::type float_of(Bits bits) {
+  typename FloatOf<Bits>::type value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-template <class Word>
-SPARSEOPT_INLINE Word bits_of(typename FloatOf<Word>::type value) {
-  Word bits;
+template <class Bits>
+SPARSEOPT_INLINE Bits bits_of(typename FloatOf<Bits>::type value) {
+  Bits bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-// a < b, of words below 2^31: processors compare vectors of signed integers alone.
-template <class Word>
-SPARSEOPT_INLINE auto is_less(Word a, Word b) {
-  using Signed = typename FloatOf<Word>::Signed;
+// a < b, both below 2^31. The comparison is signed, because SSE2 and AVX2 have no other for vectors.
+template <class Bits>
+SPARSEOPT_INLINE auto is_less(Bits a, Bits b) {
+  using Signed = typename FloatOf<Bits>::Signed;
   return Signed(a) < Signed(b);
 }
 
-template <class Word>
-SPARSEOPT_INLINE Word bfloat16_to_float(Word stored) {
+template <class Bits>
+SPARSEOPT_INLINE Bits bfloat16_to_float(Bits stored) {
   return stored << 16;
 }
 
-template <class Word>
-SPARSEOPT_INLINE Word float_to_bfloat16(Word bits) {
-  const Word rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Word nan = Word{} + 0x7fc0u, infinity = Word{} + 0x7f800000u;
-  return is_less<Word>(infinity, bits & 0x7fffffffu) ? nan : rounded;
+template <class Bits>
+SPARSEOPT_INLINE Bits float_to_bfloat16(Bits bits) {
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Bits nan = Bits{} + 0x7fc0u, infinity = Bits{} + 0x7f800000u;
+  return is_less<Bits>(infinity, bits & 0x7fffffffu) ? nan : rounded;
 }
 
-template <class Word>
-SPARSEOPT_INLINE Word half_to_float(Word stored) {
-  const Word magnitude = (stored & 0x7fffu) << 13;
-  const Word exponent = magnitude & 0x0f800000u;
-  const Word rebased = magnitude + ((127u - 15u) << 23);
-  const Word special = rebased + ((128u - 16u) << 23);  // infinities and NaN
+template <class Bits>
+SPARSEOPT_INLINE Bits half_to_float(Bits stored) {
+  const Bits magnitude = (stored & 0x7fffu) << 13;
+  const Bits exponent = magnitude & 0x0f800000u;
+  const Bits rebased = magnitude + ((127u - 15u) << 23);
+  const Bits special = rebased + ((128u - 16u) << 23);  // infinities and NaN
   // Subnormal: 2^-14 * (1 + mantissa) - 2^-14, which stays exact when subnormal floats are flushed.
-  const Word one = Word{} + (113u << 23);
-  const Word subnormal = bits_of<Word>(float_of<Word>(rebased + (1u << 23)) - float_of<Word>(one));
-  const Word finite = exponent == 0u ? subnormal : rebased;
-  const Word value = exponent == 0x0f800000u ? special : finite;
+  const Bits one = Bits{} + (113u << 23);
+  const Bits subnormal = bits_of<Bits>(float_of<Bits>(rebased + (1u << 23)) - float_of<Bits>(one));
+  const Bits finite = exponent == 0u ? subnormal : rebased;
+  const Bits value = exponent == 0x0f800000u ? special : finite;
   return value | ((stored & 0x8000u) << 16);
 }
 
-template <class Word>
-SPARSEOPT_INLINE Word float_to_half(Word bits) {
-  const Word magnitude = bits & 0x7fffffffu;
-  const Word nan = Word{} + 0x7e00u, infinity = Word{} + 0x7c00u;
-  const auto limit = [](uint32_t bits) { return Word{} + bits; };
-  const Word special = is_less(limit(0x7f800000u), magnitude) ? nan : infinity;
+template <class Bits>
+SPARSEOPT_INLINE Bits float_to_half(Bits bits) {
+  const Bits magnitude = bits & 0x7fffffffu;
+  const Bits nan = Bits{} + 0x7e00u, infinity = Bits{} + 0x7c00u;
+  const auto limit = [](uint32_t bits) { return Bits{} + bits; };
+  const Bits special = is_less(limit(0x7f800000u), magnitude) ? nan : infinity;
   // Adding 0.5 leaves a subnormal half in the low mantissa bits, rounded by the addition itself.
-  const Word a_half = Word{} + (126u << 23);
-  const Word subnormal = bits_of<Word>(float_of<Word>(magnitude) + float_of<Word>(a_half)) - a_half;
-  const Word normal = (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const Word finite = is_less(magnitude, limit(0x38800000u)) ? subnormal : normal;
-  const Word half = is_less(magnitude, limit(0x47800000u)) ? finite : special;
+  const Bits a_half = Bits{} + (126u << 23);
+  const Bits subnormal = bits_of<Bits>(float_of<Bits>(magnitude) + float_of<Bits>(a_half)) - a_half;
+  const Bits normal = (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const Bits finite = is_less(magnitude, limit(0x38800000u)) ? subnormal : normal;
+  const Bits half = is_less(magnitude, limit(0x47800000u)) ? finite : special;
   return half | ((bits >> 16) & 0x8000u);
 }
 
@@ -104,8 +104,8 @@ SPARSEOPT_INLINE void store(Half& to, float value) {
   to.bits = static_cast<uint16_t>(float_to_half(bits_of<uint32_t>(value)));
 }
 
-// Calls `body` with a value of the type that weights of a dtype are stored in. On the host: kernels are
-// compiled for one type each.
+// Calls `body` with a value of the type in which weights of a dtype are stored. For the host alone: each
+// kernel is compiled for one type.
 template <class Body>
 static auto with_stored(Dtype dtype, Body body) {
   switch (dtype) {

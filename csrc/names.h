@@ -1,4 +1,4 @@
-// What Python calls by name, the same for the CPU and the CUDA library.
+// Dtypes by their names in Python, for the CPU and the CUDA library.
 #pragma once
 
 #include <stdexcept>

@@ -1,6 +1,5 @@
-// The update rule of SparseOpt, once, for host and device: what happens to one weight in one step.
-// No memory is touched here, no mask looked at: that is the business of the loops around it. The number type
-// T is float or double, or a vector of these that brings multiply_add, select and exponential of its own.
+// The update rule of SparseOpt for one weight, for host and device. The loops around it read memory and
+// masks. T is float or double, or a vector of these that has multiply_add, select and exponential of its own.
 #pragma once
 
 #include <cmath>
@@ -18,8 +17,7 @@ namespace sparseopt {
 
 enum class Momentum { kNone, kHeavyBall, kNesterov };
 
-// The hyperparameters in the type of the arithmetic: float for float32, bfloat16 and float16, double for
-// float64.
+// The hyperparameters in the type of the arithmetic: double for float64, else float.
 template <class T>
 struct Coefficients {
   T lr;        // eta
@@ -30,7 +28,7 @@ struct Coefficients {
   T ham_beta;
 };
 
-// `a` where the choice is true, else `b`.
+// Returns `a` if the choice is true, else `b`.
 template <class T>
 SPARSEOPT_INLINE T select(bool choice, T a, T b) {
   return choice ? a : b;
@@ -39,8 +37,8 @@ SPARSEOPT_INLINE T select(bool choice, T a, T b) {
 SPARSEOPT_INLINE float exponential(float x) { return std::exp(x); }
 SPARSEOPT_INLINE double exponential(double x) { return std::exp(x); }
 
-// a * b + c, rounded once wherever the hardware can: as PyTorch's own CPU kernels do, so that a float64
-// step without a mask equals torch.optim.SGD bit for bit.
+// Returns a * b + c, rounded once if the hardware can, as in PyTorch's own CPU kernels: so a float64 step
+// without a mask equals torch.optim.SGD bit for bit.
 template <class T>
 SPARSEOPT_INLINE T multiply_add(T a, T b, T c) {
 #if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__) || defined(__FMA__) || defined(__aarch64__) || \
@@ -51,18 +49,18 @@ SPARSEOPT_INLINE T multiply_add(T a, T b, T c) {
 #endif
 }
 
-// c_i = sqrt(fan_in_i / divisor). The divisor is the layer's mean fan-in (Eq. 12) or the full fan-in
-// (sqrt(1 - s_i), not normalised). Exactly 1 where fan_in_i equals it.
+// Returns c_i = sqrt(fan_in_i / divisor), exactly 1 if both are equal. The divisor is the layer's mean fan-in
+// (Eq. 12), or the full fan-in (sqrt(1 - s_i), not normalised).
 template <class T>
 SPARSEOPT_INLINE T correction_factor(int64_t fan_in, T divisor) {
   return std::sqrt(static_cast<T>(fan_in) / divisor);
 }
 
-// One weight p with its corrected gradient g = +-c_i * gamma * gradient (minus to maximise) and its
-// momentum b.
+// Updates a weight p and its momentum b by the corrected gradient g = +-c_i * gamma * gradient (minus to
+// maximise).
 template <Momentum kMomentum, bool kHam, class T>
 SPARSEOPT_INLINE void update_weight(T& p, T g, T& b, const Coefficients<T>& k) {
-  // Without weight decay an infinite weight stays one: 0 * inf would make it NaN.
+  // Not added if it is 0, because 0 * inf would make an infinite weight NaN.
   const T d = select(k.weight_decay == T(0), g, multiply_add(k.weight_decay, p, g));
   T u = d;
   if (kMomentum != Momentum::kNone) {

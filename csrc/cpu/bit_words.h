@@ -1,5 +1,5 @@
-// Bits of 64 weights in a word: made of bytes, counted, and turned into places. Internal linkage for what the
-// loops of several instruction sets use, too.
+// Words: the mask bits of 64 weights in an integer. They are packed from bytes, counted, and turned into
+// places. Functions that loops.cpp uses have internal linkage.
 #pragma once
 
 #include <algorithm>
@@ -14,18 +14,18 @@
 
 namespace sparseopt::cpu {
 
-constexpr int64_t kWord = 64;
-// The words of so many weights are read before the places of their bits are: whole words. RigL updates
-// of 16.8 million weights: 1 << 8 and 1 << 12 take 0.95 and 1.09 of its time (make tuning, Zen 3; noise 3%).
+constexpr int64_t kWord = 64;  // weights
+// Weights whose words are turned into places at a time, whole words. RigL updates of 16.8 million weights:
+// 1 << 8 and 1 << 12 take 0.95 and 1.09 of its time (make tuning, Zen 3; noise 3%).
 constexpr int64_t kBatch = 1 << 10;
 
-// Of eight bytes, 1 in each that is not 0.
+// Returns eight bytes: 1 where a byte is not 0, else 0.
 SPARSEOPT_INLINE uint64_t ones_of(uint64_t bytes) {
   constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7f;
   return (((bytes & kLow) + kLow) | bytes) >> 7 & 0x0101010101010101;
 }
 
-// The bits of 64 bytes: 1 where one is not 0.
+// Packs 64 bytes into a word: a bit is 1 where its byte is not 0.
 SPARSEOPT_INLINE uint64_t pack_word(const uint8_t* bytes) {
   uint64_t word = 0;
 #ifdef __SSE2__
@@ -44,7 +44,7 @@ SPARSEOPT_INLINE uint64_t pack_word(const uint8_t* bytes) {
   return word;
 }
 
-// The bits of up to 64 bytes, a 1 for each that is not 0; those of the first 64 if there are more.
+// The same for `count` bytes; for the first 64 if there are more.
 SPARSEOPT_INLINE uint64_t pack_bytes(const uint8_t* bytes, int64_t count) {
   if (count >= kWord) return pack_word(bytes);
   uint64_t word = 0;
@@ -52,17 +52,18 @@ SPARSEOPT_INLINE uint64_t pack_bytes(const uint8_t* bytes, int64_t count) {
   return word;
 }
 
-// __builtin_popcountll is the call of a function where processors without such an instruction are aimed at.
+// In plain arithmetic: for processors without the instruction, __builtin_popcountll is a function call.
 inline int64_t count_bits(uint64_t word) {
   word -= word >> 1 & 0x5555555555555555;
   word = (word & 0x3333333333333333) + (word >> 2 & 0x3333333333333333);
   return static_cast<int64_t>(((word + (word >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
 }
 
-// Writes the places of the bits of a word, and up to three more numbers. Returns how many bits there were.
+// Writes the places of the bits that are 1, then up to three meaningless numbers. Returns how many places
+// there are. `first` is the place of the lowest bit.
 inline int64_t list_bits(uint64_t word, uint32_t first, uint32_t* places) {
   const int64_t count = count_bits(word);
-  for (int64_t i = 0; i < count; i += 4)  // four without a branch: how many there are is hard to predict
+  for (int64_t i = 0; i < count; i += 4)  // four without a branch, which would be mispredicted
     for (int64_t j = 0; j < 4; ++j) {
       places[i + j] = first + static_cast<uint32_t>(__builtin_ctzll(word | uint64_t(1) << 63));
       word &= word - 1;
@@ -70,9 +71,9 @@ inline int64_t list_bits(uint64_t word, uint32_t first, uint32_t* places) {
   return count;
 }
 
-// Calls body(places, count) for batches of those places from `begin` (that of a word's first bit) to `end`
-// where the bits of word(first place, how many) are 1. Before that, fetch(place) is called for each, and the
-// batch before it is dealt with, in the time that memory takes.
+// Calls body(places, count) for batches of the places in [begin, end) whose bits are 1. word(first, count)
+// returns the bits of up to 64 places, and `begin` is the first place of a word. fetch(place) prefetches a
+// batch ahead: memory is read while the batch before is worked on.
 template <class WordAt, class Fetch, class Body>
 void for_places(int64_t begin, int64_t end, WordAt word, Fetch fetch, Body body) {
   uint32_t places[2][kBatch + 3];

@@ -8,17 +8,16 @@
 namespace sparseopt::cpu {
 namespace {
 
-// Weights: below this, starting a thread costs more than it saves. RigL updates of ResNet-20: 1 << 12
-// and 1 << 18 take 0.99 and 1.21 of its time (make tuning, Zen 3; noise 2%).
+// Weights of a thread: to wake one for fewer costs more than it saves. RigL updates of ResNet-20: 1 << 12 and
+// 1 << 18 take 0.99 and 1.21 of its time (make tuning, Zen 3; noise 2%).
 constexpr int64_t kFewestPerThread = 1 << 15;
 
-// The memory of the last update, half a byte per weight. Allocating as much again would take as long as an
-// update.
+// The memory of the last update, half a byte per weight. To allocate it anew would take as long as an update.
 std::mutex spare_mutex;
 std::vector<Selection> spare;
 
-// Calls body(i, threads) for each of the sizes. A large one gets all threads; of the others, each thread
-// takes one at a time, the larger ones first, because much of a choice is serial.
+// Calls body(i, threads) for each size. A large one gets all threads. The others get one each, because much
+// of a choice is serial; the largest are begun first.
 template <class Body>
 void for_sizes(const std::vector<int64_t>& sizes, int threads, Body body) {
   const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t(0));
@@ -117,7 +116,7 @@ std::vector<LayerUpdate> DropAndGrow::update(const std::vector<Change>& changes,
       selections_[i].grow_random(own.grow - own.drop, own.seeds->second, own.seeds->first);
     else if (own.grow > 0)
       selections_[i].grow_largest(own.grow - own.drop);
-    // While what was read of this layer is in the cache.
+    // In the same loop, while the layer is in the cache.
     updates[i] = selections_[i].apply(layer.dtype, layer.mask, layer.weights, layer.explored);
   });
   return updates;

@@ -1,4 +1,4 @@
-// An update of the masks of all layers: shares the layers out to threads, and writes the tensors.
+// An update of the masks of all layers, which threads share out.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct MaskedLayer {
   Dtype dtype;
   void* weights;
   uint8_t* mask;
-  uint8_t* explored;  // one byte for each weight that has been active at some time
+  uint8_t* explored;  // one byte per weight: 1 if it has been active at some time
   int64_t numel;
   int64_t min_fan_in;
   NeuronGrid neurons;
@@ -24,16 +24,16 @@ struct Scores {
   size_t layer;
   Dtype dtype;
   const void* values;  // their magnitudes are compared
-  int64_t at_most;     // how many weights may grow by them
-  bool fills;          // whether neurons get the inputs they lack by them
+  int64_t at_most;     // weights that may grow by them
+  bool fills;          // they choose the inputs that neurons lack, too
 };
 
-// What happens to the mask of a layer: nothing, if both numbers are 0.
+// The numbers of weights that a layer drops and grows. If both are 0, nothing is done.
 struct Change {
   int64_t drop, grow;
   Dtype dtype;
   const void* drop_scores;  // their magnitudes are compared
-  // Of random growth: for the inputs that neurons lack, and for all else. Without them, weights grow by rank.
+  // Seeds of random growth: one for the inputs that neurons lack, one for the rest. None: growth by rank.
   std::optional<std::pair<uint64_t, uint64_t>> seeds;
 };
 
@@ -44,18 +44,18 @@ class DropAndGrow {
   ~DropAndGrow();
   DropAndGrow(const DropAndGrow&) = delete;
 
-  std::vector<int64_t> active() const;   // of each layer, before the update
-  std::vector<int64_t> missing() const;  // of each layer, what its neurons have less than min_fan_in
+  std::vector<int64_t> active() const;   // weights of each layer, before the update
+  std::vector<int64_t> missing() const;  // inputs that the neurons of each layer lack
 
-  // Remembers the largest scores of these layers. Returns whether all scores are finite.
+  // Remembers the largest scores of these layers. Returns true if all scores are finite.
   bool rank(const std::vector<Scores>& scores, int threads);
 
-  // Whether any of the scores by which weights may grow is not 0, at active weights and at inactive ones.
+  // True if rank() saw a score other than 0 by which weights may grow, of an active (inactive) weight.
   bool sees_active() const;
   bool sees_inactive() const;
 
-  // In each layer, drops and grows so many weights, and writes what changed. Where neurons need some of those
-  // to be dropped, as many fewer grow. Returns how each mask has changed.
+  // Drops and grows weights in each layer, and writes its tensors. If neurons need weights that were to drop,
+  // as many fewer drop and grow. Returns how each mask has changed.
   std::vector<LayerUpdate> update(const std::vector<Change>& changes, int threads);
 
  private:

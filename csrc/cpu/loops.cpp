@@ -1,6 +1,6 @@
-// The loops around the update rule. Compiled once per instruction set: SPARSEOPT_LOOPS names the table
-// that this compilation defines, SPARSEOPT_ISA the instruction set. Everything else here has internal
-// linkage, so that no code of one set is linked into another.
+// The loops around the update rule, compiled once per instruction set: SPARSEOPT_ISA names the set, and
+// SPARSEOPT_LOOPS the table of functions that this defines. Everything else has internal linkage, so that no
+// code of one set is linked into another.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -8,8 +8,8 @@
 #include "../dtypes.h"
 #include "../update_rule.h"
 #include "bit_words.h"
-#include "lanes.h"
 #include "step.h"
+#include "vec.h"
 
 namespace sparseopt::cpu {
 namespace {
@@ -17,17 +17,16 @@ namespace {
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 #define ALWAYS_INLINE_LAMBDA __attribute__((always_inline))
 
-// Vectors per block.
+// Vectors in a block.
 template <class T>
-constexpr int kVectors = kBlock / Lanes<T>::kCount;
+constexpr int kVectors = kBlock / Vec<T>::kCount;
 
-// Weights per cache line.
+// Weights in a cache line.
 template <class Stored>
 constexpr int kLine = 64 / int(sizeof(Stored));
 
-// Blocks of the list to prefetch ahead. Of its time at sparsity 0.97 and 0.99, 8 takes 0.98 and 0.95, 64
-// takes 1.05 and 1.00 (make tuning, Zen 3, where two runs of one build differ by up to 7%); none is slower
-// still.
+// Prefetch distance, in blocks of the list. At sparsity 0.97 and 0.99, 8 takes 0.98 and 0.95 of its time, 64
+// takes 1.05 and 1.00 (make tuning, Zen 3; noise up to 7%). Without prefetching, a step is slower still.
 constexpr int64_t kPrefetchDistance = 24;
 
 template <class Stored>
@@ -47,14 +46,13 @@ Pointers<Stored> pointers(const Chunk& chunk) {
 }
 
 template <class T>
-Coefficients<Lanes<T>> coefficients(const Rule& rule) {
-  const auto lanes = [](double value) { return Lanes<T>(T(value)); };
-  return {lanes(rule.lr),           lanes(rule.momentum),  lanes(1.0 - rule.dampening),
-          lanes(rule.weight_decay), lanes(rule.ham_alpha), lanes(rule.ham_beta)};
+Coefficients<Vec<T>> coefficients(const Rule& rule) {
+  const auto vec = [](double value) { return Vec<T>(T(value)); };
+  return {vec(rule.lr),           vec(rule.momentum),  vec(1.0 - rule.dampening),
+          vec(rule.weight_decay), vec(rule.ham_alpha), vec(rule.ham_beta)};
 }
 
-// What the gradients of a block are multiplied with, weight by weight: c_i of the run that it lies in, times
-// `gamma`.
+// The scale of each gradient: c_i of the run that holds its weight, times `gamma`.
 template <class T>
 class Scales {
  public:
@@ -64,40 +62,40 @@ class Scales {
     factors_ = tensor.factors.data();
     last_run_ = static_cast<int64_t>(tensor.factors.size()) - 1;
     length_ = tensor.mask->length();
-    // Rounded up: exact as long as element times length is below 2^64.
+    // 2^64 / length_, rounded up: run_of() is exact while element times length is below 2^64.
     inverse_length_ = length_ == 1 ? 0 : ~uint64_t(0) / static_cast<uint64_t>(length_) + 1;
   }
 
-  // How many blocks from `element` on have one scale for all their weights, which all_alike() puts into a
-  // block. 0 where runs are short, too: how many blocks lie in one is hard to foresee then.
+  // Returns how many blocks from `element` on lie in one run, and so have the one scale of all_alike(). 0 for
+  // short runs, too, because branches on their lengths are mispredicted.
   int64_t blocks_alike(int64_t element) {
     if (element >= end_ && length_ >= kLongRun) enter(run_of(element));
     return std::max<int64_t>((end_ - element) / kBlock, 0);
   }
-  ALWAYS_INLINE void all_alike(Lanes<T> (&block)[kVectors<T>]) const {
-    for (Lanes<T>& lanes : block) lanes = all_;
+  ALWAYS_INLINE void all_alike(Vec<T> (&block)[kVectors<T>]) const {
+    for (Vec<T>& vec : block) vec = all_;
   }
 
-  // The scales of the block from `element` on. To be asked for blocks in ascending order.
-  ALWAYS_INLINE void get(int64_t element, Lanes<T> (&block)[kVectors<T>]) {
+  // Writes the scales of the block from `element` on. Call it for blocks in ascending order.
+  ALWAYS_INLINE void get(int64_t element, Vec<T> (&block)[kVectors<T>]) {
     if (element + kBlock <= end_) return all_alike(block);
     int64_t run = run_of(element);
-    int64_t next = (run + 1) * length_ - element;  // the lane where the next run begins, or beyond the block
-    for (Lanes<T>& lanes : block) lanes = Lanes<T>(factor(run));
-    // At most two runs meet in a block of long ones: without a branch, as where they meet is hard to foresee.
+    int64_t next = (run + 1) * length_ - element;  // where the next run begins, counted from `element`
+    for (Vec<T>& vec : block) vec = Vec<T>(factor(run));
+    // At most two runs that are no shorter than a block meet in it: no branch, which would be mispredicted.
     do {
       run = std::min(run + 1, last_run_);
-      const Lanes<T> scale(factor(run));
-      const int lane = static_cast<int>(std::min<int64_t>(next, kBlock));
+      const Vec<T> scale(factor(run));
+      const int begin = static_cast<int>(std::min<int64_t>(next, kBlock));
       for (int i = 0; i < kVectors<T>; ++i)
-        block[i] = select(lane_numbers<T>(i * Lanes<T>::kCount) >= lanes_of<T>(lane), scale, block[i]);
+        block[i] = select(iota<T>(i * Vec<T>::kCount) >= broadcast<T>(begin), scale, block[i]);
       next += length_;
     } while (length_ < kBlock && next < kBlock);
   }
 
  private:
   void enter(int64_t run) {
-    all_ = Lanes<T>(factor(run));
+    all_ = Vec<T>(factor(run));
     end_ = (run + 1) * length_;
   }
 
@@ -108,33 +106,33 @@ class Scales {
 
   T factor(int64_t run) const { return static_cast<T>(factors_[run]) * gamma_; }
 
-  // ResNet-20 and 8.4 million weights a layer at 0.9: a quarter of it takes 0.97 and 1.00 of its time, four
-  // times as much 1.07 and 1.05 (make tuning, Zen 3; noise up to 7%).
+  // The fewest weights of a long run. ResNet-20 and layers of 8.4 million weights at 0.9: a quarter of it
+  // takes 0.97 and 1.00 of its time, four times as many 1.07 and 1.05 (make tuning, Zen 3; noise up to 7%).
   static constexpr int64_t kLongRun = 8 * kBlock;
 
   T gamma_;
-  Lanes<T> all_;  // of the weights before end_
+  Vec<T> all_;  // the scale of weights before end_
   int64_t end_ = std::numeric_limits<int64_t>::max();
   const double* factors_ = nullptr;
   int64_t last_run_ = 0, length_ = 0;
   uint64_t inverse_length_ = 0;
 };
 
-// One block: the weights with a bit in `active` are updated, the others become zeros.
+// Updates the weights of a block whose bit in `active` is 1, and zeroes the others.
 template <Momentum kMomentum, bool kHam, bool kMasked, class Stored, class T>
-SPARSEOPT_INLINE void update_block(Pointers<Stored> at, unsigned active,
-                                   const Lanes<T> (&scales)[kVectors<T>], const Coefficients<Lanes<T>>& k) {
-  for (int i = 0; i < kBlock; i += Lanes<T>::kCount) {
-    Lanes<T> p = load_lanes(at.p + i);
-    Lanes<T> b(T(0));
-    if (kMomentum != Momentum::kNone) b = load_lanes(at.b + i);
-    update_weight<kMomentum, kHam>(p, scales[i / Lanes<T>::kCount] * load_lanes(at.g + i), b, k);
+SPARSEOPT_INLINE void update_block(Pointers<Stored> at, unsigned active, const Vec<T> (&scales)[kVectors<T>],
+                                   const Coefficients<Vec<T>>& k) {
+  for (int i = 0; i < kBlock; i += Vec<T>::kCount) {
+    Vec<T> p = load_vec(at.p + i);
+    Vec<T> b(T(0));
+    if (kMomentum != Momentum::kNone) b = load_vec(at.b + i);
+    update_weight<kMomentum, kHam>(p, scales[i / Vec<T>::kCount] * load_vec(at.g + i), b, k);
     if (kMasked) {
       p = kept(active, i, p);
       b = kept(active, i, b);
     }
-    store_lanes(at.p + i, p);
-    if (kMomentum != Momentum::kNone) store_lanes(at.b + i, b);
+    store_vec(at.p + i, p);
+    if (kMomentum != Momentum::kNone) store_vec(at.b + i, b);
   }
 }
 
@@ -144,7 +142,7 @@ SPARSEOPT_INLINE void for_each_block(const Chunk& chunk, int64_t end, Scales<T>&
                                      Visit visit) {
   const PackedMask* mask = chunk.update->tensor->mask;
   const uint16_t* bits = kMasked ? mask->bits().data() : nullptr;
-  Lanes<T> scale[kVectors<T>];
+  Vec<T> scale[kVectors<T>];
   if (!kMasked || chunk.strategy == Strategy::kStream) {
     for (int64_t block = chunk.begin; block < end;) {
       const int64_t alike = block + std::min(scales.blocks_alike(block * kBlock), end - block);
@@ -173,7 +171,7 @@ void update_chunk(const Chunk& chunk) {
   const Tensor& tensor = *chunk.update->tensor;
   const Rule& rule = *chunk.update->rule;
   const Pointers<Stored> all = pointers<Stored>(chunk);
-  const Coefficients<Lanes<T>> k = coefficients<T>(rule);
+  const Coefficients<Vec<T>> k = coefficients<T>(rule);
   Scales<T> scales(tensor, T(rule.maximize ? -rule.gamma : rule.gamma));
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
@@ -186,11 +184,11 @@ void update_chunk(const Chunk& chunk) {
           if (kMomentum != Momentum::kNone) __builtin_prefetch(ahead.b, 1);
         }
       },
-      [&](int64_t block, unsigned active, const Lanes<T>(&scale)[kVectors<T>]) ALWAYS_INLINE_LAMBDA {
+      [&](int64_t block, unsigned active, const Vec<T>(&scale)[kVectors<T>]) ALWAYS_INLINE_LAMBDA {
         update_block<kMomentum, kHam, kMasked>(all.at(block * kBlock), active, scale, k);
       });
   if (complete == chunk.end) return;
-  // The tensor ends within this block.
+  // The tensor ends within the last block.
   const int64_t element = complete * kBlock;
   const size_t size = static_cast<size_t>(tensor.numel - element) * sizeof(Stored);
   Stored p[kBlock] = {}, g[kBlock] = {}, b[kBlock] = {};
@@ -199,7 +197,7 @@ void update_chunk(const Chunk& chunk) {
   std::memcpy(g, last.g, size);
   if (kMomentum != Momentum::kNone) std::memcpy(b, last.b, size);
   const unsigned active = kMasked ? tensor.mask->bits()[complete] : 0xffffu;
-  Lanes<T> scale[kVectors<T>];
+  Vec<T> scale[kVectors<T>];
   scales.get(element, scale);
   update_block<kMomentum, kHam, kMasked>(Pointers<Stored>{p, g, b}, active, scale, k);
   std::memcpy(last.p, p, size);
@@ -236,52 +234,52 @@ void update(const Chunk& chunk) {
   with_stored(chunk.update->tensor->dtype, [&](auto stored) { update_stored<decltype(stored)>(chunk); });
 }
 
-// Adds the squares of what the gradients of a block become, in double: a sum for each weight of a block, so
-// that the order of additions depends on nothing else.
+// Adds the squares of the scaled gradients of a block, in double. There is a sum for each place in a block,
+// so that the order of additions is the same for every vector size.
 template <bool kMasked, class Stored, class T>
-SPARSEOPT_INLINE void add_squares(const Stored* at, unsigned active, const Lanes<T> (&scales)[kVectors<T>],
-                                  Lanes<double> (&sums)[kVectors<double>]) {
+SPARSEOPT_INLINE void add_squares(const Stored* at, unsigned active, const Vec<T> (&scales)[kVectors<T>],
+                                  Vec<double> (&sums)[kVectors<double>]) {
   for (int i = 0; i < kVectors<T>; ++i) {
-    Lanes<T> value = scales[i] * load_lanes(at + i * Lanes<T>::kCount);
-    if (kMasked) value = kept(active, i * Lanes<T>::kCount, value);
+    Vec<T> value = scales[i] * load_vec(at + i * Vec<T>::kCount);
+    if (kMasked) value = kept(active, i * Vec<T>::kCount, value);
     constexpr int kParts = kVectors<double> / kVectors<T>;
-    Lanes<double> parts[kParts];
+    Vec<double> parts[kParts];
     to_doubles(value, parts);
     for (int j = 0; j < kParts; ++j) {
-      Lanes<double>& sum = sums[i * kParts + j];
+      Vec<double>& sum = sums[i * kParts + j];
       sum = multiply_add(parts[j], parts[j], sum);
     }
   }
 }
 
-// Without kMasked all positions count, those of a mask with the scale of their row.
+// With kMasked, only active weights count; else all, each with the scale of its run.
 template <bool kMasked, class Stored>
 double squared_norm_of_chunk(const Chunk& chunk) {
   using T = typename ArithmeticOf<Stored>::type;
   const Tensor& tensor = *chunk.update->tensor;
   const Stored* g = static_cast<const Stored*>(chunk.update->grad);
   Scales<T> scales(tensor, T(1));
-  Lanes<double> sums[kVectors<double>];
-  for (Lanes<double>& sum : sums) sum = Lanes<double>(0.0);
+  Vec<double> sums[kVectors<double>];
+  for (Vec<double>& sum : sums) sum = Vec<double>(0.0);
   const int64_t complete = std::min(chunk.end, tensor.numel / kBlock);
   for_each_block<kMasked>(
       chunk, complete, scales,
       [&](int64_t block) ALWAYS_INLINE_LAMBDA {
         for (int i = 0; i < kBlock; i += kLine<Stored>) __builtin_prefetch(g + block * kBlock + i, 0);
       },
-      [&](int64_t block, unsigned active, const Lanes<T>(&scale)[kVectors<T>])
+      [&](int64_t block, unsigned active, const Vec<T>(&scale)[kVectors<T>])
           ALWAYS_INLINE_LAMBDA { add_squares<kMasked>(g + block * kBlock, active, scale, sums); });
   if (complete < chunk.end) {
     const int64_t element = complete * kBlock;
     Stored last[kBlock] = {};
     std::memcpy(last, g + element, static_cast<size_t>(tensor.numel - element) * sizeof(Stored));
-    Lanes<T> scale[kVectors<T>];
+    Vec<T> scale[kVectors<T>];
     scales.get(element, scale);
     add_squares<kMasked>(last, kMasked ? tensor.mask->bits()[complete] : 0xffffu, scale, sums);
   }
   double total = 0;
-  for (const Lanes<double>& lanes : sums)
-    for (int i = 0; i < Lanes<double>::kCount; ++i) total += lanes.v[i];
+  for (const Vec<double>& sum : sums)
+    for (int i = 0; i < Vec<double>::kCount; ++i) total += sum.v[i];
   return total;
 }
 
@@ -293,19 +291,18 @@ double squared_norm(const Chunk& chunk, bool dense) {
   });
 }
 
-// Zeroes the elements of a block whose bit in `active` is 0. A line of memory in which there is nothing to
-// change is not written.
+// Zeroes the elements of a block whose bit in `active` is 0. Writes nothing if all of them are 0 already.
 template <class Stored>
 SPARSEOPT_INLINE void zero_block(unsigned active, Stored* at) {
   using T = std::conditional_t<sizeof(Stored) == 8, double, float>;
-  Lanes<T> lanes[kVectors<T>], outside(T(0));
+  Vec<T> block[kVectors<T>], outside(T(0));
   for (int i = 0; i < kVectors<T>; ++i) {
-    lanes[i] = load_raw(at + i * Lanes<T>::kCount);
-    outside = from_bits<T>(outside.bits() | kept(~active, i * Lanes<T>::kCount, lanes[i]).bits());
+    block[i] = load_raw(at + i * Vec<T>::kCount);
+    outside = from_bits<T>(outside.bits() | kept(~active, i * Vec<T>::kCount, block[i]).bits());
   }
   if (!any_bit(outside)) return;
   for (int i = 0; i < kVectors<T>; ++i)
-    store_raw(at + i * Lanes<T>::kCount, kept(active, i * Lanes<T>::kCount, lanes[i]));
+    store_raw(at + i * Vec<T>::kCount, kept(active, i * Vec<T>::kCount, block[i]));
 }
 
 template <class Stored>

@@ -1,4 +1,4 @@
-// The inputs of each neuron in the bits of a mask, for choices that are made within one neuron.
+// The inputs of each neuron among the bits of a mask, for choices within a neuron.
 #pragma once
 
 #include <algorithm>
@@ -22,8 +22,8 @@ struct NeuronGrid {
   }
 };
 
-// Calls body(bits, first, inputs) for words of the inputs of a neuron: the mask's bits, the place of the
-// lowest, and a word with a 1 for each input.
+// Calls body(bits, first, inputs) for the inputs of a neuron, up to 64 at a time: their mask bits, the place
+// of the first, and a word with a 1 for each of them.
 template <class Body>
 void for_input_words(const NeuronGrid& grid, int64_t neuron, const std::vector<uint64_t>& words, Body body) {
   const int64_t group = neuron / grid.per_group, j = neuron % grid.per_group;
@@ -45,7 +45,7 @@ void for_bits(uint64_t word, int64_t first, Body body) {
   for (; word != 0; word &= word - 1) body(static_cast<uint32_t>(first + __builtin_ctzll(word)));
 }
 
-// The active inputs of a neuron.
+// Returns the number of active inputs of a neuron.
 inline int64_t count_inputs(const NeuronGrid& grid, int64_t neuron, const std::vector<uint64_t>& words) {
   int64_t count = 0;
   for_input_words(grid, neuron, words, [&](uint64_t bits, int64_t, uint64_t) { count += count_bits(bits); });
@@ -59,17 +59,17 @@ void largest_last(std::vector<Rank>& ranks, size_t count) {
     std::nth_element(ranks.begin(), ranks.end() - static_cast<ptrdiff_t>(count), ranks.end());
 }
 
-// Replaces `all` by the ranks of the active weights that are not among the `kept` largest of their neuron and
-// for which rank_of(place, rank) is true. Ranks are of `values`.
+// Puts into `all` the ranks of the active weights that are not among the `kept` largest of their neuron, and
+// for which rank_of(place, rank) returns true. It sets `rank`, from `values`.
 template <class Rank, class Bits, class RankOf>
 void collect_beyond(const Bits* values, const NeuronGrid& grid, const std::vector<uint64_t>& words,
                     int64_t kept, int threads, RankOf rank_of, std::vector<Rank>& all) {
   const int64_t size = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, grid.inputs()));
   std::vector<std::vector<Rank>> parts(static_cast<size_t>((grid.neurons() + size - 1) / size));
-  parallel_for(grid.neurons(), size, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+  parallel_for(grid.neurons(), size, threads, [&](int64_t range, int64_t begin, int64_t end) {
     std::vector<uint32_t> places;
     std::vector<Rank> own;
-    std::vector<Rank>& found = parts[static_cast<size_t>(chunk)];
+    std::vector<Rank>& found = parts[static_cast<size_t>(range)];
     for (int64_t neuron = begin; neuron < end; ++neuron) {
       places.clear();
       for_input_words(grid, neuron, words, [&](uint64_t bits, int64_t first, uint64_t) {

@@ -8,15 +8,15 @@
 namespace sparseopt::cpu {
 namespace {
 
-// A list of more than this share of the blocks is not made: it is up to 6% of the bytes of float32 weights.
-// 0.6 and 0.99 take 1.00 and 0.98 of its time at sparsity 0.8, 1.02 and 1.00 at 0.9 (make tuning, Zen 3;
-// noise 6%).
+// No list is made of more than this share of the blocks: it would be up to 6% of the bytes of float32
+// weights. 0.6 and 0.99 take 1.00 and 0.98 of its time at sparsity 0.8, 1.02 and 1.00 at 0.9 (make tuning,
+// Zen 3; noise 6%).
 constexpr double kWorthListing = 0.9;
-// What one thread packs at a time. New masks: 1024 takes 0.95 of its time, 1 << 14 0.90, with noise of 7%
-// (make tuning, Zen 3); smaller masks would then have fewer pieces than threads.
+// Blocks that a thread takes at a time. New masks: 1024 takes 0.95 of its time, 1 << 14 0.90, with noise of
+// 7% (make tuning, Zen 3); but with 1 << 14, more masks would have fewer pieces than threads.
 constexpr int64_t kPieceBlocks = 4096;
 
-// How many bits are set from bit `begin` to before bit `end`.
+// Returns how many of the bits in [begin, end) are 1.
 int64_t count_range(const std::vector<uint16_t>& bits, int64_t begin, int64_t end) {
   int64_t count = 0;
   const int64_t last = end / kBlock;
@@ -74,7 +74,7 @@ void PackedMask::list_live_blocks(int threads) {
     const int64_t end = std::min(blocks, (piece + 1) * kPieceBlocks);
     for (int64_t block = piece * kPieceBlocks; block < end; ++block) {
       found[count] = static_cast<uint32_t>(block);
-      count += bits_[block] != 0;  // without a branch: whether a block is live is hard to foresee
+      count += bits_[block] != 0;  // without a branch, which would be mispredicted
     }
     std::copy(found, found + count, live_blocks_.begin() + start[piece]);
   }

@@ -1,4 +1,4 @@
-// What the CPU loops read of a mask, derived from the boolean tensor once per change.
+// A mask as the CPU loops read it, made from the boolean tensor once per change.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,8 @@
 
 namespace sparseopt::cpu {
 
-// Weights per block: 16 mask bits, and one 64-byte cache line of float32. Blocks are counted from the first
-// weight of a tensor, whatever rows they lie in; the last one may be incomplete.
+// Weights of a block: 16 mask bits, and one 64-byte cache line of float32. Blocks are counted from the first
+// weight of a tensor, across its rows. The last one may be incomplete.
 constexpr int kBlock = 16;
 
 constexpr int64_t blocks_of(int64_t weights) { return (weights + kBlock - 1) / kBlock; }
@@ -28,14 +28,13 @@ class PackedMask {
 
   int64_t length() const { return length_; }
 
-  // Writes how many weights of each neuron are active.
+  // Writes the fan-in of each neuron.
   void count_fan_in(int64_t* fan_in, int threads) const;
 
-  // The bits of each block, lowest first, as the weights lie in memory.
+  // The bits of each block: the lowest is that of the first weight in memory.
   const std::vector<uint16_t>& bits() const { return bits_; }
 
-  // The blocks that hold an active weight, in order. Empty where nearly all of them do: to walk a list
-  // instead of all would save nothing.
+  // The indices of the live blocks, in order. Empty if nearly all blocks are live: a list would save nothing.
   const std::vector<uint32_t>& live_blocks() const { return live_blocks_; }
   bool has_list() const { return !live_blocks_.empty(); }
   double live_share() const { return live_share_; }

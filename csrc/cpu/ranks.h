@@ -1,4 +1,4 @@
-// Ranks of weights, and which of many is the n-th.
+// Ranks of weights, and the n-th smallest of them.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +11,17 @@
 
 namespace sparseopt::cpu {
 
-// A rank is one integer that orders weights as they are kept and grown: by magnitude (NaN last), then active
-// before inactive, then by place, the lower first. No two are equal, so that a choice is exact in number.
-using Rank32 = uint64_t;           // of float32, bfloat16 and float16
-using Rank64 = unsigned __int128;  // of float64
+// A rank is an integer that is larger for a weight that is kept or grown first: by magnitude (NaN is
+// smallest), then active before inactive, then the lower place. No two are equal, so that exactly k weights
+// are chosen.
+using Rank32 = uint64_t;           // for float32, bfloat16 and float16
+using Rank64 = unsigned __int128;  // for float64
 using Ranks = std::variant<std::vector<Rank32>, std::vector<Rank64>>;
 
-// Of IEEE formats, the bits without the sign are in the order of |x|.
+// Magnitudes as integers: in IEEE formats, the bits without the sign are ordered as |x| is.
 template <class Int, Int infinity, class RankType>
 struct MagnitudeOf {
-  using Bits = Int;  // signed, because SSE2 compares no other
+  using Bits = Int;  // signed, because SSE2 compares no others
   using Rank = RankType;
   static constexpr Bits kInfinity = infinity;
 
@@ -59,8 +60,8 @@ auto with_magnitude(Dtype dtype, Body body) {
   }
 }
 
-// The one that `n` others are smaller than. A histogram leaves few of them to nth_element. RigL updates
-// of 16.8 million weights: 1 << 8 and 1 << 16 bins both take 1.02 of its time (make tuning, Zen 3; noise 0%).
+// Returns the rank that is larger than `n` others. A histogram leaves few to nth_element. RigL updates of
+// 16.8 million weights: 1 << 8 and 1 << 16 bins both take 1.02 of its time (make tuning, Zen 3; noise 0%).
 template <class Rank>
 Rank nth_smallest(const std::vector<Rank>& ranks, size_t n) {
   constexpr int kBins = 1 << 12;

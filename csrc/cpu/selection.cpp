@@ -12,24 +12,24 @@
 namespace sparseopt::cpu {
 namespace {
 
-// Of the inputs of a neuron.
+// The numbers of inputs that a neuron has lost and got.
 struct NeuronChange {
   uint32_t lost = 0, got = 0;
 };
 
-// Of so many weights one is sampled, but no fewer and no more than so many in all. If so many more words have
-// no bit that is looked for, a place is given up. Figures are parts of the time with these constants, by make
-// tuning on a Zen 3. RigL updates of 16.8 million weights: one of 1 << 6 and of 1 << 10 take 1.04 and 1.00
-// (noise 4%), at most 1 << 13 and 1 << 17 take 0.99 and 0.98 (noise 2%), 2 and 32 words 0.97 and 0.97 (noise
-// 0%). RigL updates of ResNet-20: at least 1 << 8 and 1 << 12 take 0.99 and 1.10 (noise 1%).
+// A sample has one weight of kSampledOf, within the bounds of its size. A place of it is given up if
+// kWordsTried words behind its own have no bit, either. Figures are parts of the time with these constants,
+// by make tuning on a Zen 3. RigL updates of 16.8 million weights: one of 1 << 6 and of 1 << 10 take 1.04 and
+// 1.00 (noise 4%), at most 1 << 13 and 1 << 17 take 0.99 and 0.98 (noise 2%), 2 and 32 words 0.97 and 0.97
+// (noise 0%). RigL updates of ResNet-20: at least 1 << 8 and 1 << 12 take 0.99 and 1.10 (noise 1%).
 constexpr int64_t kSampledOf = 1 << 8, kFewestSampled = 1 << 10, kMostSampled = 1 << 15, kWordsTried = 8;
-// Among fewer weights all are ranked, as no guess pays. RigL updates of ResNet-20: 1 << 11 and 1 << 16 take
-// 0.85 and 1.85 (noise 21%).
+// Fewer weights are all ranked, without a guess. RigL updates of ResNet-20: 1 << 11 and 1 << 16 take 0.85 and
+// 1.85 (noise 21%).
 constexpr int64_t kFewest = 1 << 12;
 static_assert(kFewest >= kFewestSampled, "there is a weight for each place of a sample");
 
-// Appends the ranks at those places where the bits of word(first place, how many) are 1 and
-// rank_of(place, rank) is true, in their order. Ranks are of `values`.
+// Appends the ranks of those places in [begin, end) whose bits are 1 and for which rank_of(place, rank)
+// returns true, in order. word(first, count) returns bits, and rank_of sets `rank`, from `values`.
 template <class Rank, class Bits, class WordAt, class RankOf>
 void collect(const Bits* values, int64_t begin, int64_t end, WordAt word, RankOf rank_of,
              std::vector<Rank>& all) {
@@ -37,31 +37,31 @@ void collect(const Bits* values, int64_t begin, int64_t end, WordAt word, RankOf
   for_places(begin, end, word, fetch, [&](const uint32_t* places, int64_t count) {
     Rank found[kBatch];
     size_t size = 0;
-    // Without a branch: which weights belong to the small ones is hard to predict.
+    // Without a branch on rank_of(), which would be mispredicted.
     for (int64_t i = 0; i < count; ++i) size += rank_of(places[i], found[size]);
     all.insert(all.end(), found, found + size);
   });
 }
 
-// The same of all weights, by several threads. What `all` held before is forgotten, but not its memory.
+// The same for all weights, by several threads. It replaces what `all` holds, in the same memory.
 template <class Rank, class Bits, class WordAt, class RankOf>
 void collect_all(const Bits* values, int64_t numel, int threads, WordAt word, RankOf rank_of,
                  std::vector<Rank>& all) {
   all.clear();
   if (threads == 1 || numel <= kGrain) return collect(values, 0, numel, word, rank_of, all);
   std::vector<std::vector<Rank>> parts(static_cast<size_t>((numel + kGrain - 1) / kGrain));
-  parallel_for(numel, kGrain, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
-    collect(values, begin, end, word, rank_of, parts[static_cast<size_t>(chunk)]);
+  parallel_for(numel, kGrain, threads, [&](int64_t range, int64_t begin, int64_t end) {
+    collect(values, begin, end, word, rank_of, parts[static_cast<size_t>(range)]);
   });
   for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
 }
 
-// The bits of those of up to 64 values whose magnitude is at least `least`.
+// Returns a word for up to 64 values: 1 where the magnitude is at least `least`.
 template <class Magnitude>
 uint64_t word_at_least(const typename Magnitude::Bits* values, int64_t count,
                        typename Magnitude::Bits least) {
   uint8_t hits[kWord];
-  if (count == kWord) {  // the compiler knows how many
+  if (count == kWord) {  // a constant for the compiler
     for (int64_t i = 0; i < kWord; ++i) hits[i] = Magnitude::of(values[i]) >= least;
     return pack_word(hits);
   }
@@ -69,9 +69,8 @@ uint64_t word_at_least(const typename Magnitude::Bits* values, int64_t count,
   return pack_bytes(hits, count);
 }
 
-// Places of about `count` weights from all over the layer. Each is where the bits of word(index) are 1, the
-// first such place from a random one on in its part of the layer: places at a fixed distance would be those
-// of a few columns.
+// Returns about `count` places whose bits in word(index) are 1. Each is the first one behind a random place
+// in its part of the layer, because places at a fixed distance would lie in a few columns.
 template <class WordAt>
 std::vector<uint32_t> sample_places(int64_t numel, int64_t count, WordAt word) {
   std::vector<uint32_t> places;
@@ -93,16 +92,16 @@ int64_t sample_size(int64_t population) {
   return std::clamp<int64_t>(population / kSampledOf, kFewestSampled, kMostSampled);
 }
 
-// The magnitude that most surely `k` of `all` come before in the order of `Before`, going by a sample of
-// them; `otherwise`, if the sample is too small.
+// Returns a magnitude that very probably `k` of `all` weights come before, estimated from a sample of them;
+// or `otherwise`, if the sample is too small.
 template <class Magnitude, class Before>
 typename Magnitude::Bits guess(const std::vector<uint32_t>& places, const typename Magnitude::Bits* values,
                                int64_t k, int64_t all, typename Magnitude::Bits otherwise, Before before) {
   const double expected =
       static_cast<double>(places.size()) * static_cast<double>(k) / static_cast<double>(all);
-  const size_t rank = static_cast<size_t>(expected + 3 * std::sqrt(expected) + 3);  // standard deviations
+  const size_t rank = static_cast<size_t>(expected + 3 * std::sqrt(expected) + 3);  // standard deviations: 3
   if (rank >= places.size()) return otherwise;
-  for (uint32_t place : places) __builtin_prefetch(values + place);  // not one after another
+  for (uint32_t place : places) __builtin_prefetch(values + place);  // all cache misses at once
   std::vector<typename Magnitude::Bits> magnitudes;
   magnitudes.reserve(places.size());
   for (uint32_t place : places) magnitudes.push_back(Magnitude::of(values[place]));
@@ -111,7 +110,7 @@ typename Magnitude::Bits guess(const std::vector<uint32_t>& places, const typena
   return *nth;
 }
 
-// The ranks of one type in a variant, which may hold those of the other by now.
+// Returns the vector of this type, empty if the variant held the other.
 template <class Rank>
 std::vector<Rank>& ranks_of(Ranks& ranks) {
   if (!std::holds_alternative<std::vector<Rank>>(ranks)) ranks.template emplace<std::vector<Rank>>();
@@ -120,7 +119,7 @@ std::vector<Rank>& ranks_of(Ranks& ranks) {
 
 template <class Rank>
 void forget_if_large(std::vector<Rank>& ranks) {
-  constexpr size_t kLarge = 1 << 20;
+  constexpr size_t kLarge = 1 << 20;  // 8 MB, of float64 16 MB
   if (ranks.capacity() > kLarge) std::vector<Rank>().swap(ranks);
 }
 
@@ -139,14 +138,14 @@ void Selection::begin(const uint8_t* mask, int64_t numel, int64_t min_fan_in, co
   dropped_.clear();
   grown_.clear();
   std::vector<int64_t> counts(static_cast<size_t>((numel + kGrain - 1) / kGrain));
-  parallel_for(numel, kGrain, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
+  parallel_for(numel, kGrain, threads, [&](int64_t range, int64_t begin, int64_t end) {
     int64_t count = 0;
     for (int64_t i = begin; i < end; i += kWord) {
       const uint64_t word = pack_bytes(mask + i, end - i);
       words_[i / kWord] = word;
       count += count_bits(word);
     }
-    counts[chunk] = count;
+    counts[range] = count;
   });
   for (int64_t count : counts) active_ += count;
   if (min_fan_in_ > 0) find_lacking();
@@ -192,7 +191,7 @@ bool Selection::rank(Dtype dtype, const void* scores, int64_t at_most, bool fill
     using Bits = typename Magnitude::Bits;
     using Rank = typename Magnitude::Rank;
     const Bits* values = static_cast<const Bits*>(scores);
-    // What is not finite is always among them.
+    // Scores that are not finite are always found: `least` is infinity at most.
     auto& found = ranks_of<Rank>(largest_);
     const auto find_from = [&](Bits least) {
       collect_all(
@@ -206,7 +205,7 @@ bool Selection::rank(Dtype dtype, const void* scores, int64_t at_most, bool fill
           },
           found);
     };
-    // What is dropped may grow again, but which that is will be known later: count on inactive ones.
+    // Dropped weights may grow again, but are not known yet: inactive ones alone must suffice.
     const int64_t inactive = numel_ - active_;
     Bits least = at_most == 0 ? Magnitude::kInfinity : 0;
     if (at_most > 0 && numel_ >= kFewest && inactive > at_most) {
@@ -224,7 +223,7 @@ bool Selection::rank(Dtype dtype, const void* scores, int64_t at_most, bool fill
       sees_inactive |= !is_active(rank) & (rank >> 33 > 1);
       sees_active |= is_active(rank) & (rank >> 33 > 1);
     }
-    // Where no more than a part was found, an inactive one that is not 0 is in it.
+    // If `least` is not 0, it is the magnitude of an inactive weight, which was found.
     sees_inactive_ |= at_most > 0 && sees_inactive;
     sees_active_ |= at_most > 0 && sees_active;
     if (least > 0 && can_grow < at_most) find_from(0);
@@ -241,7 +240,7 @@ void Selection::drop_smallest(Dtype dtype, const void* scores, int64_t k, int th
     using Bits = typename Magnitude::Bits;
     using Rank = typename Magnitude::Rank;
     const Bits* values = static_cast<const Bits*>(scores);
-    thread_local std::vector<Rank> found;  // new memory costs as much time as what is done with it
+    thread_local std::vector<Rank> found;  // kept, because to allocate it takes as long as the rest
     const auto find_up_to = [&](Bits most) {
       const auto rank_of = [&](uint32_t place, Rank& rank) {
         const Bits own = Magnitude::of(values[place]);
@@ -319,7 +318,7 @@ void Selection::grow_random(int64_t net, uint64_t seed, uint64_t seed_of_missing
     words_[place / kWord] |= uint64_t(1) << place % kWord;
     grown_.push_back(place);
   };
-  if (2 * free >= numel_ && 2 * k <= free) {  // at least a quarter of all places will do at any time
+  if (2 * free >= numel_ && 2 * k <= free) {  // at least a quarter of all places stays free
     add_random(numel_, k, seed, [&](uint64_t drawn) {
       const uint32_t place = static_cast<uint32_t>(drawn);
       const bool added = !has(place);

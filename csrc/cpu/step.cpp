@@ -22,18 +22,19 @@ extern const Loops kPlainLoops;
 
 namespace {
 
-// Of a chunk, in blocks. Long chunks let processors prefetch; where the work is small, threads must share it.
-// Figures are parts of the time with these constants, by make tuning on a Zen 3, two threads. At 0.5 and
-// 0.97, chunks of at most 1 << 12 take 1.01 and 1.02, 1 << 16 1.00 and 1.03 (noise 3%). ResNet-20 at 0.9:
-// chunks of at least 1 << 6 0.99, 1 << 10 1.03 (noise 0%).
+// Blocks in a chunk: many let processors prefetch, few let threads share little work. Figures are parts of
+// the time with these constants, by make tuning on a Zen 3, two threads. At 0.5 and 0.97, chunks of at most
+// 1 << 12 take 1.01 and 1.02, 1 << 16 1.00 and 1.03 (noise 3%). ResNet-20 at 0.9: chunks of at least 1 << 6
+// take 0.99, 1 << 10 1.03 (noise 0%).
 constexpr int64_t kLongestChunk = 1 << 14, kShortestChunk = 1 << 8;
-// At least, unless chunks would be shorter than that. ResNet-20 at 0.9: 4 and 64 take 0.95 (noise 15%).
-constexpr int64_t kChunksOfAStep = 1 << 4;
-// In blocks. With less work than this for each thread, waking another one takes longer than the work.
-// ResNet-20 at 0.9: 1 << 9 takes 1.02, 1 << 13 1.19 (noise 1%); 64 layers of 32x32: 0.93 and 1.00 (noise 1%).
-constexpr int64_t kWorthAThread = 1 << 11;
-// In blocks. Steps of fewer are too short to be timed. ResNet-20 at 0.9: 1 takes 1.08, 1 << 10 0.92 (noise
+// The fewest, unless chunks would be shorter than the shortest. ResNet-20 at 0.9: 4 and 64 take 0.95 (noise
 // 15%).
+constexpr int64_t kChunksOfAStep = 1 << 4;
+// Blocks of a thread: to wake one for fewer takes longer than their update. ResNet-20 at 0.9: 1 << 9 takes
+// 1.02, 1 << 13 1.19 (noise 1%); 64 layers of 32x32: 0.93 and 1.00 (noise 1%).
+constexpr int64_t kWorthAThread = 1 << 11;
+// Blocks of a chunk: fewer are updated too fast to be timed. ResNet-20 at 0.9: 1 takes 1.08, 1 << 10 0.92
+// (noise 15%).
 constexpr int64_t kWorthTiming = 1 << 7;
 
 std::vector<const Loops*> supported_loops() {
@@ -70,7 +71,7 @@ Kind kind_of(const TensorStep& update, int64_t step_bytes) {
   return {step_bytes, update.tensor->mask->live_share(), element_bytes(update.tensor->dtype), update.ham()};
 }
 
-// The choices of the updates that have one, in order.
+// Returns a choice for each update that has one, in order.
 std::vector<Choice> choices_of(const std::vector<TensorStep>& updates, int64_t step_bytes) {
   std::vector<Kind> kinds;
   for (const TensorStep& update : updates)
@@ -107,8 +108,8 @@ int useful_threads(const std::vector<TensorStep>& updates, int threads) {
       std::clamp<int64_t>(total_blocks(updates) / kWorthAThread, 1, std::max(threads, 1)));
 }
 
-// Calls work(i) for i from 0 to `count`. A thread begins with a part of its own, the same in every step: what
-// its core's cache holds of it is of use. Then it takes over what others have not begun.
+// Calls work(i) for all i below `count`. A thread begins with the same part in every step, of which its
+// core's cache may hold something. Then it takes over what other threads have not begun.
 template <class Work>
 void share_out(int64_t count, int threads, Work work) {
 #ifdef _OPENMP
@@ -133,7 +134,7 @@ void share_out(int64_t count, int threads, Work work) {
   for (int64_t i = 0; i < count; ++i) work(i);
 }
 
-// Tells what the timed chunks of a step took, in means for each kind.
+// Reports the time of timed chunks to strategy.h: a mean over the blocks of each kind.
 void tell(const std::vector<Chunk>& chunks, const std::vector<double>& ns, int64_t step_bytes) {
   struct Sum {
     Kind kind;

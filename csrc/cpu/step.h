@@ -1,5 +1,5 @@
-// One step over all parameters of one dtype: interface between the bindings, the scheduling of the work
-// (step.cpp) and the loops (loops.cpp, compiled once per instruction set).
+// A step over some tensors: the interface between the bindings, the scheduling of the work (step.cpp) and the
+// loops (loops.cpp, compiled once per instruction set).
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace sparseopt::cpu {
 
-// The hyperparameters of some parameters: those of a group that are updated for the first time have their
-// own.
+// The hyperparameters of some parameters of a group: those that are updated for the first time may have a
+// rule of their own.
 struct Rule {
   double lr, momentum, dampening, weight_decay;
   bool nesterov, maximize;
@@ -22,7 +22,7 @@ struct Rule {
 };
 
 // A parameter, its momentum buffer (null without momentum), its mask (null: dense), c_i of each run of the
-// mask (empty: all of them are 1), and who notices writes to the mask (null: nobody).
+// mask (empty: all are 1), and what notices unseen writes (null: nothing).
 struct Tensor {
   Dtype dtype;
   void* parameter;
@@ -34,7 +34,7 @@ struct Tensor {
   WriteWatch* watch;
 };
 
-// What one step does to one tensor. Outside the mask, parameter and buffer hold zeros.
+// The update of a tensor in one step. It leaves zeros in parameter and buffer outside the mask.
 struct TensorStep {
   const Tensor* tensor;
   const void* grad;
@@ -43,9 +43,8 @@ struct TensorStep {
   bool ham() const { return tensor->ham && (rule->ham_alpha != 0 || rule->ham_beta != 0); }
 };
 
-// Consecutive blocks of a tensor: a piece of the work, small enough to share out and large enough to be worth
-// it. How the work is cut depends on the tensors alone, never on the number of threads or on the strategy:
-// sums over chunks, added in order, are the same for any of them.
+// Consecutive blocks of a tensor, which a thread takes at a time. The number of threads and the strategy do
+// not change how tensors are cut into chunks, so that sums over chunks, added in order, are always the same.
 struct Chunk {
   const TensorStep* update;
   int64_t begin, end;
@@ -55,11 +54,10 @@ struct Chunk {
 
 void step(const std::vector<TensorStep>& updates, int threads);
 
-// The sum of (c_i * g)^2 over the active weights; with `dense`, over all of them, with the c_i of their rows.
+// Returns the sum of (c_i * g)^2 over the active weights; with `dense`, over all weights.
 double squared_norm(const std::vector<TensorStep>& updates, int threads, bool dense);
 
-// The instruction sets this processor can run, the best first. The environment variable
-// SPARSEOPT_CPU_ISA names the one to use.
+// Returns the instruction sets that this processor can run, the best first.
 std::vector<std::string> available_isas();
 
 // The loops of one instruction set.
@@ -70,7 +68,7 @@ struct Loops {
   void (*zero_outside)(const uint8_t* mask, void* data, int64_t count, int element_bytes);
 };
 
-// Those of the best instruction set, or of the one that was asked for.
+// Returns the loops of the best instruction set, or of the one that SPARSEOPT_CPU_ISA names.
 const Loops& chosen_loops();
 
 }  // namespace sparseopt::cpu

@@ -11,18 +11,18 @@
 namespace sparseopt::cpu {
 namespace {
 
-// Steps with each strategy: the first may have to fetch its memory. At sparsity 0.97, 2 and 8 take 0.96 and
-// 0.99 of its time (make tuning, Zen 3; noise 2%).
+// Steps that are timed with each strategy: several, because the caches may be cold in the first. At sparsity
+// 0.97, 2 and 8 take 0.96 and 0.99 of its time (make tuning, Zen 3; noise 2%).
 constexpr int kSamples = 4;
-// So few samples tell smaller differences by chance. Then it is the list where it fetches less than half of
-// the memory: it gains where other programs use the memory, too. 0.85 and 1.0 take 1.04 and 1.03 of its time
+// Smaller differences of so few samples are chance. Then the list is chosen if it fetches less than half of
+// the memory, because other programs may use the bandwidth, too. 0.85 and 1.0 take 1.04 and 1.03 of its time
 // at sparsity 0.95, 1.05 and 1.00 at 0.9 (make tuning, Zen 3; noise 6%).
 constexpr double kClearlyLess = 0.95;
 
-// What steps with one strategy took.
+// The times of steps with one strategy.
 struct Samples {
   int count = 0;
-  double least_ns = std::numeric_limits<double>::infinity();  // of a step that nothing disturbs
+  double least_ns = std::numeric_limits<double>::infinity();  // the least disturbed one
 
   void add(double ns) {
     ++count;
@@ -62,7 +62,7 @@ std::optional<Strategy> asked_for() {
 }  // namespace
 
 int64_t Kind::key() const {
-  int64_t size = 0;  // a factor of four is another size
+  int64_t size = 0;  // one more for each factor of four
   for (int64_t bytes = step_bytes; bytes >= 4; bytes /= 4) ++size;
   const int64_t share = std::min<int64_t>(15, int64_t(live_share * 16));
   return ((size * 16 + share) * 16 + element_bytes) * 2 + ham;

@@ -1,7 +1,6 @@
-// In which way the blocks of a masked tensor are visited: the results are the same, the time is not, and
-// which way takes less depends on the processor. So it is measured, on the user's own steps: in the first
-// ones, tensors of a kind are visited in either way by turns, and the way that was faster is kept as long as
-// the process lives.
+// The strategy by which the blocks of a masked tensor are visited. It changes the time of a step, not the
+// result, and the faster one depends on the processor. So it is measured on the user's own steps: the first
+// ones visit tensors of a kind by either strategy in turn, and the faster one is kept until the process ends.
 #pragma once
 
 #include <cstdint>
@@ -15,37 +14,37 @@ enum class Strategy : uint8_t {
   kList,    // the live blocks alone, from a list, prefetched
 };
 
-// What may decide which is faster. Kinds with the same key are one.
+// The properties of an update that may decide which strategy is faster. Equal keys are the same kind.
 struct Kind {
-  int64_t step_bytes;  // of parameters, gradients and momentum buffers: do they stay in a cache?
-  double live_share;   // of a tensor's blocks
+  int64_t step_bytes;  // parameters, gradients and momentum buffers, which a cache may hold
+  double live_share;   // live blocks / all blocks
   int element_bytes;   // of a stored weight
   bool ham;            // more arithmetic for the same bytes
 
   int64_t key() const;
 };
 
-// What is known of a kind: the least that a block took, in nanoseconds, on the mean of a step.
+// The strategy of a kind, and the nanoseconds that a block took with each: the mean of the fastest step.
 struct Decision {
   Kind kind;
   Strategy strategy;
   double stream_ns, list_ns;
 };
 
-// What to visit the tensors of a kind with in this step; all of them alike, since threads share the
-// bandwidth. Until it is decided, their time is to be told.
+// The strategy of a kind in this step. All its tensors have the same, because threads share the bandwidth.
+// Until it is decided, the caller is to report their time by measured().
 struct Choice {
   Strategy strategy;
   bool decided;
 };
 
-// The environment variable SPARSEOPT_CPU_STRATEGY, stream or list, replaces what was measured.
+// Returns a choice for each kind. SPARSEOPT_CPU_STRATEGY=stream or list replaces what was measured.
 std::vector<Choice> choices(const std::vector<Kind>& kinds);
 
-// In one step, a block took so long with a strategy, on the mean over the chunks of a kind.
+// Takes the time of a block in one step, in nanoseconds: the mean over the chunks of a kind.
 void measured(const Kind& kind, Strategy strategy, double ns);
 
-// All decisions so far.
+// Returns all decisions so far.
 std::vector<Decision> decisions();
 
 }  // namespace sparseopt::cpu

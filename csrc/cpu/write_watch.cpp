@@ -10,15 +10,16 @@
 namespace sparseopt::cpu {
 namespace {
 
-// Words that are looked at together, where a tensor has enough of them: 1 KB of a mask, 4 KB of weights. One
-// by one, each would be a cache miss of its own. Steps with 16.8 million weights at 0.97: 4 and 64 take 1.02
-// and 1.02 of the time with 16 (make tuning, Zen 3; noise 0%). Of ResNet-20, nothing beyond noise was seen.
+// Words next to each other that are looked at together, if a tensor has enough: 1 KB of a mask, 4 KB of
+// weights. Apart, each would be a cache miss. Steps with 16.8 million weights at 0.97: 4 and 64 take 1.02 and
+// 1.02 of its time (make tuning, Zen 3; noise 0%). With ResNet-20, there was nothing beyond noise.
 constexpr int64_t kLongestRun = 16;
-// Words of a small tensor in each step. Each is a cache line of its mask, and four lines of weights: with
-// eight of both, a step of ResNet-20 took 3 to 7% longer (Xeon, Sapphire Rapids or later), of 80 to 150 us.
+// Words that a step looks at in a small tensor, at least. A word is a cache line of the mask, and four lines
+// of weights: with eight of both, a step of ResNet-20 took 3 to 7% longer (Xeon, Sapphire Rapids or later; 80
+// to 150 us).
 constexpr int64_t kFewestOfMask = 4, kFewestOfWeights = 1;
 
-// The bits of up to 64 elements of a mask from `first` on: 1 where one is not 0, of either sign.
+// Returns a word for up to 64 elements of a mask from `first` on: 0 where one is 0 or -0, else 1.
 template <class Number>
 uint64_t pack_numbers(const void* mask, int64_t first, int64_t count) {
   const auto* numbers = static_cast<const Number*>(mask) + first;
@@ -48,7 +49,7 @@ std::vector<uint16_t> pack_blocks(const void* mask, int element_bytes, int64_t n
   return bits;
 }
 
-// The bits of the 64 weights from `first` on.
+// Returns the word of the 64 weights from `first` on.
 uint64_t word_at(const std::vector<uint16_t>& bits, int64_t first) {
   uint64_t word = 0;
   const int64_t block = first / kBlock, blocks = std::min<int64_t>(kWord / kBlock, bits.size() - block);
@@ -60,7 +61,7 @@ uint64_t word_at(const std::vector<uint16_t>& bits, int64_t first) {
   return word;
 }
 
-// Asks for the memory of the elements from `first` to before `end`, which will be read soon.
+// Prefetches the elements in [first, end).
 void fetch(const void* elements, int element_bytes, int64_t first, int64_t end) {
   constexpr int64_t kLine = 64;
   const char* bytes = static_cast<const char*>(elements);
@@ -68,10 +69,9 @@ void fetch(const void* elements, int element_bytes, int64_t first, int64_t end) 
     __builtin_prefetch(bytes + at);
 }
 
-// Calls look(first, count) for the words of 64 weights whose turn it is: one in `turns`, in runs that are
-// spread over the tensor. At least a few, so that what happens to much of a small tensor is noticed at once.
-// The memory of `elements` is asked for one run ahead: each lies on pages of its own. Returns if any call
-// did.
+// Calls look(first, count) for one word in `turns`, in runs of words that are spread over the tensor; at
+// least for `fewest`, so that a write to much of a small tensor is noticed at once. `elements` are prefetched
+// a run ahead, because each run lies on pages of its own. Returns true if any call did.
 template <class Look>
 bool any_word(const void* elements, int element_bytes, int64_t numel, int64_t turn, int64_t turns,
               int64_t fewest, Look look) {
@@ -88,8 +88,8 @@ bool any_word(const void* elements, int element_bytes, int64_t numel, int64_t tu
   return found;
 }
 
-// Tells if a number is not zero, of either sign, in a block of 16 without an active weight. In the others, a
-// step writes zeros itself.
+// Returns true if a number is neither 0 nor -0 in a block without an active weight. In other blocks, a step
+// writes zeros itself.
 template <class Number>
 bool any_in_dead_blocks(const Number* numbers, uint64_t bits, int64_t count) {
   Number found = 0;

@@ -8,8 +8,8 @@
 namespace sparseopt::cpu {
 namespace {
 
-// Elements that one thread works on at a time. New masks: 1 << 13 and 1 << 20 take 0.99 and 1.00 of its time
-// (make tuning, Zen 3; noise 4%).
+// Elements that a thread takes at a time. New masks: 1 << 13 and 1 << 20 take 0.99 and 1.00 of its time (make
+// tuning, Zen 3; noise 4%).
 constexpr int64_t kPiece = 1 << 16;
 
 }  // namespace

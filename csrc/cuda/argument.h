@@ -1,5 +1,5 @@
-// What a kernel is given by value, in the 4096 bytes that every GPU takes as arguments: rules, and where
-// gradients lie. Nothing is copied to the device when these change.
+// Arguments of kernels that are passed by value, in the 4096 bytes that every GPU takes: rules, and the
+// addresses of gradients. Nothing is copied to the device when these change.
 #pragma once
 
 #include <cstring>
@@ -24,7 +24,7 @@ struct RuleArgument {
   bool nesterov, maximize, ham;
 };
 
-// What kernels that read gradients have in common.
+// The arguments of all kernels that read gradients.
 template <class T>
 struct InputArgument {
   const float* grad_scale;
@@ -53,7 +53,7 @@ struct SectorArgument {
 static_assert(sizeof(SectorArgument<double>) <= 4096 && sizeof(StepArgument<double>) <= 4096,
               "more than every GPU takes");
 
-// The conversions to T are made here, so that a float kernel has no double.
+// Numbers are converted to T on the host, so that a float kernel has no double.
 template <class T>
 RuleArgument<T> rule_argument(const Rule& rule) {
   return {{T(rule.lr), T(rule.momentum), T(1.0 - rule.dampening), T(rule.weight_decay), T(rule.ham_alpha),

@@ -10,7 +10,7 @@ namespace sparseopt::cuda {
 
 inline void check(cudaError_t error, const char* doing) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next call of somebody else reports it again
+  cudaGetLastError();  // clears it, or another library's next call reports it
   throw std::runtime_error(std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error) + " (" +
                            doing + ")");
 }

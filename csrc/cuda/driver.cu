@@ -1,4 +1,4 @@
-// What the driver of this machine knows.
+// The CUDA version of the driver.
 #include "check.h"
 #include "launches.h"
 

@@ -1,5 +1,5 @@
-// The interface between the bindings and the CUDA kernels, without a CUDA header: addresses on the device
-// and numbers in, launches on a stream out. All return when the work is queued.
+// The interface between the bindings and the CUDA kernels, without a CUDA header. Functions take numbers and
+// device addresses, and return when their work is queued on the stream.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace sparseopt::cuda {
 
-// The hyperparameters of some parameters. Where an address is not 0, the value is read there, on the
-// device and in the type of the arithmetic, in place of the number before it.
+// The hyperparameters of some parameters. An address that is not 0 replaces the number before it: the kernel
+// reads the value there, in the type of the arithmetic.
 struct Rule {
   double lr;
   uintptr_t lr_address;
@@ -21,21 +21,21 @@ struct Rule {
   uintptr_t gamma_address;
 };
 
-// What changes from step to step.
+// The arguments that may change with each step.
 struct Inputs {
   std::string_view gradients;  // an address of 8 bytes for each tensor of the table
-  std::vector<Rule> rules;     // of each group
+  std::vector<Rule> rules;     // those that the tensors of the launch refer to
   uintptr_t grad_scale, found_inf;
 };
 
-// Tensors that are updated neuron by neuron: `table` has a StepRow for each.
+// A launch over tensors with new masks: `table` has a StepRow for each.
 struct StepLaunch {
   Dtype dtype;
   uintptr_t table, block_to_tensor;
   int64_t blocks;
 };
 
-// Tensors that are visited: `table` has a SectorRow for each.
+// A launch over the sectors of tensors: `table` has a SectorRow for each.
 struct SectorLaunch {
   Dtype dtype;
   uintptr_t table, chunk_to_tensor, chunks;
@@ -44,7 +44,7 @@ struct SectorLaunch {
   int multiprocessors;
 };
 
-// Masks of which lists are made: `table` has a ListRow for each.
+// A launch over masks of which lists are made: `table` has a ListRow for each.
 struct Listing {
   Dtype dtype;
   uintptr_t table, block_to_tensor, fan_in, live;
@@ -58,7 +58,7 @@ void sector_squares(const SectorLaunch& launch, std::string_view gradients, uint
 void count_rows(const Listing& listing, uintptr_t stream);
 void list_sectors(const Listing& listing, uintptr_t ends, uintptr_t stream);
 
-// The CUDA that the driver knows, 12080 for 12.8; 0 without one.
+// Returns the CUDA version of the driver, 12080 for 12.8; 0 without a driver.
 int driver_version();
 
 }  // namespace sparseopt::cuda

@@ -1,6 +1,6 @@
-// What is kept of masks that are new: the bits of each sector, the fan-in of each row, and the live sectors
-// in order. A warp has a row, and the sectors that begin in it. Where the list of a row begins is known once
-// all rows before it were counted: lists are the same in every run.
+// The lists of new masks: the bits of each sector, the fan-in of each row, and the live sectors in order. A
+// warp has a row, and the sectors that begin in it. Rows are counted before sectors are listed, so that the
+// place of each in the list is known, and the same in every run.
 #include "../dtypes.h"
 #include "check.h"
 #include "launches.h"
@@ -20,12 +20,12 @@ struct ListArgument {
   const int64_t* ends;
 };
 
-// A row of a mask, as its warp sees it.
+// The row of a mask that this warp has.
 template <int kWeights>
 struct OwnRow {
   ListRow tensor;
   int64_t row, begin, end;
-  int64_t first, last;  // the sectors that begin in it, `last` being behind them
+  int64_t first, last;  // the sectors that begin in it: [first, last)
 
   __device__ __forceinline__ explicit OwnRow(const ListArgument& argument)
       : tensor(argument.table[argument.block_to_tensor[blockIdx.x]]) {
@@ -38,7 +38,7 @@ struct OwnRow {
 
   __device__ __forceinline__ bool is_inside() const { return row < tensor.rows; }
 
-  // Its number among the rows of all tensors.
+  // Returns its number among the rows of all tensors.
   __device__ __forceinline__ int64_t number() const { return tensor.first_row + row; }
 };
 
@@ -47,10 +47,10 @@ __device__ __forceinline__ int sum_over_warp(int value) {
   return value;
 }
 
-// The bits of all sectors; of each row, how many weights are active and how many sectors live.
+// Writes the bits of all sectors and, for each row, the numbers of active weights and of live sectors.
 template <int kWeights>
 __global__ void __launch_bounds__(kThreads) count_rows_kernel(const __grid_constant__ ListArgument argument) {
-  using Word = std::conditional_t<kWeights == 4, uint32_t, uint64_t>;
+  using Access = std::conditional_t<kWeights == 4, uint32_t, uint64_t>;
   const OwnRow<kWeights> own(argument);
   if (!own.is_inside()) return;
   const auto* mask = reinterpret_cast<const uint8_t*>(own.tensor.mask);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) count_rows_kernel(const __grid_const
   for (int64_t sector = own.first + lane; sector < own.last; sector += kWarp) {
     const int64_t e = sector * kWeights, there = own.tensor.elements - e, of_row = own.end - e;
     const unsigned bits =
-        mask_bits<kWeights, Word>(mask + e, there < kWeights ? static_cast<int>(there) : kWeights);
+        mask_bits<kWeights, Access>(mask + e, there < kWeights ? static_cast<int>(there) : kWeights);
     to_bits[sector] = static_cast<SectorBits<kWeights>>(bits);
     live += bits != 0;
     active += __popc(of_row < kWeights ? bits & ((1u << of_row) - 1) : bits);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) count_rows_kernel(const __grid_const
   }
 }
 
-// The list of live sectors of each row: as many as there is room for.
+// Writes the live sectors of each row into the list of the tensor, while there is room.
 template <int kWeights>
 __global__ void __launch_bounds__(kThreads)
     list_sectors_kernel(const __grid_constant__ ListArgument argument) {
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!own.is_inside()) return;
   const ListRow& tensor = own.tensor;
   const int lane = static_cast<int>(threadIdx.x % kWarp);
-  // `ends` counts the live sectors of the rows of all tensors, up to and with each row.
+  // `ends` is the inclusive cumulative sum of `live`, over the rows of all tensors.
   const int64_t before = tensor.first_row > 0 ? argument.ends[tensor.first_row - 1] : 0;
   int64_t place = argument.ends[own.number()] - argument.live[own.number()] - before;
   const auto* all_bits = reinterpret_cast<const SectorBits<kWeights>*>(tensor.mask_bits);
@@ -112,7 +112,7 @@ ListArgument argument_of(const Listing& listing, uintptr_t ends) {
 
 }  // namespace
 
-// Both types of half precision have the same sectors, and so the same kernel.
+// Kernels depend on the size of a weight alone: both types of half precision have the same.
 void count_rows(const Listing& of, uintptr_t stream) {
   with_stored(of.dtype, [&](auto stored) {
     launch("launching the count of masks", count_rows_kernel<kSectorWeights<decltype(stored)>>, of.blocks,

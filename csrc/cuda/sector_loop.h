@@ -1,5 +1,5 @@
-// The walk over the sectors of many tensors, by chunks that blocks share out. A warp has a chunk at a time,
-// each of its threads one sector.
+// The loop over the sectors of many tensors. Warps share out their chunks; each thread of a warp has one
+// sector.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,14 +10,14 @@
 
 namespace sparseopt::cuda {
 
-// What a thread has of a chunk. Without an active weight, there is nothing to be done.
+// The sector of a thread. If no weight of it is active, the thread has none.
 struct Sector {
   int32_t tensor;
   uint32_t number;
   unsigned active;
 };
 
-// The sector of this thread; none where there is no such chunk.
+// Returns the sector of this thread; none behind the last chunk.
 template <int kWeights, class T>
 __device__ __forceinline__ Sector sector_of(const SectorArgument<T>& argument, uint32_t chunk) {
   Sector sector{};
@@ -33,10 +33,10 @@ __device__ __forceinline__ Sector sector_of(const SectorArgument<T>& argument, u
   return sector;
 }
 
-// Calls visit.read(sector), .update(sector) and .write(sector) for each that has an active weight. After the
-// first, it looks where the next sector is: that takes three reads, one after the other, while those of the
-// first are under way. What is known of a tensor is not kept in registers from one call to the next: what is
-// behind a __syncwarp() is read anew, from the nearest cache.
+// Calls visit.read(sector), .update(sector) and .write(sector) for each live sector. The next one is found
+// after read(): that takes three dependent loads, while those of read() are under way. A __syncwarp() keeps
+// the compiler from holding a tensor's row of the table in registers: each call loads it anew, from the L1
+// cache.
 template <int kWeights, class T, class Visit>
 __device__ __forceinline__ void for_each_sector(const SectorArgument<T>& argument, Visit& visit) {
   uint32_t chunk = blockIdx.x * kWarps + threadIdx.x / kWarp;
@@ -54,13 +54,13 @@ __device__ __forceinline__ void for_each_sector(const SectorArgument<T>& argumen
   }
 }
 
-// c_i of the active weights of a sector, row by row.
+// The c_i of the weights of a sector, row by row.
 template <class T>
 class SectorFactors {
  public:
   SectorFactors() = default;
 
-  // Of the sector that begins with weight `begin`. Where nothing is corrected, it is one row of c_i = 1.
+  // `begin` is the first weight of the sector. Without correction, there is one row, with c_i = 1.
   __device__ __forceinline__ SectorFactors(const SectorRow& tensor, int64_t begin, unsigned active,
                                            bool wide) {
     if (tensor.factors == 0) return;
@@ -77,7 +77,7 @@ class SectorFactors {
     if (left < kWhole) own_ = (1u << left) - 1;
     at_ = reinterpret_cast<const T*>(tensor.factors) + row;
     c_ = __ldg(at_);
-    // Of a second row, c_i is there in time; more than two are for matrices of a few columns.
+    // c_i of a second row is loaded early. Only matrices of few columns have a third one in a sector.
     if ((active & ~own_) != 0) next_ = __ldg(at_ + 1);
   }
 
@@ -98,11 +98,11 @@ class SectorFactors {
   }
 
  private:
-  static constexpr int kWhole = 16;  // no sector has more weights
+  static constexpr int kWhole = 16;  // the most weights of a sector
 
-  unsigned own_ = ~0u;  // bits of the weights up to the end of the row at hand
+  unsigned own_ = ~0u;  // bits of the weights up to the end of this row
   const T* at_ = nullptr;
-  T c_ = T(1), next_ = T(1);  // of this row and the one behind it
+  T c_ = T(1), next_ = T(1);  // of this row and of the next
 };
 
 }  // namespace sparseopt::cuda

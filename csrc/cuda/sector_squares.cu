@@ -1,15 +1,15 @@
-// The sum of (c_i * g)^2 over the active weights, as one partial sum per block: no atomics, so that it is
-// the same every time. Sums are pairs of numbers: float32 pairs are nearly as exact as float64, and a GPU
-// has little arithmetic for that.
+// The sum of (c_i * g)^2 over the active weights, as one partial sum per block: without atomics, so that it
+// is the same every time. A sum is a pair of numbers: of float32, it is nearly as exact as a float64, for
+// which most GPUs have little arithmetic.
 #include "argument.h"
 #include "check.h"
-#include "lanes.h"
+#include "fragment.h"
 #include "sector_loop.h"
 
 namespace sparseopt::cuda {
 namespace {
 
-// high + low, where low holds what rounding took from high.
+// The sum high + low. The rounding errors of high are collected in low.
 template <class T>
 struct Sum {
   T high, low;
@@ -27,7 +27,7 @@ struct Sum {
   }
 };
 
-// The squares of the gradients of a sector.
+// The squares of the gradients of a sector, for for_each_sector().
 template <class Stored, class T>
 class SquaresOfSector {
  public:
@@ -71,12 +71,12 @@ class SquaresOfSector {
   };
 
   const SectorArgument<T>& argument_;
-  Lanes<Stored, kWeights> g_;
+  Fragment<Stored, kWeights> g_;
   SectorFactors<T> rows_;
   Sum<T> sum_{T(0), T(0)};
 };
 
-// The sum over the block, in thread 0.
+// Returns the sum over the block, in thread 0.
 template <class T>
 __device__ __forceinline__ Sum<T> sum_over_block(Sum<T> sum) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   const Sum<T> sum = sum_over_block(squares.sum());
   if (threadIdx.x == 0) {
     argument.sums[2 * int64_t(blockIdx.x)] = sum.high;
-    // Beside an infinite sum there is a NaN, which would hide it.
+    // If the sum is infinite, `low` is NaN, which would hide that.
     argument.sums[2 * int64_t(blockIdx.x) + 1] = sum.high - sum.high == T(0) ? sum.low : T(0);
   }
 }

@@ -1,14 +1,14 @@
 // A step over the live sectors of all tensors, in place.
 #include "argument.h"
 #include "check.h"
-#include "lanes.h"
+#include "fragment.h"
 #include "sector_loop.h"
 #include "tensor_rule.h"
 
 namespace sparseopt::cuda {
 namespace {
 
-// What is done to a sector. Everything is read before anything is written.
+// The update of a sector, for for_each_sector(). All of it is read before any is written.
 template <class Stored, class T>
 class StepOfSector {
  public:
@@ -22,7 +22,7 @@ class StepOfSector {
     const auto* from_g = reinterpret_cast<const Stored*>(argument_.inputs.gradients[sector.tensor]) + at.e;
     p_.read(at.p, at.count, at.vectors);
     if (at.b != nullptr) b_.read(at.b, at.count, at.vectors);
-    // Gradients that are views of a bucket, which DistributedDataParallel makes, lie anywhere.
+    // Gradients may not be aligned: DistributedDataParallel makes them views of buckets.
     g_.read(from_g, at.count, at.count == kWeights && is_aligned(from_g));
   }
 
@@ -41,7 +41,7 @@ class StepOfSector {
   }
 
  private:
-  // Where a sector lies: see for_each_sector().
+  // The addresses of a sector. Found anew in each call, which for_each_sector() explains.
   struct Place {
     const SectorRow& tensor;
     const RuleArgument<T>& rule;
@@ -62,7 +62,7 @@ class StepOfSector {
   };
 
   const SectorArgument<T>& argument_;
-  Lanes<Stored, kWeights> p_, g_, b_;
+  Fragment<Stored, kWeights> p_, g_, b_;
   SectorFactors<T> rows_;
 };
 

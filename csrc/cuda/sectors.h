@@ -1,4 +1,4 @@
-// A sector is 32 bytes of a parameter, as memory is read: what kernels over sectors have in common.
+// Sectors: 32 bytes of a parameter, the unit in which memory is read.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// What the kernels read of tensors: rows of tables in device memory, which Python makes. Names and order are
-// those of gpu/tables.StepRow and SectorRow and of gpu/lists.ListRow; a test compares them with the names
-// here.
+// The rows of the tables in device memory that kernels read, one for each tensor. Python makes them: fields
+// are those of StepRow and SectorRow in gpu/tables.py and of ListRow in gpu/lists.py, and a test compares
+// their names.
 #pragma once
 
 #include <cstdint>

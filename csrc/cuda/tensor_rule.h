@@ -1,4 +1,4 @@
-// The update rule for the weights that a thread has: which rule it is, and the choice among its variants.
+// The update rule for the weights of a fragment: the numbers of the rule, and the choice among its variants.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,15 +6,15 @@
 #include "../dtypes.h"
 #include "../update_rule.h"
 #include "argument.h"
-#include "lanes.h"
+#include "fragment.h"
 
 namespace sparseopt::cuda {
 
-// The rule of one tensor.
+// The rule of a tensor.
 template <class T>
 struct TensorRule {
   Coefficients<T> k;
-  T gamma;  // with the sign of `maximize` and AMP's scale in it
+  T gamma;  // including the sign of `maximize` and AMP's scale
   bool momentum, nesterov, ham;
 
   __device__ __forceinline__ TensorRule(const InputArgument<T>& inputs, const RuleArgument<T>& rule,
@@ -26,45 +26,46 @@ struct TensorRule {
     if (rule.lr_address != nullptr) k.lr = *rule.lr_address;
   }
 
-  // Updates the lanes whose bits are set; the others stay as they are. `c` is c_i of all of them.
-  template <class Stored, int kLanes>
-  __device__ __forceinline__ void operator()(Lanes<Stored, kLanes>& p, const Lanes<Stored, kLanes>& g,
-                                             Lanes<Stored, kLanes>& b, unsigned active, T c) const {
+  // Updates the weights whose bits in `active` are 1, all with c_i = c. The others stay as they are.
+  template <class Stored, int kWeights>
+  __device__ __forceinline__ void operator()(Fragment<Stored, kWeights>& p,
+                                             const Fragment<Stored, kWeights>& g,
+                                             Fragment<Stored, kWeights>& b, unsigned active, T c) const {
     const T scale = c * gamma;
     if (ham) {
       if (!momentum)
-        lanes<Momentum::kNone, true>(p, g, b, active, scale);
+        update<Momentum::kNone, true>(p, g, b, active, scale);
       else if (nesterov)
-        lanes<Momentum::kNesterov, true>(p, g, b, active, scale);
+        update<Momentum::kNesterov, true>(p, g, b, active, scale);
       else
-        lanes<Momentum::kHeavyBall, true>(p, g, b, active, scale);
+        update<Momentum::kHeavyBall, true>(p, g, b, active, scale);
     } else {
       if (!momentum)
-        lanes<Momentum::kNone, false>(p, g, b, active, scale);
+        update<Momentum::kNone, false>(p, g, b, active, scale);
       else if (nesterov)
-        lanes<Momentum::kNesterov, false>(p, g, b, active, scale);
+        update<Momentum::kNesterov, false>(p, g, b, active, scale);
       else
-        lanes<Momentum::kHeavyBall, false>(p, g, b, active, scale);
+        update<Momentum::kHeavyBall, false>(p, g, b, active, scale);
     }
   }
 
  private:
-  template <Momentum kMomentum, bool kHam, class Stored, int kLanes>
-  __device__ __forceinline__ void lanes(Lanes<Stored, kLanes>& p, const Lanes<Stored, kLanes>& g,
-                                        Lanes<Stored, kLanes>& b, unsigned active, T scale) const {
-    constexpr int kPerWord = Lanes<Stored, kLanes>::kPerWord;
+  template <Momentum kMomentum, bool kHam, class Stored, int kWeights>
+  __device__ __forceinline__ void update(Fragment<Stored, kWeights>& p, const Fragment<Stored, kWeights>& g,
+                                         Fragment<Stored, kWeights>& b, unsigned active, T scale) const {
+    constexpr int kPerRegister = Fragment<Stored, kWeights>::kPerRegister;
 #pragma unroll
-    for (int word = 0; word < kLanes / kPerWord; ++word) {
-      T new_p[kPerWord], new_b[kPerWord];
+    for (int r = 0; r < kWeights / kPerRegister; ++r) {
+      T new_p[kPerRegister], new_b[kPerRegister];
 #pragma unroll
-      for (int i = 0; i < kPerWord; ++i) {
-        const int lane = word * kPerWord + i;
-        new_p[i] = p.get(lane);
-        new_b[i] = b.get(lane);
-        update_weight<kMomentum, kHam>(new_p[i], scale * g.get(lane), new_b[i], k);
+      for (int i = 0; i < kPerRegister; ++i) {
+        const int weight = r * kPerRegister + i;
+        new_p[i] = p.get(weight);
+        new_b[i] = b.get(weight);
+        update_weight<kMomentum, kHam>(new_p[i], scale * g.get(weight), new_b[i], k);
       }
-      p.replace(word, new_p, active);
-      if (kMomentum != Momentum::kNone) b.replace(word, new_b, active);
+      p.replace(r, new_p, active);
+      if (kMomentum != Momentum::kNone) b.replace(r, new_b, active);
     }
   }
 };

@@ -26,7 +26,7 @@ double number_of(py::handle value) {
   return number;
 }
 
-// A number, or where it lies: what has a data_ptr() is a tensor of the device.
+// Reads a number, or the address of one if `value` has a data_ptr(): it is a tensor of the device then.
 void number_or_address(py::handle value, double& number, uintptr_t& address) {
   if (!PyFloat_CheckExact(value.ptr()) && py::hasattr(value, "data_ptr"))
     address = value.attr("data_ptr")().cast<uintptr_t>();

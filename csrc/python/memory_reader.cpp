@@ -9,7 +9,7 @@ namespace py = pybind11;
 
 namespace sparseopt {
 
-// The binary interface of DLPack 1, as far as it is used here. The names are its own.
+// The binary interface of DLPack 1, as far as it is used here. Fields have DLPack's names.
 struct Description {  // DLTensor
   void* data;
   int32_t device_type, device_id;

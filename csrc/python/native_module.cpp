@@ -24,7 +24,7 @@ using namespace sparseopt::cpu;
 
 namespace {
 
-// Both run without the GIL.
+// Defines step and squared_norm, which run without the GIL.
 void define_steps(py::module_& module) {
   using Rules = std::vector<const Rule*>;
   module.def(
@@ -45,7 +45,7 @@ void define_steps(py::module_& module) {
       py::arg("table"), py::arg("grads"), py::arg("rules"), py::arg("threads"), py::arg("dense"));
 }
 
-// c_i of each run of a mask, of the c_i of its neurons (null: they are 1); empty where all are 1.
+// Returns c_i of each run of a mask, from those of its neurons (null: all are 1); empty if all are 1.
 std::vector<double> factors_of_runs(const PackedMask* mask, const double* factors) {
   if (mask == nullptr || factors == nullptr) return {};
   if (std::all_of(factors, factors + mask->neurons(), [](double factor) { return factor == 1.0; })) return {};

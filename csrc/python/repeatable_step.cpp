@@ -11,7 +11,7 @@ namespace py = pybind11;
 namespace sparseopt {
 namespace {
 
-// The value of a group, where it is a number of Python: a tensor is not.
+// Reads a value of a group. Returns false if it is no Python number (a tensor, say).
 bool read_number(py::handle group, const py::str& name, double& to) {
   const py::handle value = item(group, name);
   if (!value || !(PyFloat_Check(value.ptr()) || PyLong_Check(value.ptr()))) return false;
@@ -36,7 +36,7 @@ bool read_limit(py::handle group, double& limit) {
   return read_number(group, key.max_grad_norm, limit) && limit > 0;
 }
 
-// False where a group asks for what is not known here.
+// Reads a group's rule and its limit of the gradient norm. Returns false if Python must read it.
 bool read_rule(py::handle group, cpu::Rule& rule, double& limit) {
   const Names& key = names();
   if (!PyDict_Check(group.ptr()) || !read_limit(group, limit)) return false;
@@ -48,8 +48,8 @@ bool read_rule(py::handle group, cpu::Rule& rule, double& limit) {
          read_number(group, key.ham_alpha, rule.ham_alpha) && read_number(group, key.ham_beta, rule.ham_beta);
 }
 
-// Reads the rules of all groups, and their limits of the gradient's norm. Rule i is that of group i: steps
-// whose rules hold for them alone are not repeated.
+// The same for all groups: rule i is that of group i. First steps with dampening, which have other rules, are
+// not repeated.
 bool read_rules(py::handle groups, std::vector<cpu::Rule>& rules, std::vector<double>& limits) {
   if (!PyList_Check(groups.ptr())) return false;
   for (const py::handle group : py::reinterpret_borrow<py::list>(groups)) {
@@ -60,7 +60,7 @@ bool read_rules(py::handle groups, std::vector<cpu::Rule>& rules, std::vector<do
   return true;
 }
 
-// Puts the coefficient of Appendix F into the rules that have a limit.
+// Limits the gradient norm: gamma of rules that have a limit becomes the coefficient of Appendix F.
 void limit_norm(const std::vector<cpu::TensorStep>& updates, int threads, bool dense,
                 const std::vector<double>& limits, std::vector<cpu::Rule>& rules) {
   const auto is_limit = [](double limit) { return limit != kNoLimit; };
@@ -68,7 +68,7 @@ void limit_norm(const std::vector<cpu::TensorStep>& updates, int threads, bool d
   const double norm = std::sqrt(cpu::squared_norm(updates, threads, dense));
   for (size_t i = 0; i < rules.size(); ++i) {
     const double ratio = norm / limits[i];
-    // As max() of Python: a norm that is NaN stays one.
+    // std::max(1.0, ratio) would be 1 for a norm that is NaN.
     if (is_limit(limits[i])) rules[i].gamma = 1.0 / (1.0 > ratio ? 1.0 : ratio);
   }
 }
@@ -102,8 +102,8 @@ bool RepeatableStep::repeat(const Optimizer& optimizer, const py::list& updated,
   for (size_t position : positions_)
     addresses.append(found.addresses, position * sizeof(uintptr_t), sizeof(uintptr_t));
   const std::vector<cpu::TensorStep> updates = cpu::updates_of(table_, addresses, rule_of);
-  // The library writes through pointers, and autograd must notice it; before the write, so that whatever
-  // interrupts it cannot leave one that was not counted.
+  // Autograd must notice writes through pointers. They are counted first, so that no interruption leaves one
+  // uncounted.
   increment_version(updated);
   {
     py::gil_scoped_release release;

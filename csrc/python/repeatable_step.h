@@ -1,6 +1,5 @@
-// A step that can be repeated, as long as nothing has changed but numbers: what it depends on is read,
-// hyperparameters are, and the weights are updated, all in one call. Most steps of a training on a CPU are
-// such.
+// A step that can be repeated as long as only numbers have changed. One call reads what it depends on and the
+// hyperparameters, and updates the weights. Most steps of a training on a CPU are repeated.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,21 +11,21 @@
 
 namespace sparseopt {
 
-// It holds nothing that may refer back to the optimizer: Python's garbage collector does not see into it.
+// It holds no reference to the optimizer, because Python's garbage collector would not see the cycle.
 class RepeatableStep {
  public:
-  // A step was made that updated the tensors of `table`, depends on `snapshot`, and left what is watched with
-  // `versions`. `positions` are those of the tensors among the optimizer's parameters. `dense_norm`: of the
-  // gradients, where their norm is limited, all positions count.
+  // For a step that has been made: it updated the tensors of `table`, at `positions` among the optimizer's
+  // parameters, depends on `snapshot`, and left the watched tensors with `versions`. `dense_norm`: if the
+  // norm of gradients is limited, it is taken over all positions.
   RepeatableStep(const StepReader& reader, const cpu::Table& table, std::vector<size_t> positions,
                  Snapshot snapshot, std::vector<int64_t> versions, bool dense_norm);
 
-  // Calls `increment_version` with `updated`, and makes the step again. False, and nothing has happened, if
-  // it is not the same step any more, or needs what is not known here: it is to be made in Python.
+  // Calls `increment_version` with `updated`, and makes the step again. Returns false, and changes nothing,
+  // if anything but numbers has changed or a rule cannot be read here: the step must be made in Python.
   bool repeat(const Optimizer& optimizer, const pybind11::list& updated,
               const pybind11::object& increment_version, int threads);
 
-  // The versions of the watched tensors after the last step.
+  // Returns the versions of the watched tensors after the last step.
   const std::vector<int64_t>& versions() const { return versions_; }
 
  private:

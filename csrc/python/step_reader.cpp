@@ -14,7 +14,7 @@ void add_number(std::string& to, uint64_t number) {
   to.append(reinterpret_cast<const char*>(&number), sizeof number);
 }
 
-// Objects are told apart by their addresses: whoever compares keeps them alive.
+// Objects are compared by their addresses. The caller must keep them alive.
 void add_object(std::string& to, py::handle object) {
   add_number(to, reinterpret_cast<uintptr_t>(object.ptr()));
 }
@@ -24,7 +24,7 @@ void add_objects(std::string& to, const py::list& objects) {
   for (const py::handle object : objects) add_object(to, object);
 }
 
-// False, and no error set, if it is no string.
+// Returns false, with no error set, if it is no string.
 bool add_string(std::string& to, py::handle string) {
   Py_ssize_t size = 0;
   const char* at = PyUnicode_Check(string.ptr()) ? PyUnicode_AsUTF8AndSize(string.ptr(), &size) : nullptr;
@@ -45,7 +45,7 @@ py::object attribute_called(py::handle object, const py::str& name) {
   return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), name.ptr()));
 }
 
-// Whether Python takes it for true; none, and no error set, where it is null or cannot tell.
+// Returns the truth value of a Python object; none, with no error set, if it is null or has none.
 std::optional<bool> is_true(py::handle object) {
   const int truth = object ? PyObject_IsTrue(object.ptr()) : -1;
   if (truth < 0) PyErr_Clear();
@@ -71,7 +71,7 @@ bool add_state(std::string& keys, std::string& memory, const MemoryReader& reade
   Py_ssize_t position = 0;
   while (PyDict_Next(state.ptr(), &position, &key, &own)) {
     add_object(keys, key);
-    if (!PyDict_Check(own)) continue;  // besides parameters, a state may have keys of the user's
+    if (!PyDict_Check(own)) continue;  // a user's own key, beside those of parameters
     const py::handle buffer = item(own, names().momentum_buffer);
     if (!reader.append(buffer ? buffer : py::handle(Py_None), memory, memory)) return false;
   }
@@ -81,7 +81,7 @@ bool add_state(std::string& keys, std::string& memory, const MemoryReader& reade
 }  // namespace
 
 const Names& names() {
-  static const Names* names = new Names;  // never destroyed: Python may be gone by then
+  static const Names* names = new Names;  // never destroyed, because Python may end first
   return *names;
 }
 
@@ -114,7 +114,7 @@ bool StepReader::observe(const Optimizer& optimizer, Observed& found) const {
   found.addresses.reserve(count * sizeof(uintptr_t));
   found.gradients.reserve(count);
   for (const py::handle parameter : optimizer.parameters) {
-    if (!memory_.append(parameter, snapshot.memory, snapshot.memory)) return false;  // now its type is known
+    if (!memory_.append(parameter, snapshot.memory, snapshot.memory)) return false;  // of an unknown type
     py::object gradient = attribute(parameter, names().grad);
     if (!gradient || !memory_.append(gradient, snapshot.gradients, found.addresses)) {
       PyErr_Clear();

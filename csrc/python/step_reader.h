@@ -1,6 +1,5 @@
-// All that a step depends on, read from Python's objects in one pass: what
-// sparseopt_kernels/step/change_detection.py does in Python, for the tensors and containers that nearly
-// everyone has.
+// Reads all that a step depends on from Python's objects, in one pass, as
+// sparseopt_kernels/step/change_detection.py does in Python; but only from plain tensors, lists and dicts.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,16 +12,15 @@
 
 namespace sparseopt {
 
-// What an optimizer has: its parameter groups and state; the parameters that have the masks, where these may
-// change, and the masks. Then what it was last prepared for: its parameters, each once, and tensors whose
-// values matter, besides the masks.
+// An optimizer: its parameter groups and state; its masks, and the parameters that have them if that may
+// change; and the parameters (each once) and watched tensors that it was last prepared for.
 struct Optimizer {
   pybind11::object groups, state;
   pybind11::list mask_owners, masks;
   pybind11::list parameters, watched;
 };
 
-// The Snapshot of change_detection.py. Bytes are equal where what they were made from is the same.
+// The Snapshot of change_detection.py. Strings are equal if they were made from the same objects.
 struct Snapshot {
   std::string groups, masked, stateful, memory, gradients;
   std::vector<int64_t> mask_versions;
@@ -33,30 +31,30 @@ struct Snapshot {
   }
 };
 
-// The state of everything at the beginning of a step.
+// All that a step depends on, at its beginning.
 struct Observed {
   std::vector<pybind11::object> gradients;
-  std::string addresses;  // of the gradients' memory, 8 bytes each
+  std::string addresses;  // of gradients, 8 bytes each
   bool any_negated = false;
   Snapshot snapshot;
-  std::vector<int64_t> versions;  // of what is watched
+  std::vector<int64_t> versions;  // of watched tensors
 };
 
 class StepReader {
  public:
   explicit StepReader(const MemoryReader& memory) : memory_(memory) {}
 
-  // False, and no error set, where something is not as expected: it is to be read in Python.
+  // Returns false, with no error set, if something must be read in Python.
   bool observe(const Optimizer& optimizer, Observed& found) const;
 
-  // The same for Python: (gradients, addresses, any_negated, snapshot, versions), or None.
+  // The same for Python. Returns (gradients, addresses, any_negated, snapshot, versions), or None.
   pybind11::object read(const Optimizer& optimizer) const;
 
  private:
   MemoryReader memory_;
 };
 
-// A key or attribute, made into a Python string once.
+// Keys and attributes as Python strings, which are made once.
 struct Names {
   pybind11::str params{"params"}, lr{"lr"}, momentum{"momentum"}, dampening{"dampening"},
       weight_decay{"weight_decay"}, nesterov{"nesterov"}, maximize{"maximize"}, correction{"correction"},
@@ -66,10 +64,10 @@ struct Names {
 };
 const Names& names();
 
-// The value of a key of a dict; null, and no error set, where there is none.
+// Returns the value of a key of a dict; null, with no error set, if there is none.
 pybind11::handle item(pybind11::handle dict, const pybind11::str& key);
 
-// Reads the versions of tensors. False, and no error set, where one has none.
+// Reads the versions of tensors. Returns false, with no error set, if one has none.
 bool read_versions(const pybind11::list& tensors, std::vector<int64_t>& versions);
 
 }  // namespace sparseopt

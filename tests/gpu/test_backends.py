@@ -206,8 +206,8 @@ MISTAKES = {
     ),
     "sectors: an index": (
         "triton_sectors",
-        "first_weights(sector, LANES, WIDE) + lane\n",
-        "first_weights(sector, LANES, WIDE) + lane - 1\n",
+        "first_weights(sector, WEIGHTS, WIDE) + offset\n",
+        "first_weights(sector, WEIGHTS, WIDE) + offset - 1\n",
     ),
     "sectors: the last sector of a chunk": (
         "triton_sectors",
@@ -221,8 +221,8 @@ MISTAKES = {
     ),
     "sectors: the next chunk": (
         "triton_step",
-        "number + tl.num_programs(0), count, t, LANES",
-        "number, count, t, LANES",
+        "number + tl.num_programs(0), count, t, WEIGHTS",
+        "number, count, t, WEIGHTS",
     ),
     "sectors: c_i of the next row": (
         "triton_sectors",
@@ -251,12 +251,12 @@ MISTAKES = {
     ),
     "one pass: a tile": (
         "triton_step",
-        "for _ in range(0, columns, LANES * UNITS)",
-        "for _ in range(0, columns - LANES * UNITS * (columns % 1024 == 0), LANES * UNITS)",
+        "for _ in range(0, columns, WEIGHTS * UNITS)",
+        "for _ in range(0, columns - WEIGHTS * UNITS * (columns % 1024 == 0), WEIGHTS * UNITS)",
     ),
     "one pass: the next mask": (
         "triton_step",
-        "(mask + begin, left + LANES * UNITS, columns",
+        "(mask + begin, left + WEIGHTS * UNITS, columns",
         "(mask + begin, left, columns",
     ),
     "one pass: a piece of the count": (

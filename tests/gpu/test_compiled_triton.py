@@ -269,7 +269,7 @@ MUTATIONS = {
     "gradients of unknown alignment": ("triton_step", "g = tl.multiple_of(g, 16)", "pass"),
     "an end of unknown alignment": (
         "triton_sectors",
-        "end = end // (LANES // 2) * (LANES // 2)",
+        "end = end // (WEIGHTS // 2) * (WEIGHTS // 2)",
         "pass",
     ),
     "double precision": (

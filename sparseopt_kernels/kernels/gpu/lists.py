@@ -80,8 +80,8 @@ def weights_per_sector(dtype: torch.dtype) -> int:
     return _SECTOR // dtype.itemsize
 
 
-def sectors_in(weights: int, lanes: int) -> int:
-    return -(-weights // lanes)
+def sectors_in(weights: int, per_sector: int) -> int:
+    return -(-weights // per_sector)
 
 
 def list_masks(kernels: ListKernels, params: Sequence[ParamState], rows: Sequence[Rows]) -> list[Sectors]:
@@ -151,10 +151,10 @@ class _Lists(NamedTuple):
 
 def _room_for(param: ParamState) -> _Lists:
     parameter = param.parameter
-    lanes = weights_per_sector(parameter.dtype)
-    count = sectors_in(parameter.numel(), lanes)
+    per_sector = weights_per_sector(parameter.dtype)
+    count = sectors_in(parameter.numel(), per_sector)
     capacity = int(LISTED * count)
-    bits = torch.uint8 if lanes <= 8 else torch.uint16
+    bits = torch.uint8 if per_sector <= 8 else torch.uint16
 
     def room(dtype: torch.dtype, size: int) -> Tensor:
         return torch.empty(size, dtype=dtype, device=parameter.device)

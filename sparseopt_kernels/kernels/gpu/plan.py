@@ -149,7 +149,7 @@ class GpuPlan:
                 self._load_kernels(inputs)
 
     def _load_kernels(self, inputs: Inputs) -> None:
-        """Launch what the next step launches, for no chunk of memory.
+        """Launch what the next step launches, for no chunks.
 
         A CUDA graph can be captured of kernels that were loaded before, and the next step waits for no
         compiler.

@@ -194,8 +194,8 @@ class _Maker:
         """Return the launch for some members. The host does not wait to know which sectors are live."""
         members = [self._members[i] for i in indices]
         sectors = [member.sectors for member in members]
-        lanes = weights_per_sector(members[0].param.parameter.dtype)
-        whole = [sectors_in(member.param.parameter.numel(), lanes) for member in members]
+        per_sector = weights_per_sector(members[0].param.parameter.dtype)
+        whole = [sectors_in(member.param.parameter.numel(), per_sector) for member in members]
         capacity = [0 if s is None else s.listed.numel() for s in sectors]
         table = [
             (*_sector_row(member, variant), *own)

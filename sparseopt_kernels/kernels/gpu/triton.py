@@ -63,10 +63,19 @@ class TritonKernels:
 
     most_tensors = 1 << 30
     by_alignment = True
+    # Computed, not measured, for float32 with momentum: registers, spills and programs of a multiprocessor as
+    # Triton 3.7 compiles for sm_90; times of a step of ResNet-50 at 0.9 and 0.99 by the model of an H100
+    # (benchmarks/gpu_model.py).
+    #
     # A thread has one sector, in sector_step as in masked_step.
-    chunk = _WARP
+    chunk = _WARP  # 72 registers. 64: 96 registers, 1.00 and 0.99 of its time
+    # With new masks: 76 registers, 25 programs. 32 units: 68 and 28, 0.88 and 0.87 of its time (of 4096x4096:
+    # 1.18 and 1.15). 8: 128 and 16, 16 bytes spilled, 1.26 and 1.61 of its time.
     units, rows = 16, _WARP // 16
-    counted = 512  # weights of a row at a time: 16 bytes of the mask for each thread of 32
+    # Weights of a row at a time: 16 bytes of the mask for each thread of 32. With new masks, 256: 66
+    # registers, 28 programs, 1.03 and 1.07 of its time. 1024: 128 and 16, 24 bytes spilled, 1.00 and 1.24.
+    counted = 512
+    # Of count_rows: 64 registers, 32 programs. 4 rows: 95 and 21. 64 sectors: 115 and 17.
     list_rows, list_sectors_at_a_time = 2, 32
 
     def step_rows(self, columns: int) -> int:
@@ -99,7 +108,7 @@ class TritonKernels:
             "MOMENTUM": launch.momentum,
             "HAM": rules.ham,
             # Of 8 weights where each is an access of its own.
-            "LANES": weights_per_sector(launch.dtype) if launch.aligned else 8,
+            "WEIGHTS": weights_per_sector(launch.dtype) if launch.aligned else 8,
             "ROWS": self.rows,
             "UNITS": self.units,
             "COUNTED": self.counted,
@@ -117,7 +126,7 @@ class TritonKernels:
             "WIDE": launch.wide,
             "MOMENTUM": launch.momentum,
             "HAM": rules.ham,
-            "LANES": weights_per_sector(launch.dtype),
+            "WEIGHTS": weights_per_sector(launch.dtype),
             "SECTORS": self.chunk,
         }
         programs = _most_programs(launch)
@@ -131,7 +140,7 @@ class TritonKernels:
             "ALIGNED": launch.aligned,
             "GRADS_ALIGNED": launch.grads_aligned,
             "WIDE": launch.wide,
-            "LANES": weights_per_sector(launch.dtype),
+            "WEIGHTS": weights_per_sector(launch.dtype),
             "SECTORS": self.chunk,
         }
         _launch(triton_step.sector_squares, len(sums), memory, constants)
@@ -141,7 +150,7 @@ class TritonKernels:
         return {
             "ROWS": self.list_rows,
             "SECTORS": self.list_sectors_at_a_time,
-            "LANES": weights_per_sector(listing.dtype),
+            "WEIGHTS": weights_per_sector(listing.dtype),
         }
 
 

@@ -34,17 +34,17 @@ class Own(NamedTuple):
 @triton.jit(do_not_specialize=["table", "program_to_tensor", "fan_in", "live"])
 def count_rows(
     table: tl.int64, program_to_tensor: tl.int64, fan_in: tl.int64, live: tl.int64,
-    ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr,
+    ROWS: tl.constexpr, SECTORS: tl.constexpr, WEIGHTS: tl.constexpr,
 ):  # fmt: skip
     """Write the mask bits of all sectors and, for each row, the numbers of active weights and of live
     sectors."""
     entry = _list_row(table, tl.load(program_to_tensor.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
-    own = _rows(entry, ROWS, SECTORS, LANES)
+    own = _rows(entry, ROWS, SECTORS, WEIGHTS)
     mask = tl.multiple_of(entry.mask.to(tl.pointer_type(tl.int8)), 16)
-    half: tl.constexpr = LANES // 2
+    half: tl.constexpr = WEIGHTS // 2
     # The weights before the first sector that begins in the row.
-    early = own.begin + tl.arange(0, LANES)[None, :]
-    there = own.inside & (early < own.first * LANES) & (early < own.end)
+    early = own.begin + tl.arange(0, WEIGHTS)[None, :]
+    there = own.inside & (early < own.first * WEIGHTS) & (early < own.end)
     before = tl.load(mask + early, mask=there, other=0) != 0
     active = tl.sum(before.to(tl.int32), axis=1)[:, None]
     found = tl.zeros([ROWS, SECTORS], tl.int32)
@@ -52,10 +52,10 @@ def count_rows(
     for tile in range(0, own.tiles):
         sector = own.first + tile * SECTORS + tl.arange(0, SECTORS)[None, :]
         begins = own.inside & (sector < own.last)
-        left, in_left = _half_bits(mask, sector * LANES, begins, entry.elements, own.end, half)
-        right, in_right = _half_bits(mask, sector * LANES + half, begins, entry.elements, own.end, half)
+        left, in_left = _half_bits(mask, sector * WEIGHTS, begins, entry.elements, own.end, half)
+        right, in_right = _half_bits(mask, sector * WEIGHTS + half, begins, entry.elements, own.end, half)
         bits = left | (right << half)
-        mask_bits = bits_at(entry.mask_bits, LANES)
+        mask_bits = bits_at(entry.mask_bits, WEIGHTS)
         tl.store(mask_bits + sector, bits.to(mask_bits.dtype.element_ty), mask=begins)
         found += (bits != 0).to(tl.int32)
         counted += in_left + in_right
@@ -68,8 +68,8 @@ def count_rows(
 @triton.jit
 def _half_bits(mask, begin, there, elements, end, HALF: tl.constexpr):
     """Return the mask bits of half a sector, and the number of those in the row that ends with ``end``."""
-    lane = tl.arange(0, HALF)[None, None, :]
-    e = begin[:, :, None] + lane
+    offset = tl.arange(0, HALF)[None, None, :]
+    e = begin[:, :, None] + offset
     is_whole = begin + HALF <= elements
     # One access for all of it, but where the tensor ends within it.
     found = tl.load(mask + e, mask=(there & is_whole)[:, :, None], other=0)
@@ -77,17 +77,17 @@ def _half_bits(mask, begin, there, elements, end, HALF: tl.constexpr):
     if tl.max(is_cut.to(tl.int32)) != 0:
         found += tl.load(mask + e, mask=is_cut[:, :, None] & (e < elements), other=0)
     active = (found != 0).to(tl.int32)
-    return tl.sum(active << lane, axis=2), tl.sum(tl.where(e < end[:, :, None], active, 0), axis=2)
+    return tl.sum(active << offset, axis=2), tl.sum(tl.where(e < end[:, :, None], active, 0), axis=2)
 
 
 @triton.jit(do_not_specialize=["table", "program_to_tensor", "live", "ends"])
 def list_sectors(
     table: tl.int64, program_to_tensor: tl.int64, live: tl.int64, ends: tl.int64,
-    ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr,
+    ROWS: tl.constexpr, SECTORS: tl.constexpr, WEIGHTS: tl.constexpr,
 ):  # fmt: skip
     """Write the lists of live sectors, as far as there is room for them."""
     entry = _list_row(table, tl.load(program_to_tensor.to(tl.pointer_type(tl.int32)) + tl.program_id(0)))
-    own = _rows(entry, ROWS, SECTORS, LANES)
+    own = _rows(entry, ROWS, SECTORS, WEIGHTS)
     at = entry.first_row + own.row
     # `ends` counts the live sectors of the rows of all tensors, up to and with each row.
     to = ends.to(tl.pointer_type(tl.int64))
@@ -96,18 +96,18 @@ def list_sectors(
     place = tl.load(to + at, mask=own.inside, other=0) - own_live - before
     for tile in range(0, own.tiles):
         sector = own.first + tile * SECTORS + tl.arange(0, SECTORS)[None, :]
-        mask_bits = bits_at(entry.mask_bits, LANES)
+        mask_bits = bits_at(entry.mask_bits, WEIGHTS)
         bits = tl.load(mask_bits + sector, mask=own.inside & (sector < own.last), other=0)
         is_live = (bits != 0).to(tl.int32)
         position = place + tl.cumsum(is_live, axis=1) - is_live
         wanted = (bits != 0) & (position < entry.capacity)
         tl.store(entry.listed.to(tl.pointer_type(tl.int32)) + position, sector.to(tl.int32), mask=wanted)
-        tl.store(bits_at(entry.listed_bits, LANES) + position, bits, mask=wanted)
+        tl.store(bits_at(entry.listed_bits, WEIGHTS) + position, bits, mask=wanted)
         place += tl.sum(is_live, axis=1)[:, None]
 
 
 @triton.jit
-def _rows(entry, ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr):
+def _rows(entry, ROWS: tl.constexpr, SECTORS: tl.constexpr, WEIGHTS: tl.constexpr):
     row = (tl.program_id(0) - entry.first_program) * ROWS + tl.arange(0, ROWS)[:, None]
     begin = row * entry.columns
     end = begin + entry.columns
@@ -116,9 +116,9 @@ def _rows(entry, ROWS: tl.constexpr, SECTORS: tl.constexpr, LANES: tl.constexpr)
         inside=row < entry.rows,
         begin=begin,
         end=end,
-        first=tl.cdiv(begin, LANES),
-        last=tl.cdiv(end, LANES),
-        tiles=tl.cdiv(entry.columns, LANES * SECTORS),
+        first=tl.cdiv(begin, WEIGHTS),
+        last=tl.cdiv(end, WEIGHTS),
+        tiles=tl.cdiv(entry.columns, WEIGHTS * SECTORS),
     )
 
 

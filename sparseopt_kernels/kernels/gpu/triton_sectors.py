@@ -1,6 +1,6 @@
 """The sectors of a tensor as Triton functions: the chunks that programs walk, and ``c_i`` of their weights.
 
-LANES weights make a sector. Whoever walks it reads and writes the weights.
+A sector has WEIGHTS weights. Whoever walks it reads and writes them.
 """
 
 # What Triton compiles has no annotations but its own.
@@ -33,7 +33,7 @@ class SectorFactors(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """The last weights of a tensor, less than 16 bytes, [1, LANES]."""
+    """The last weights of a tensor, less than 16 bytes, [1, WEIGHTS]."""
 
     e: Any
     active: Any
@@ -42,14 +42,14 @@ class Rest(NamedTuple):
 
 
 @triton.jit
-def chunk_of(table, chunk_to_tensor, number, count, otherwise, LANES: tl.constexpr, SECTORS: tl.constexpr):
+def chunk_of(table, chunk_to_tensor, number, count, otherwise, WEIGHTS: tl.constexpr, SECTORS: tl.constexpr):
     """Whose chunk it is, and what is in it; ``otherwise`` and nothing where there are not so many."""
     t = tl.load(chunk_to_tensor.to(tl.pointer_type(tl.int32)) + number, mask=number < count, other=otherwise)
-    return t, chunk_with(sector_row(table, t), number, LANES, SECTORS)
+    return t, chunk_with(sector_row(table, t), number, WEIGHTS, SECTORS)
 
 
 @triton.jit
-def chunk_with(entry, number, LANES: tl.constexpr, SECTORS: tl.constexpr):
+def chunk_with(entry, number, WEIGHTS: tl.constexpr, SECTORS: tl.constexpr):
     first = (number - entry.first_chunk.to(tl.int32)) * SECTORS
     length = entry.length.to(tl.int32)
     i = first + tl.arange(0, SECTORS)[:, None]
@@ -58,8 +58,8 @@ def chunk_with(entry, number, LANES: tl.constexpr, SECTORS: tl.constexpr):
     numbers = entry.listed.to(tl.pointer_type(tl.int32))
     listed = tl.load(numbers + i, mask=only_if(is_listed, there), other=0)
     has_bits = only_if(entry.visited_bits != 0, there)
-    active = tl.load(bits_at(entry.visited_bits, LANES) + i, mask=has_bits, other=0).to(tl.int32)
-    active = tl.where(only_if(entry.visited_bits == 0, there), (1 << LANES) - 1, active)
+    active = tl.load(bits_at(entry.visited_bits, WEIGHTS) + i, mask=has_bits, other=0).to(tl.int32)
+    active = tl.where(only_if(entry.visited_bits == 0, there), (1 << WEIGHTS) - 1, active)
     return Chunk(sector=tl.where(is_listed, listed, i), active=active, is_last=first + SECTORS >= length)
 
 
@@ -70,57 +70,57 @@ def only_if(wanted, live):
 
 
 @triton.jit
-def bits_at(address, LANES: tl.constexpr):
-    if LANES == 8:
+def bits_at(address, WEIGHTS: tl.constexpr):
+    if WEIGHTS == 8:
         return address.to(tl.pointer_type(tl.uint8))
     else:
         return address.to(tl.pointer_type(tl.uint16))
 
 
 @triton.jit
-def bits_of(active, lane):
-    return ((active >> lane) & 1) != 0
+def bits_of(active, offset):
+    return ((active >> offset) & 1) != 0
 
 
 @triton.jit
-def halves(LANES: tl.constexpr):
-    """The weights of a sector in two halves of 16 bytes, [1, LANES / 2]."""
-    half: tl.constexpr = LANES // 2
+def halves(WEIGHTS: tl.constexpr):
+    """The weights of a sector in two halves of 16 bytes, [1, WEIGHTS / 2]."""
+    half: tl.constexpr = WEIGHTS // 2
     left = tl.arange(0, half)[None, :]
     return left, left + half
 
 
 @triton.jit
-def first_weights(sector, LANES: tl.constexpr, WIDE: tl.constexpr):
+def first_weights(sector, WEIGHTS: tl.constexpr, WIDE: tl.constexpr):
     """The first weight of each sector: as int64 only where there are so many."""
     if WIDE:
-        return sector.to(tl.int64) * LANES
+        return sector.to(tl.int64) * WEIGHTS
     else:
-        return sector.to(tl.int32) * LANES
+        return sector.to(tl.int32) * WEIGHTS
 
 
 @triton.jit
-def vectors_end(entry, ALIGNED: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr):
+def vectors_end(entry, ALIGNED: tl.constexpr, WEIGHTS: tl.constexpr, WIDE: tl.constexpr):
     """Where what is accessed by vectors ends."""
     end = entry.elements
     if not WIDE:
         end = end.to(tl.int32)
     if ALIGNED:
-        end = end // (LANES // 2) * (LANES // 2)
+        end = end // (WEIGHTS // 2) * (WEIGHTS // 2)
     return end
 
 
 @triton.jit
-def factors_of(entry, chunk, LANES: tl.constexpr, WIDE: tl.constexpr):
+def factors_of(entry, chunk, WEIGHTS: tl.constexpr, WIDE: tl.constexpr):
     """Return c_i of the rows in which sectors begin and end, if these are one or two."""
     columns, elements = entry.columns, entry.elements
     if not WIDE:
         columns, elements = columns.to(tl.uint32), elements.to(tl.uint32)
-    begin = first_weights(chunk.sector, LANES, WIDE).to(columns.dtype)
+    begin = first_weights(chunk.sector, WEIGHTS, WIDE).to(columns.dtype)
     row = begin // columns
     until = columns - (begin - row * columns)
     needed = only_if(entry.factors != 0, chunk.active != 0)
-    crossed = needed & (until < LANES) & (begin + until < elements)
+    crossed = needed & (until < WEIGHTS) & (begin + until < elements)
     at = entry.factors.to(tl.pointer_type(tl.float32)) + row.to(tl.int64)
     first = tl.load(at, mask=needed, other=1.0)
     second = tl.load(at + 1, mask=crossed, other=1.0)
@@ -128,12 +128,12 @@ def factors_of(entry, chunk, LANES: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def factor_at(entry, factors, e, lane, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
-    """Return c_i of the weights ``lane`` of sectors that begin with ``e``."""
-    c = tl.where(lane < factors.until, factors.first, factors.second)
+def factor_at(entry, factors, e, offset, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
+    """Return c_i of the weights ``offset`` of sectors that begin with ``e``."""
+    c = tl.where(offset < factors.until, factors.first, factors.second)
     if not ALIGNED:
-        if entry.columns < 2 * lane.shape[1]:  # there may be more rows in a sector than two
-            c = _factor_of(entry, e + lane, WIDE)
+        if entry.columns < 2 * offset.shape[1]:  # there may be more rows in a sector than two
+            c = _factor_of(entry, e + offset, WIDE)
     return c
 
 
@@ -150,16 +150,16 @@ def _factor_of(entry, e, WIDE: tl.constexpr):
 
 
 @triton.jit
-def rest_of(entry, begin, LANES: tl.constexpr, WIDE: tl.constexpr):
+def rest_of(entry, begin, WEIGHTS: tl.constexpr, WIDE: tl.constexpr):
     """The last weights of a tensor, from ``begin`` on."""
-    sector = tl.zeros([1, 1], tl.int64) + (entry.elements - 1) // LANES
+    sector = tl.zeros([1, 1], tl.int64) + (entry.elements - 1) // WEIGHTS
     has_mask = only_if(entry.mask_bits != 0, sector >= 0)
-    bits = tl.load(bits_at(entry.mask_bits, LANES) + sector, mask=has_mask, other=0).to(tl.int32)
-    bits = tl.where(entry.mask_bits == 0, (1 << LANES) - 1, bits)
-    lane = tl.arange(0, LANES)[None, :]
-    e = first_weights(sector, LANES, WIDE) + lane
+    bits = tl.load(bits_at(entry.mask_bits, WEIGHTS) + sector, mask=has_mask, other=0).to(tl.int32)
+    bits = tl.where(entry.mask_bits == 0, (1 << WEIGHTS) - 1, bits)
+    offset = tl.arange(0, WEIGHTS)[None, :]
+    e = first_weights(sector, WEIGHTS, WIDE) + offset
     live = (bits != 0) & (e >= begin) & (e < entry.elements)
-    return Rest(e=e, active=bits_of(bits, lane), live=live, c=_factor_of(entry, e, WIDE))
+    return Rest(e=e, active=bits_of(bits, offset), live=live, c=_factor_of(entry, e, WIDE))
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """The update rule and the gradient norm, as Triton kernels over many tensors.
 
-Memory is read in sectors of 32 bytes, so the mask bits of the LANES weights of a sector make the predicate of
+Memory is read in sectors of 32 bytes, so the mask bits of the weights of a sector make the predicate of
 their accesses. It is constant along them, so that accesses stay vectors of 16 bytes: a predicate per element
 would break each into scalar ones. Nothing here is particular to NVIDIA.
 
@@ -60,9 +60,9 @@ def masked_step(
     table: tl.int64, grads: tl.int64, program_to_tensor: tl.int64, found_inf: tl.int64, grad_scale: tl.int64,
     numbers: tl.int64, rules,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, MOMENTUM: tl.constexpr, HAM: tl.constexpr,
-    LANES: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, COUNTED: tl.constexpr,
+    WEIGHTS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    """Updates ROWS neurons per program, UNITS times LANES weights of each at a time; their fan-in it counts
+    """Updates ROWS neurons per program, UNITS times WEIGHTS of each at a time; their fan-in it counts
     in pieces of COUNTED weights."""
     if found_inf != 0:
         if tl.load(found_inf.to(tl.pointer_type(tl.float32))) != 0:
@@ -72,7 +72,7 @@ def masked_step(
     columns = entry.columns.to(tl.int32)
     mask = tl.multiple_of(entry.mask.to(tl.pointer_type(tl.int8)), 16)
     if ALIGNED:
-        columns = tl.multiple_of(columns, LANES // 2)
+        columns = tl.multiple_of(columns, WEIGHTS // 2)
     row = (tl.program_id(0) - entry.first_program.to(tl.int32)) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = row < entry.rows
     begin = row.to(tl.int64) * columns
@@ -91,13 +91,13 @@ def masked_step(
     to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, ALIGNED)
     begin, inside = begin[:, :, None], inside[:, :, None]
     to = Memory(p=to.p + begin, b=to.b + begin, g=to.g + begin, has_b=to.has_b)
-    left, right = _unit_columns(LANES, UNITS)
+    left, right = _unit_columns(WEIGHTS, UNITS)
     mask_left = _mask_of(mask + begin, left, columns, inside)
     mask_right = _mask_of(mask + begin, right, columns, inside)
-    for _ in range(0, columns, LANES * UNITS):
+    for _ in range(0, columns, WEIGHTS * UNITS):
         # The next masks are on their way while this tile is updated.
-        next_left = _mask_of(mask + begin, left + LANES * UNITS, columns, inside)
-        next_right = _mask_of(mask + begin, right + LANES * UNITS, columns, inside)
+        next_left = _mask_of(mask + begin, left + WEIGHTS * UNITS, columns, inside)
+        next_right = _mask_of(mask + begin, right + WEIGHTS * UNITS, columns, inside)
         active_left, active_right = mask_left != 0, mask_right != 0
         is_live = _any(active_left) | _any(active_right)
         live_left, live_right = is_live & (left < columns), is_live & (right < columns)
@@ -107,7 +107,7 @@ def masked_step(
         second = update_weights(second, scale, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM)
         _write(to, left, active_left, live_left, first, TYPE, MOMENTUM)
         _write(to, right, active_right, live_right, second, TYPE, MOMENTUM)
-        left, right = left + LANES * UNITS, right + LANES * UNITS
+        left, right = left + WEIGHTS * UNITS, right + WEIGHTS * UNITS
         mask_left, mask_right = next_left, next_right
 
 
@@ -118,7 +118,7 @@ def sector_step(
     table: tl.int64, grads: tl.int64, chunk_to_tensor: tl.int64, chunks: tl.int64, found_inf: tl.int64,
     grad_scale: tl.int64, numbers: tl.int64, rules,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, GRADS_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-    MOMENTUM: tl.constexpr, HAM: tl.constexpr, LANES: tl.constexpr, SECTORS: tl.constexpr,
+    MOMENTUM: tl.constexpr, HAM: tl.constexpr, WEIGHTS: tl.constexpr, SECTORS: tl.constexpr,
 ):  # fmt: skip
     """Updates the live sectors of all tensors, SECTORS at a time."""
     if found_inf != 0:
@@ -126,24 +126,24 @@ def sector_step(
             return
     rule = rule_of(rules, 0, numbers, grad_scale)
     count = chunk_count(chunks)
-    t, chunk = chunk_of(table, chunk_to_tensor, tl.program_id(0), count, 0, LANES, SECTORS)
+    t, chunk = chunk_of(table, chunk_to_tensor, tl.program_id(0), count, 0, WEIGHTS, SECTORS)
     for number in range(tl.program_id(0), count, tl.num_programs(0)):
         entry = sector_row(table, t)
         if len(rules) > 1:
             rule = rule_of(rules, entry.rule, numbers, grad_scale)
         to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, GRADS_ALIGNED)
-        e = first_weights(chunk.sector, LANES, WIDE)
-        end = vectors_end(entry, ALIGNED, LANES, WIDE)
-        left, right = halves(LANES)
+        e = first_weights(chunk.sector, WEIGHTS, WIDE)
+        end = vectors_end(entry, ALIGNED, WEIGHTS, WIDE)
+        left, right = halves(WEIGHTS)
         live_left = (chunk.active != 0) & (e + left < end)
         live_right = (chunk.active != 0) & (e + right < end)
         # A thread has both halves of a sector, of 16 bytes. All is asked for before any is waited for, the
         # next chunk included.
         first = _read(to, e + left, live_left, MOMENTUM)
         second = _read(to, e + right, live_right, MOMENTUM)
-        factors = factors_of(entry, chunk, LANES, WIDE)
+        factors = factors_of(entry, chunk, WEIGHTS, WIDE)
         next_t, following = chunk_of(
-            table, chunk_to_tensor, number + tl.num_programs(0), count, t, LANES, SECTORS
+            table, chunk_to_tensor, number + tl.num_programs(0), count, t, WEIGHTS, SECTORS
         )
         c = factor_at(entry, factors, e, left, ALIGNED, WIDE)
         first = update_weights(first, c * rule.gamma, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM)
@@ -153,7 +153,7 @@ def sector_step(
         _write(to, e + right, bits_of(chunk.active, right), live_right, second, TYPE, MOMENTUM)
         if ALIGNED:
             if chunk.is_last & (end != entry.elements):
-                rest = rest_of(entry, end, LANES, WIDE)
+                rest = rest_of(entry, end, WEIGHTS, WIDE)
                 weights = _read(to, rest.e, rest.live, MOMENTUM)
                 weights = update_weights(
                     weights, rest.c * rule.gamma, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM
@@ -166,7 +166,7 @@ def sector_step(
 def sector_squares(
     table: tl.int64, grads: tl.int64, chunk_to_tensor: tl.int64, chunks: tl.int64, sums: tl.int64,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, GRADS_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-    LANES: tl.constexpr, SECTORS: tl.constexpr,
+    WEIGHTS: tl.constexpr, SECTORS: tl.constexpr,
 ):  # fmt: skip
     """Write each program's sum of ``(c_i g)^2`` over its active weights, and the rounding error of that
     sum."""
@@ -175,11 +175,11 @@ def sector_squares(
         t = tl.load(chunk_to_tensor.to(tl.pointer_type(tl.int32)) + number)
         entry = sector_row(table, t)
         to = _memory(entry.parameter, entry.momentum_buffer, grads, t, TYPE, ALIGNED, GRADS_ALIGNED)
-        chunk = chunk_with(entry, number, LANES, SECTORS)
-        factors = factors_of(entry, chunk, LANES, WIDE)
-        e = first_weights(chunk.sector, LANES, WIDE)
-        end = vectors_end(entry, ALIGNED, LANES, WIDE)
-        left, right = halves(LANES)
+        chunk = chunk_with(entry, number, WEIGHTS, SECTORS)
+        factors = factors_of(entry, chunk, WEIGHTS, WIDE)
+        e = first_weights(chunk.sector, WEIGHTS, WIDE)
+        end = vectors_end(entry, ALIGNED, WEIGHTS, WIDE)
+        left, right = halves(WEIGHTS)
         c_left = factor_at(entry, factors, e, left, ALIGNED, WIDE)
         c_right = factor_at(entry, factors, e, right, ALIGNED, WIDE)
         is_live = chunk.active != 0
@@ -188,7 +188,7 @@ def sector_squares(
         square = tl.sum(squares)
         if ALIGNED:
             if chunk.is_last & (end != entry.elements):
-                rest = rest_of(entry, end, LANES, WIDE)
+                rest = rest_of(entry, end, WEIGHTS, WIDE)
                 square += tl.sum(_squares(to, rest.e, rest.active, rest.live, rest.c))
         added = total + square
         part = added - total
@@ -226,10 +226,10 @@ def _squares(at, e, active, live, c):
 
 
 @triton.jit
-def _unit_columns(LANES: tl.constexpr, UNITS: tl.constexpr):
-    """The columns of a row's first UNITS, in two halves, [1, UNITS, LANES / 2]."""
-    half: tl.constexpr = LANES // 2
-    left = tl.arange(0, UNITS)[None, :, None] * LANES + tl.arange(0, half)[None, None, :]
+def _unit_columns(WEIGHTS: tl.constexpr, UNITS: tl.constexpr):
+    """The columns of a row's first UNITS, in two halves, [1, UNITS, WEIGHTS / 2]."""
+    half: tl.constexpr = WEIGHTS // 2
+    left = tl.arange(0, UNITS)[None, :, None] * WEIGHTS + tl.arange(0, half)[None, None, :]
     return left, left + half
 
 

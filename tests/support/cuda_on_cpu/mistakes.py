@@ -90,7 +90,7 @@ MISTAKES = {
         "cuda/sector_step.cu", "count = left < kWeights ?", "count = left < ({wrong} ? 1 : kWeights) ?"
     ),
     "unaligned": Substitution(
-        "cuda/lanes.h", "% sizeof(uint4) == 0", "% ({wrong} ? sizeof(float) : sizeof(uint4)) == 0"
+        "cuda/fragment.h", "% sizeof(uint4) == 0", "% ({wrong} ? sizeof(float) : sizeof(uint4)) == 0"
     ),
     "unaligned gradients": Substitution(
         "cuda/sector_step.cu", " && is_aligned(from_g)", " && ({wrong} || is_aligned(from_g))"

@@ -1,8 +1,8 @@
 // Vectors as wide as the instruction set that this is compiled for, so that loops are written once.
 //
-// Lanes<T> holds kCount numbers of type float or double and stands for a number in update_rule.h. What is
-// stored in half precision is converted as it is loaded and stored. Built on the vector types of GCC and
-// Clang; intrinsics stand where these have no word for it. Internal linkage throughout, as in loops.cpp.
+// Vec<T> has kCount lanes of type float or double, and takes the place of a number in update_rule.h. Half
+// precision is converted by loads and stores. Built on the vector types of GCC and Clang, with intrinsics for
+// what these cannot express. Internal linkage throughout, as in loops.cpp.
 #pragma once
 
 #include <cstdint>
@@ -49,17 +49,17 @@ struct VectorOf<double> {
 };
 
 template <class T>
-struct Lanes {
-  using Vector = typename VectorOf<T>::Numbers;
-  using Bits = typename VectorOf<T>::Integers;  // the same memory as integers; as a choice, 0 or -1
+struct Vec {
+  using Numbers = typename VectorOf<T>::Numbers;
+  using Bits = typename VectorOf<T>::Integers;  // lanes as integers; results of comparisons, 0 or -1
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   static constexpr int kCount = kVectorBytes / int(sizeof(T));
 
-  Vector v;
+  Numbers v;
 
-  Lanes() = default;
-  __attribute__((always_inline)) explicit Lanes(T value) : v(value - Vector{}) {}  // a sum would lose -0
-  __attribute__((always_inline)) Lanes(Vector vector) : v(vector) {}
+  Vec() = default;
+  __attribute__((always_inline)) explicit Vec(T value) : v(value - Numbers{}) {}  // a sum would lose -0
+  __attribute__((always_inline)) Vec(Numbers numbers) : v(numbers) {}
   __attribute__((always_inline)) Bits bits() const {
     Bits bits;
     std::memcpy(&bits, &v, sizeof bits);
@@ -68,78 +68,78 @@ struct Lanes {
 };
 
 template <class T>
-SPARSEOPT_INLINE Lanes<T> from_bits(typename Lanes<T>::Bits bits) {
-  Lanes<T> lanes;
-  std::memcpy(&lanes.v, &bits, sizeof bits);
-  return lanes;
+SPARSEOPT_INLINE Vec<T> from_bits(typename Vec<T>::Bits bits) {
+  Vec<T> a;
+  std::memcpy(&a.v, &bits, sizeof bits);
+  return a;
 }
 
 // `first`, first + 1, first + 2, ...
 template <class T>
-SPARSEOPT_INLINE typename Lanes<T>::Bits lane_numbers(int first) {
-  typename Lanes<T>::Bits numbers;
-  for (int i = 0; i < Lanes<T>::kCount; ++i) numbers[i] = first + i;
+SPARSEOPT_INLINE typename Vec<T>::Bits iota(int first) {
+  typename Vec<T>::Bits numbers;
+  for (int i = 0; i < Vec<T>::kCount; ++i) numbers[i] = first + i;
   return numbers;
 }
 
 // The same integer in all lanes.
 template <class T>
-SPARSEOPT_INLINE typename Lanes<T>::Bits lanes_of(int value) {
-  return typename Lanes<T>::Bits{} + typename Lanes<T>::Integer(value);
+SPARSEOPT_INLINE typename Vec<T>::Bits broadcast(int value) {
+  return typename Vec<T>::Bits{} + typename Vec<T>::Integer(value);
 }
 
 template <class T>
-SPARSEOPT_INLINE Lanes<T> operator+(Lanes<T> a, Lanes<T> b) {
+SPARSEOPT_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
   return a.v + b.v;
 }
 template <class T>
-SPARSEOPT_INLINE Lanes<T> operator-(Lanes<T> a, Lanes<T> b) {
+SPARSEOPT_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
   return a.v - b.v;
 }
 template <class T>
-SPARSEOPT_INLINE Lanes<T> operator-(Lanes<T> a) {
+SPARSEOPT_INLINE Vec<T> operator-(Vec<T> a) {
   return -a.v;
 }
 template <class T>
-SPARSEOPT_INLINE Lanes<T> operator*(Lanes<T> a, Lanes<T> b) {
+SPARSEOPT_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
   return a.v * b.v;
 }
 template <class T>
-SPARSEOPT_INLINE typename Lanes<T>::Bits operator<(Lanes<T> a, Lanes<T> b) {
+SPARSEOPT_INLINE typename Vec<T>::Bits operator<(Vec<T> a, Vec<T> b) {
   return a.v < b.v;
 }
 template <class T>
-SPARSEOPT_INLINE typename Lanes<T>::Bits operator>(Lanes<T> a, Lanes<T> b) {
+SPARSEOPT_INLINE typename Vec<T>::Bits operator>(Vec<T> a, Vec<T> b) {
   return a.v > b.v;
 }
 template <class T>
-SPARSEOPT_INLINE typename Lanes<T>::Bits operator==(Lanes<T> a, Lanes<T> b) {
+SPARSEOPT_INLINE typename Vec<T>::Bits operator==(Vec<T> a, Vec<T> b) {
   return a.v == b.v;
 }
 
 // `a` where the choice is -1, `b` where it is 0.
 template <class T>
-SPARSEOPT_INLINE Lanes<T> select(typename Lanes<T>::Bits choice, Lanes<T> a, Lanes<T> b) {
+SPARSEOPT_INLINE Vec<T> select(typename Vec<T>::Bits choice, Vec<T> a, Vec<T> b) {
   return choice ? a.v : b.v;
 }
 
 // `a` in the lanes whose bit is set, where lane 0 has bit `first`; 0 in the others.
 template <class T>
-SPARSEOPT_INLINE Lanes<T> kept(unsigned bits, int first, Lanes<T> a) {
+SPARSEOPT_INLINE Vec<T> kept(unsigned bits, int first, Vec<T> a) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>)
     return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits >> first), a.v);
   else
     return _mm512_maskz_mov_pd(static_cast<__mmask8>(bits >> first), a.v);
 #else
-  const typename Lanes<T>::Bits bit = lanes_of<T>(1) << lane_numbers<T>(first);
-  return from_bits<T>(((lanes_of<T>(int(bits)) & bit) == bit) & a.bits());
+  const typename Vec<T>::Bits bit = broadcast<T>(1) << iota<T>(first);
+  return from_bits<T>(((broadcast<T>(int(bits)) & bit) == bit) & a.bits());
 #endif
 }
 
 // a * b + c, rounded as multiply_add of single numbers.
 template <class T>
-SPARSEOPT_INLINE Lanes<T> multiply_add(Lanes<T> a, Lanes<T> b, Lanes<T> c) {
+SPARSEOPT_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>)
     return _mm512_fmadd_ps(a.v, b.v, c.v);
@@ -163,7 +163,7 @@ SPARSEOPT_INLINE Lanes<T> multiply_add(Lanes<T> a, Lanes<T> b, Lanes<T> c) {
 // e to the power of x, for x in [-5, 5] or NaN, within 2 units in the last place: 2^n * e^r, where n is an
 // integer and e^r the first terms of its series, |r| <= ln(2) / 2.
 template <class T>
-SPARSEOPT_INLINE Lanes<T> exponential(Lanes<T> x) {
+SPARSEOPT_INLINE Vec<T> exponential(Vec<T> x) {
   constexpr bool kSingle = std::is_same_v<T, float>;
   constexpr int kMantissa = kSingle ? 23 : 52;
   constexpr T kLog2E = T(1.4426950408889634);
@@ -187,28 +187,28 @@ SPARSEOPT_INLINE Lanes<T> exponential(Lanes<T> x) {
                                            1.0 / 39916800,
                                            1.0 / 479001600,
                                            1.0 / 6227020800};
-  const Lanes<T> rounded = multiply_add(x, Lanes<T>(kLog2E), Lanes<T>(kRounder));
-  const Lanes<T> n = rounded - Lanes<T>(kRounder);
-  Lanes<T> r = multiply_add(n, Lanes<T>(-kLn2Upper), x);
-  r = multiply_add(n, Lanes<T>(-kLn2Lower), r);
-  Lanes<T> sum{T(kInverseFactorials[kTerms])};
+  const Vec<T> rounded = multiply_add(x, Vec<T>(kLog2E), Vec<T>(kRounder));
+  const Vec<T> n = rounded - Vec<T>(kRounder);
+  Vec<T> r = multiply_add(n, Vec<T>(-kLn2Upper), x);
+  r = multiply_add(n, Vec<T>(-kLn2Lower), r);
+  Vec<T> sum{T(kInverseFactorials[kTerms])};
   for (int term = kTerms - 1; term >= 0; --term)
-    sum = multiply_add(sum, r, Lanes<T>(T(kInverseFactorials[term])));
-  const Lanes<T> power = from_bits<T>((rounded.bits() << kMantissa) + Lanes<T>(T(1)).bits());
+    sum = multiply_add(sum, r, Vec<T>(T(kInverseFactorials[term])));
+  const Vec<T> power = from_bits<T>((rounded.bits() << kMantissa) + Vec<T>(T(1)).bits());
   return sum * power;
 }
 
-typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t Uint16Vec __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Uint32Vec __attribute__((vector_size(kVectorBytes)));
 
 }  // namespace
 }  // namespace sparseopt::cpu
 
 namespace sparseopt {
 template <>
-struct FloatOf<cpu::Words> {
-  using type = cpu::Lanes<float>::Vector;
-  using Signed = cpu::Lanes<float>::Bits;
+struct FloatOf<cpu::Uint32Vec> {
+  using type = cpu::Vec<float>::Numbers;
+  using Signed = cpu::Vec<float>::Bits;
 };
 }  // namespace sparseopt
 
@@ -216,8 +216,8 @@ namespace sparseopt::cpu {
 namespace {
 
 template <class T>
-SPARSEOPT_INLINE Lanes<T> load_lanes(const T* at) {
-  typename Lanes<T>::Vector v;
+SPARSEOPT_INLINE Vec<T> load_vec(const T* at) {
+  typename Vec<T>::Numbers v;
   std::memcpy(&v, at, sizeof v);
 #if defined(__AVX512F__)
   // A compiler would put the load and a mask into one instruction, which processors do not prefetch for: on a
@@ -228,29 +228,29 @@ SPARSEOPT_INLINE Lanes<T> load_lanes(const T* at) {
 }
 
 template <class T>
-SPARSEOPT_INLINE void store_lanes(T* at, Lanes<T> lanes) {
-  std::memcpy(at, &lanes.v, sizeof lanes.v);
+SPARSEOPT_INLINE void store_vec(T* at, Vec<T> a) {
+  std::memcpy(at, &a.v, sizeof a.v);
 }
 
-// Whether a bit of any lane is set: of -0, too.
+// True if any bit of any lane is set, the sign of -0 included.
 template <class T>
-SPARSEOPT_INLINE bool any_bit(Lanes<T> lanes) {
+SPARSEOPT_INLINE bool any_bit(Vec<T> a) {
 #if defined(__AVX512F__)
-  const __m512i bits = __m512i(lanes.v);
+  const __m512i bits = __m512i(a.v);
   return _mm512_test_epi32_mask(bits, bits) != 0;
 #elif defined(__AVX2__)
-  const __m256i bits = __m256i(lanes.v);
+  const __m256i bits = __m256i(a.v);
   return _mm256_testz_si256(bits, bits) == 0;
 #else
-  uint64_t words[kVectorBytes / 8], any = 0;
-  std::memcpy(words, &lanes.v, sizeof words);
-  for (uint64_t word : words) any |= word;
+  uint64_t parts[kVectorBytes / 8], any = 0;
+  std::memcpy(parts, &a.v, sizeof parts);
+  for (uint64_t part : parts) any |= part;
   return any != 0;
 #endif
 }
 
-SPARSEOPT_INLINE void to_doubles(Lanes<double> value, Lanes<double> (&parts)[1]) { parts[0] = value; }
-SPARSEOPT_INLINE void to_doubles(Lanes<float> value, Lanes<double> (&parts)[2]) {
+SPARSEOPT_INLINE void to_doubles(Vec<double> value, Vec<double> (&parts)[1]) { parts[0] = value; }
+SPARSEOPT_INLINE void to_doubles(Vec<float> value, Vec<double> (&parts)[2]) {
 #if defined(__AVX512F__)
   parts[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(value.v));
   parts[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(value.v, 1));
@@ -261,71 +261,70 @@ SPARSEOPT_INLINE void to_doubles(Lanes<float> value, Lanes<double> (&parts)[2]) 
   parts[0] = _mm_cvtps_pd(value.v);
   parts[1] = _mm_cvtps_pd(_mm_movehl_ps(value.v, value.v));
 #else
-  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
-  Half halves[2];
+  typedef float HalfVec __attribute__((vector_size(kVectorBytes / 2)));
+  HalfVec halves[2];
   std::memcpy(halves, &value.v, sizeof halves);
-  for (int i = 0; i < 2; ++i) parts[i] = __builtin_convertvector(halves[i], Lanes<double>::Vector);
+  for (int i = 0; i < 2; ++i) parts[i] = __builtin_convertvector(halves[i], Vec<double>::Numbers);
 #endif
 }
 
-// One number of 16 bits for each lane. Compilers know no single instruction for it.
+// Loads 16 bits into each lane. Intrinsics, because compilers find no single instruction for it.
 template <class Stored>
-SPARSEOPT_INLINE Words load_words(const Stored* at) {
+SPARSEOPT_INLINE Uint32Vec load_widened(const Stored* at) {
 #if defined(__AVX512F__)
-  return Words(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
+  return Uint32Vec(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
 #elif defined(__AVX2__)
-  return Words(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+  return Uint32Vec(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
 #elif defined(__SSE2__)
-  return Words(
+  return Uint32Vec(
       _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)), _mm_setzero_si128()));
 #else
-  Halves halves;
+  Uint16Vec halves;
   std::memcpy(&halves, at, sizeof halves);
-  return __builtin_convertvector(halves, Words);
+  return __builtin_convertvector(halves, Uint32Vec);
 #endif
 }
 
+// Stores lanes below 2^16 as 16 bits each.
 template <class Stored>
-SPARSEOPT_INLINE void store_words(Stored* at, Words words) {
+SPARSEOPT_INLINE void store_narrowed(Stored* at, Uint32Vec a) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(__m512i(words)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(__m512i(a)));
 #elif defined(__AVX2__)
-  const __m256i all = __m256i(words);
+  const __m256i all = __m256i(a);
   const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(at), halves);
 #elif defined(__SSE2__)
-  const __m128i extended = _mm_srai_epi32(_mm_slli_epi32(__m128i(words), 16), 16);  // packed without a change
+  const __m128i extended = _mm_srai_epi32(_mm_slli_epi32(__m128i(a), 16), 16);  // packs saturates none
   _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packs_epi32(extended, extended));
 #else
-  const Halves halves = __builtin_convertvector(words, Halves);
+  const Uint16Vec halves = __builtin_convertvector(a, Uint16Vec);
   std::memcpy(at, &halves, sizeof halves);
 #endif
 }
 
-// Lanes that hold the bits of stored weights, unchanged, to be kept or not and stored again.
+// Loads and stores of weights without conversion, for kernels that keep their bits or zero them.
 template <class T>
-SPARSEOPT_INLINE Lanes<T> load_raw(const T* at) {
-  return load_lanes(at);
+SPARSEOPT_INLINE Vec<T> load_raw(const T* at) {
+  return load_vec(at);
 }
 template <class T>
-SPARSEOPT_INLINE void store_raw(T* at, Lanes<T> lanes) {
-  store_lanes(at, lanes);
+SPARSEOPT_INLINE void store_raw(T* at, Vec<T> a) {
+  store_vec(at, a);
 }
-SPARSEOPT_INLINE Lanes<float> load_raw(const uint16_t* at) { return float_of(load_words(at)); }
-SPARSEOPT_INLINE void store_raw(uint16_t* at, Lanes<float> lanes) {
-  store_words(at, bits_of<Words>(lanes.v));
+SPARSEOPT_INLINE Vec<float> load_raw(const uint16_t* at) { return float_of(load_widened(at)); }
+SPARSEOPT_INLINE void store_raw(uint16_t* at, Vec<float> a) { store_narrowed(at, bits_of<Uint32Vec>(a.v)); }
+
+SPARSEOPT_INLINE Vec<float> load_vec(const BFloat16* at) {
+  return float_of(bfloat16_to_float(load_widened(at)));
 }
 
-SPARSEOPT_INLINE Lanes<float> load_lanes(const BFloat16* at) {
-  return float_of(bfloat16_to_float(load_words(at)));
+SPARSEOPT_INLINE void store_vec(BFloat16* at, Vec<float> a) {
+  store_narrowed(at, float_to_bfloat16(bits_of<Uint32Vec>(a.v)));
 }
 
-SPARSEOPT_INLINE void store_lanes(BFloat16* at, Lanes<float> lanes) {
-  store_words(at, float_to_bfloat16(bits_of<Words>(lanes.v)));
-}
-
-// Processors convert halves themselves, but for the baseline of x86. A NaN keeps more of its bits there.
-SPARSEOPT_INLINE Lanes<float> load_lanes(const Half* at) {
+// The processor converts half precision, unless it is x86 without F16C. It keeps more bits of a NaN.
+SPARSEOPT_INLINE Vec<float> load_vec(const Half* at) {
 #if defined(__AVX512F__)
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
 #elif defined(__F16C__)
@@ -333,19 +332,19 @@ SPARSEOPT_INLINE Lanes<float> load_lanes(const Half* at) {
 #elif defined(__aarch64__)
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&at->bits)));
 #else
-  return float_of(half_to_float(load_words(at)));
+  return float_of(half_to_float(load_widened(at)));
 #endif
 }
 
-SPARSEOPT_INLINE void store_lanes(Half* at, Lanes<float> lanes) {
+SPARSEOPT_INLINE void store_vec(Half* at, Vec<float> a) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(lanes.v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_cvtps_ph(lanes.v, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__aarch64__)
-  vst1_u16(&at->bits, vreinterpret_u16_f16(vcvt_f16_f32(lanes.v)));
+  vst1_u16(&at->bits, vreinterpret_u16_f16(vcvt_f16_f32(a.v)));
 #else
-  store_words(at, float_to_half(bits_of<Words>(lanes.v)));
+  store_narrowed(at, float_to_half(bits_of<Uint32Vec>(a.v)));
 #endif
 }
 
