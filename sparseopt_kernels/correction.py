@@ -78,11 +78,17 @@ def _sqrt(square: Tensor) -> Tensor:
     return root + error / (2 * root).clamp_min(1e-300)
 
 
-def mask_factors(mask: Tensor, neurons: Neurons, correction: Correction = "layer") -> Tensor:
-    """Compute ``c_i`` of one boolean mask: float64, of a shape that broadcasts against it."""
+def mask_factors(
+    mask: Tensor, neurons: Neurons, correction: Correction = "layer", mean_fan_in: float | None = None
+) -> Tensor:
+    """Compute ``c_i`` of one boolean mask: float64, of a shape that broadcasts against it.
+
+    ``mean_fan_in`` is given where the mask has only a part of the layer's neurons.
+    """
     counts = fan_in(mask, neurons).double()
     if correction == "none":
         return neurons.broadcast(torch.ones_like(counts), mask.shape)
     count, full = torch.tensor(neurons.sizes(mask.shape), device=mask.device).view(2, 1)
-    layer = FanIn(counts=counts, neurons=count, full=full)
+    mean = None if mean_fan_in is None else torch.full_like(count, mean_fan_in, dtype=torch.float64)
+    layer = FanIn(counts=counts, neurons=count, full=full, mean=mean)
     return neurons.broadcast(correction_factors(layer, correction).c, mask.shape)

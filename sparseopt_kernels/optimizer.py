@@ -11,7 +11,6 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -25,8 +24,11 @@ from .masks.registered_masks import remember, remembered_places
 from .optimizer_arguments import (
     check_auto,
     check_correction,
+    check_feeding_norm,
     check_group,
+    check_is_mapping,
     check_masks,
+    check_new_parameters,
     check_norm_over,
     names_of,
     parameters_in,
@@ -34,13 +36,15 @@ from .optimizer_arguments import (
     warn_of_forgotten_masks,
     warn_of_norm_without_limit,
 )
+from .sharding import Shards, check_sharding, shard_buffers, shards_in
 from .skipped_steps import PENDING, pending_skips
+from .step.amp import Amp
 from .step.change_detection import Identities, Observed, observe, owners_and_masks
-from .step.inputs import Amp
 from .step.last_step import NO_STEP, LastStep
-from .step.make_step import is_skipped, make_step, stored
+from .step.make_step import is_skipped, make_step, only_makes_state, stored
 from .step.preparation import NOTHING_PREPARED, Prepared, prepare
-from .step.unseen_writes import FullCheck, describe, is_check_asked_for, unseen_writes
+from .step.rank_agreement import LayerTotals, is_same_on_all_ranks, layer_totals
+from .step.unseen_writes import FullCheck, describe, is_check_asked_for, raise_versions, unseen_writes
 from .user_warning import warn
 
 _COPIED = ("_masks", "_backend_name", "_feeding_norm", "_warned")
@@ -133,6 +137,7 @@ class SparseOpt(Optimizer):
     _full_check: FullCheck | None
     _may_forget_masks = False  # there was no warning yet of masks that a model has, and masks has not
     _may_write_unseen = True  # there was no warning yet of unseen writes
+    _shards: list[Shards]  # the ranks that have sharded parameters
     _prepared: Prepared
     _last: LastStep
     _uncompiled_update: Callable[[], None]
@@ -160,10 +165,7 @@ class SparseOpt(Optimizer):
         fused: bool | None = None,
     ) -> None:
         self._backend_name = kernels.chosen_name(backend)
-        if not isinstance(masks, Mapping | None):
-            raise TypeError(
-                f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
-            )
+        check_is_mapping(masks)
         self._masks = self._own_masks = {} if masks is None else masks
         self._may_forget_masks = masks is None or len(masks) > 0
         self._full_check = FullCheck() if is_check_asked_for() else None
@@ -190,10 +192,7 @@ class SparseOpt(Optimizer):
         super().__init__(params, defaults)
         names = self._names()
         check_masks(self._masks, names)
-        if self._feeding_norm and self._feeding_norm.isdisjoint(names):
-            raise ValueError(
-                "feeding_norm has none of the optimizer's parameters: it is that of another model or a copy"
-            )
+        check_feeding_norm(self._feeding_norm, names)
         warn_of_norm_without_limit(self.param_groups)
         self._leave_out_of_graphs()
 
@@ -204,14 +203,8 @@ class SparseOpt(Optimizer):
             ValueError: a hyperparameter of the group is not valid, or a parameter is there already.
             RuntimeError: the backend that was asked for by name cannot update one of the parameters.
         """
-        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), (Tensor, set)):
-            param_group["params"] = list(param_group["params"])
-            seen = {id(p): name for p, name in self._names().items()}
-            for i, given in enumerate(param_group["params"]):
-                name, p = given if isinstance(given, tuple) else (f"params[{i}] of the new group", given)
-                if id(p) in seen:
-                    raise ValueError(f"{name} is in the optimizer already, as {seen[id(p)]}")
         if isinstance(param_group, dict):
+            check_new_parameters(param_group, self._names())
             take_out_arguments(param_group, self._masks, self._feeding_norm, self._backend_name)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -219,14 +212,13 @@ class SparseOpt(Optimizer):
             check_group(group)
             check_norm_over(self.param_groups)
             check_auto(group, self._feeding_norm)
-            for p in group["params"]:
-                if hasattr(p, "device_mesh"):  # the fan-in of a neuron would span several ranks
-                    raise ValueError(f"a parameter of shape {tuple(p.shape)} is a DTensor: not supported")
+            check_sharding(group["params"], self._names())
             for device in {p.device for p in group["params"]}:
                 kernels.backend_for(self._backend_name, device)
         except Exception:
             self.param_groups.pop()
             raise
+        self._shards = shards_in(self.param_groups)
         self._warn_of_forgotten_masks(group["params"])
 
     def _warn_of_forgotten_masks(self, parameters: list[Tensor]) -> None:
@@ -276,11 +268,6 @@ class SparseOpt(Optimizer):
     def _update_all(self) -> None:
         """Make the step: the last one again, or what changed since then is prepared anew first."""
         skips = pending_skips(self, self._masks) if PENDING else []
-        if skips and capturing():
-            raise RuntimeError(
-                "the step after an update of the masks is left out (skip_step), and a CUDA graph that is "
-                "captured of it would move no weight: make this step and the next outside the graph"
-            )
         last, self._last = self._last, NO_STEP  # until this step has come to its end
         amp = Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         may_repeat = not skips and amp == (None, None)
@@ -288,12 +275,21 @@ class SparseOpt(Optimizer):
             self._last = last
             return
         observed = self._observe()
-        if not last.is_same(observed):
+        is_same = last.is_same(observed)
+        if self._shards and not capturing():
+            is_same = is_same_on_all_ranks(is_same, bool(skips), amp, self._notice_writes, self._shards)
+            observed = observed if is_same else self._observe()
+        if not is_same and self._shards:
+            with layer_totals(self._shards) as totals:
+                observed = self._prepare(last.versions(), observed, totals)
+        elif not is_same:
             observed = self._prepare(last.versions(), observed)
-        if self._full_check is None:
-            observed = self._with_unseen_writes(observed)
-        else:
+        if self._full_check is not None:
             self._full_check.check(self._prepared, self._own_masks, self._names())
+        elif not self._shards:
+            versions = self._notice_writes()
+            if versions is not None:
+                observed = self._prepare(versions, self._observe())
         if not skips and not is_skipped(self._prepared, amp):
             observed = self._make(observed, amp)
         self._last = LastStep(self._prepared, observed, may_repeat=self._full_check is None)
@@ -310,34 +306,37 @@ class SparseOpt(Optimizer):
         if not prepared.new_buffers:
             make_step(prepared, observed.gradients, self.param_groups, amp)
             return observed
+        is_made = not only_makes_state(self.state, self.param_groups)
         with stored(prepared.new_buffers, self.state):
             if prepared.has_first_steps:
                 observed = observed._replace(snapshot=None)  # these rules hold for this step alone
             else:
                 self._prepared = prepared._replace(new_buffers={})
                 observed = self._observe()  # before the step: a write during it is seen by the next one
-            make_step(prepared, observed.gradients, self.param_groups, amp)
+            if is_made:
+                make_step(prepared, observed.gradients, self.param_groups, amp)
         return observed
 
-    def _with_unseen_writes(self, observed: Observed) -> Observed:
-        """Prepare the step anew if masks or weights were written without a version, and warn once."""
-        found = unseen_writes(self._prepared)
-        if not found:
-            return observed
+    def _notice_writes(self) -> list[int] | None:
+        """Raise the versions of what was written without one. Return those of before; None: nothing was."""
+        if self._full_check is not None or not (found := unseen_writes(self._prepared)):
+            return None
         versions = versions_of(self._prepared.watched)
-        for parameter, to_mask in found:
-            increment_version(self._own_masks[parameter] if to_mask else parameter)
+        raise_versions(found, self._own_masks)
         if self._may_write_unseen:
             self._may_write_unseen = False
             warn(describe(found, self._names()))
-        return self._prepare(versions, self._observe())
+        return versions
 
-    def _prepare(self, versions: list[int] | None, observed: Observed) -> Observed:
+    def _prepare(
+        self, versions: list[int] | None, observed: Observed, totals: LayerTotals | None = None
+    ) -> Observed:
         """Prepare the step.
 
         Args:
             versions: of what is watched, as far as it was masked; None: that is not known.
             observed: before it.
+            totals: adds up what ranks have of sharded parameters; None without any.
 
         Returns:
             What was observed, of the parameters and masks that were found.
@@ -346,7 +345,7 @@ class SparseOpt(Optimizer):
         for group in self.param_groups:
             check_correction(group["correction"])
             check_auto(group, self._feeding_norm)
-        names = self._names()
+        names = names_of(self.param_groups, self._masks)
         check_masks(self._masks, names)
         self._warn_of_forgotten_masks([*names])
         self._own_masks, former = masks_of(self._masks, names), self._prepared
@@ -360,6 +359,7 @@ class SparseOpt(Optimizer):
             self._warned,
             former,
             versions,
+            totals,
         )
         parameters, (_, masks) = self._prepared.parameters, owners_and_masks(self._own_masks)
         is_complete = Identities([*former.parameters, *observed.masks]) == Identities([*parameters, *masks])
@@ -367,11 +367,8 @@ class SparseOpt(Optimizer):
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:
-        """Let ``torch.compile`` break its graph once at a step, in which there is nothing for it.
-
-        Not when the class is defined: that would import the compiler, which constructing any optimizer of
-        PyTorch does, but importing this package need not.
-        """
+        """Let ``torch.compile`` break its graph once at a step. When the class is defined is too early: it
+        would import the compiler, as constructing any optimizer of PyTorch does."""
         if not hasattr(cls, "_uncompiled_update"):
             cls._uncompiled_update = torch.compiler.disable(cls._update)  # type: ignore[no-untyped-call]
 
@@ -395,6 +392,8 @@ class SparseOpt(Optimizer):
         remember(self.__dict__.pop("_places", ()))
         self._last = NO_STEP
         self._own_masks, self._full_check = self._masks, FullCheck() if is_check_asked_for() else None
+        self._shards = shards_in(self.param_groups)
+        shard_buffers(self.state)
         if former is None:  # a copy: load_state_dict does not change which parameters had a gradient
             self._prepared = NOTHING_PREPARED
         self._leave_out_of_graphs()

@@ -49,6 +49,37 @@ def take_out_arguments(
         group.pop(name, None)
 
 
+def check_new_parameters(group: dict[str, Any], names: Mapping[Tensor, str]) -> None:
+    """Raise ``ValueError`` if a parameter of a new group is in the optimizer already.
+
+    Args:
+        group: the new group; an iterator of its parameters becomes a list.
+        names: the names of the optimizer's parameters.
+    """
+    if isinstance(group.get("params"), (Tensor, set)):
+        return
+    group["params"] = list(group["params"])
+    seen = {id(p): name for p, name in names.items()}
+    for i, given in enumerate(group["params"]):
+        name, p = given if isinstance(given, tuple) else (f"params[{i}] of the new group", given)
+        if id(p) in seen:
+            raise ValueError(f"{name} is in the optimizer already, as {seen[id(p)]}")
+
+
+def check_is_mapping(masks: object) -> None:
+    if not isinstance(masks, Mapping | None):
+        raise TypeError(
+            f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
+        )
+
+
+def check_feeding_norm(feeding_norm: set[Parameter] | None, names: Mapping[Tensor, str]) -> None:
+    if feeding_norm and feeding_norm.isdisjoint(names):
+        raise ValueError(
+            "feeding_norm has none of the optimizer's parameters: it is that of another model or a copy"
+        )
+
+
 def check_masks(masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]) -> None:
     """Raise ``ValueError``, naming the parameter, unless the masks fit the optimizer's parameters.
 

@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from .kernels.gpu.device import capturing
 from .kernels.tensor_memory import memory_of
+from .sharding import local_parts
 
 
 class SkippedStep:
@@ -49,11 +51,20 @@ def pending_skips(optimizer: object, masks: Mapping[Parameter, Tensor]) -> list[
     Args:
         optimizer: any object that can be weakly referenced.
         masks: all that it was given, also those of parameters that it does not update.
+
+    Raises:
+        RuntimeError: there is one, and a CUDA graph is being captured.
     """
     asked = [skip for reference in [*PENDING.values()] if (skip := reference()) is not None]
-    return [skip for skip in asked if skip.concerns(optimizer, masks)]
+    pending = [skip for skip in asked if skip.concerns(optimizer, masks)]
+    if pending and capturing():
+        raise RuntimeError(
+            "the step after an update of the masks is left out (skip_step), and a CUDA graph that is "
+            "captured of it would move no weight: make this step and the next outside the graph"
+        )
+    return pending
 
 
 def _is_same(mask: Tensor, other: Tensor) -> bool:
     """Tell if both are one tensor, or lie in the same memory alike."""
-    return mask is other or memory_of([mask]) == memory_of([other])
+    return mask is other or memory_of(local_parts([mask])) == memory_of(local_parts([other]))

@@ -15,19 +15,27 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from ..neurons import Neurons, fan_in
+from ..sharding import check_not_flat, is_sharded, local_part, reshard, whole_counts, whole_rows
 from ..user_warning import warn
 from . import mask_table
-from .registered_masks import MaskedParameter, masks_without_parameter, registered_masks, remembered_mask
+from .registered_masks import (
+    MaskedParameter,
+    masked_parameters,
+    masks_without_parameter,
+    registered_masks,
+    remembered_mask,
+)
 
 
 def check_model(model: object) -> None:
-    """Raise ``TypeError`` unless ``model`` is a module whose masks can be found."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``model`` is a module whose masks can be found."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, it must be a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             "model is a torch.jit.ScriptModule, in which masks are not found: use the module it was made from"
         )
+    check_not_flat(model)
 
 
 class Masks(Mapping[Parameter, Tensor]):
@@ -39,6 +47,10 @@ class Masks(Mapping[Parameter, Tensor]):
 
     Layers that ``torch.nn.utils.prune`` has pruned belong to it as well: there the parameter is
     ``weight_orig``, and ``weight_mask`` is a floating-point tensor of 0 and 1, which it stays.
+
+    After ``fully_shard`` (FSDP2), the masks are sharded as their parameters are: each rank keeps the rows
+    that it has. Masks that were made before stay valid. Numbers are those of the whole network then, and what
+    returns them must be called on all ranks.
 
     ``print(masks)`` shows a table of all layers.
 
@@ -58,8 +70,9 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def __init__(self, model: nn.Module) -> None:
         check_model(model)
+        reshard(model)  # while parameters are gathered, the model has others than its optimizer
         self._model = model
-        self._places = registered_masks(model)
+        self._places = registered_masks(masked_parameters(model))
         computed = list(masks_without_parameter(model))
         if computed:
             reason = (
@@ -77,16 +90,21 @@ class Masks(Mapping[Parameter, Tensor]):
             )
 
     def __getitem__(self, parameter: Parameter) -> Tensor:
-        place = self._places[parameter]
+        place = self._places.get(parameter) or self._present_places()[parameter]
         mask = place.mask()
         if mask is None:
             raise ValueError(f"the mask of {place.name!r} is gone from the model: make Masks(model) anew")
         return mask
 
     def __contains__(self, parameter: object) -> bool:
-        return parameter in self._places
+        return parameter in self._places or parameter in self._present_places()
 
     def __iter__(self) -> Iterator[Parameter]:
+        for parameter, place in self._places.items():
+            now = place.module._parameters.get(place.attribute)  # in each step: no call that is not needed
+            if now is not parameter and is_sharded(now) and not is_sharded(parameter):
+                self._places = registered_masks(self._places.values())
+                break
         return iter(self._places)
 
     def __len__(self) -> int:
@@ -105,7 +123,7 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def named(self) -> dict[str, Parameter]:
         """Return the masked parameters by their qualified name in the model."""
-        return {place.name: parameter for parameter, place in self._places.items()}
+        return {self._places[parameter].name: parameter for parameter in self}
 
     def subset(self, parameters: Iterable[Tensor]) -> Masks:
         """Return the masks of some of the model's parameters, for a topology (SET, RigL, GMP) of their own.
@@ -119,6 +137,7 @@ class Masks(Mapping[Parameter, Tensor]):
         """
         if isinstance(parameters, Tensor):
             raise TypeError("subset takes an iterable of parameters, it was given one: use [parameter]")
+        self._present_places()
         wanted, held = [], self._held()
         for parameter in parameters:
             if not isinstance(parameter, Tensor):
@@ -135,15 +154,17 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def neurons(self, parameter: Parameter) -> Neurons:
         """Return the dimension of a masked parameter that counts its neurons."""
-        return self._places[parameter].neurons()
+        place = self._places.get(parameter) or self._present_places()[parameter]
+        return place.neurons()
 
     def fan_in(self, parameter: Parameter) -> Tensor:
         """Return the number of active weights of each neuron: int64, of shape ``(neurons,)``."""
-        return fan_in(self[parameter], self.neurons(parameter))
+        mask, neurons = self[parameter], self.neurons(parameter)
+        return whole_rows(fan_in(local_part(mask), neurons), mask, neurons.dim == 0)
 
     def nnz(self) -> int:
         """Return the number of active weights in all masks."""
-        return sum(int(mask.count_nonzero()) for mask in self.values())
+        return sum(active_weights(self))
 
     def sparsity(self) -> float:
         """Return the fraction of the masked parameters' weights that is inactive, in [0, 1]."""
@@ -164,7 +185,9 @@ class Masks(Mapping[Parameter, Tensor]):
         since these masks were found."""
         modules = set(self._model.modules())
         for parameter, place in self._places.items():
-            if place.module not in modules or place.parameter() is not parameter:
+            if place.module not in modules or not (
+                place.parameter() is parameter or place.is_gathered(parameter)
+            ):
                 raise ValueError(
                     f"the model has no parameter {place.name!r} any more that masks was made with: its layer "
                     "was replaced, or its weight was. Make Masks(model) anew, then the optimizer, SET or RigL"
@@ -183,10 +206,21 @@ class Masks(Mapping[Parameter, Tensor]):
     def _held(self) -> set[Tensor]:
         return {*self._model.parameters(), *self._places}
 
+    def _present_places(self) -> dict[Parameter, MaskedParameter]:
+        """Return the places by their parameters of now, if ``fully_shard`` has put others there."""
+        iter(self)
+        return self._places
+
     def _only(self, parameters: Iterable[Tensor]) -> Masks:
         wanted, some = set(parameters), copy(self)
         some._places = {p: place for p, place in self._places.items() if p in wanted}
         return some
+
+
+def active_weights(masks: Mapping[Parameter, Tensor]) -> list[int]:
+    """Return the number of active weights of each mask. If masks are sharded, all ranks must call it."""
+    tensors = [*masks.values()]
+    return whole_counts([int(local_part(mask).count_nonzero()) for mask in tensors], tensors)
 
 
 def masks_of(masks: Mapping[Parameter, Tensor], parameters: Iterable[Tensor]) -> Mapping[Parameter, Tensor]:

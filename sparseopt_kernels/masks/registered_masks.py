@@ -15,6 +15,7 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize, prune
 
 from ..neurons import Neurons
+from ..sharding import is_sharded, local_part, sharded_like, shards_of, told
 from .layers import neurons_of, qualified_name
 
 _SUFFIX = "_mask"
@@ -65,6 +66,13 @@ class MaskedParameter(NamedTuple):
         """Return the dimension of the parameter that counts its neurons."""
         return neurons_of(self.module)
 
+    def is_gathered(self, parameter: Tensor) -> bool:
+        """Tell if the module has the whole of a sharded parameter in its place, for a forward pass."""
+        now = self.parameter()
+        return (
+            is_sharded(parameter) and now is not None and not is_sharded(now) and now.shape == parameter.shape
+        )
+
 
 def masked_parameters(model: nn.Module) -> list[MaskedParameter]:
     """Return all masks of a model, in the order of its parameters. A shared parameter comes once per layer.
@@ -77,15 +85,19 @@ def masked_parameters(model: nn.Module) -> list[MaskedParameter]:
     return [place for name, module in model.named_modules() for place in _in_module(name, module)]
 
 
-def registered_masks(model: nn.Module) -> dict[Parameter, MaskedParameter]:
-    """Return the masks of a model by parameter. For a shared parameter, the first layer's mask is returned.
+def registered_masks(places: Iterable[MaskedParameter]) -> dict[Parameter, MaskedParameter]:
+    """Return masks of a model by parameter. For a shared parameter, the first layer's mask is returned.
+
+    The mask of a sharded parameter is sharded alike, in the model.
 
     Raises:
         ValueError: a mask does not fit its parameter; the message names it.
     """
     found: dict[Parameter, MaskedParameter] = {}
-    for place in masked_parameters(model):
+    for place in places:
         parameter, mask = place.both()
+        if mask.shape == parameter.shape and is_sharded(parameter) and not is_sharded(mask):
+            mask = place.module._buffers[place.buffer] = sharded_like(mask, parameter)
         try:
             check_mask(mask, parameter, place.name)
         except ValueError as error:
@@ -156,6 +168,9 @@ def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
         raise ValueError(f"mask for {name!r} has layout {mask.layout}, it must be torch.strided")
     if mask.is_inference():
         raise ValueError(f"mask for {name!r} was made under torch.inference_mode: changes to it go unseen")
+    if hasattr(mask, "device_mesh") or hasattr(parameter, "device_mesh"):
+        _check_sharded_alike(mask, parameter, name)
+        mask, parameter = local_part(mask), local_part(parameter)
     if mask.device != parameter.device:
         raise ValueError(f"mask for {name!r} is on {mask.device}, the parameter is on {parameter.device}")
     if mask.numel() > 0 and mask.device.type == "cpu" and mask.data_ptr() == 0:
@@ -166,6 +181,15 @@ def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
             raise ValueError(
                 f"mask for {name!r} has dtype {mask.dtype} and {others} values that are neither 0 nor 1"
             )
+
+
+def _check_sharded_alike(mask: Tensor, parameter: Tensor, name: str) -> None:
+    if shards_of(mask) != shards_of(parameter):
+        raise ValueError(
+            f"mask for {name!r} is {told(mask)}, and the parameter is {told(parameter)}: both must be "
+            "sharded alike. torch.distributed.tensor.distribute_tensor(mask, p.device_mesh, p.placements, "
+            "src_data_rank=None) shards a mask that all ranks have"
+        )
 
 
 def as_boolean(mask: Tensor) -> Tensor:

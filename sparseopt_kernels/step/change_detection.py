@@ -13,6 +13,7 @@ from .. import native_library
 from ..kernels import tensor_memory
 from ..kernels.tensor_memory import memory_of, versions_of
 from ..masks.mapping import Masks
+from ..sharding import local_parts, with_local_parts
 from .gradients import Gradients, read_gradients
 
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -111,7 +112,7 @@ def _observe_in_python(
     gradients, layout = read_gradients(parameters)
     versions = versions_of(watched)
     try:
-        mask_versions, mask_memory = versions_of(masks), memory_of(masks)
+        mask_versions, mask_memory = versions_of(with_local_parts(masks)), memory_of(local_parts(masks))
     except (AttributeError, RuntimeError):  # an entry of a dict may be anything, before it is checked
         return Observed(gradients=gradients, snapshot=None, versions=versions, masks=masks)
     snapshot = Snapshot(
@@ -127,7 +128,7 @@ def _observe_in_python(
         ],
         masked=Identities(owners),
         stateful=Identities(state),
-        memory=(memory_of(parameters), memory_of(_buffers(state)), mask_memory),
+        memory=(memory_of(local_parts(parameters)), memory_of(local_parts(_buffers(state))), mask_memory),
         gradients=layout,
         mask_versions=mask_versions,
     )

@@ -30,6 +30,8 @@ class Corrected(NamedTuple):
     name: str
     is_clipped: bool
     """True if the norm of its gradient is limited."""
+    mean_fan_in: float | None
+    """Of the whole layer, where this rank has a part of it."""
 
 
 def with_factors(
@@ -46,13 +48,18 @@ def with_factors(
     batches: dict[tuple[object, ...], list[Corrected]] = {}
     for own in corrected:
         if own.param not in factors:
-            key = own.backend, own.correction, own.param.parameter.device, own.param.parameter.dtype
+            like = own.param.parameter
+            key = own.backend, own.correction, like.device, like.dtype, own.mean_fan_in is None
             batches.setdefault(key, []).append(own)
     for batch in batches.values():
         params = [own.param for own in batch]
         assert batch[0].correction != "none"
         sizes = [param.neurons.sizes(param.parameter.shape) for param in params]
         fan_in = with_sizes(batch[0].backend.fan_in(params), sizes)
+        if batch[0].mean_fan_in is not None:
+            means = torch.tensor([own.mean_fan_in for own in batch], dtype=torch.float64, device="cpu")
+            device = fan_in.counts.device
+            fan_in = fan_in._replace(mean=means if device.type == "cpu" else upload(means, device))
         found = correction_factors(fan_in, batch[0].correction)
         neurons = [number for number, _ in sizes]
         split = torch.split(found.c, neurons), found.divisor.unbind(), torch.split(fan_in.counts, neurons)

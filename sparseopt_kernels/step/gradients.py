@@ -12,6 +12,7 @@ from torch.nn.parameter import Parameter
 from ..kernels.contract import ParamState
 from ..kernels.memory import in_order
 from ..kernels.tensor_memory import addresses_of, memory_of
+from ..sharding import local_parts
 
 
 class Gradients(NamedTuple):
@@ -24,8 +25,8 @@ class Gradients(NamedTuple):
 
 
 def read_gradients(parameters: Sequence[Parameter]) -> tuple[Gradients, object]:
-    """Return the gradients, and the layout of their memory."""
-    tensors = [p.grad for p in parameters]
+    """Return the gradients, of sharded ones the part of this rank, and the layout of their memory."""
+    tensors = local_parts(p.grad for p in parameters)
     layout, addresses = memory_of(tensors)
     return Gradients(tensors, addresses, any(t is not None and t.is_neg() for t in tensors)), layout
 

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels.contract import Inputs, NormOver, Rule
+from ..kernels.contract import Inputs, Rule
 from ..neurons import arithmetic_dtype
+from .amp import Amp
+from .found import RuleSource
 from .gradients import Gradients, regular_gradients
-from .preparation import Batch, Prepared, RuleSource
-
-
-class Amp(NamedTuple):
-    """The scale and the verdict of GradScaler: one-element tensors on any device, or None.
-
-    Gradients are ``grad_scale`` times too large, and hold an infinity or NaN where ``found_inf`` is not 0.
-    """
-
-    grad_scale: Tensor | None
-    found_inf: Tensor | None
+from .preparation import Batch, Prepared
 
 
 def inputs_of(
@@ -63,27 +55,30 @@ def limit_norm(
     batches: Sequence[Batch],
     inputs: Sequence[Inputs],
     limits: Sequence[float | None],
-    on_host: bool,
-    over: NormOver,
+    prepared: Prepared,
 ) -> list[Inputs]:
     """Return the inputs with the coefficient of Appendix F in the rules whose gradients are limited.
 
     Args:
         batches, inputs: all batches of the step, and the inputs of each.
         limits: ``max_grad_norm`` of the group of each rule.
-        on_host: whether the coefficient is to be a number.
-        over: the positions whose gradients count.
+        prepared: the step that they are of.
     """
     # Limits that are tensors are not checked: the step would wait for their device.
     for limit in limits:
         if isinstance(limit, (int, float)) and not limit > 0:
             raise ValueError(f"max_grad_norm is {limit!r}, it must be a number > 0, or None for no limit")
     limits = [None if isinstance(limit, float) and limit == math.inf else limit for limit in limits]
+    over = prepared.norm_over
     squares = [batch.plan.squared_norm(own, over) for batch, own in zip(batches, inputs, strict=True)]
+    if prepared.shards:
+        squares = _over_ranks(batches, squares, prepared)
+    if not inputs:  # other ranks may have some
+        return []
     # One of the two has AMP's scale, the other one is 1.
     gamma, grad_scale = inputs[0].rules[0].gamma, inputs[0].grad_scale
     coefficients: list[Any]
-    if on_host:
+    if prepared.on_host:
         norm = math.sqrt(sum(map(float, squares))) * float(gamma)
         coefficients = [None if limit is None else gamma / max(norm / limit, 1.0) for limit in limits]
     else:
@@ -96,6 +91,19 @@ def limit_norm(
         own._replace(rules=[_limited(*pair, batch) for pair in zip(own.rules, coefficients, strict=True)])
         for batch, own in zip(batches, inputs, strict=True)
     ]
+
+
+def _over_ranks(batches: Sequence[Batch], squares: Sequence[Tensor], prepared: Prepared) -> list[Tensor]:
+    """Add up what ranks have of sharded gradients: one sum for each mesh."""
+    found = [square for batch, square in zip(batches, squares, strict=True) if batch.shards is None]
+    for ranks in prepared.shards:
+        device = ranks.device() if prepared.on_host else torch.device(ranks.mesh.device_type)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for batch, square in zip(batches, squares, strict=True):
+            if batch.shards == ranks:
+                total += square.to(device, torch.float64)
+        found.append(ranks.sums(total))
+    return found
 
 
 def _limited(rule: Rule, gamma: float | Tensor | None, batch: Batch) -> Rule:

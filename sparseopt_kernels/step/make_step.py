@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
+from ..sharding import with_local_parts
+from .amp import Amp
 from .change_detection import State
 from .gradients import Gradients
-from .inputs import Amp, inputs_of, limit_norm
+from .inputs import inputs_of, limit_norm
 from .preparation import Prepared
 
 
@@ -22,6 +24,20 @@ def is_skipped(prepared: Prepared, amp: Amp) -> bool:
     if amp.found_inf is None or not (prepared.on_host or prepared.has_first_steps):
         return False
     return amp.found_inf.item() != 0  # a sum over devices: may exceed 1
+
+
+def only_makes_state(state: State, groups: Sequence[dict[str, Any]]) -> bool:
+    """Tell if the step is made by ``torch.distributed.checkpoint``, to have a state: it must change nothing.
+
+    There is no state then, all learning rates are 0, and so are all gradients.
+    """
+    if state or any(_is_on_device(group["lr"]) or float(group["lr"]) != 0 for group in groups):
+        return False
+    return not any(p.grad is not None and bool(p.grad.any()) for group in groups for p in group["params"])
+
+
+def _is_on_device(lr: float | Tensor) -> bool:
+    return isinstance(lr, Tensor) and lr.device.type != "cpu"
 
 
 @contextmanager
@@ -57,10 +73,11 @@ def make_step(
     batches = prepared.batches
     inputs = [inputs_of(batch, prepared, gradients, groups, amp) for batch in batches]
     limits = [groups[rule.group]["max_grad_norm"] for rule in prepared.rules]
-    if batches and limits.count(None) < len(limits):
-        inputs = limit_norm(batches, inputs, limits, prepared.on_host, prepared.norm_over)
+    if (batches or prepared.shards) and limits.count(None) < len(limits):
+        inputs = limit_norm(batches, inputs, limits, prepared)
+    written = with_local_parts(prepared.updated) if prepared.shards else prepared.updated
     # Kernels write through pointers, and autograd must notice it; before the write, so that whatever
     # interrupts it cannot leave one that was not counted.
-    increment_version(prepared.updated)
+    increment_version(written)
     for batch, own in zip(batches, inputs, strict=True):
         batch.plan.step(own)

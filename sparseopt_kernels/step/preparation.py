@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..correction import Correction, Factors
+from ..correction import Factors
 from ..kernels.contract import Backend, NormOver, ParamState, Plan
 from ..kernels.gpu.device import refuse_capture
 from ..kernels.memory import dim_order
@@ -22,30 +22,26 @@ from ..kernels.tensor_memory import Memory, memory_of, versions_of
 from ..masks.mapping import neurons_in
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
-from .change_detection import State, owners_and_masks
+from ..sharding import Shards, is_sharded, local_part, shards_of
+from .change_detection import State
 from .factors import Corrected, with_factors
+from .found import Found, RuleSource, check, find, on_this_rank
 from .gradients import is_regular
 from .overlap import MaskedTensor, check_overlapping_masks, sharing_pairs, turns_of
+from .rank_agreement import LayerTotals, ShardedMask
 from .zero_outside import zero_outside
 
 
-class RuleSource(NamedTuple):
-    """A rule of a step, and the parameter group that it is read from."""
-
-    group: int
-    is_first_step: bool
-    """True for parameters that are updated for the first time in a group with dampening: it is left out
-    then."""
-
-
 class Batch(NamedTuple):
-    """The parameters of one turn, device, dtype and backend, and the plan for them."""
+    """The parameters of one turn, device, dtype, backend and mesh, and the plan for them."""
 
     turn: int
     """Larger than that of any batch before it that updates some of the same memory."""
     device: torch.device
     dtype: torch.dtype
     backend: Backend
+    shards: Shards | None
+    """The ranks that have the parameters; None if they are not sharded."""
     plan: Plan
     params: list[ParamState]
     positions: list[int]
@@ -97,6 +93,8 @@ class Prepared(NamedTuple):
     factors: dict[ParamState, Factors]
     """``c_i`` of those whose gradients are corrected."""
     sharing: _Sharing | None
+    shards: Sequence[Shards]
+    """The ranks that have sharded parameters, of all of the optimizer's."""
 
     @property
     def has_first_steps(self) -> bool:
@@ -116,23 +114,8 @@ NOTHING_PREPARED = Prepared(
     entries={},
     factors={},
     sharing=None,
+    shards=(),
 )
-
-
-class _Found(NamedTuple):
-    """A parameter that has a gradient, or had one before and has a mask."""
-
-    parameter: Parameter
-    position: int
-    gradient: Tensor | None
-    buffer: Tensor | None
-    is_new: bool  # the buffer is not in the state yet
-    mask: Tensor | None
-    gradient_dtype: torch.dtype
-    watched: list[Tensor]  # parameter and buffer
-    correction: Correction  # "auto" is resolved
-    is_clipped: bool  # its group has a max_grad_norm
-    rule: RuleSource
 
 
 def prepare(
@@ -145,6 +128,7 @@ def prepare(
     warned: set[Parameter],
     former: Prepared,
     versions: Sequence[int] | None,
+    totals: LayerTotals | None = None,
 ) -> Prepared:
     """Prepare the next steps.
 
@@ -156,6 +140,7 @@ def prepare(
         warned: the parameters of whose fan-in there was a warning; new ones are added.
         former: the former preparation.
         versions: of what ``former`` watched, after the last step; None if that was broken off.
+        totals: adds up what ranks have of sharded parameters; None without any.
 
     Raises:
         ValueError: the gradient of a masked parameter is sparse, or a gradient or a momentum buffer has not
@@ -165,16 +150,26 @@ def prepare(
     """
     parameters = list(dict.fromkeys(p for group in groups for p in group["params"]))
     entries = _entries_after(former, versions, parameters)
-    found = _find(parameters, groups, state, masks, feeding_norm, entries)
-    _check(found, names)
-    sharing = _sharing([f.parameter for f in found], former.sharing)
+    found = find(parameters, groups, state, masks, feeding_norm, entries)
+    if totals:
+        found = on_this_rank(found)
+    check(found, masks, names)
+    sharing = _sharing([f.tensor for f in found], former.sharing)
     if sharing.pairs:
-        own = [MaskedTensor(f.parameter, f.mask, names[f.parameter]) for f in found]
+        own = [MaskedTensor(f.tensor, f.mask, names[f.parameter]) for f in found]
         check_overlapping_masks(own, sharing.pairs)
+    means = totals.mean_fan_in(_sharded_masks(parameters, masks, names)) if totals else {}
     rules = [RuleSource(group, is_first_step=False) for group in range(len(groups))]
     rules += dict.fromkeys(f.rule for f in found if f.rule.is_first_step)
-    backends = {device: backend_for(device) for device in {f.parameter.device for f in found}}
-    new = [_entry(f, rules, masks, backends[f.parameter.device], entries.get(f.parameter)) for f in found]
+    # Of sharded parameters, a rank may have gradients of none; where scalars lie is decided alike on all.
+    used = parameters if totals else [f.parameter for f in found]
+    backends = {device: backend_for(device) for device in {p.device for p in used}}
+    new = [
+        _entry(
+            f, rules, masks, backends[f.parameter.device], means.get(f.parameter), entries.get(f.parameter)
+        )
+        for f in found
+    ]
 
     updated = [i for i, f in enumerate(found) if f.gradient is not None]
     corrected = [
@@ -185,6 +180,7 @@ def prepare(
             parameter=f.parameter,
             name=names[f.parameter],
             is_clipped=f.is_clipped,
+            mean_fan_in=means.get(f.parameter),
         )
         for i in updated
         if (f := found[i]).mask is not None and f.correction != "none" and f.mask.numel() > 0
@@ -200,13 +196,14 @@ def prepare(
         updated=[found[i].parameter for i in updated],
         rules=rules,
         batches=_batches([_Member(turns[i], found[i], new[i]) for i in updated], factors, former.batches),
-        new_buffers={f.parameter: f.buffer for f in found if f.is_new and f.buffer is not None},
+        new_buffers={f.parameter: f.stored_buffer for f in found if f.is_new and f.stored_buffer is not None},
         norm_over=groups[0]["max_grad_norm_over"],
         on_host=any(backend.host_scalars(device) for device, backend in backends.items()),
         watched=[t for i in updated if found[i].mask is not None for t in found[i].watched],
         entries=entries,
         factors=factors,
         sharing=sharing,
+        shards=totals.shards if totals else (),
     )
 
 
@@ -220,57 +217,32 @@ def _entries_after(
         entry = entries[p]
         if entry.param.mask is not None:
             count = 1 if entry.param.momentum_buffer is None else 2
+            count *= 2 if former.shards and is_sharded(p) else 1
             entries[p] = entry._replace(versions=None if rest is None else [*islice(rest, count)])
     return {p: entries[p] for p in parameters if p in entries}
 
 
-def _find(
-    parameters: Sequence[Parameter],
-    groups: Sequence[dict[str, Any]],
-    state: State,
-    masks: Mapping[Parameter, Tensor],
-    feeding_norm: Collection[Parameter],
-    entries: Mapping[Parameter, _Entry],
-) -> list[_Found]:
-    """Look at every parameter. Nothing is checked or written."""
-    group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
-    mask_of = dict(zip(masks, owners_and_masks(masks)[1], strict=True))
+def _sharded_masks(
+    parameters: Sequence[Parameter], masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]
+) -> list[ShardedMask]:
+    """Return the masks of all sharded parameters, with a gradient or without: as many on every rank."""
     found = []
-    for position, p in enumerate(parameters):
-        gradient, mask, index = p.grad, mask_of.get(p), group_of[p]
-        group = groups[index]
-        # What never had a gradient is left alone, as SGD would. In a copy, what has a state had one.
-        if gradient is None and (mask is None or not (p in entries or state.get(p))):
-            continue
-        has_momentum = group["momentum"] != 0
-        buffer = state.get(p, {}).get("momentum_buffer") if has_momentum else None
-        is_new = gradient is not None and buffer is None and has_momentum
-        if is_new:
-            refuse_capture()
-            with torch.inference_mode(False):  # an inference tensor has no version to watch
-                buffer = torch.zeros_like(p, requires_grad=False)
-        correction: Correction = group["correction"]
-        if group["correction"] == "auto":
-            correction = "layer" if p in feeding_norm else "none"
-        found.append(
-            _Found(
-                parameter=p,
-                position=position,
-                gradient=gradient,
-                buffer=buffer,
-                is_new=is_new,
-                mask=mask,
-                gradient_dtype=p.dtype if gradient is None else gradient.dtype,
-                watched=[p] if buffer is None else [p, buffer],
-                correction=correction,
-                is_clipped=group["max_grad_norm"] is not None,
-                rule=RuleSource(index, is_first_step=is_new and group["dampening"] != 0),
+    for p in parameters:
+        shards = shards_of(p) if p in masks else None
+        if shards is not None:
+            found.append(
+                ShardedMask(
+                    parameter=p,
+                    name=names[p],
+                    mask=as_boolean(local_part(masks[p])),
+                    neurons=neurons_in(masks, p).count(p.shape),
+                    shards=shards,
+                )
             )
-        )
     return found
 
 
-def _sharing(parameters: Sequence[Parameter], last: _Sharing | None) -> _Sharing:
+def _sharing(parameters: Sequence[Tensor], last: _Sharing | None) -> _Sharing:
     memory = memory_of(parameters)
     if last is not None and last.memory == memory:
         return last
@@ -278,16 +250,18 @@ def _sharing(parameters: Sequence[Parameter], last: _Sharing | None) -> _Sharing
 
 
 def _entry(
-    f: _Found,
+    f: Found,
     rules: Sequence[RuleSource],
     masks: Mapping[Parameter, Tensor],
     of_device: Backend,
+    mean_fan_in: float | None,
     last: _Entry | None,
 ) -> _Entry:
     """Return the cache entry of a parameter: the last one, if its key is unchanged."""
-    held, rule = [f.parameter, f.buffer, f.mask], rules.index(f.rule)
-    version = None if f.mask is None else f.mask._version
-    key = (*map(id, held), memory_of(held), version, f.gradient_dtype, rule, f.correction, of_device)
+    held, rule = [f.tensor, f.buffer, f.mask], rules.index(f.rule)
+    key: tuple[object, ...]
+    key = (*map(id, held), memory_of(held), f.mask_writes, f.gradient_dtype, rule, f.correction, of_device)
+    key = (*key, mean_fan_in)
     if last is not None and last.key == key:
         return last
     param = _param_state(f, Neurons() if f.mask is None else neurons_in(masks, f.parameter), rule)
@@ -295,9 +269,8 @@ def _entry(
     return _Entry(param=param, backend=backend, held=held, key=key, versions=None)
 
 
-def _param_state(f: _Found, neurons: Neurons, rule: int) -> ParamState:
-    parameter: Tensor
-    parameter, buffer = f.parameter, f.buffer
+def _param_state(f: Found, neurons: Neurons, rule: int) -> ParamState:
+    parameter, buffer = f.tensor, f.buffer
     given_mask, mask = f.mask, None if f.mask is None else as_boolean(f.mask)
     gradient_dtype = f.gradient_dtype
     if parameter.is_complex():
@@ -316,15 +289,15 @@ def _param_state(f: _Found, neurons: Neurons, rule: int) -> ParamState:
         dim_order=dim_order(parameter),
         neurons=neurons,
         rule=rule,
-        ham=f.parameter.ndim >= 2,  # biases and normalisation parameters are left out
+        ham=f.tensor.ndim >= 2,  # biases and normalisation parameters are left out
     )
 
 
-def _with_mask_applied(f: _Found, entry: _Entry) -> _Entry:
+def _with_mask_applied(f: Found, entry: _Entry) -> _Entry:
     """Zero the elements outside a mask that is new, or over which others have written."""
     assert f.mask is not None
     refuse_capture()
-    zero_outside(as_boolean(f.mask), f.watched)
+    zero_outside(as_boolean(f.mask), f.masked)
     return entry._replace(versions=versions_of(f.watched))
 
 
@@ -332,41 +305,42 @@ class _Member(NamedTuple):
     """A parameter that is updated, and its turn."""
 
     turn: int
-    found: _Found
+    found: Found
     entry: _Entry
 
 
 def _batches(
     members: Sequence[_Member], factors: Mapping[ParamState, Factors], former: Sequence[Batch]
 ) -> list[Batch]:
-    """Return one batch for each turn, device, dtype and backend, by turns. A plan stays while its
+    """Return one batch for each turn, device, dtype, backend and mesh, by turns. A plan stays while its
     parameters do."""
-    groups: dict[tuple[int, torch.device, torch.dtype, Backend], list[_Member]] = {}
+    groups: dict[tuple[int, torch.device, torch.dtype, Backend, Shards | None], list[_Member]] = {}
     for member in members:
         param, backend = member.entry.param, member.entry.backend
-        key = member.turn, param.parameter.device, param.parameter.dtype, backend
+        key = member.turn, param.parameter.device, param.parameter.dtype, backend, member.found.shards
         groups.setdefault(key, []).append(member)
-    last = {(batch.turn, batch.device, batch.dtype, batch.backend): batch for batch in former}
+    last = {(own.turn, own.device, own.dtype, own.backend, own.shards): own for own in former}
     batches = []
     for key, own in sorted(groups.items(), key=lambda item: item[0][0]):
         params = [member.entry.param for member in own]
         if key in last and last[key].params == params:
             plan = last[key].plan
         else:
-            plan = key[-1].plan(params, [factors.get(param) for param in params])
+            plan = key[3].plan(params, [factors.get(param) for param in params])
         positions = [member.found.position for member in own]
         irregular = [
             i
             for i, (member, param) in enumerate(zip(own, params, strict=True))
             if member.found.gradient is not None and not is_regular(member.found.gradient, param)
         ]
-        turn, device, dtype, backend = key
+        turn, device, dtype, backend, shards = key
         batches.append(
             Batch(
                 turn=turn,
                 device=device,
                 dtype=dtype,
                 backend=backend,
+                shards=shards,
                 plan=plan,
                 params=params,
                 positions=positions,
@@ -374,27 +348,3 @@ def _batches(
             )
         )
     return batches
-
-
-def _check(found: Sequence[_Found], names: Mapping[Tensor, str]) -> None:
-    """Raise ``ValueError`` unless gradients and momentum buffers, which may come from any checkpoint, fit."""
-    for f in found:
-        p, gradient, buffer, name = f.parameter, f.gradient, f.buffer, names[f.parameter]
-        if gradient is not None and gradient.layout is not torch.strided and f.mask is not None:
-            raise ValueError(
-                f"{name!r} has a mask and a gradient of layout {gradient.layout}, it must be torch.strided"
-            )
-        if gradient is not None and gradient.shape != p.shape:
-            raise ValueError(
-                f"the gradient of {name!r} has shape {tuple(gradient.shape)}, the parameter has "
-                f"{tuple(p.shape)}"
-            )
-        if buffer is not None and buffer.shape != p.shape:
-            raise ValueError(
-                f"the momentum_buffer of {name!r} has shape {tuple(buffer.shape)}, the parameter has "
-                f"{tuple(p.shape)}: the optimizer's state is that of another network"
-            )
-        if buffer is not None and buffer.device != p.device:
-            raise ValueError(
-                f"the momentum_buffer of {name!r} is on {buffer.device}, the parameter on {p.device}"
-            )

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
 from .. import native_library
@@ -40,6 +41,12 @@ def unseen_writes(prepared: Prepared, everything: bool = False) -> list[tuple[Pa
             position = batch.positions[batch.params.index(param)]
             found.append((prepared.parameters[position], to_mask))
     return found
+
+
+def raise_versions(found: Sequence[tuple[Parameter, bool]], masks: Mapping[Parameter, Tensor]) -> None:
+    """Raise the versions of the masks and weights that were written unseen."""
+    for parameter, to_mask in found:
+        increment_version(masks[parameter] if to_mask else parameter)
 
 
 def describe(found: Sequence[tuple[Parameter, bool]], names: Mapping[Tensor, str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch.distributed as dist
 from torch import Tensor
 
-from .random_choice import splitmix64
+from ..masks.mask_hash import whole_hashes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -21,14 +21,6 @@ Group: TypeAlias = "ProcessGroup | Literal['world'] | None"
 """``"world"`` for all ranks, as they are when masks are compared; None: masks are not compared."""
 
 _MOST_NAMED = 5
-
-
-def mask_hash(mask: Tensor) -> int:
-    """Return 64 bits that tell masks apart, the same on every device and in any memory format.
-
-    Each index (row-major) of an active weight is mixed as in SplitMix64, and these numbers are summed.
-    """
-    return int(splitmix64(0, mask.flatten().nonzero().flatten()).sum())
 
 
 def check_masks_agree(clock: Mapping[str, Any], masks: Mapping[str, Tensor], group: Group) -> None:
@@ -44,7 +36,8 @@ def check_masks_agree(clock: Mapping[str, Any], masks: Mapping[str, Tensor], gro
     own = None if group == "world" else group
     if dist.get_rank(own) < 0 or dist.get_world_size(own) == 1:
         return
-    report = {**clock, **{f"mask of {name!r}": mask_hash(mask) for name, mask in masks.items()}}
+    hashes = dict(zip(masks, whole_hashes([*masks.values()]), strict=True))
+    report = {**clock, **{f"mask of {name!r}": number for name, number in hashes.items()}}
     reports: list[Any] = [None] * dist.get_world_size(own)
     dist.all_gather_object(reports, report, group=own)
     ranks = dist.get_process_group_ranks(own or dist.group.WORLD)

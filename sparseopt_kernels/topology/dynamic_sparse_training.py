@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from ..masks.mapping import Masks
+from ..masks.mapping import Masks, active_weights
 from ..masks.registered_masks import remember, remembered_places
+from ..sharding import is_sharded
 from ..skipped_steps import SkippedStep
 from ..user_warning import warn
 from . import method_arguments, method_notices, topology_table
@@ -119,7 +120,7 @@ class DynamicSparseTraining:
         self._is_new = True
         self._has_warned_of_gradients = False
         self._leave_out_of_graphs()
-        active = [int(mask.count_nonzero()) for mask in masks.values()]
+        active = active_weights(masks)
         method_arguments.check_min_fan_in(min_fan_in, masks, self._names, active)
         if self.uses_gradients:
             method_arguments.check_not_pruned(type(self).__name__, self._names)
@@ -178,7 +179,7 @@ class DynamicSparseTraining:
         It is called once per layer when an update is due. No other hook is called for layers that may not. By
         default, all layers can change that require a gradient, or have one if :attr:`uses_gradients`.
         """
-        return layer.gradient is not None if self.uses_gradients else layer.weight.requires_grad
+        return layer.gradient is not None if self.uses_gradients else layer.parameter.requires_grad
 
     def next_update(self, step: int) -> int | None:
         """Return the first step after ``step`` in which an update is due, None without one: a hook.
@@ -248,8 +249,9 @@ class DynamicSparseTraining:
         try:
             plan = self._plan(step) if due else None
         except Exception as error:
-            with suppress(RuntimeError):  # the other ranks would wait for this one where they compare
-                self._compare_ranks(str(error))
+            if not any(map(is_sharded, self.masks)):  # ranks of sharded masks wait elsewhere
+                with suppress(RuntimeError):  # the other ranks would wait for this one where they compare
+                    self._compare_ranks(str(error))
             raise
         self._step = step
         self._due = due and plan is None

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from ..masks.registered_masks import as_boolean
+from ..sharding import is_sharded, local_part, sharded_like, whole_counts
 
 
 class Explored:
@@ -25,7 +26,7 @@ class Explored:
     def unions(self) -> list[Tensor]:
         """Return the unions without the masks of now, on the devices of the masks; they may be written to."""
         pairs = zip(self._unions, self._masks.values(), strict=True)
-        self._unions = [union.to(mask.device) for union, mask in pairs]
+        self._unions = [sharded_like(union.to(mask.device), mask) for union, mask in pairs]
         return self._unions
 
     def with_masks(self) -> list[Tensor]:
@@ -35,7 +36,7 @@ class Explored:
     def differs_from_masks(self) -> bool:
         """Return whether a mask is not what has been active so far."""
         pairs = zip(self.unions(), self._masks.values(), strict=True)
-        return any(not torch.equal(union, mask != 0) for union, mask in pairs)
+        return any(not torch.equal(local_part(union), local_part(mask) != 0) for union, mask in pairs)
 
     def load(self, unions: Sequence[Tensor]) -> None:
         """Copy unions that were saved.
@@ -49,10 +50,16 @@ class Explored:
         shapes, own_shapes = ([tuple(own.shape) for own in all_of] for all_of in (unions, self._unions))
         if shapes != own_shapes:
             raise ValueError(f"state_dict has masks of shapes {shapes}, they must be {own_shapes}")
-        pairs = zip(unions, self._masks.values(), strict=True)
-        self._unions = [union.clone().to(mask.device) for union, mask in pairs]
+        pairs = [*zip(unions, self._masks.values(), strict=True)]
+        if any(is_sharded(union) and not is_sharded(mask) for union, mask in pairs):
+            raise ValueError(
+                "state_dict['explored'] has sharded tensors, and the masks are not: load it by "
+                "torch.distributed.checkpoint, or gather each of its tensors with full_tensor()"
+            )
+        self._unions = [sharded_like(union.clone().to(mask.device), mask) for union, mask in pairs]
 
 
 def rate_of(unions: Sequence[Tensor]) -> float:
     """Return the number of weights that are in a union, divided by the number of all weights."""
-    return sum(int(own.count_nonzero()) for own in unions) / max(1, sum(own.numel() for own in unions))
+    counts = whole_counts([int(local_part(own).count_nonzero()) for own in unions], unions)
+    return sum(counts) / max(1, sum(own.numel() for own in unions))

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from ..masks.mapping import active_weights
 from .agreement import Group
 from .densities import Distribution, check_request, densities_by_pattern, layer_densities
 from .dynamic_sparse_training import DynamicSparseTraining
@@ -97,7 +98,7 @@ class GMP(DynamicSparseTraining):
         _check_end(start_at, stop_at)
         self.sparsity = dict(sparsity) if isinstance(sparsity, Mapping) else float(sparsity)
         self.distribution = distribution
-        self.initial_active = [int(mask.count_nonzero()) for mask in masks.values()]
+        self.initial_active = active_weights(masks)
         self._check_final()
 
     def next_update(self, step: int) -> int | None:

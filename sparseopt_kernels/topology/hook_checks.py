@@ -44,7 +44,7 @@ class WriteGuard:
     def check(self, hook: str) -> None:
         """Raise ``RuntimeError`` if anything was written; ``hook`` is the one that was called last."""
         versions = versions_of(self._tensors)
-        gradients = [layer.weight.grad for layer in self._layers]
+        gradients = [layer.gradient for layer in self._layers]
         if versions == self._versions and all(map(is_, gradients, self._gradients)):
             return
         before = zip(self._places, versions, self._versions, strict=True)
@@ -95,7 +95,7 @@ def _checked_counts(counts: Any, layer: Layer, min_fan_in: int) -> Counts:
     if not all(isinstance(k, Integral) and not isinstance(k, bool) for k in counts):
         raise TypeError(", it must have two integers, or two int64 tensors with a number per neuron")
     drop, grow = int(drop), int(grow)
-    most = layer.weight.numel() - layer.active + drop
+    most = layer.numel - layer.active + drop
     if not 0 <= drop <= layer.active:
         raise ValueError(f": drop must be in [0, {layer.active}], the number of active weights")
     if not 0 <= grow <= most:

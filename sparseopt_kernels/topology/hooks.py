@@ -13,18 +13,23 @@ from torch.nn.parameter import Parameter
 
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons, fan_in
+from ..sharding import local_part
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A masked layer before an update. Hooks may read its tensors, and must not write to them."""
+    """A masked layer before an update. Hooks may read its tensors, and must not write to them.
+
+    Of a sharded layer (FSDP2), tensors are those of the rows that this rank has, and numbers are those of the
+    whole layer.
+    """
 
     index: int
     """Its place among all masks of the method, from 0 on."""
     name: str
     """The name of its weight in the model; ``"parameter 0"`` and so on, if the masks are a dict."""
-    weight: Parameter
-    """The weight. It is 0 outside the mask, unless the user has written there."""
+    parameter: Parameter
+    """The weight as the model has it."""
     stored_mask: Tensor
     """The mask as the user has it, which may have floating-point numbers that are 0 or 1."""
     neurons: Neurons
@@ -36,14 +41,29 @@ class Layer:
     must grow at least so many."""
 
     @property
+    def weight(self) -> Tensor:
+        """The weight. It is 0 outside the mask, unless the user has written there."""
+        return local_part(self.parameter)
+
+    @property
     def mask(self) -> Tensor:
         """The mask as a boolean tensor of the weight's shape, True where a weight is active."""
         return as_boolean(self.stored_mask)
 
     @property
     def gradient(self) -> Tensor | None:
-        """``weight.grad``: dense, of the weight's shape; None without a gradient."""
-        return self.weight.grad
+        """The gradient: dense, of the weight's shape; None without one."""
+        return None if self.parameter.grad is None else local_part(self.parameter.grad)
+
+    @property
+    def numel(self) -> int:
+        """The number of weights, active or not."""
+        return self.parameter.numel()
+
+    @property
+    def mean_fan_in(self) -> float:
+        """The mean number of active weights of a neuron."""
+        return self.active / max(1, self.neurons.count(self.parameter.shape))
 
     def fan_in(self) -> Tensor:
         """Return the number of active weights of each neuron: int64, of shape ``(neurons,)``."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..masks.layers import MaskableWeight
 from ..neurons import Neurons, fan_in
+from ..sharding import gathered
 from .random_choice import choose_random, draw_seed, random_places
 from .selection import fill_neurons, grow_largest
 
@@ -20,7 +21,7 @@ _RANKS = 2**52  # as many as a float64 tells apart below 1
 def initial_mask(
     weight: MaskableWeight, active: int, init: Init, min_fan_in: int, generator: torch.Generator
 ) -> Tensor:
-    """Return a mask of exactly ``active`` weights of a layer, on its device.
+    """Return a mask of exactly ``active`` weights of a layer, on its device; of a sharded one, all of it.
 
     A random mask is the same with and without ``min_fan_in`` where all neurons have that many weights anyway.
     Else it is as if all weights were ranked at random, those of that mask first: each neuron keeps its first
@@ -35,7 +36,7 @@ def initial_mask(
     """
     parameter = weight.parameter.detach()
     if init == "magnitude":
-        return keep_largest(parameter.abs(), active, weight.neurons, min_fan_in)
+        return keep_largest(gathered(parameter).abs(), active, weight.neurons, min_fan_in)
     mask = choose_random(parameter.numel(), active, draw_seed(generator)).view(parameter.shape)
     if min_fan_in > 0 and bool((fan_in(mask, weight.neurons) < min_fan_in).any()):
         ranks = random_places(draw_seed(generator), 0, mask.numel(), _RANKS).view(mask.shape)

@@ -39,8 +39,19 @@ def compare_masks(before: Tensor, after: Tensor, neurons: Neurons) -> LayerUpdat
     """Compare two boolean masks of one layer. On a GPU, this waits for the device once."""
     if not before.numel():
         return LayerUpdate()
-    former, now = fan_in(before, neurons), fan_in(after, neurons)
-    got = fan_in(after & ~before, neurons)
+    counts = (fan_in(mask, neurons) for mask in (before, after, after & ~before))
+    return LayerUpdate(*numbers_of(*counts).tolist())
+
+
+def numbers_of(former: Tensor, now: Tensor, got: Tensor) -> Tensor:
+    """Return the numbers of a ``LayerUpdate``, in its order: int64.
+
+    Args:
+        former: the fan-in of each neuron before the update.
+        now: the fan-in of each neuron after it.
+        got: the number of weights of each neuron that are new.
+    """
     lost = former - now + got
     died, revived = (former > 0) & (now == 0), (former == 0) & (now > 0)
-    return LayerUpdate(*torch.stack([lost.sum(), got.sum(), died.sum(), revived.sum(), got.max()]).tolist())
+    most = got.max() if got.numel() else got.sum()
+    return torch.stack([lost.sum(), got.sum(), died.sum(), revived.sum(), most])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import native_library
+from ..splitmix import logical_shift, splitmix64
 
 
 def draw_seed(generator: torch.Generator) -> int:
@@ -59,21 +60,4 @@ def random_places(seed: int, first: int, count: int, size: int) -> Tensor:
     They are the remainders of 63 bits: no place is likelier than another by more than ``size / 2**63``.
     """
     x = splitmix64(seed, torch.arange(first, first + count, device="cpu"))
-    return _shifted(x, 1).remainder_(size)
-
-
-def splitmix64(seed: int, places: Tensor) -> Tensor:
-    """Return the numbers of a seed's sequence at these places (int64, from 0 on): all 64 bits, as int64."""
-    x = (places + 1).mul_(_signed(0x9E3779B97F4A7C15)).add_(seed)
-    x = (x ^ _shifted(x, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
-    x = (x ^ _shifted(x, 27)).mul_(_signed(0x94D049BB133111EB))
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Shift the bits of int64 to the right, and zeros in from the left (``>>`` repeats the sign)."""
-    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 64)
+    return logical_shift(x, 1).remainder_(size)

@@ -84,8 +84,10 @@ class RigL(SET):
     def grow_score(self, layer: Layer) -> Magnitude:
         """Return the magnitude of the gradient, or of the gradient that SparseOpt applies."""
         assert layer.gradient is not None
-        corrected = self.regrow == "corrected"
-        return Magnitude(layer.gradient, mask_factors(layer.mask, layer.neurons) if corrected else None)
+        factors = None
+        if self.regrow == "corrected":
+            factors = mask_factors(layer.mask, layer.neurons, mean_fan_in=layer.mean_fan_in)
+        return Magnitude(layer.gradient, factors)
 
     def _check_settings(self) -> None:
         super()._check_settings()

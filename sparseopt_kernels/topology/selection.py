@@ -37,10 +37,10 @@ def drop_smallest(
         neurons: the dimension of the mask that counts neurons.
     """
     if isinstance(k, Tensor):
-        return _largest_inputs(score, mask, fan_in(mask, neurons) - k, neurons)
+        return largest_inputs(score, mask, fan_in(mask, neurons) - k, neurons)
     if min_fan_in == 0:
         return _largest(score, mask, int(mask.count_nonzero()) - k)
-    staying = _largest_inputs(score, mask, fan_in(mask, neurons).clamp_max(min_fan_in), neurons)
+    staying = largest_inputs(score, mask, fan_in(mask, neurons).clamp_max(min_fan_in), neurons)
     others = mask & ~staying
     return staying | _largest(score, others, max(0, int(others.count_nonzero()) - k))
 
@@ -61,7 +61,7 @@ def fill_neurons(kept: Tensor, score: Tensor, min_fan_in: int, neurons: Neurons 
         neurons: the dimension of the mask that counts neurons.
     """
     missing = (min_fan_in - fan_in(kept, neurons)).clamp_min(0)
-    return kept | _largest_inputs(score, ~kept, missing, neurons)
+    return kept | largest_inputs(score, ~kept, missing, neurons)
 
 
 def random_scores(shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -87,7 +87,7 @@ def grow_largest(
         neurons: the dimension of the mask that counts neurons.
     """
     if isinstance(k, Tensor):
-        return kept | _largest_inputs(score, ~kept, k, neurons, first=mask)
+        return kept | largest_inputs(score, ~kept, k, neurons, first=mask)
     return kept | _largest(score, ~kept, k, first=mask)
 
 
@@ -113,7 +113,7 @@ def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = N
     if k == 0:
         return torch.zeros_like(candidates)
     # Flat: the order of indices is that of rows.
-    score = _comparable(score).flatten()
+    score = comparable(score).flatten()
     open_places = candidates.flatten()
     # topk alone does not say which of equal entries it takes.
     threshold = score[open_places].topk(k, sorted=False).values.min()
@@ -130,7 +130,7 @@ def _largest(score: Tensor, candidates: Tensor, k: int, first: Tensor | None = N
     return chosen.view(candidates.shape)
 
 
-def _largest_inputs(
+def largest_inputs(
     score: Tensor, candidates: Tensor, counts: Tensor, neurons: Neurons, first: Tensor | None = None
 ) -> Tensor:
     """Return as many True in each neuron as ``counts`` says, at the largest scores among ``candidates``.
@@ -139,7 +139,7 @@ def _largest_inputs(
         counts: int64, of shape ``(neurons,)``, each at most the number of candidates of that neuron.
         first: of equal scores, these come before the others.
     """
-    rows, row_scores = _rows(candidates, neurons), _rows(_comparable(score), neurons)
+    rows, row_scores = _rows(candidates, neurons), _rows(comparable(score), neurons)
     # The sorts are stable: candidates by score, equal ones by `first` and then by index, and then the rest.
     keys = [row_scores] if first is None else [_rows(first, neurons).byte(), row_scores]
     if not bool(rows.all()):
@@ -161,7 +161,7 @@ def _rows(tensor: Tensor, neurons: Neurons) -> Tensor:
     return rows.reshape(groups * per_group, segments * length)
 
 
-def _comparable(score: Tensor) -> Tensor:
+def comparable(score: Tensor) -> Tensor:
     """Return the score with NaN as -inf: NaN compares with nothing, and would break a count."""
     if not score.is_floating_point():
         return score

@@ -128,7 +128,7 @@ class SET(DynamicSparseTraining):
     def can_change(self, layer: Layer) -> bool:
         """Return whether the layer has inactive weights, and requires a gradient: what grows in a frozen one
         would stay 0."""
-        return layer.active < layer.weight.numel() and super().can_change(layer)
+        return layer.active < layer.numel and super().can_change(layer)
 
     def counts(self, layers: Sequence[Layer], step: int) -> list[Counts]:
         """Return ``int(f(step) * nnz)`` for each layer, twice, but no less than its neurons lack."""

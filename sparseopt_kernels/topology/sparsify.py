@@ -15,6 +15,8 @@ from ..masks.layers import MaskableWeight, maskable_weights, names_of_parameters
 from ..masks.mapping import Masks, check_model
 from ..masks.registered_masks import masked_parameters
 from ..masks.shared_memory import overlapping_pairs
+from ..neurons import fan_in
+from ..sharding import check_sharding, local_part, reshard, sharded_like
 from ..user_warning import warn
 from .densities import Distribution, check_request, share_densities
 from .initial_masks import Init, check_min_fan_in, initial_mask
@@ -46,6 +48,10 @@ def sparsify(
 
     The masks are registered as persistent boolean buffers ``weight_mask``. ``state_dict``, ``.to()``,
     ``deepcopy`` and checkpoints carry them.
+
+    Call it before or after ``fully_shard`` (FSDP2), on every rank alike. After it, each rank draws the mask
+    of a layer and keeps its rows of it. Nothing is sent, except with ``init="magnitude"``, which gathers one
+    layer after the other.
 
     Args:
         model: masked in place. Layers that have masks already keep them, if ``exclude`` or ``sparsity``
@@ -83,6 +89,7 @@ def sparsify(
             its memory with one that is not.
     """
     check_model(model)
+    reshard(model)  # else the weights of FSDP2 that are gathered would be masked
     check_request(sparsity, distribution)
     _check_choice(init, min_fan_in)
     names = names_of_parameters(model)
@@ -101,12 +108,15 @@ def sparsify(
     counts = [round(densities[w.name] * w.parameter.numel()) for w in weights]
     for weight, active in zip(weights, counts, strict=True):
         check_min_fan_in(weight, active, min_fan_in)
-    masks = [
-        initial_mask(weight, active, init, min_fan_in, generator(seed, layer, 0))
-        for layer, (weight, active) in enumerate(zip(weights, counts, strict=True))
-    ]
+    masks, dead = [], {}
+    for layer, (weight, active) in enumerate(zip(weights, counts, strict=True)):
+        mask = initial_mask(weight, active, init, min_fan_in, generator(seed, layer, 0))
+        if mask.numel() > 0:
+            fan_ins = fan_in(mask, weight.neurons)
+            dead[weight.name] = int((fan_ins == 0).sum()), fan_ins.numel()
+        masks.append(sharded_like(mask, weight.parameter))
     dense = notice_of_dense_weights(model, {*masked, *(w.parameter for w in weights)}, exclude, sparsity)
-    for notice in (dense, notice_of_dead_neurons(weights, masks)):
+    for notice in (dense, notice_of_dead_neurons(dead)):
         if notice is not None:
             warn(notice)
     return _register(model, weights, masks)
@@ -141,6 +151,7 @@ def _check_places(weights: Sequence[MaskableWeight], masked: set[Parameter]) -> 
                 f"{name!r} is on the meta device, and has no values to mask: call sparsify after "
                 "model.to_empty(device=...) and the initialisation of the weights"
             )
+        check_sharding([parameter], {parameter: name})
         if parameter.layout is not torch.strided:
             raise ValueError(f"{name!r} has layout {parameter.layout}, it must be torch.strided")
         if any(n > 1 and step == 0 for n, step in zip(parameter.shape, parameter.stride(), strict=True)):
@@ -184,10 +195,11 @@ def _register(model: nn.Module, weights: Sequence[MaskableWeight], masks: Sequen
             register_load_advice(weight.module)
         found = Masks(model)
         with torch.no_grad():
-            for weight in weights:  # writes nothing, and raises for what cannot be written
-                weight.parameter.masked_fill_(torch.zeros_like(weight.parameter, dtype=torch.bool), 0.0)
-            for weight, mask in zip(weights, masks, strict=True):
-                weight.parameter.masked_fill_(~mask, 0.0)
+            parts = [local_part(weight.parameter) for weight in weights]
+            for part in parts:  # writes nothing, and raises for what cannot be written
+                part.masked_fill_(torch.zeros_like(part, dtype=torch.bool), 0.0)
+            for part, mask in zip(parts, masks, strict=True):
+                part.masked_fill_(~local_part(mask), 0.0)
     except BaseException:
         for module, buffer in registered:
             delattr(module, buffer)

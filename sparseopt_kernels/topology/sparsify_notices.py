@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import Parameter
 
 from ..masks.layers import MaskableWeight, all_weights, names_of_parameters
 from ..masks.patterns import Patterns
-from ..neurons import fan_in
 
 _MOST_NAMES = 6
 
@@ -68,13 +67,12 @@ def _size(numel: int, total: int) -> str:
     return f"{numel:,} weights, {numel / total:.1%} of the model"
 
 
-def notice_of_dead_neurons(weights: Sequence[MaskableWeight], masks: Sequence[Tensor]) -> str | None:
-    """Return in which layers how many neurons have no active weight, the worst first; None: none has."""
-    dead: dict[str, tuple[int, int]] = {}
-    for weight, mask in zip(weights, masks, strict=True):
-        if mask.numel() > 0:
-            counts = fan_in(mask, weight.neurons)
-            dead[weight.name] = (int((counts == 0).sum()), counts.numel())
+def notice_of_dead_neurons(dead: Mapping[str, tuple[int, int]]) -> str | None:
+    """Return in which layers how many neurons have no active weight, the worst first; None: none has.
+
+    Args:
+        dead: the number of dead neurons of each layer, and of all its neurons.
+    """
     worst = sorted((name for name in dead if dead[name][0]), key=lambda name: -dead[name][0] / dead[name][1])
     if not worst:
         return None

@@ -8,6 +8,7 @@ import torch
 
 from ..masks.mapping import neurons_in
 from ..neurons import fan_in
+from ..sharding import local_part, whole_rows
 from ..text_table import aligned
 from .layer_update import LayerUpdate
 
@@ -48,7 +49,8 @@ def summary(method: DynamicSparseTraining) -> list[TopologySummary]:
     rates, last = method.exploration_rates(), method.last_update
     records: list[TopologySummary] = []
     for name, (parameter, mask) in zip(rates, method.masks.items(), strict=True):
-        inputs = fan_in(mask, neurons_in(method.masks, parameter)).cpu()
+        neurons = neurons_in(method.masks, parameter)
+        inputs = whole_rows(fan_in(local_part(mask), neurons), mask, neurons.dim == 0).cpu()
         update = last.get(name, LayerUpdate())
         records.append(
             {

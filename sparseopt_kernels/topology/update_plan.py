@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..masks.mapping import neurons_in
+from ..sharding import Shards, local_part, shards_of
 from .drop_and_grow import Change, DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow, score_of
 from .hook_checks import WriteGuard, check_counts, check_score
 from .hooks import Counts, Layer, Magnitude, Score
 from .layer_update import LayerUpdate
 from .native_drop_and_grow import NativeDropAndGrow, supports, supports_score
 from .seeding import generator
+from .sharded_drop_and_grow import ShardedDropAndGrow
 
 if TYPE_CHECKING:
     from .dynamic_sparse_training import DynamicSparseTraining
@@ -37,24 +39,34 @@ class UpdatePlan:
         self._method = method
         self._name = type(method).__name__
         items = zip(method.masks.items(), explored, strict=True)
-        self._tensors = [LayerTensors(parameter, mask, union) for (parameter, mask), union in items]
+        self._tensors = [
+            LayerTensors(parameter=parameter, mask=mask, explored=union) for (parameter, mask), union in items
+        ]
         self._neurons = [neurons_in(method.masks, parameter) for parameter in method.masks]
-        make = NativeDropAndGrow if supports(self._tensors) else TorchDropAndGrow
-        self._chooser: DropAndGrow = make(self._tensors, self._neurons, method.min_fan_in)
+        shards = [shards for parameter in method.masks if (shards := shards_of(parameter)) is not None]
+        if shards:
+            self._check_all_sharded(shards)
+            self._tensors = [LayerTensors(*map(local_part, tensors)) for tensors in self._tensors]
+            self._chooser: DropAndGrow = ShardedDropAndGrow(
+                self._tensors, self._neurons, method.min_fan_in, shards
+            )
+        else:
+            make = NativeDropAndGrow if supports(self._tensors) else TorchDropAndGrow
+            self._chooser = make(self._tensors, self._neurons, method.min_fan_in)
         self.active = self._chooser.active
         """The number of active weights of each layer."""
-        layers = enumerate(zip(names, method.masks.items(), self._neurons, strict=True))
+        layers = enumerate(zip(names, method.masks, self._tensors, self._neurons, strict=True))
         self._layers = [
             Layer(
                 index=i,
                 name=name,
-                weight=parameter,
-                stored_mask=mask,
+                parameter=parameter,
+                stored_mask=tensors.mask,
                 neurons=neurons,
                 active=self.active[i],
                 missing=self._chooser.missing[i],
             )
-            for i, (name, (parameter, mask), neurons) in layers
+            for i, (name, parameter, tensors, neurons) in layers
         ]
         self._guard = WriteGuard(self._name, self._layers)
         self.changing = [layer for layer in self._layers if method.can_change(layer)]
@@ -97,7 +109,10 @@ class UpdatePlan:
     @property
     def is_asked_for(self) -> bool:
         """True if a weight is to be dropped or grown. To be asked after the counts."""
-        return any(counts.drops or counts.grows for counts, *_ in self._changes)
+        is_asked = any(counts.drops or counts.grows for counts, *_ in self._changes)
+        if isinstance(self._chooser, ShardedDropAndGrow):  # a rank may have no neuron that changes
+            return self._chooser.is_any(is_asked)
+        return is_asked
 
     def gradients_are_zero(self) -> bool:
         """Return whether gradients that weights grow by are all 0."""
@@ -127,10 +142,20 @@ class UpdatePlan:
             self._only_pytorch_can |= counts.by_neuron
         self._guard.check("drop_score")
         new = [layer.index for layer in self.changing if self._set_ranking(layer)]
-        if self._only_pytorch_can and not isinstance(self._chooser, TorchDropAndGrow):
+        if self._only_pytorch_can and isinstance(self._chooser, NativeDropAndGrow):
             self._chooser = TorchDropAndGrow(self._tensors, self._neurons, self._method.min_fan_in)
             new = [index for index, ranking in self._rankings.items() if ranking.at_most > 0]
         self._chooser.rank([self._rankings[index] for index in new])
+
+    def _check_all_sharded(self, shards: Sequence[Shards]) -> None:
+        """Raise ``ValueError`` unless all layers are sharded, and none shares its mask with another."""
+        if len(shards) < len(self._tensors):
+            raise ValueError(
+                f"{len(shards)} of {len(self._tensors)} layers of {self._name} are sharded, and the others "
+                "are not: make a method for each kind of layers (masks.subset(parameters))"
+            )
+        if len({id(tensors.mask) for tensors in self._tensors}) < len(self._tensors):
+            raise ValueError(f"two layers of {self._name} share a mask and are sharded: give each its own")
 
     def _check_shared_masks(self, checked: Sequence[Counts]) -> None:
         masks = [id(layer.stored_mask) for layer in self._layers]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from sparseopt_kernels.masks.mapping import Masks
-from sparseopt_kernels.masks.registered_masks import registered_masks
+from sparseopt_kernels.masks.registered_masks import masked_parameters, registered_masks
 from sparseopt_kernels.optimizer import SparseOpt
 
 
@@ -127,7 +127,7 @@ def test_a_buffer_of_the_users_is_left_alone(kind: str) -> None:
     layer = nn.Linear(6, 4)
     layer.register_buffer("weight_mask", torch.rand(4, 6) < 0.5)
     layer.register_buffer("bias_mask", FOREIGN[kind](layer))
-    assert list(registered_masks(layer)) == [layer.weight]
+    assert list(registered_masks(masked_parameters(layer))) == [layer.weight]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,13 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=ranks)
 """
 
+# Without a process group, no thread of gloo is left that would end the process with an error.
+EPILOGUE = """
+torch.save(result, f"{folder}/{rank}.pt")
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
+
 
 def on_ranks(script: str, folder: Path, ranks: int = 2, seconds: float = 120.0) -> list[Any]:
     """Run a script on each rank, and return what each has put into ``result``.
@@ -30,7 +37,7 @@ def on_ranks(script: str, folder: Path, ranks: int = 2, seconds: float = 120.0) 
     The script finds ``rank``, ``ranks``, ``torch``, ``dist`` and ``nn``, and a process group that is joined.
     """
     file = folder / "ranks.py"
-    file.write_text(f"{PROLOGUE}\n{script}\ntorch.save(result, f'{{folder}}/{{rank}}.pt')\n")
+    file.write_text(f"{PROLOGUE}\n{script}\n{EPILOGUE}")
     path = os.pathsep.join(
         [str(Path(sparseopt_kernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     ).rstrip(os.pathsep)

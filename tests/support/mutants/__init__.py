@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mutants.masks import MASKS
 from mutants.preparation import PREPARATION
+from mutants.sharded import SHARDED
 from mutants.steps import STEPS
 
-MUTANTS = {**PREPARATION, **STEPS, **MASKS}
+MUTANTS = {**PREPARATION, **STEPS, **MASKS, **SHARDED}

@@ -15,8 +15,8 @@ MASKS = {
     ),
     "masks-of-ranks-not-compared": Mutant(
         "topology/agreement.py",
-        "mask_hash(mask) for",
-        "0 for",
+        "whole_hashes([*masks.values()])",
+        "[0] * len(masks)",
         "topology/test_agreement.py::test_an_error_on_every_rank",
     ),
     "clocks-of-ranks-not-compared": Mutant(
@@ -126,7 +126,7 @@ MASKS = {
     ),
     "views-of-masks-do-not-count": Mutant(
         "skipped_steps.py",
-        "memory_of([mask]) == memory_of([other])",
+        "memory_of(local_parts([mask])) == memory_of(local_parts([other]))",
         "False",
         "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_with_views_of_the_masks",
     ),

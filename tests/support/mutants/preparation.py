@@ -41,13 +41,13 @@ PREPARATION = {
         "step/change_detection.py", 'group["max_grad_norm_over"],', '"active",', TOLD
     ),
     "memory-of-parameters-not-compared": Mutant(
-        "step/change_detection.py", "memory_of(parameters)", "memory_of([])", TOLD
+        "step/change_detection.py", "memory_of(local_parts(parameters))", "memory_of([])", TOLD
     ),
     "memory-of-buffers-not-compared": Mutant(
-        "step/change_detection.py", "memory_of(_buffers(state))", "memory_of([])", TOLD
+        "step/change_detection.py", "memory_of(local_parts(_buffers(state)))", "memory_of([])", TOLD
     ),
     "memory-of-masks-not-compared": Mutant(
-        "step/change_detection.py", "versions_of(masks), memory_of(masks)", "versions_of(masks), None", TOLD
+        "step/change_detection.py", "memory_of(local_parts(masks))", "None", TOLD
     ),
     "as-many-tensors-are-the-same": Mutant(
         "step/change_detection.py", "all(map(is_, self._objects, other._objects))", "True", TOLD
@@ -66,8 +66,8 @@ PREPARATION = {
     ),
     "observed-after-a-first-step": Mutant(
         "optimizer.py",
-        "        return observed\n\n    def _with_unseen_writes",
-        "        return self._observe()\n\n    def _with_unseen_writes",
+        "        return observed\n\n    def _notice_writes",
+        "        return self._observe()\n\n    def _notice_writes",
         "step/test_last_step.py::test_a_change_during_a_step_is_seen_by_the_next",
     ),
     "versions-not-recorded": Mutant(
@@ -122,14 +122,14 @@ PREPARATION = {
     # What is prepared anew.
     "mask-not-applied-to-the-buffer": Mutant(
         "step/preparation.py",
-        "zero_outside(as_boolean(f.mask), f.watched)",
-        "zero_outside(as_boolean(f.mask), f.watched[:1])",
+        "zero_outside(as_boolean(f.mask), f.masked)",
+        "zero_outside(as_boolean(f.mask), f.masked[:1])",
         "step/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-not-applied-to-the-weight": Mutant(
         "step/preparation.py",
-        "zero_outside(as_boolean(f.mask), f.watched)",
-        "zero_outside(as_boolean(f.mask), f.watched[1:])",
+        "zero_outside(as_boolean(f.mask), f.masked)",
+        "zero_outside(as_boolean(f.mask), f.masked[1:])",
         "step/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-not-applied-over-other-weights": Mutant(
@@ -139,32 +139,32 @@ PREPARATION = {
         "optimizer/test_moving_masks.py::test_next_step_zeroes_what_lies_outside_the_mask",
     ),
     "mask-not-applied-without-a-gradient": Mutant(
-        "step/preparation.py",
-        "(mask is None or not (p in entries or state.get(p)))",
+        "step/found.py",
+        "(mask is None or not (p in known or state.get(p)))",
         "True",
         "step/test_preparation.py::TestMaskChanges::test_of_a_parameter_without_a_gradient",
     ),
     "mask-applied-before-the-first-gradient": Mutant(
-        "step/preparation.py",
-        "(mask is None or not (p in entries or state.get(p)))",
+        "step/found.py",
+        "(mask is None or not (p in known or state.get(p)))",
         "mask is None",
         "optimizer/test_moving_masks.py::test_mask_of_a_parameter_that_gets_its_gradient_later",
     ),
     "mask-not-applied-where-amp-skips": Mutant(
         "optimizer.py",
-        "        if not last.is_same(observed):",
+        "        is_same = last.is_same(observed)\n",
         '        if getattr(self, "found_inf", 0):\n            return\n'
-        "        if not last.is_same(observed):",
+        "        is_same = last.is_same(observed)\n",
         "optimizer/test_amp.py::test_found_inf_leaves_everything_as_it_was",
     ),
     "mask-written-is-the-former-mask": Mutant(
-        "step/preparation.py",
-        "f.mask._version",
+        "step/found.py",
+        "0 if mask is None else mask._version",
         "0",
         "optimizer/test_moving_masks.py::test_a_mask_shared_by_two_parameters",
     ),
     "dtype-of-gradients-not-known": Mutant(
-        "step/preparation.py",
+        "step/found.py",
         "p.dtype if gradient is None else gradient.dtype",
         "p.dtype",
         "optimizer/test_odd_dtypes.py::test_gradients_of_another_dtype_each_step",

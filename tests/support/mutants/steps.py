@@ -19,13 +19,13 @@ STEPS = {
         "bad_input/test_failed_steps.py::test_buffers_of_a_first_step_that_fails",
     ),
     "first-step-dampened": Mutant(
-        "step/preparation.py",
+        "step/found.py",
         'is_first_step=is_new and group["dampening"] != 0',
         "is_first_step=False",
         "optimizer/test_amp.py::test_a_group_added_after_a_first_step_that_was_skipped",
     ),
     "first-step-takes-the-rule-of-another-group": Mutant(
-        "step/preparation.py",
+        "step/found.py",
         'RuleSource(index, is_first_step=is_new and group["dampening"] != 0)',
         'RuleSource(0 if is_new else index, is_first_step=is_new and group["dampening"] != 0)',
         "optimizer/test_param_groups.py::test_a_group_has_its_own",
@@ -37,7 +37,7 @@ STEPS = {
         "update_rule/test_oracle.py::test_all_dtypes_and_groups_in_one_optimizer",
     ),
     "what-feeds-no-norm-is-corrected": Mutant(
-        "step/preparation.py",
+        "step/found.py",
         'correction = "layer" if p in feeding_norm else "none"',
         'correction = "layer"',
         "optimizer/test_correction_auto.py::test_as_with_groups_by_hand",
@@ -68,21 +68,21 @@ STEPS = {
     ),
     "update-hidden-from-autograd": Mutant(
         "step/make_step.py",
-        "increment_version(prepared.updated)",
+        "increment_version(written)",
         "pass",
         "step/test_last_step.py::test_autograd_notices",
     ),
     "versions-raised-after-the-write": Mutant(
         "step/make_step.py",
         """
-    increment_version(prepared.updated)
+    increment_version(written)
     for batch, own in zip(batches, inputs, strict=True):
         batch.plan.step(own)
 """,
         """
     for batch, own in zip(batches, inputs, strict=True):
         batch.plan.step(own)
-    increment_version(prepared.updated)
+    increment_version(written)
 """,
         "step/test_unseen_writes.py::test_versions_are_raised_before_weights_are_written",
     ),
@@ -99,7 +99,7 @@ STEPS = {
         "step/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",
     ),
     "unseen-writes-found-and-not-counted": Mutant(
-        "optimizer.py",
+        "step/unseen_writes.py",
         "for parameter, to_mask in found:",
         "for parameter, to_mask in found[:0]:",
         "step/test_unseen_writes.py::test_it_is_said_once_and_from_then_on_the_step_is_right",

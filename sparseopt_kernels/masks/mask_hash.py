@@ -1,0 +1,42 @@
+"""A hash of a mask, for comparing the masks of several ranks without sending them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..sharding import local_part, shards_of
+from ..splitmix import splitmix64
+
+
+def mask_hash(mask: Tensor, first: int = 0) -> int:
+    """Return 64 bits that tell masks apart, the same on every device and in any memory format.
+
+    Each index (row-major) of an active weight is mixed as in SplitMix64, and these numbers are summed.
+
+    Args:
+        mask: a mask, or the part of one that is on this rank.
+        first: the index of its first weight in the whole mask.
+    """
+    return int(splitmix64(0, mask.flatten().nonzero().flatten() + first).sum())
+
+
+def whole_hashes(masks: Sequence[Tensor]) -> list[int]:
+    """Return the hash of each mask; of sharded ones that of the whole, and all ranks must call it."""
+    hashes = [0] * len(masks)
+    shards = [*map(shards_of, masks)]
+    for ranks in dict.fromkeys(shards):
+        places = [i for i, own in enumerate(shards) if own == ranks]
+        if ranks is None:
+            found = [mask_hash(masks[i]) for i in places]
+        else:
+            parts = [local_part(masks[i]) for i in places]
+            sizes = torch.tensor([part.numel() for part in parts], dtype=torch.int64, device=ranks.device())
+            first = ranks.before(sizes)[0].tolist()
+            own_hashes = [mask_hash(part, index) for part, index in zip(parts, first, strict=True)]
+            found = ranks.sums(torch.tensor(own_hashes, dtype=torch.int64, device=ranks.device())).tolist()
+        for i, number in zip(places, found, strict=True):
+            hashes[i] = number
+    return hashes
