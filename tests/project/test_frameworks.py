@@ -139,6 +139,25 @@ def _no_process_group() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+class TestFSDP2:
+    @pytest.mark.usefixtures("_no_process_group")
+    def test_it_trains_as_one_process(self, tmp_path: Path) -> None:
+        code = sections()[""] + sections()["FSDP2"]
+        assert "\nfully_shard(model)\n" in code
+        store = f"file://{tmp_path}/store"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        sharded: Namespace = {}
+        whole: Namespace = {}
+        for own, snippet in ((sharded, code), (whole, code.replace("\nfully_shard(model)\n", "\n"))):
+            torch.manual_seed(0)
+            exec(compile(snippet, f"{PAGE} (FSDP2)", "exec"), own)
+        states = sharded["model"].state_dict(), whole["model"].state_dict()
+        for name, tensor in states[1].items():
+            own = states[0][name]
+            assert torch.equal(own.full_tensor() if hasattr(own, "full_tensor") else own, tensor), name
+        assert sharded["dst"].last_update == whole["dst"].last_update != {}
+
+
 class TestDistributedDataParallel:
     TITLE = "DistributedDataParallel"
 

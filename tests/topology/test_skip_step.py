@@ -19,7 +19,7 @@ from topology_training import BOTH, EVERY, Training
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from sparseopt_kernels import optimizer as optimizer_module
+from sparseopt_kernels import skipped_steps
 from sparseopt_kernels.finished.finalize import finalize
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.schedules import warmup_cosine
@@ -256,13 +256,13 @@ def test_in_the_capture_of_a_graph_it_is_an_error(monkeypatch: pytest.MonkeyPatc
     training = Training()
     training.to_update()
     before = training.state()
-    monkeypatch.setattr(optimizer_module, "capturing", lambda: True)
+    monkeypatch.setattr(skipped_steps, "capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"left out \(skip_step\).*this step and the next outside"):
         training.opt.step()
     assert all(map(same_bits, training.state(), before))
     monkeypatch.undo()
     assert not training.steps(training.opt.step)
-    monkeypatch.setattr(optimizer_module, "capturing", lambda: True)
+    monkeypatch.setattr(skipped_steps, "capturing", lambda: True)
     training.opt.step()
 
 
