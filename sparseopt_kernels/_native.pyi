@@ -204,6 +204,20 @@ class DropAndGrow:
     def update(self, changes: list[Change], threads: int) -> list[list[int]]:
         """Drop and grow. The numbers are those of a ``layer_update.LayerUpdate``."""
 
+class DigitSearch:
+    """What a rank counts of its part of a layer (``csrc/cpu/digit_search.h``). Tensors are addresses."""
+
+    def __init__(self, *, dtype: str, values: int, candidates: int, first: int, numel: int) -> None: ...
+    @property
+    def key_bits(self) -> int: ...
+    def counts(self, prefix: int, left: int, threads: int) -> list[int]:
+        """Count the candidates whose keys begin with the prefix by their next digit: 2048 numbers."""
+    def mark(self, threshold: int, chosen: int, threads: int) -> tuple[int, int]:
+        """Write 1, 2, 3 or 0 to each byte of ``chosen``. Return the numbers of 2 and 3."""
+
+def settle(chosen: int, numel: int, twos: int, threes: int) -> None:
+    """Replace the first so many 2 and 3 by 1, and all others by 0."""
+
 def choose_random(chosen: int, size: int, k: int, seed: int) -> None:
     """Write ``size`` bytes, ``k`` of which are 1."""
 

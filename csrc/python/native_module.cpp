@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "../cpu/digit_search.h"
 #include "../cpu/drop_and_grow.h"
 #include "../cpu/packed_mask.h"
 #include "../cpu/random_choice.h"
@@ -130,6 +131,33 @@ void define_drop_and_grow(py::module_& module) {
       py::arg("chosen"), py::arg("size"), py::arg("k"), py::arg("seed"), Released());
 }
 
+void define_digit_search(py::module_& module) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  py::class_<DigitSearch>(module, "DigitSearch")
+      .def(py::init([](const std::string& dtype, uintptr_t values, uintptr_t candidates, uintptr_t first,
+                       int64_t numel) {
+             return DigitSearch{dtype_named(dtype), reinterpret_cast<const void*>(values),
+                                reinterpret_cast<const uint8_t*>(candidates),
+                                reinterpret_cast<const uint8_t*>(first), numel};
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("values"), py::arg("candidates"), py::arg("first"),
+           py::arg("numel"))
+      .def_property_readonly("key_bits", [](const DigitSearch& search) { return key_bits(search.dtype); })
+      .def("counts", &DigitSearch::counts, py::arg("prefix"), py::arg("left"), py::arg("threads"), Released())
+      .def(
+          "mark",
+          [](const DigitSearch& search, uint64_t threshold, uintptr_t chosen, int threads) {
+            return search.mark(threshold, reinterpret_cast<uint8_t*>(chosen), threads);
+          },
+          py::arg("threshold"), py::arg("chosen"), py::arg("threads"), Released());
+  module.def(
+      "settle",
+      [](uintptr_t chosen, int64_t numel, int64_t twos, int64_t threes) {
+        settle(reinterpret_cast<uint8_t*>(chosen), numel, twos, threes);
+      },
+      py::arg("chosen"), py::arg("numel"), py::arg("twos"), py::arg("threes"), Released());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -251,4 +279,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("available_isas", &available_isas);
   module.def("build_info", &build_info);
   define_drop_and_grow(module);
+  define_digit_search(module);
 }

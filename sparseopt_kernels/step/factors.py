@@ -30,7 +30,7 @@ class Corrected(NamedTuple):
     name: str
     is_clipped: bool
     """True if the norm of its gradient is limited."""
-    mean_fan_in: float | None
+    mean_fan_in: float | None = None
     """Of the whole layer, where this rank has a part of it."""
 
 

@@ -18,7 +18,8 @@ from .drop_and_grow import Change, LayerTensors, Ranking, score_of
 from .layer_update import LayerUpdate, numbers_of
 from .random_choice import draw_seed, random_places
 from .selection import drop_smallest, fill_neurons, grow_largest, largest_inputs, missing_inputs
-from .sharded_selection import Asked, RandomGrowth, batches, grow_random, largest
+from .sharded_parts import Asked
+from .sharded_selection import RandomGrowth, batches, grow_random, largest
 
 
 class ShardedDropAndGrow:
@@ -83,15 +84,16 @@ class ShardedDropAndGrow:
     def _kept(self, changes: Mapping[int, Change]) -> dict[int, Tensor]:
         """Return the masks without what is dropped."""
         staying: dict[int, Tensor] = {}
-        scores = {}
         for i, (counts, score, _) in changes.items():
-            mask = self._mask(i)
-            scores[i] = self._layers[i].parameter.abs() if score is None else score
+            if not (self._min_fan_in or counts.by_neuron):
+                continue
+            mask, neurons = self._mask(i), self._neurons[i]
+            score = self._layers[i].parameter.abs() if score is None else score
             if isinstance(counts.drop, Tensor):
-                staying[i] = drop_smallest(mask, scores[i], counts.drop, neurons=self._neurons[i])
-            elif self._min_fan_in:
-                inputs = fan_in(mask, self._neurons[i]).clamp_max(self._min_fan_in)
-                staying[i] = largest_inputs(scores[i], mask, inputs, self._neurons[i])
+                staying[i] = drop_smallest(mask, score, counts.drop, neurons=neurons)
+            else:
+                inputs = fan_in(mask, neurons).clamp_max(self._min_fan_in)
+                staying[i] = largest_inputs(score, mask, inputs, neurons)
         others = {
             i: self._mask(i) & ~staying[i] if i in staying else self._mask(i)
             for i, own in changes.items()
@@ -99,7 +101,12 @@ class ShardedDropAndGrow:
         }
         totals = self._sums({i: int(own.count_nonzero()) for i, own in others.items()})
         asked = {
-            i: Asked(scores[i], own, max(0, totals[i] - int(changes[i].counts.drop)))
+            i: Asked(
+                values=self._layers[i].parameter if (score := changes[i].drop_score) is None else score,
+                candidates=own,
+                k=max(0, totals[i] - int(changes[i].counts.drop)),
+                signed=score is not None,
+            )
             for i, own in others.items()
         }
         chosen = self._largest(asked)
@@ -128,7 +135,14 @@ class ShardedDropAndGrow:
                 # Among the kept are what neurons lacked, and what they need of what was to drop.
                 grow = max(0, self.active[i] - int(counts.drop) + grow - (size - totals[i]))
             if generator is None:
-                asked[i] = Asked(self._score(i, None), ~grown[i], grow, first=self._mask(i))
+                ranking = self._rankings[i]
+                asked[i] = Asked(
+                    values=ranking.values if ranking.factors is None else score_of(ranking),
+                    candidates=~grown[i],
+                    k=grow,
+                    first=self._mask(i),
+                    signed=ranking.signed,
+                )
             else:
                 random = RandomGrowth(kept=grown[i], k=grow, generator=generator, size=size)
                 grown[i] = grow_random(random, totals[i], before[i], self._weights_before[i], self._shards[i])

@@ -24,6 +24,9 @@ SHARDED = {
         _TEST,
     ),
     "ties-by-the-index-on-a-rank": Mutant(
-        "topology/sharded_selection.py", "own = max(0, missing - own_before)", "own = missing", _TEST
+        "topology/sharded_selection.py",
+        "shares.append(max(0, missing - own_before))",
+        "shares.append(missing)",
+        _TEST,
     ),
 }
