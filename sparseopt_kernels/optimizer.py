@@ -28,6 +28,7 @@ from .optimizer_arguments import (
     check_group,
     check_is_mapping,
     check_masks,
+    check_new_group,
     check_new_parameters,
     check_norm_over,
     names_of,
@@ -36,14 +37,14 @@ from .optimizer_arguments import (
     warn_of_forgotten_masks,
     warn_of_norm_without_limit,
 )
-from .sharding import Shards, check_sharding, shard_buffers, shards_in
+from .sharding import Shards, shard_buffers, shards_in
 from .skipped_steps import PENDING, pending_skips
 from .step.amp import Amp
 from .step.change_detection import Identities, Observed, observe, owners_and_masks
 from .step.last_step import NO_STEP, LastStep
-from .step.make_step import is_skipped, make_step, only_makes_state, stored
+from .step.make_step import is_skipped, make_step, makes_state_alone, stored
 from .step.preparation import NOTHING_PREPARED, Prepared, prepare
-from .step.rank_agreement import LayerTotals, is_same_on_all_ranks, layer_totals
+from .step.rank_agreement import Answers, LayerTotals, answers_of, ask, layer_totals
 from .step.unseen_writes import FullCheck, describe, is_check_asked_for, raise_versions, unseen_writes
 from .user_warning import warn
 
@@ -76,10 +77,10 @@ class SparseOpt(Optimizer):
     Where :class:`SET` or :class:`RigL` has updated one of these masks (``skip_step``), the next step applies
     the masks and does nothing else.
 
-    On a GPU no step waits for the device, except a first step with dampening under GradScaler. So the host
-    does not know whether AMP skipped a step, and ``momentum_buffer`` may hold zeros before the first step
-    that was not skipped. A step can be captured in a CUDA graph, after one outside of it (two with
-    dampening); capture it again when masks have changed.
+    On a GPU no step waits for the device, except a first step with dampening under GradScaler, and steps of
+    sharded parameters, which wait for the other ranks. So the host does not know whether AMP skipped a step,
+    and ``momentum_buffer`` may hold zeros before the first step that was not skipped. A step can be captured
+    in a CUDA graph, after one outside of it (two with dampening); capture it again when masks have changed.
 
     Args:
         params: parameters, named parameters, or parameter groups; every keyword below except ``masks``,
@@ -126,8 +127,7 @@ class SparseOpt(Optimizer):
             parameters have masks in their model and ``masks`` was left out (once).
     """
 
-    # GradScaler reads these two from the instance; deepcopy and pickle would drop instance attributes.
-    _step_supports_amp_scaling = True
+    _step_supports_amp_scaling = True  # for GradScaler; of an instance, deepcopy and pickle would drop it
 
     _masks: Mapping[Parameter, Tensor]
     _own_masks: Mapping[Parameter, Tensor]  # those of parameters in the groups
@@ -207,23 +207,14 @@ class SparseOpt(Optimizer):
             check_new_parameters(param_group, self._names())
             take_out_arguments(param_group, self._masks, self._feeding_norm, self._backend_name)
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            check_group(group)
-            check_norm_over(self.param_groups)
-            check_auto(group, self._feeding_norm)
-            check_sharding(group["params"], self._names())
-            for device in {p.device for p in group["params"]}:
-                kernels.backend_for(self._backend_name, device)
+            check_new_group(self.param_groups, self._feeding_norm, self._names(), self._backend_name)
         except Exception:
             self.param_groups.pop()
             raise
         self._shards = shards_in(self.param_groups)
-        self._warn_of_forgotten_masks(group["params"])
-
-    def _warn_of_forgotten_masks(self, parameters: list[Tensor]) -> None:
         if self._may_forget_masks:
-            self._may_forget_masks = not warn_of_forgotten_masks(parameters, self._masks)
+            self._may_forget_masks = not warn_of_forgotten_masks(self.param_groups[-1]["params"], self._masks)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -274,22 +265,24 @@ class SparseOpt(Optimizer):
         if may_repeat and last.repeat(self.param_groups, self.state, self._own_masks):
             self._last = last
             return
-        observed = self._observe()
-        is_same = last.is_same(observed)
+        only_makes_state, looked = False, list[Observed]()
         if self._shards and not capturing():
-            is_same = is_same_on_all_ranks(is_same, bool(skips), amp, self._notice_writes, self._shards)
-            observed = observed if is_same else self._observe()
+            answers = ask(self._shards, partial(self._look, looked, last, bool(skips), amp))
+            is_same, only_makes_state = not answers.has_changed, bool(answers.only_makes_state)
+            observed = looked[0] if is_same else self._observe()
+        else:
+            observed = self._observe()
+            is_same = last.is_same(observed)
         if not is_same and self._shards:
             with layer_totals(self._shards) as totals:
                 observed = self._prepare(last.versions(), observed, totals)
         elif not is_same:
             observed = self._prepare(last.versions(), observed)
-        if self._full_check is not None:
-            self._full_check.check(self._prepared, self._own_masks, self._names())
-        elif not self._shards:
-            versions = self._notice_writes()
-            if versions is not None:
-                observed = self._prepare(versions, self._observe())
+        if not self._shards and (versions := self._notice_writes()) is not None:
+            observed = self._prepare(versions, self._observe())
+        if only_makes_state:
+            with stored(self._prepared.new_buffers, self.state):
+                return
         if not skips and not is_skipped(self._prepared, amp):
             observed = self._make(observed, amp)
         self._last = LastStep(self._prepared, observed, may_repeat=self._full_check is None)
@@ -300,26 +293,33 @@ class SparseOpt(Optimizer):
         prepared = self._prepared
         return observe(self.param_groups, self.state, self._own_masks, prepared.parameters, prepared.watched)
 
+    def _look(self, looked: list[Observed], last: LastStep, is_left_out: bool, amp: Amp) -> Answers:
+        """Observe everything. Return what this rank says before a step with sharded parameters."""
+        looked.append(self._observe())
+        is_same = last.is_same(looked[0]) and self._notice_writes() is None
+        return answers_of(is_same, is_left_out, amp, makes_state_alone(self.state, self.param_groups))
+
     def _make(self, observed: Observed, amp: Amp) -> Observed:
         """Make the step that is prepared, and return what the next one will observe if nothing changes."""
         prepared = self._prepared
         if not prepared.new_buffers:
             make_step(prepared, observed.gradients, self.param_groups, amp)
             return observed
-        is_made = not only_makes_state(self.state, self.param_groups)
         with stored(prepared.new_buffers, self.state):
             if prepared.has_first_steps:
                 observed = observed._replace(snapshot=None)  # these rules hold for this step alone
             else:
                 self._prepared = prepared._replace(new_buffers={})
                 observed = self._observe()  # before the step: a write during it is seen by the next one
-            if is_made:
-                make_step(prepared, observed.gradients, self.param_groups, amp)
+            make_step(prepared, observed.gradients, self.param_groups, amp)
         return observed
 
     def _notice_writes(self) -> list[int] | None:
         """Raise the versions of what was written without one. Return those of before; None: nothing was."""
-        if self._full_check is not None or not (found := unseen_writes(self._prepared)):
+        if self._full_check is not None:
+            self._full_check.check(self._prepared, self._own_masks, self._names())
+            return None
+        if not (found := unseen_writes(self._prepared)):
             return None
         versions = versions_of(self._prepared.watched)
         raise_versions(found, self._own_masks)
@@ -347,7 +347,8 @@ class SparseOpt(Optimizer):
             check_auto(group, self._feeding_norm)
         names = names_of(self.param_groups, self._masks)
         check_masks(self._masks, names)
-        self._warn_of_forgotten_masks([*names])
+        if self._may_forget_masks:
+            self._may_forget_masks = not warn_of_forgotten_masks([*names], self._masks)
         self._own_masks, former = masks_of(self._masks, names), self._prepared
         self._prepared = prepare(
             self.param_groups,
@@ -376,10 +377,10 @@ class SparseOpt(Optimizer):
         return names_of(self.param_groups, self._masks)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in _COPIED}
         # Of masks in a dict, a copy must know the layers that they are registered in. Masks knows by itself.
         places = [] if isinstance(self._masks, Masks) else remembered_places(self._masks)
-        return {**super().__getstate__(), **own, "_places": places}
+        own = {name: getattr(self, name) for name in _COPIED} | {"_places": places}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # From load_state_dict, groups may be those of torch.optim.SGD, of any age: what it has no word for

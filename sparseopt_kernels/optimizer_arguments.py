@@ -14,6 +14,7 @@ from .correction import Correction
 from .kernels.contract import NormOver
 from .masks.mapping import Masks, masks_of
 from .masks.registered_masks import check_mask, remembered_mask
+from .sharding import check_sharding
 from .user_warning import warn
 
 _CORRECTIONS = (*get_args(Correction), "auto")
@@ -66,6 +67,27 @@ def check_new_parameters(group: dict[str, Any], names: Mapping[Tensor, str]) -> 
             raise ValueError(f"{name} is in the optimizer already, as {seen[id(p)]}")
 
 
+def check_new_group(
+    groups: Sequence[dict[str, Any]],
+    feeding_norm: Collection[Parameter] | None,
+    names: Mapping[Tensor, str],
+    backend: str,
+) -> None:
+    """Check the last of the groups.
+
+    Raises:
+        ValueError: a hyperparameter is not valid, or a parameter is sharded in a way that is not supported.
+        RuntimeError: the backend cannot update one of its parameters.
+    """
+    group = groups[-1]
+    check_group(group)
+    check_norm_over(groups)
+    check_auto(group, feeding_norm)
+    check_sharding(group["params"], names)
+    for device in {p.device for p in group["params"]}:
+        kernels.backend_for(backend, device)
+
+
 def check_is_mapping(masks: object) -> None:
     if not isinstance(masks, Mapping | None):
         raise TypeError(
@@ -95,7 +117,8 @@ def check_masks(masks: Mapping[Parameter, Tensor], names: Mapping[Tensor, str]) 
         if names and not masks.holds_any(names):
             raise ValueError(
                 "masks are those of another model, or of a copy: their model has none of the optimizer's "
-                "parameters. Make Masks(model) of the model that is trained"
+                "parameters. Make Masks(model) of the model that is trained; and SparseOpt after fully_shard "
+                "(FSDP2), which replaces parameters"
             )
     for parameter, mask in masks_of(masks, names).items():
         if not isinstance(parameter, Tensor):

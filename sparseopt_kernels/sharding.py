@@ -54,15 +54,14 @@ def sharded_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """
     if not is_sharded(parameter) or is_sharded(tensor):
         return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    whole = cast(DTensor, parameter)
-    mesh, placements = whole.device_mesh, whole.placements
-    part = distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()
-    # The part may be a view, which would keep all rows alive.
-    return DTensor.from_local(
-        part.clone(), mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
+    found = torch.zeros_like(parameter, dtype=tensor.dtype, requires_grad=False)
+    shards, part = shards_of(parameter), tensor.detach()
+    assert shards is not None
+    for group in shards.groups(sharded=True):  # rows are divided as torch.chunk does it
+        size = -(-part.shape[0] // group.size())
+        part = part[size * group.rank() : size * (group.rank() + 1)]
+    local_part(found).copy_(part)
+    return found
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -89,11 +88,11 @@ class Shards(NamedTuple):
 
     def sums(self, numbers: Tensor) -> Tensor:
         """Return the sums over the ranks that share the rows; ranks with the same rows count once."""
-        return _reduced(numbers, self._groups(sharded=True), dist.ReduceOp.SUM)
+        return _reduced(numbers, self.groups(sharded=True), dist.ReduceOp.SUM)
 
     def before(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums over the ranks that have rows before those of this rank, and over all of them."""
-        groups = self._groups(sharded=True)
+        groups = self.groups(sharded=True)
         if not groups:
             return torch.zeros_like(numbers), numbers
         of_each = [torch.empty_like(numbers) for _ in range(groups[0].size())]
@@ -103,19 +102,19 @@ class Shards(NamedTuple):
 
     def sums_of_all(self, numbers: Tensor) -> Tensor:
         """Return the sums over all ranks of the mesh."""
-        return _reduced(numbers, self._groups(), dist.ReduceOp.SUM)
+        return _reduced(numbers, self.groups(), dist.ReduceOp.SUM)
 
     def most_of_all(self, numbers: Tensor) -> Tensor:
         """Return the maxima over all ranks of the mesh."""
-        return _reduced(numbers, self._groups(), dist.ReduceOp.MAX)
+        return _reduced(numbers, self.groups(), dist.ReduceOp.MAX)
 
     def most_of_replicas(self, numbers: Tensor) -> Tensor:
         """Return the maxima over the ranks that have the same rows."""
-        return _reduced(numbers, self._groups(sharded=False), dist.ReduceOp.MAX)
+        return _reduced(numbers, self.groups(sharded=False), dist.ReduceOp.MAX)
 
     def device(self) -> torch.device:
         """Return the device of small tensors that are reduced: the CPU, if the ranks can send from there."""
-        configs = [dist.get_backend_config(group) for group in self._groups()]
+        configs = [dist.get_backend_config(group) for group in self.groups()]
         on_host = all("cpu:" in config for config in configs)
         return torch.device("cpu" if on_host else self.mesh.device_type)
 
@@ -125,7 +124,7 @@ class Shards(NamedTuple):
 
     def is_first(self) -> bool:
         """Tell if this rank has the first rows."""
-        return all(group.rank() == 0 for group in self._groups(sharded=True))
+        return all(group.rank() == 0 for group in self.groups(sharded=True))
 
     def is_divided(self) -> bool:
         """Tell if no rank has all rows."""
@@ -133,9 +132,10 @@ class Shards(NamedTuple):
 
     def has_replicas(self) -> bool:
         """Tell if several ranks have the same rows."""
-        return any(group.size() > 1 for group in self._groups(sharded=False))
+        return any(group.size() > 1 for group in self.groups(sharded=False))
 
-    def _groups(self, sharded: bool | None = None) -> list[ProcessGroup]:
+    def groups(self, sharded: bool | None = None) -> list[ProcessGroup]:
+        """Return the groups of the mesh: of ranks that share rows, or that have the same ones, or all."""
         pairs = enumerate(self.placements)
         return [self.mesh.get_group(i) for i, own in pairs if sharded is None or own.is_shard() == sharded]
 
@@ -177,14 +177,13 @@ def whole_rows(numbers: Tensor, tensor: Tensor, are_rows: bool) -> Tensor:
     shards = shards_of(tensor)
     if shards is None:
         return numbers
+    own = numbers.to(shards.device())
     if not are_rows:
-        return shards.sums(numbers)
-    from torch.distributed.tensor import DTensor
-
-    shape = torch.Size(tensor.shape[:1])
-    mesh, placements = shards.mesh, shards.placements
-    rows = DTensor.from_local(numbers, mesh, placements, run_check=False, shape=shape, stride=(1,))
-    return rows.full_tensor()
+        return shards.sums(own)
+    first, total = shards.before(torch.tensor(own.numel(), dtype=torch.int64, device=own.device))
+    whole = own.new_zeros(int(total))
+    whole[int(first) : int(first) + own.numel()] = own
+    return shards.sums(whole)
 
 
 def reshard(model: torch.nn.Module) -> None:

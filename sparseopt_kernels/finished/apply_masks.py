@@ -10,6 +10,7 @@ from torch.nn.parameter import Parameter
 
 from ..masks.mapping import Masks
 from ..masks.registered_masks import MaskedParameter, as_boolean, check_mask, masked_parameters
+from ..sharding import is_sharded, local_part, sharded_like
 from ..step.zero_outside import zero_outside, zero_outside_masks
 
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
@@ -44,9 +45,9 @@ def apply_masks(model: nn.Module, masks: Masks | None = None) -> None:
     with torch.no_grad():
         for place in own:
             parameter, mask = place.both()
-            mask.copy_(found[parameter])
+            local_part(mask).copy_(local_part(found[parameter]))
         for parameter, mask in found.items():
-            zero_outside(mask, [parameter])
+            zero_outside(as_boolean(local_part(mask)), [local_part(parameter)])
 
 
 def _matched(model: nn.Module, masks: Masks, own: list[MaskedParameter]) -> dict[Parameter, Tensor]:
@@ -58,8 +59,8 @@ def _matched(model: nn.Module, masks: Masks, own: list[MaskedParameter]) -> dict
     parameters = {_bare(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     found = {}
     for name, parameter in masks.named().items():
-        mask = as_boolean(masks[parameter])
-        check_mask(masks[parameter], parameter, name)
+        mask = masks[parameter]
+        check_mask(mask, parameter, name)
         target = parameters.get(_bare(name))
         if target is None:
             raise ValueError(f"masks has a mask for {name!r}, and the model has no parameter of that name")
@@ -68,7 +69,9 @@ def _matched(model: nn.Module, masks: Masks, own: list[MaskedParameter]) -> dict
                 f"masks has a mask of shape {tuple(mask.shape)} for {name!r}, whose shape in the model is "
                 f"{tuple(target.shape)}"
             )
-        found[target] = mask.to(target.device)
+        mask = as_boolean(mask) if not is_sharded(mask) else mask
+        found[target] = sharded_like(mask.to(target.device), target)
+        check_mask(found[target], target, name)
     for place in own:
         parameter, mask = place.both()
         if parameter not in found:

@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize, prune
 
 from ..neurons import Neurons
-from ..sharding import is_sharded, local_part, sharded_like, shards_of, told
+from ..sharding import check_sharding, is_sharded, local_part, sharded_like, shards_of, told
 from .layers import neurons_of, qualified_name
 
 _SUFFIX = "_mask"
@@ -184,11 +184,11 @@ def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
 
 
 def _check_sharded_alike(mask: Tensor, parameter: Tensor, name: str) -> None:
+    check_sharding([parameter], {parameter: name})
     if shards_of(mask) != shards_of(parameter):
         raise ValueError(
             f"mask for {name!r} is {told(mask)}, and the parameter is {told(parameter)}: both must be "
-            "sharded alike. torch.distributed.tensor.distribute_tensor(mask, p.device_mesh, p.placements, "
-            "src_data_rank=None) shards a mask that all ranks have"
+            "sharded alike. sk.Masks(model) shards the masks of a model, after fully_shard"
         )
 
 

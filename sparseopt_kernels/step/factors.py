@@ -87,6 +87,7 @@ def warn_of_concentration(own: Corrected, factors: Factors, fan_in: Tensor, warn
     warned.add(own.parameter)
     neurons, pairs = factors.c.numel(), 2 if own.parameter.is_complex() else 1
     mean = round(float(factors.divisor) * neurons) / neurons / pairs  # it may be rounded to float32
+    mean = mean if own.mean_fan_in is None else own.mean_fan_in / pairs
     warn(
         f"{own.name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
         f"c_i = {largest:.2f}: its fan-in is {int(fan_in.max()) // pairs}, the mean of the layer "

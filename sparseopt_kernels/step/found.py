@@ -179,7 +179,7 @@ def _check_sharding(f: Found, masks: Mapping[Parameter, Tensor], name: str) -> N
         if tensor is not None and shards_of(tensor) != f.shards:
             raise ValueError(
                 f"the {what} of {name!r} is {told(tensor)}, and the parameter is {told(f.parameter)}: both "
-                "must be sharded alike. torch.distributed.checkpoint.state_dict loads states of any sharding"
+                "must be sharded alike, as fully_shard and torch.distributed.checkpoint leave them"
             )
     if f.shards is None or not f.shards.is_divided() or f.mask is None or f.correction == "none":
         return

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import Parameter
 
-from ..sharding import with_local_parts
+from ..sharding import local_part, with_local_parts
 from .amp import Amp
 from .change_detection import State
 from .gradients import Gradients
@@ -26,14 +26,15 @@ def is_skipped(prepared: Prepared, amp: Amp) -> bool:
     return amp.found_inf.item() != 0  # a sum over devices: may exceed 1
 
 
-def only_makes_state(state: State, groups: Sequence[dict[str, Any]]) -> bool:
+def makes_state_alone(state: State, groups: Sequence[dict[str, Any]]) -> bool:
     """Tell if the step is made by ``torch.distributed.checkpoint``, to have a state: it must change nothing.
 
     There is no state then, all learning rates are 0, and so are all gradients.
     """
     if state or any(_is_on_device(group["lr"]) or float(group["lr"]) != 0 for group in groups):
         return False
-    return not any(p.grad is not None and bool(p.grad.any()) for group in groups for p in group["params"])
+    gradients = (p.grad for group in groups for p in group["params"] if p.grad is not None)
+    return not any(bool(local_part(gradient).any()) for gradient in gradients)
 
 
 def _is_on_device(lr: float | Tensor) -> bool:

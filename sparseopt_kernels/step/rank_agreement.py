@@ -18,8 +18,8 @@ from ..masks.mask_hash import mask_hash
 from ..sharding import Shards
 from .amp import Amp
 
-_BITS = 15
-"""The bits of each answer in the number that is summed, over at most 32,767 ranks."""
+_BITS = 12
+"""The bits of each answer in the number that is summed, over at most 4,095 ranks."""
 
 
 class Answers(NamedTuple):
@@ -33,6 +33,8 @@ class Answers(NamedTuple):
     """An update of the masks leaves the step out."""
     has_overflowed: int
     """AMP skips the step."""
+    only_makes_state: int
+    """The step is made to have a state: see ``make_step.makes_state_alone``."""
 
 
 class ShardedMask(NamedTuple):
@@ -48,61 +50,56 @@ class ShardedMask(NamedTuple):
     shards: Shards
 
 
-def is_same_on_all_ranks(
-    is_same: bool,
-    is_left_out: bool,
-    amp: Amp,
-    notice_writes: Callable[[], object | None],
-    shards: Sequence[Shards],
-) -> bool:
-    """Tell if nothing has changed on any of the ranks that have sharded parameters since the last step.
-
-    Args:
-        is_same: whether nothing has changed on this rank, as far as it is seen.
-        is_left_out: whether an update of the masks leaves the step out.
-        amp: GradScaler's verdict.
-        notice_writes: looks for writes that are not seen otherwise, where all is where it was; None: none.
-        shards: the ranks.
-
-    Raises:
-        RuntimeError: see ``ask``.
-    """
-    try:
-        is_same = is_same and notice_writes() is None
-        has_overflowed = amp.found_inf is not None and amp.found_inf.item() != 0
-    except Exception:
-        ask(Answers(has_changed=1, has_failed=1, is_left_out=0, has_overflowed=0), shards)
-        raise
-    answers = Answers(
+def answers_of(is_same: bool, is_left_out: bool, amp: Amp, only_makes_state: bool) -> Answers:
+    """Return what a rank says whose step has not failed so far."""
+    return Answers(
         has_changed=int(not is_same),
         has_failed=0,
         is_left_out=int(is_left_out),
-        has_overflowed=int(has_overflowed),
+        has_overflowed=int(amp.found_inf is not None and amp.found_inf.item() != 0),
+        only_makes_state=int(only_makes_state),
     )
-    return not ask(answers, shards)
 
 
-def ask(own: Answers, shards: Sequence[Shards]) -> bool:
-    """Return whether the step has to be prepared anew on any rank: one sum of 8 bytes for each mesh.
+def ask(shards: Sequence[Shards], look: Callable[[], Answers]) -> Answers:
+    """Return the answers of all ranks: one sum of 8 bytes for each mesh, for which the host waits.
 
-    The host waits for it.
+    Args:
+        shards: the ranks.
+        look: returns the answers of this rank. If it raises, all ranks are told.
+
+    Returns:
+        Each answer is 1 if it is so on some rank; ``only_makes_state``, on all of them.
 
     Raises:
         RuntimeError: another rank failed; or some ranks leave the step out, or see an overflow, and others do
             not.
     """
-    has_changed = bool(own.has_changed)
+    try:
+        own = look()
+    except Exception:
+        for ranks in shards:
+            _sums(ranks, _FAILURE)
+        raise
+    found = own
     for ranks in shards:
-        number = sum(answer << (_BITS * i) for i, answer in enumerate(own))
-        total = int(ranks.sums_of_all(torch.tensor(number, dtype=torch.int64, device=ranks.device())))
-        of_all = Answers(*((total >> (_BITS * i)) % (1 << _BITS) for i in range(len(own))))
-        _check(own, of_all, ranks.world())
-        has_changed |= of_all.has_changed > 0
-    return has_changed
+        of_all = _sums(ranks, own)
+        _check(of_all, ranks.world())
+        found = Answers(*(max(*both) for both in zip(found, map(bool, of_all), strict=True)))
+        if of_all.only_makes_state < ranks.world():
+            own = own._replace(only_makes_state=0)
+    return found._replace(only_makes_state=own.only_makes_state)
 
 
-def _check(own: Answers, of_all: Answers, ranks: int) -> None:
-    if of_all.has_failed and not own.has_failed:
+def _sums(ranks: Shards, own: Answers) -> Answers:
+    """Return how many ranks of a mesh say so to each question."""
+    number = sum(answer << (_BITS * i) for i, answer in enumerate(own))
+    total = int(ranks.sums_of_all(torch.tensor(number, dtype=torch.int64, device=ranks.device())))
+    return Answers(*((total >> (_BITS * i)) % (1 << _BITS) for i in range(len(own))))
+
+
+def _check(of_all: Answers, ranks: int) -> None:
+    if of_all.has_failed:
         raise RuntimeError(_FAILED)
     if of_all.is_left_out not in (0, ranks):
         raise RuntimeError(
@@ -111,9 +108,8 @@ def _check(own: Answers, of_all: Answers, ranks: int) -> None:
         )
     if of_all.has_overflowed not in (0, ranks):
         raise RuntimeError(
-            f"{of_all.has_overflowed} of {ranks} ranks found gradients that are not finite, and the others "
-            "did not: GradScaler looks at the shard of its own rank alone. Use ShardedGradScaler of "
-            "torch.distributed.fsdp, and call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+            f"{of_all.has_overflowed} of {ranks} ranks were told that gradients are not finite, and the "
+            "others were not: found_inf must be the same on all ranks, as torch.amp.GradScaler makes it"
         )
 
 
@@ -204,4 +200,5 @@ def _most(ranks: Shards, numbers: Sequence[int]) -> list[int]:
     return found
 
 
+_FAILURE = Answers(has_changed=0, has_failed=1, is_left_out=0, has_overflowed=0, only_makes_state=0)
 _FAILED = "no weight was changed in this step, because it failed on another rank, whose error says why"

@@ -19,6 +19,7 @@ from torch.nn.parameter import Parameter
 from .. import native_library
 from ..kernels.contract import ParamState
 from ..masks.registered_masks import as_boolean
+from ..sharding import local_part
 from .preparation import Prepared
 
 VARIABLE = "SPARSEOPT_CHECK"
@@ -99,7 +100,7 @@ class FullCheck:
                 if param.mask is None:
                     continue
                 parameter = prepared.parameters[position]
-                mask = as_boolean(masks[parameter])
+                mask = as_boolean(local_part(masks[parameter]))
                 if not torch.equal(mask, self._masks.setdefault(param, mask.clone())):
                     raise RuntimeError(_failure(names[parameter], "its mask is not the one that was applied"))
                 self._check_zeros(param, names[parameter])

@@ -6,13 +6,16 @@ overwrites the masks of all ranks but one, which would hide the difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..masks.mask_hash import whole_hashes
+from ..sharding import Shards
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -21,6 +24,51 @@ Group: TypeAlias = "ProcessGroup | Literal['world'] | None"
 """``"world"`` for all ranks, as they are when masks are compared; None: masks are not compared."""
 
 _MOST_NAMED = 5
+
+
+@contextmanager
+def on_all_or_none(shards: Sequence[Shards]) -> Iterator[None]:
+    """Let what is done on this rank fail on all ranks of sharded masks, if it fails on one.
+
+    Args:
+        shards: the ranks; without any, nothing is sent.
+
+    Raises:
+        RuntimeError: it failed on another rank.
+    """
+    try:
+        yield
+    except Exception:
+        for ranks in shards:
+            _has_failed(ranks, True)
+        raise
+    failures = [_has_failed(ranks, False) for ranks in shards]  # all meshes are asked
+    if any(failures):
+        raise RuntimeError("no mask was updated: it failed on another rank, whose error says why")
+
+
+def _has_failed(ranks: Shards, own: bool) -> bool:
+    number = torch.tensor(int(own), dtype=torch.int64, device=ranks.device())
+    return bool(ranks.most_of_all(number))
+
+
+def check_numbers_agree(numbers: Sequence[int], shards: Sequence[Shards], what: str) -> None:
+    """Raise ``RuntimeError`` on all ranks of sharded masks unless they have the same numbers.
+
+    Args:
+        numbers: as many on every rank.
+        shards: the ranks.
+        what: what the numbers are, for the error.
+    """
+    for ranks in shards:
+        own = torch.tensor(numbers, dtype=torch.int64, device=ranks.device())
+        most, least = ranks.most_of_all(torch.stack([own, ~own]))
+        if bool((most != ~least).any()):
+            raise RuntimeError(
+                f"the ranks do not agree in {what}: hooks must answer alike on all ranks. Of a sharded "
+                "layer, tensors are the rows of one rank: use layer.active, layer.numel and "
+                "layer.mean_fan_in, which are those of the whole layer"
+            )
 
 
 def check_masks_agree(clock: Mapping[str, Any], masks: Mapping[str, Tensor], group: Group) -> None:

@@ -16,11 +16,11 @@ from torch.nn.parameter import Parameter
 
 from ..masks.mapping import Masks, active_weights
 from ..masks.registered_masks import remember, remembered_places
-from ..sharding import is_sharded
+from ..sharding import is_sharded, shards_in
 from ..skipped_steps import SkippedStep
 from ..user_warning import warn
 from . import method_arguments, method_notices, topology_table
-from .agreement import Group, check_masks_agree
+from .agreement import Group, check_masks_agree, on_all_or_none
 from .explored import Explored, rate_of
 from .hooks import Counts, Layer, Magnitude, Score
 from .layer_update import LayerUpdate
@@ -112,20 +112,17 @@ class DynamicSparseTraining:
         self.min_fan_in = int(min_fan_in)
         self.process_group = process_group
         self._step = 0
-        self._due = False
-        self._updated = False
+        self._due = self._updated = False
         self._explored = Explored(masks)
         self._last_update: dict[str, LayerUpdate] = {}
         self._is_compared = False
         self._is_new = True
         self._has_warned_of_gradients = False
         self._leave_out_of_graphs()
-        active = active_weights(masks)
-        method_arguments.check_min_fan_in(min_fan_in, masks, self._names, active)
+        method_arguments.check_min_fan_in(min_fan_in, masks, self._names, active_weights(masks))
         if self.uses_gradients:
             method_arguments.check_not_pruned(type(self).__name__, self._names)
-        goes_by_steps = type(self).next_update is DynamicSparseTraining.next_update
-        if goes_by_steps and self.next_update(0) is None:
+        if type(self).next_update is DynamicSparseTraining.next_update and self.next_update(0) is None:
             warn(method_notices.notice_of_no_update(update_every, stop_at))
         if skip_step and update_every == 1:
             warn(method_notices.NOTICE_OF_NO_STEP)
@@ -246,6 +243,8 @@ class DynamicSparseTraining:
         self._is_new = False
         step = self._step + 1
         due = step == self._next_due()
+        if not self._is_compared and any(map(is_sharded, self.masks)):
+            self._compare_ranks()  # with other clocks, they would wait in an update
         try:
             plan = self._plan(step) if due else None
         except Exception as error:
@@ -261,15 +260,17 @@ class DynamicSparseTraining:
             self._compare_ranks()
 
     def _next_due(self) -> int | None:
-        """Return the step of the next update, also of a postponed one, None without one."""
+        """Return the step of the next update, also of a postponed one."""
         if not self._due:
             return self.next_update(self._step)
         return self._step + 1 if self._step + 1 < self.stop_at else None
 
     def _plan(self, step: int) -> UpdatePlan | None:
         """Return the update of that step; None if it is postponed. Nothing is written yet."""
-        method_arguments.check_present_masks(self.masks, self._names)
-        plan = UpdatePlan(self, self._names, self._explored.unions())
+        shards = shards_in([{"params": self.masks}])
+        with on_all_or_none(shards):
+            method_arguments.check_present_masks(self.masks, self._names)
+        plan = UpdatePlan(self, self._names, self._explored.unions(), shards)
         method_arguments.check_min_fan_in(self.min_fan_in, self.masks, self._names, plan.active)
         if not plan.ask_grow_scores():
             return None
@@ -368,8 +369,8 @@ class DynamicSparseTraining:
         ``torch.load(weights_only=True)``. ``drop_schedule`` and ``process_group`` are not part of it: give
         the resumed run the same ones.
         """
-        settings = {name: getattr(self, name) for name in self.settings}
-        return {**settings, "step": self._step, "due": self._due, "explored": self._explored.with_masks()}
+        state = {"step": self._step, "due": self._due, "explored": self._explored.with_masks()}
+        return {name: getattr(self, name) for name in self.settings} | state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state: the run goes on where the saved one was, bit for bit the same.

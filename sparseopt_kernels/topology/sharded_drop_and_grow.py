@@ -175,7 +175,7 @@ class ShardedDropAndGrow:
         counts = torch.stack([fan_in(own, neurons) for own in (before, after, after & ~before)])
         if neurons.dim == 0 or not ranks.is_divided():
             return numbers_of(*counts)
-        own = numbers_of(*ranks.sums(counts))
+        own = numbers_of(*ranks.sums(counts.to(ranks.device())))
         # Each rank has a part of every neuron, and all know all numbers: one of them counts.
         return own if ranks.is_first() else torch.zeros_like(own)
 

@@ -105,6 +105,8 @@ class TorchPart:
     """In PyTorch, for any tensors."""
 
     def __init__(self, asked: Asked) -> None:
+        if asked.values.is_complex():
+            asked = asked._replace(values=asked.values.abs())
         self.device = asked.values.device
         self._asked = asked
         dtype = asked.values.dtype

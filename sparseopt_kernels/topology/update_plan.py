@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..masks.mapping import neurons_in
 from ..sharding import Shards, local_part, shards_of
+from .agreement import check_numbers_agree, on_all_or_none
 from .drop_and_grow import Change, DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow, score_of
 from .hook_checks import WriteGuard, check_counts, check_score
 from .hooks import Counts, Layer, Magnitude, Score
@@ -31,11 +32,17 @@ class UpdatePlan:
         method: the object with the hooks and the masks. Errors have the name of its class.
         names: the names of its layers.
         explored: the weights of each layer that have been active at some time; written when masks are.
+        ranks: those that have sharded layers.
     """
 
     def __init__(
-        self, method: DynamicSparseTraining, names: Sequence[str], explored: Sequence[Tensor]
+        self,
+        method: DynamicSparseTraining,
+        names: Sequence[str],
+        explored: Sequence[Tensor],
+        ranks: Sequence[Shards],
     ) -> None:
+        self._ranks = ranks
         self._method = method
         self._name = type(method).__name__
         items = zip(method.masks.items(), explored, strict=True)
@@ -69,9 +76,12 @@ class UpdatePlan:
             for i, (name, parameter, tensors, neurons) in layers
         ]
         self._guard = WriteGuard(self._name, self._layers)
-        self.changing = [layer for layer in self._layers if method.can_change(layer)]
-        """The layers whose masks may change."""
-        self._guard.check("can_change")
+        with on_all_or_none(ranks):
+            if method.min_fan_in:
+                self._check_rows(self._layers, "min_fan_in")
+            self.changing = [layer for layer in self._layers if method.can_change(layer)]
+            """The layers whose masks may change."""
+            self._guard.check("can_change")
         self._changes = [Change(Counts(0, 0))] * len(self._layers)
         self._scores: dict[int, Score] = {}
         self._rankings: dict[int, Ranking] = {}
@@ -84,6 +94,14 @@ class UpdatePlan:
             TypeError, ValueError, RuntimeError: an answer of a hook is wrong, a hook has written, or a method
                 that grows by gradients finds none.
         """
+        with on_all_or_none(self._ranks):
+            self._ask_grow_scores()
+        if not (self._method.postpones or self._method.uses_gradients):
+            return True
+        return self._chooser.rank([*self._rankings.values()]) or not self._method.postpones
+
+    def _ask_grow_scores(self) -> None:
+        """Ask the hook, and check its answers."""
         if self._method.uses_gradients and all(layer.gradient is None for layer in self._layers):
             raise RuntimeError(
                 f"{self._name} ranks by gradients and no masked parameter has one: "
@@ -99,12 +117,11 @@ class UpdatePlan:
             ranking = Ranking(layer=layer.index, values=layer.gradient, at_most=0)
             if isinstance(score, Magnitude) and score.values is layer.gradient:
                 check_score(self._name, "grow_score", score, layer)
+                if score.factors is not None:
+                    self._check_rows([layer], "a factor for each neuron")
                 most = self._method._most_that_grow(layer)
                 ranking = ranking._replace(at_most=most, factors=score.factors)
             self._rankings[layer.index] = ranking
-        if not (self._method.postpones or self._method.uses_gradients):
-            return True
-        return self._chooser.rank([*self._rankings.values()]) or not self._method.postpones
 
     @property
     def is_asked_for(self) -> bool:
@@ -128,6 +145,16 @@ class UpdatePlan:
         Raises:
             TypeError, ValueError, RuntimeError: an answer of a hook is wrong, or a hook has written.
         """
+        with on_all_or_none(self._ranks):
+            new = self._ask_counts(step)
+        check_numbers_agree(self._numbers(), self._ranks, f"the answers of {self._name}.counts")
+        if self._only_pytorch_can and isinstance(self._chooser, NativeDropAndGrow):
+            self._chooser = TorchDropAndGrow(self._tensors, self._neurons, self._method.min_fan_in)
+            new = [index for index, ranking in self._rankings.items() if ranking.at_most > 0]
+        self._chooser.rank([self._rankings[index] for index in new])
+
+    def _ask_counts(self, step: int) -> list[int]:
+        """Ask the hooks. Return the layers whose scores are yet to be ranked."""
         returned = self._method.counts(self.changing, step)
         self._guard.check("counts")
         checked = check_counts(self._name, returned, self.changing, self._method.min_fan_in)
@@ -139,13 +166,16 @@ class UpdatePlan:
                 self._drop_score(layer) if counts.drops else None,
                 generator(self._method.seed, layer.index, step) if at_random else None,
             )
+            if counts.by_neuron:
+                self._check_rows([layer], "counts by neuron")
             self._only_pytorch_can |= counts.by_neuron
         self._guard.check("drop_score")
-        new = [layer.index for layer in self.changing if self._set_ranking(layer)]
-        if self._only_pytorch_can and isinstance(self._chooser, NativeDropAndGrow):
-            self._chooser = TorchDropAndGrow(self._tensors, self._neurons, self._method.min_fan_in)
-            new = [index for index, ranking in self._rankings.items() if ranking.at_most > 0]
-        self._chooser.rank([self._rankings[index] for index in new])
+        return [layer.index for layer in self.changing if self._set_ranking(layer)]
+
+    def _numbers(self) -> list[int]:
+        """Return the counts of each layer, which must be the same on all ranks; -1 for counts by neuron."""
+        both = (own.counts for own in self._changes)
+        return [-1 if isinstance(k, Tensor) else k for counts in both for k in counts]
 
     def _check_all_sharded(self, shards: Sequence[Shards]) -> None:
         """Raise ``ValueError`` unless all layers are sharded, and none shares its mask with another."""
@@ -156,6 +186,18 @@ class UpdatePlan:
             )
         if len({id(tensors.mask) for tensors in self._tensors}) < len(self._tensors):
             raise ValueError(f"two layers of {self._name} share a mask and are sharded: give each its own")
+
+    def _check_rows(self, layers: Sequence[Layer], what: str) -> None:
+        """Raise ``ValueError`` unless each rank has whole neurons of these layers."""
+        for layer in layers:
+            shards = shards_of(layer.parameter)
+            if shards is not None and shards.is_divided() and layer.neurons.dim != 0:
+                raise ValueError(
+                    f"{self._name} has {what}, and {layer.name!r} has its neurons in dimension 1 "
+                    "(ConvTranspose, or Conv1D of transformers) and is sharded along dimension 0, so that "
+                    "every rank has a part of each neuron: keep it out of fully_shard "
+                    "(ignored_params=...), or out of the masks"
+                )
 
     def _check_shared_masks(self, checked: Sequence[Counts]) -> None:
         masks = [id(layer.stored_mask) for layer in self._layers]

@@ -17,6 +17,8 @@ sys.path.insert(0, {support_path()!r})
 import warnings
 warnings.simplefilter("ignore")
 import sparseopt_kernels as sk
+from sparseopt_kernels import apply_masks, finalize, load_dense
+from sparseopt_kernels.topology.hooks import Counts
 from sharded_training import *
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -51,12 +53,10 @@ weight = model[4].weight
 if rank == 1:
     part(masks[weight])[0] = False
 backward(model, plain, 2)
-before = whole(weight.detach()).clone()
+before = [whole(t).clone() for t in (weight.detach(), optimizer.state[weight]["momentum_buffer"])]
 optimizer.step()
-buffer = whole(optimizer.state[weight]["momentum_buffer"])
-result["written on one rank"] = [
-    whole(masks[weight]), whole(weight.grad), before, whole(weight.detach()), buffer
-]
+after = [whole(t) for t in (weight.detach(), optimizer.state[weight]["momentum_buffer"])]
+result["written on one rank"] = [whole(masks[weight]), whole(weight.grad), *before, *after]
 
 # A step that fails on one rank.
 if rank == 2:
@@ -69,7 +69,21 @@ if rank == 2:
     optimizer.state[weight]["momentum_buffer"] = kept
 told("mended", optimizer.step)
 
-# GradScaler finds an overflow in the shard of its own rank.
+# GradScaler finds an overflow in the shard of one rank, and tells all.
+scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+backward(model, plain, 3)
+if rank == 1:
+    part(weight.grad).view(-1)[0] = float("inf")
+for p in model.parameters():
+    p.grad = p.grad * 1.0
+weights = [part(p.detach()).clone() for p in model.parameters()]
+scaler.scale(torch.ones(1))
+told("scaler", lambda: scaler.step(optimizer))
+scaler.update()
+result["scale"] = scaler.get_scale()
+result["left out"] = all(torch.equal(part(p), w) for p, w in zip(model.parameters(), weights))
+
+# A verdict of another program's.
 optimizer.found_inf, optimizer.grad_scale = torch.tensor(float(rank == 3)), torch.tensor(1.0)
 told("overflow", optimizer.step)
 optimizer.found_inf = torch.tensor(1.0)
@@ -82,6 +96,53 @@ del optimizer.found_inf, optimizer.grad_scale
 if rank == 0:
     weight.grad = None
 told("no gradient", optimizer.step)
+
+# A first step of zeros, as torch.distributed.checkpoint makes it, and one of zeros on one rank.
+model = make_network()
+fully_shard(model, mesh=plain)
+masks = sk.sparsify(model, 0.85)
+optimizer = sk.SparseOpt(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1, masks=masks)
+get_state_dict(model, optimizer)
+result["momentum"] = max(float(part(own["momentum_buffer"]).abs().sum()) for own in optimizer.state.values())
+optimizer = sk.SparseOpt(model.parameters(), lr=0.0, momentum=0.9, max_grad_norm=1.0, masks=masks)
+for step in range(3):
+    backward(model, plain, step)
+    if rank == 3:
+        for p in model.parameters():
+            part(p.grad).zero_()
+    told(f"zeros on one rank, {{step}}", optimizer.step)
+
+# Hooks that fail, or answer otherwise, on one rank; clocks that differ.
+class Failing(sk.SET):
+    def drop_score(self, layer):
+        if rank == 2:
+            raise KeyError("mine")
+        return super().drop_score(layer)
+
+
+class Differing(sk.SET):
+    def counts(self, layers, step):
+        return [Counts(1 + (rank == 1), 1 + (rank == 1)) for _ in layers]
+
+
+for name, cls in (("failing hook", Failing), ("differing hook", Differing)):
+    method = cls(masks, 0.3, 1, stop_at=10, skip_step=False)
+    held = [part(mask).clone() for mask in masks.values()]
+    told(name, method.step)
+    result[f"{{name}}, masks"] = all(torch.equal(part(m), h) for m, h in zip(masks.values(), held))
+method = sk.SET(masks, 0.3, 2, stop_at=10)
+method._step = int(rank == 0)
+told("clocks", method.step)
+
+# What is done when training is over.
+apply_masks(model)
+for p in masks:
+    part(p.detach()).add_(1.0)
+apply_masks(model, masks)
+result["applied"] = all(bool((part(p.detach())[~part(m)] == 0).all()) for p, m in masks.items())
+dense = {{k: v for k, v in model.state_dict().items() if not k.endswith("_mask")}}
+told("load_dense", lambda: load_dense(model, dense))
+told("finalize", lambda: finalize(model))
 
 # Replicas differ.
 model, masks, optimizer = trained(hybrid, max_grad_norm=1.0)
@@ -101,9 +162,15 @@ layer = nn.Linear(8, 8)
 layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), plain, [Shard(1)]))
 told("columns", lambda: sk.SparseOpt(layer.parameters(), lr=0.1))
 told("columns are masked", lambda: sk.sparsify(layer, 0.5))
+with torch.device("meta"):
+    unmade = nn.Sequential(nn.Linear(8, 8))
+fully_shard(unmade, mesh=plain)
+told("meta", lambda: sk.sparsify(unmade, 0.5))
 transposed = nn.Sequential(nn.ConvTranspose2d(8, 6, 3))
 fully_shard(transposed, mesh=plain)
 of_transposed = sk.sparsify(transposed, 0.5)
+narrow = sk.SET(of_transposed, 0.3, 1, stop_at=10, min_fan_in=1)
+told("transposed, min_fan_in", narrow.step)
 optimizer = sk.SparseOpt(transposed.parameters(), lr=0.1, masks=of_transposed)
 transposed(torch.ones(1, 8, 4, 4)).sum().backward()
 told("transposed", optimizer.step)
@@ -135,15 +202,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_a_mask_that_is_written_on_one_rank(found: list[dict[str, Any]]) -> None:
-    mask, gradient, before, after, buffer = found[0]["written on one rank"]
+    mask, gradient, weight, buffer, weight_after, buffer_after = found[0]["written on one rank"]
     assert not mask[8].any()  # the first row of rank 1, of 30 rows
     counts = mask.sum(1).double()
-    factors = (counts / counts.mean()).sqrt().float().unsqueeze(1)
-    assert (after != before).any()
-    torch.testing.assert_close(after, (before * mask - 0.05 * buffer) * mask)
-    assert (buffer[~mask] == 0).all()
-    moved = (buffer - factors * gradient * mask)[mask] / 0.9  # the buffer of before, where it was kept
-    assert torch.isfinite(moved).all()
+    factors = (counts / counts.mean()).sqrt().float().unsqueeze(1)  # of all rows, on all ranks
+    torch.testing.assert_close(buffer_after, (0.9 * buffer + factors * gradient) * mask)
+    torch.testing.assert_close(weight_after, (weight - 0.05 * buffer_after) * mask)
 
 
 def test_a_step_that_fails_on_one_rank(found: list[dict[str, Any]]) -> None:
@@ -155,14 +219,48 @@ def test_a_step_that_fails_on_one_rank(found: list[dict[str, Any]]) -> None:
 
 def test_an_overflow_on_one_rank(found: list[dict[str, Any]]) -> None:
     for own in found:
-        assert own["overflow"].startswith("RuntimeError: 1 of 4 ranks found gradients that are not finite")
-        assert "ShardedGradScaler" in own["overflow"]
+        assert own["overflow"].startswith(
+            "RuntimeError: 1 of 4 ranks were told that gradients are not finite"
+        )
         assert own["overflow everywhere"] == ""
         assert own["skipped"]
+        assert own["scaler"] == ""
+        assert own["scale"] == 2.0
+        assert own["left out"]
 
 
 def test_a_gradient_that_one_rank_lacks(found: list[dict[str, Any]]) -> None:
     assert [own["no gradient"] for own in found] == [""] * 4
+
+
+def test_first_steps_of_zeros(found: list[dict[str, Any]]) -> None:
+    for own in found:
+        assert own["momentum"] == 0.0
+        assert [own[f"zeros on one rank, {step}"] for step in range(3)] == [""] * 3
+
+
+def test_hooks_and_clocks_that_differ(found: list[dict[str, Any]]) -> None:
+    for rank, own in enumerate(found):
+        failed = (
+            "KeyError: 'mine'"
+            if rank == 2
+            else "RuntimeError: no mask was updated: it failed on another rank"
+        )
+        assert own["failing hook"].startswith(failed)
+        assert own["differing hook"].startswith(
+            "RuntimeError: the ranks do not agree in the answers of Differing"
+        )
+        assert own["failing hook, masks"]
+        assert own["differing hook, masks"]
+        assert own["clocks"].startswith(
+            "RuntimeError: the ranks of this run do not agree: step is 1 on rank 0"
+        )
+
+
+def test_what_is_done_when_training_is_over(found: list[dict[str, Any]]) -> None:
+    for own in found:
+        assert own["applied"]
+        assert own["load_dense"] == own["finalize"] == ""
 
 
 def test_replicas_with_other_masks(found: list[dict[str, Any]]) -> None:
@@ -185,6 +283,8 @@ def test_what_is_not_supported(found: list[dict[str, Any]]) -> None:
             assert own[name].startswith("ValueError: ")
             assert "FSDP1" in own[name]
         assert own["transposed"].startswith("ValueError: '0.weight' has its neurons in dimension 1")
+        assert own["transposed, min_fan_in"].startswith("ValueError: SET has min_fan_in, and '0.weight'")
+        assert own["meta"].startswith("ValueError: '0.weight' is on the meta device")
         assert own["transposed, masked SGD"] == ""
         assert own["summary"] == (216, 6)
 

@@ -12,11 +12,13 @@ SHARDED = {
     ),
     "replicas-counted-twice": Mutant(
         "sharding.py",
-        "return _reduced(numbers, self._groups(sharded=True), dist.ReduceOp.SUM)",
-        "return _reduced(numbers, self._groups(), dist.ReduceOp.SUM)",
+        "return _reduced(numbers, self.groups(sharded=True), dist.ReduceOp.SUM)",
+        "return _reduced(numbers, self.groups(), dist.ReduceOp.SUM)",
         _TEST,
     ),
-    "a-mask-off-by-a-row": Mutant("sharding.py", "part.clone()", "part.roll(1, 0)", _TEST),
+    "a-mask-off-by-a-row": Mutant(
+        "sharding.py", "local_part(found).copy_(part)", "local_part(found).copy_(part.roll(1, 0))", _TEST
+    ),
     "an-empty-part-left-out": Mutant(
         "step/preparation.py",
         "shards_of(p) if p in masks else None",
