@@ -19,7 +19,9 @@ from sparseopt_kernels.lab.bench.network import Network
 def compiled_chain(network: Network) -> Contestant:
     """Return the eager chain, optimizer included, under ``torch.compile``."""
     step = torch.compile(chain(network, "foreach"))
-    return Contestant("torch.compile of the chain", network, step, network.restore_gradients)
+    return Contestant(
+        name="torch.compile of the chain", network=network, step=step, prepare=network.restore_gradients
+    )
 
 
 def compiled_function(network: Network) -> Contestant:
@@ -38,7 +40,7 @@ def compiled_function(network: Network) -> Contestant:
         gradients: list[Tensor] = [p.grad for p in network.parameters]  # type: ignore[misc]
         update(weights, gradients, buffers, masks, scales)
 
-    return Contestant("torch.compile of one function", network, step)
+    return Contestant(name="torch.compile of one function", network=network, step=step)
 
 
 def _update(

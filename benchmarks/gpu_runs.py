@@ -110,7 +110,7 @@ def replayed(network: Network, backend: str) -> Contestant:
         graph.replay()
         return eager
 
-    return Contestant("graph", network, replay, steps_made=steps)
+    return Contestant(name="graph", network=network, step=replay, steps_made=steps)
 
 
 def copy_bandwidth(timer: Timer, device: torch.device, nbytes: int = 1 << 30) -> float:

@@ -118,9 +118,9 @@ def list_masks(kernels: ListKernels, params: Sequence[ParamState], rows: Sequenc
         first_program += programs[-1]
     counts = torch.empty(2, first_row, dtype=torch.int32, device=device)
     listing = Listing(
-        dtype,
-        upload(torch.tensor(table, dtype=torch.int64, device="cpu"), device),
-        upload(tensor_of_programs(programs), device),
+        dtype=dtype,
+        table=upload(torch.tensor(table, dtype=torch.int64, device="cpu"), device),
+        program_to_tensor=upload(tensor_of_programs(programs), device),
         fan_in=counts[1],
         live=counts[0],
         programs=first_program,

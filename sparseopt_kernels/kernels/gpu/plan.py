@@ -201,8 +201,10 @@ class GpuPlan:
         if last is not None and last.layout.gradients_aligned == aligned and not new:
             layout, layout_memory = last.layout, last.layout_memory
         else:
-            rows, sectors = [own.rows for own in self._listed], [own.sectors for own in self._listed]
-            members = [*map(Member, self._params, rows, sectors, self._factors)]
+            members = [
+                Member(param=param, rows=own.rows, sectors=own.sectors, factors=factors)
+                for param, own, factors in zip(self._params, self._listed, self._factors, strict=True)
+            ]
             layout = lay_out(members, aligned, frozenset(new), self._kernels)
             memory = [t for own in self._listed for t in own.memory(with_mask=bool(new))]
             memory += [t for own in self._factors for t in own or ()]
