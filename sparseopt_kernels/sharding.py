@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parameter import Parameter
 
 _MODULE = "torch.distributed.tensor"
+_PLAIN = (Tensor, Parameter)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 def is_sharded(tensor: object) -> bool:
     """Tell if a tensor is a ``DTensor``, also one of which every rank has all rows."""
+    if type(tensor) in _PLAIN:  # quick, as most tensors are
+        return False
     module = sys.modules.get(_MODULE)
     return module is not None and isinstance(tensor, module.DTensor)
 

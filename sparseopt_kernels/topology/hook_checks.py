@@ -26,14 +26,14 @@ class WriteGuard:
     def __init__(self, method: str, layers: Sequence[Layer]) -> None:
         self._method = method
         self._layers = layers
-        self._gradients = [layer.gradient for layer in layers]
+        self._gradients = [layer.parameter.grad for layer in layers]
         counted = [
             (what, layer, tensor)
-            for layer, gradient in zip(layers, self._gradients, strict=True)
+            for layer in layers
             for what, tensor in (
                 ("mask", layer.stored_mask),
                 ("weight", layer.weight),
-                ("gradient", gradient),
+                ("gradient", layer.gradient),
             )
             if tensor is not None and not tensor.is_inference()
         ]
@@ -44,7 +44,7 @@ class WriteGuard:
     def check(self, hook: str) -> None:
         """Raise ``RuntimeError`` if anything was written; ``hook`` is the one that was called last."""
         versions = versions_of(self._tensors)
-        gradients = [layer.gradient for layer in self._layers]
+        gradients = [layer.parameter.grad for layer in self._layers]
         if versions == self._versions and all(map(is_, gradients, self._gradients)):
             return
         before = zip(self._places, versions, self._versions, strict=True)

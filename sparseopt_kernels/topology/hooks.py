@@ -6,6 +6,7 @@ Nothing here chooses weights or writes to tensors.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -40,7 +41,7 @@ class Layer:
     """The number of inputs that its neurons have less than ``min_fan_in``, all together. A layer that grows
     must grow at least so many."""
 
-    @property
+    @cached_property
     def weight(self) -> Tensor:
         """The weight. It is 0 outside the mask, unless the user has written there."""
         return local_part(self.parameter)
@@ -50,9 +51,9 @@ class Layer:
         """The mask as a boolean tensor of the weight's shape, True where a weight is active."""
         return as_boolean(self.stored_mask)
 
-    @property
+    @cached_property
     def gradient(self) -> Tensor | None:
-        """The gradient: dense, of the weight's shape; None without one."""
+        """The dense gradient, of the weight's shape; None without one."""
         return None if self.parameter.grad is None else local_part(self.parameter.grad)
 
     @property
