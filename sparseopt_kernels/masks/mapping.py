@@ -159,8 +159,7 @@ class Masks(Mapping[Parameter, Tensor]):
 
     def fan_in(self, parameter: Parameter) -> Tensor:
         """Return the number of active weights of each neuron: int64, of shape ``(neurons,)``."""
-        mask, neurons = self[parameter], self.neurons(parameter)
-        return whole_rows(fan_in(local_part(mask), neurons), mask, neurons.dim == 0)
+        return whole_fan_in(self[parameter], self.neurons(parameter))
 
     def nnz(self) -> int:
         """Return the number of active weights in all masks."""
@@ -215,6 +214,11 @@ class Masks(Mapping[Parameter, Tensor]):
         wanted, some = set(parameters), copy(self)
         some._places = {p: place for p, place in self._places.items() if p in wanted}
         return some
+
+
+def whole_fan_in(mask: Tensor, neurons: Neurons) -> Tensor:
+    """Return the fan-in of all neurons of a mask. If it is sharded, all ranks must call it."""
+    return whole_rows(fan_in(local_part(mask), neurons), mask, neurons.dim == 0)
 
 
 def active_weights(masks: Mapping[Parameter, Tensor]) -> list[int]:

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from ..masks.mapping import neurons_in
-from ..neurons import fan_in
-from ..sharding import local_part, whole_rows
+from ..masks.mapping import neurons_in, whole_fan_in
 from ..text_table import aligned
 from .layer_update import LayerUpdate
 
@@ -49,8 +47,7 @@ def summary(method: DynamicSparseTraining) -> list[TopologySummary]:
     rates, last = method.exploration_rates(), method.last_update
     records: list[TopologySummary] = []
     for name, (parameter, mask) in zip(rates, method.masks.items(), strict=True):
-        neurons = neurons_in(method.masks, parameter)
-        inputs = whole_rows(fan_in(local_part(mask), neurons), mask, neurons.dim == 0).cpu()
+        inputs = whole_fan_in(mask, neurons_in(method.masks, parameter)).cpu()
         update = last.get(name, LayerUpdate())
         records.append(
             {
