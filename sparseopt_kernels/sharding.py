@@ -8,7 +8,7 @@ without it there is no ``DTensor``. Imports nothing of this package.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -152,6 +152,13 @@ def shards_of(parameter: Tensor) -> Shards | None:
     return Shards(sharded.device_mesh, tuple(sharded.placements))
 
 
+def by_mesh(shards: Mapping[int, Shards | None]) -> Iterator[tuple[Shards, list[int]]]:
+    """Yield each mesh, and what it has, in its order. What is not sharded is left out."""
+    for ranks in dict.fromkeys(shards.values()):
+        if ranks is not None:
+            yield ranks, [i for i, own in shards.items() if own == ranks]
+
+
 def whole_counts(counts: Sequence[int], tensors: Sequence[Tensor]) -> list[int]:
     """Return counts of whole tensors: of sharded ones, the sums over the ranks.
 
@@ -159,13 +166,11 @@ def whole_counts(counts: Sequence[int], tensors: Sequence[Tensor]) -> list[int]:
         counts: what each local part has.
         tensors: whose parts were counted, the same on all ranks.
     """
-    found, shards = [*counts], [*map(shards_of, tensors)]
-    for ranks in dict.fromkeys(shards):
-        if ranks is not None:
-            places = [i for i, own in enumerate(shards) if own == ranks]
-            own = torch.tensor([found[i] for i in places], dtype=torch.int64, device=ranks.device())
-            for i, count in zip(places, ranks.sums(own).tolist(), strict=True):
-                found[i] = count
+    found = [*counts]
+    for ranks, places in by_mesh(dict(enumerate(map(shards_of, tensors)))):
+        own = torch.tensor([found[i] for i in places], dtype=torch.int64, device=ranks.device())
+        for i, count in zip(places, ranks.sums(own).tolist(), strict=True):
+            found[i] = count
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..sharding import local_part, shards_of
+from ..sharding import by_mesh, local_part, shards_of
 from ..splitmix import splitmix64
 
 
@@ -25,18 +25,14 @@ def mask_hash(mask: Tensor, first: int = 0) -> int:
 
 def whole_hashes(masks: Sequence[Tensor]) -> list[int]:
     """Return the hash of each mask; of sharded ones that of the whole, and all ranks must call it."""
-    hashes = [0] * len(masks)
-    shards = [*map(shards_of, masks)]
-    for ranks in dict.fromkeys(shards):
-        places = [i for i, own in enumerate(shards) if own == ranks]
-        if ranks is None:
-            found = [mask_hash(masks[i]) for i in places]
-        else:
-            parts = [local_part(masks[i]) for i in places]
-            sizes = torch.tensor([part.numel() for part in parts], dtype=torch.int64, device=ranks.device())
-            first = ranks.before(sizes)[0].tolist()
-            own_hashes = [mask_hash(part, index) for part, index in zip(parts, first, strict=True)]
-            found = ranks.sums(torch.tensor(own_hashes, dtype=torch.int64, device=ranks.device())).tolist()
-        for i, number in zip(places, found, strict=True):
+    shards = dict(enumerate(map(shards_of, masks)))
+    hashes = [mask_hash(mask) if shards[i] is None else 0 for i, mask in enumerate(masks)]
+    for ranks, places in by_mesh(shards):
+        parts = [local_part(masks[i]) for i in places]
+        sizes = torch.tensor([part.numel() for part in parts], dtype=torch.int64, device=ranks.device())
+        first = ranks.before(sizes)[0].tolist()
+        own = [mask_hash(part, index) for part, index in zip(parts, first, strict=True)]
+        sums = ranks.sums(torch.tensor(own, dtype=torch.int64, device=ranks.device()))
+        for i, number in zip(places, sums.tolist(), strict=True):
             hashes[i] = number
     return hashes

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons, fan_in
-from ..sharding import Shards
+from ..sharding import Shards, by_mesh
 from .drop_and_grow import Change, LayerTensors, Ranking, score_of
 from .layer_update import LayerUpdate, numbers_of
 from .random_choice import draw_seed, random_places
 from .selection import drop_smallest, fill_neurons, grow_largest, largest_inputs, missing_inputs
 from .sharded_parts import Asked
-from .sharded_selection import RandomGrowth, batches, grow_random, largest
+from .sharded_selection import RandomGrowth, grow_random, largest
 
 
 class ShardedDropAndGrow:
@@ -153,7 +153,7 @@ class ShardedDropAndGrow:
     def _apply(self, grown: Mapping[int, Tensor]) -> list[LayerUpdate]:
         """Write the new masks. Return what happened to each, as all ranks see it."""
         updates = [LayerUpdate()] * len(self._layers)
-        for ranks, places in batches({i: self._shards[i] for i in grown}):
+        for ranks, places in by_mesh({i: self._shards[i] for i in grown}):
             numbers = torch.stack([self._compare(i, grown[i]) for i in places]).to(ranks.device())
             sums, most = ranks.sums(numbers[:, :-1]), ranks.most_of_all(numbers[:, -1:])
             for i, own in zip(places, torch.cat([sums, most], dim=1).tolist(), strict=True):
@@ -195,7 +195,7 @@ class ShardedDropAndGrow:
 
     def _largest(self, asked: Mapping[int, Asked]) -> dict[int, Tensor]:
         chosen: dict[int, Tensor] = {}
-        for ranks, places in batches({i: self._shards[i] for i in asked}):
+        for ranks, places in by_mesh({i: self._shards[i] for i in asked}):
             chosen.update(zip(places, largest([asked[i] for i in places], ranks), strict=True))
         return chosen
 
@@ -207,7 +207,7 @@ class ShardedDropAndGrow:
         """Return the sums over the ranks before this one of a number of each layer, and over all of them."""
         before: dict[int, int] = {}
         totals: dict[int, int] = {}
-        for ranks, places in batches({i: self._shards[i] for i in numbers}):
+        for ranks, places in by_mesh({i: self._shards[i] for i in numbers}):
             own = torch.tensor([numbers[i] for i in places], dtype=torch.int64, device=ranks.device())
             for found, sums in zip((before, totals), ranks.before(own), strict=True):
                 found.update(zip(places, sums.tolist(), strict=True))

@@ -7,7 +7,7 @@ counts tell the digit. After 3 sums of 2048 counts, a score of 32 bits is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -134,9 +134,3 @@ def grow_random(
         own_count = torch.tensor(int(taken.count_nonzero()), dtype=torch.int64, device=shards.device())
         missing = full - int(shards.sums(own_count))
     return taken.view(asked.kept.shape)
-
-
-def batches(shards: Mapping[int, Shards]) -> Iterator[tuple[Shards, list[int]]]:
-    """Yield each mesh, and the layers that it has, in their order."""
-    for ranks in dict.fromkeys(shards.values()):
-        yield ranks, [layer for layer, own in shards.items() if own == ranks]
