@@ -11,7 +11,7 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/support/cuda_on_cpu/*.h tests/support/cuda_on_cpu/*.c*)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast sanitize lint format docs bench traffic gpu-model call-cost step-calls tuning mask-update mask-orders \
+.PHONY: demo test test-fast sanitize lint format docs bench traffic scale-model gpu-model call-cost step-calls tuning mask-update mask-orders \
   sparse-forward gpu-report clean help FORCE
 help:
 	@echo "make demo        train a 98% sparse network on real data with and without this package, and time a step"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench       measure the speed of a step against PyTorch's own optimizers: 10 to 15 minutes, table and pictures"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make gpu-model   estimate how long a step takes on an H100, without a GPU"
+	@echo "make scale-model compute what 1 to 512 GPUs send and hold, and check it on 4 processes: two minutes, 8 GB"
 	@echo "make mask-orders count what another arrangement of the active weights would save a GPU: three minutes"
 	@echo "make call-cost   measure what the call of a step costs the host, on a GPU (none is needed) and on a CPU"
 	@echo "make step-calls  count the calls of Python functions in a step, and the moves from file to file"
@@ -52,6 +53,9 @@ bench: $(VENV)/.package
 
 traffic: $(VENV)/.package
 	$(RUN) benchmarks/traffic.py
+
+scale-model: $(VENV)/.package
+	$(RUN) benchmarks/scale_model.py --measure
 
 gpu-model: $(VENV)/.package
 	$(RUN) benchmarks/gpu_model.py

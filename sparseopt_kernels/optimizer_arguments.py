@@ -18,6 +18,7 @@ from .sharding import check_sharding
 from .user_warning import warn
 
 _CORRECTIONS = (*get_args(Correction), "auto")
+_TAKEN_OUT = "of the whole optimizer"
 _NORMS_OVER = get_args(NormOver)
 
 
@@ -27,9 +28,11 @@ def take_out_arguments(
     feeding_norm: set[Parameter] | None,
     backend: str,
 ) -> None:
-    """Drop the arguments of the whole optimizer from a group.
+    """Take the arguments of the whole optimizer out of a group.
 
-    Wrappers such as SAM and ``ZeroRedundancyOptimizer`` put all arguments into the groups that they make.
+    Wrappers such as SAM and ``ZeroRedundancyOptimizer`` put all arguments into the groups that they make. A
+    string takes their place: wrappers copy it into their own groups, and so into what they save, instead of
+    the masks and with them the model.
 
     Raises:
         ValueError: one of them is not the optimizer's.
@@ -42,12 +45,15 @@ def take_out_arguments(
         ),
     }
     for name, is_own in is_given.items():
-        if name in group and not is_own(group[name]):
+        if name not in group:
+            continue
+        is_taken_out = isinstance(group[name], str) and group[name] == _TAKEN_OUT
+        if not (is_taken_out or is_own(group[name])):
             raise ValueError(
                 f"a parameter group has {name!r}, and it is not the argument of SparseOpt: "
                 "that is one for the whole optimizer"
             )
-        group.pop(name, None)
+        group[name] = _TAKEN_OUT
 
 
 def check_new_parameters(group: dict[str, Any], names: Mapping[Tensor, str]) -> None:

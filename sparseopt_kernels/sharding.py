@@ -118,9 +118,12 @@ class Shards(NamedTuple):
 
     def device(self) -> torch.device:
         """Return the device of small tensors that are reduced: the CPU, if the ranks can send from there."""
-        configs = [dist.get_backend_config(group) for group in self.groups()]
-        on_host = all("cpu:" in config for config in configs)
+        on_host = all(map(can_send_from_host, self.groups()))
         return torch.device("cpu" if on_host else self.mesh.device_type)
+
+    def integers(self, numbers: int | Sequence[Any]) -> Tensor:
+        """Return integers as a tensor that can be reduced: int64, 0-d for one."""
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device())
 
     def world(self) -> int:
         """Return the number of ranks of the mesh."""
@@ -152,6 +155,11 @@ def shards_of(parameter: Tensor) -> Shards | None:
     return Shards(sharded.device_mesh, tuple(sharded.placements))
 
 
+def can_send_from_host(group: ProcessGroup | None) -> bool:
+    """Tell if the ranks of a group (None: of the default one) can reduce tensors that are on the CPU."""
+    return "cpu:" in dist.get_backend_config(group)
+
+
 def by_mesh(shards: Mapping[int, Shards | None]) -> Iterator[tuple[Shards, list[int]]]:
     """Yield each mesh, and what it has, in its order. What is not sharded is left out."""
     for ranks in dict.fromkeys(shards.values()):
@@ -168,7 +176,7 @@ def whole_counts(counts: Sequence[int], tensors: Sequence[Tensor]) -> list[int]:
     """
     found = [*counts]
     for ranks, places in by_mesh(dict(enumerate(map(shards_of, tensors)))):
-        own = torch.tensor([found[i] for i in places], dtype=torch.int64, device=ranks.device())
+        own = ranks.integers([found[i] for i in places])
         for i, count in zip(places, ranks.sums(own).tolist(), strict=True):
             found[i] = count
     return found
@@ -189,7 +197,7 @@ def whole_rows(numbers: Tensor, tensor: Tensor, are_rows: bool) -> Tensor:
     own = numbers.to(shards.device())
     if not are_rows:
         return shards.sums(own)
-    first, total = shards.before(torch.tensor(own.numel(), dtype=torch.int64, device=own.device))
+    first, total = shards.before(shards.integers(own.numel()))
     whole = own.new_zeros(int(total))
     whole[int(first) : int(first) + own.numel()] = own
     return shards.sums(whole)

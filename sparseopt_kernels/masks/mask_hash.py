@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..sharding import by_mesh, local_part, shards_of
@@ -29,10 +28,10 @@ def whole_hashes(masks: Sequence[Tensor]) -> list[int]:
     hashes = [mask_hash(mask) if shards[i] is None else 0 for i, mask in enumerate(masks)]
     for ranks, places in by_mesh(shards):
         parts = [local_part(masks[i]) for i in places]
-        sizes = torch.tensor([part.numel() for part in parts], dtype=torch.int64, device=ranks.device())
+        sizes = ranks.integers([part.numel() for part in parts])
         first = ranks.before(sizes)[0].tolist()
         own = [mask_hash(part, index) for part, index in zip(parts, first, strict=True)]
-        sums = ranks.sums(torch.tensor(own, dtype=torch.int64, device=ranks.device()))
+        sums = ranks.sums(ranks.integers(own))
         for i, number in zip(places, sums.tolist(), strict=True):
             hashes[i] = number
     return hashes

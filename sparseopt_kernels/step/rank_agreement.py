@@ -94,7 +94,7 @@ def ask(shards: Sequence[Shards], look: Callable[[], Answers]) -> Answers:
 def _sums(ranks: Shards, own: Answers) -> Answers:
     """Return how many ranks of a mesh say so to each question."""
     number = sum(answer << (_BITS * i) for i, answer in enumerate(own))
-    total = int(ranks.sums_of_all(torch.tensor(number, dtype=torch.int64, device=ranks.device())))
+    total = int(ranks.sums_of_all(ranks.integers(number)))
     return Answers(*((total >> (_BITS * i)) % (1 << _BITS) for i in range(len(own))))
 
 
@@ -182,7 +182,7 @@ def _check_replicas(masks: Sequence[ShardedMask], ranks: Shards) -> None:
     """Raise ``RuntimeError`` on all ranks, naming the layer, if those of the same rows have other masks."""
     if not ranks.has_replicas():
         return
-    own = torch.tensor([mask_hash(mask.mask) for mask in masks], dtype=torch.int64, device=ranks.device())
+    own = ranks.integers([mask_hash(mask.mask) for mask in masks])
     most, least = ranks.most_of_replicas(torch.stack([own, ~own]))
     differ = ranks.most_of_all((most != ~least).to(torch.int64)).tolist()
     if any(differ):
@@ -195,8 +195,7 @@ def _check_replicas(masks: Sequence[ShardedMask], ranks: Shards) -> None:
 
 
 def _most(ranks: Shards, numbers: Sequence[int]) -> list[int]:
-    own = torch.tensor(numbers, dtype=torch.int64, device=ranks.device())
-    found: list[int] = ranks.most_of_all(own).tolist()
+    found: list[int] = ranks.most_of_all(ranks.integers(numbers)).tolist()
     return found
 
 

@@ -208,7 +208,7 @@ class ShardedDropAndGrow:
         before: dict[int, int] = {}
         totals: dict[int, int] = {}
         for ranks, places in by_mesh({i: self._shards[i] for i in numbers}):
-            own = torch.tensor([numbers[i] for i in places], dtype=torch.int64, device=ranks.device())
+            own = ranks.integers([numbers[i] for i in places])
             for found, sums in zip((before, totals), ranks.before(own), strict=True):
                 found.update(zip(places, sums.tolist(), strict=True))
         return before, totals
@@ -216,8 +216,7 @@ class ShardedDropAndGrow:
     def _is_any(self, own: Sequence[bool]) -> bool:
         is_any = any(own)
         for ranks in dict.fromkeys(self._shards):
-            number = torch.tensor(int(is_any), dtype=torch.int64, device=ranks.device())
-            is_any = bool(ranks.most_of_all(number))
+            is_any = bool(ranks.most_of_all(ranks.integers(int(is_any))))
         return is_any
 
 

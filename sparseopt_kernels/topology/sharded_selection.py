@@ -26,12 +26,11 @@ def largest(asked: Sequence[Asked], shards: Shards) -> list[Tensor]:
     and 16 bytes from each rank to each.
     """
     searches = [_Search(own) for own in asked]
-    device = shards.device()
     while any(search.is_open for search in searches):
         counts = torch.stack([search.counts() for search in searches])
-        for search, own in zip(searches, shards.sums(counts.to(device)).cpu(), strict=True):
+        for search, own in zip(searches, shards.sums(counts.to(shards.device())).cpu(), strict=True):
             search.narrow(own)
-    ties = torch.tensor([search.mark() for search in searches], dtype=torch.int64, device=device)
+    ties = shards.integers([search.mark() for search in searches])
     before, totals = shards.before(ties)
     both = zip(searches, before.tolist(), totals.tolist(), strict=True)
     return [search.chosen(own, of_all) for search, own, of_all in both]
@@ -131,6 +130,5 @@ def grow_random(
         places = places[(places >= 0) & (places < taken.numel())]
         taken[places.to(taken.device)] = True
         drawn += missing
-        own_count = torch.tensor(int(taken.count_nonzero()), dtype=torch.int64, device=shards.device())
-        missing = full - int(shards.sums(own_count))
+        missing = full - int(shards.sums(shards.integers(int(taken.count_nonzero()))))
     return taken.view(asked.kept.shape)

@@ -21,6 +21,7 @@ from sparseopt_kernels import apply_masks, finalize, load_dense
 from sparseopt_kernels.topology.hooks import Counts
 from sharded_training import *
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import Shard, distribute_tensor
 
 plain = init_device_mesh("cpu", (4,))
@@ -185,6 +186,58 @@ with torch.no_grad():
 told("after evaluation", optimizer.step)
 result["made after evaluation"] = set(sk.Masks(model)) == set(masks)
 
+# Parameters that fully_shard leaves alone, and others that it shards.
+model = make_network()
+fully_shard(model, mesh=plain, ignored_params=set(model[9].parameters()))
+masks = sk.sparsify(model, 0.85)
+told("both kinds", sk.SET(masks, 0.3, 1, stop_at=10).step)
+
+# bf16 in the passes, and in between weights of float32.
+model = make_network()
+fully_shard(model, mesh=plain, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+masks = sk.sparsify(model, 0.85)
+optimizer = sk.SparseOpt(model.parameters(), lr=0.05, momentum=0.9, masks=masks, max_grad_norm=1.0)
+method = sk.RigL(masks, 0.3, 3, stop_at=100)
+losses = []
+for step in range(30):
+    with torch.no_grad():
+        losses.append(float((model(torch.ones(1, *SHAPE)) - 1).square().mean()))
+    optimizer.zero_grad()
+    (model(torch.ones(8, *SHAPE)) - 1).square().mean().backward()
+    method.step()
+    optimizer.step()
+result["mixed"] = [
+    {{p.dtype for p in model.parameters()}} == {{torch.float32}},
+    losses[-1] < 0.2 * losses[0],
+    all(bool((part(p.detach())[~part(m)] == 0).all()) for p, m in masks.items()),
+    method.exploration_rate() > 0.151,
+]
+
+# Parameters that are DTensors, but whole on every rank.
+from torch.distributed.tensor import Replicate
+
+network = make_network()
+twin = make_network()
+for module in network.modules():
+    for name, p in list(module.named_parameters(recurse=False)):
+        module.register_parameter(name, nn.Parameter(distribute_tensor(p.detach(), plain, [Replicate()])))
+result["replicated"] = []
+for model in (network, twin):
+    masks = sk.sparsify(model, 0.85)
+    optimizer = sk.SparseOpt(model.parameters(), lr=0.05, momentum=0.9, masks=masks, max_grad_norm=1.0)
+    method = sk.RigL(masks, 0.3, 3, stop_at=100)
+    for step in range(7):
+        torch.manual_seed(step)
+        for p in model.parameters():
+            gradient = torch.randn(p.shape)
+            p.grad = distribute_tensor(gradient, plain, [Replicate()]) if model is network else gradient
+        method.step()
+        optimizer.step()
+    result["replicated"].append([whole(p.detach()).clone() for p in model.parameters()])
+of_network = sk.Masks(network)
+part(of_network[network[4].weight])[0, 0] ^= rank == 2
+told("one replica", sk.SET(of_network, 0.3, 1, stop_at=10).step)
+
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 for whole_parameters in (False, True):
@@ -293,3 +346,21 @@ def test_parameters_that_are_gathered(found: list[dict[str, Any]]) -> None:
     for own in found:
         assert own["after evaluation"] == ""
         assert own["made after evaluation"]
+
+
+def test_sharded_and_other_parameters_in_one_method(found: list[dict[str, Any]]) -> None:
+    for own in found:
+        assert "masks.subset" in own["both kinds"]
+
+
+def test_mixed_precision(found: list[dict[str, Any]]) -> None:
+    assert [own["mixed"] for own in found] == [[True] * 4] * 4
+
+
+def test_parameters_that_are_whole_on_every_rank(found: list[dict[str, Any]]) -> None:
+    for own in found:
+        sharded, plain = own["replicated"]
+        assert all(map(torch.equal, sharded, plain))
+        assert "mask of '4.weight' differs, rank 2 from ranks 0, 1, 3" in own["one replica"] or (
+            "'4.weight'" in own["one replica"]
+        )

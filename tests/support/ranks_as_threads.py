@@ -21,6 +21,9 @@ class ThreadShards:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
+    def integers(self, numbers: Any) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64)
+
     def sums(self, numbers: Tensor) -> Tensor:
         return torch.stack(self._of_each(numbers)).sum(0)
 

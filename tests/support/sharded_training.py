@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 import sparseopt_kernels as sk
@@ -46,6 +46,8 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the optimizer."""
     sparsify: Mapping[str, Any] = field(default_factory=dict)
+    fsdp: Callable[[nn.Sequential], Mapping[str, Any]] = lambda model: {}
+    """The options of ``fully_shard``."""
 
 
 METHODS: dict[str, Callable[[sk.Masks], Any]] = {
@@ -58,6 +60,9 @@ METHODS: dict[str, Callable[[sk.Masks], Any]] = {
     ),
     "RigL, min_fan_in": lambda masks: sk.RigL(masks, 0.5, 5, stop_at=math.inf, min_fan_in=2),
     "SET, min_fan_in": lambda masks: sk.SET(masks, 0.5, 5, stop_at=math.inf, min_fan_in=1),
+    "RigL of some layers": lambda masks: sk.RigL(
+        masks.subset(p for name, p in masks.named().items() if name != "9.weight"), 0.3, 7, stop_at=math.inf
+    ),
     "GMP": lambda masks: sk.GMP(masks, 0.95, update_every=5, stop_at=20),
 }
 
@@ -82,6 +87,12 @@ CASES = {
     "float64": Case("RigL corrected", dtype=torch.float64),
     "bfloat16": Case("RigL", dtype=torch.bfloat16),
     "ties": Case("RigL", has_ties=True, options={"lr": 0.0}),
+    "CPU offload": Case("RigL", fsdp=lambda model: {"offload_policy": CPUOffloadPolicy(pin_memory=False)}),
+    "ignored parameters": Case(
+        "RigL of some layers",
+        options={"max_grad_norm": 0.5},
+        fsdp=lambda model: {"ignored_params": {*model[9].parameters(), model[0].bias}},
+    ),
     "largest weights": Case(sparsify={"init": "magnitude", "min_fan_in": 1}, steps=10),
 }
 
@@ -114,7 +125,7 @@ def train(case: Case, mesh: DeviceMesh | None = None) -> dict[str, Any]:
         if not case.shard_first:
             masks = sk.sparsify(model, 0.85, seed=5, **case.sparsify)
         if mesh is not None:
-            fully_shard(model, mesh=mesh)
+            fully_shard(model, mesh=mesh, **case.fsdp(model))
         masks = sk.sparsify(model, 0.85, seed=5, **case.sparsify) if masks is None else masks
         options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, **case.options}
         optimizer = sk.SparseOpt(model.parameters(), masks=masks, **options)
@@ -157,6 +168,11 @@ def backward(model: nn.Module, mesh: DeviceMesh | None, step: int) -> None:
     loss = nn.functional.cross_entropy(model(images), labels)
     share = 1 if mesh is None else mesh.size() if torch.distributed.get_rank() == 0 else 0
     (loss * share).backward()
+    if mesh is not None:
+        for p in model.parameters():
+            if not hasattr(p, "device_mesh") and p.grad is not None:  # not averaged by FSDP
+                torch.distributed.all_reduce(p.grad)
+                p.grad /= mesh.size()
 
 
 def change_by_hand(masks: sk.Masks, step: int) -> None:
@@ -193,6 +209,7 @@ def train_from(
     mesh: DeviceMesh | None = None,
     *,
     save: Mapping[int, str] | None = None,
+    save_while_training: Mapping[int, str] | None = None,
     plain: str | None = None,
     load_plain: str | None = None,
 ) -> dict[str, Any]:
@@ -203,6 +220,7 @@ def train_from(
         steps: the number of steps.
         mesh: the ranks; None: one process, without a process group.
         save: the folders of checkpoints, by the number of steps before them.
+        save_while_training: those of checkpoints by ``async_save``, which end after the training.
         plain: a file for a checkpoint by ``torch.save`` at the end.
         load_plain: such a file, which the training begins with.
     """
@@ -221,12 +239,20 @@ def train_from(
         set_model_state_dict(model, state["model"], options=options)
         optimizer.load_state_dict(state["optimizer"])
         method.load_state_dict(state["method"])
+    saving, group = [], torch.distributed.new_group(backend="gloo") if save_while_training else None
     for _ in range(steps):
-        if save is not None and method.state_dict()["step"] in save:
-            dcp.save(states(model, optimizer, method), checkpoint_id=save[method.state_dict()["step"]])
-        backward(model, mesh, method.state_dict()["step"])
+        step = method.state_dict()["step"]
+        if save_while_training and step in save_while_training:
+            folder = save_while_training[step]
+            state = states(model, optimizer, method)
+            saving.append(dcp.async_save(state, checkpoint_id=folder, process_group=group))
+        if save is not None and step in save:
+            dcp.save(states(model, optimizer, method), checkpoint_id=save[step])
+        backward(model, mesh, step)
         method.step()
         optimizer.step()
+    for saved in saving:
+        saved.result()
     if plain is not None:
         state = {
             "model": model.state_dict(),

@@ -16,6 +16,8 @@ from ..training import distributed
 from ..training.config import Config, check_device, option
 from ..training.errors import TrainingError, check_packages
 from ..training.options import add_speed
+from ..training.sharded_checkpoint import remove_others
+from ..training.stopped_ranks import told_when_stopped
 from .catalogue import EXPERIMENTS
 from .experiment import Case, Experiment, PaperSized, Row, Settings, Trained
 from .first_steps import check_or_write_first_steps
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _OUTPUT = Path("runs") / "reproduce"
-_OF_PAPER_SIZED = ("device", "amp", "channels_last", "loader_workers")
+_OF_PAPER_SIZED = ("device", "parallel", "amp", "channels_last", "loader_workers")
 _EPILOG = """\
 An experiment writes NAME.csv and NAME.png into the output folder and prints a table; one that trains
 networks names in each row the commit of the code, and keeps the losses of the first steps of one case. Rows
@@ -130,6 +132,7 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
         return Settings(data_dir=args.data_dir)
     values: dict[str, Any] = {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "parallel": "ddp" if distributed.launched() else "none",
         "loader_workers": Config.loader_workers,
         **given,
     }
@@ -214,13 +217,17 @@ def _measure(results: Results, settings: Settings, workers: int, *, show: bool) 
         checkpoint = settings.checkpoint(case)
         if checkpoint is not None and distributed.rank() == 0:
             checkpoint.unlink(missing_ok=True)
+            remove_others(checkpoint)
 
-    with tqdm(
-        total=_seconds(experiment, results.missing()),
-        disable=not (show and sys.stderr.isatty()),
-        bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
-        leave=False,
-    ) as bar:
+    with (
+        told_when_stopped(lambda: "Run the same command again to continue."),
+        tqdm(
+            total=_seconds(experiment, results.missing()),
+            disable=not (show and sys.stderr.isatty()),
+            bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
+            leave=False,
+        ) as bar,
+    ):
         measure_all(results, settings, workers, on_case)
 
 

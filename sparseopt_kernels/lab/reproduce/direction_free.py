@@ -11,11 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...masks.mapping import Masks
+from ...sharding import local_part, whole_counts
 
 
 def layer_scale(mask: Tensor) -> float:
-    """Return the square root of a layer's density: ``sqrt(1 - s_avg)``."""
-    return math.sqrt(int(mask.count_nonzero()) / mask.numel())
+    """Return the square root of a layer's density: ``sqrt(1 - s_avg)``. If it is sharded, all ranks must call
+    it."""
+    [active] = whole_counts([int(local_part(mask).count_nonzero())], [mask])
+    return math.sqrt(active / mask.numel())
 
 
 def scale_by_layer(optimizer: Optimizer, masks: Masks) -> None:

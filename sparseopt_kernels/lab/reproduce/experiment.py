@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from ..training.config import AMP
+from ..training.config import AMP, Parallel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +28,7 @@ class Settings(NamedTuple):
     """The folder of the data set's files; None: where the package finds or downloads them."""
     device: str = "cpu"
     """A torch device. This field and those after it are for ``PaperSized`` experiments."""
+    parallel: Parallel = "none"
     amp: AMP = "none"
     channels_last: bool = False
     loader_workers: int = 0

@@ -75,6 +75,7 @@ class Recipe:
             "skip_step": True,  # as the published codes of RigL and jaxpruner do
             "threads": threads,
             "device": settings.device,
+            "parallel": settings.parallel,
             "amp": settings.amp,
             "channels_last": settings.channels_last,
             "loader_workers": settings.loader_workers,

@@ -18,7 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from ...correction import mask_factors
 from ..training.data import Dataset, load_dataset, steps_per_epoch
-from ..training.run import Run, evaluate
+from ..training.evaluation import evaluate
+from ..training.run import Run
 from .experiment import Case, Row
 
 Setting = dict[str, str | int | float]

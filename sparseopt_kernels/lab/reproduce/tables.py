@@ -24,6 +24,7 @@ from ..training.data import open_dataset
 from ..training.errors import TrainingError
 from ..training.run import Row as Epoch
 from ..training.run import Run
+from ..training.sharded_checkpoint import load_from, remove_others, state_for
 from .direction_free import scale_by_layer
 from .experiment import Case, Row, Settings
 from .paper_figures import PAPER, Cell
@@ -159,9 +160,7 @@ class Table:
         case = self.cases([])[0]
         config = self.recipe.config(_cell(case), case["seed"], self.max_grad_norm, settings)
         # Only one rank may download the data.
-        if distributed.rank() == 0:
-            open_dataset(config.data, config.data_dir)
-        distributed.wait_for_all()
+        distributed.from_first(lambda: bool(open_dataset(config.data, config.data_dir)))
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
         config = self.recipe.config(_cell(case), case["seed"], self.max_grad_norm, settings)
@@ -178,7 +177,7 @@ class Table:
             seconds += epoch.seconds
             if settings.progress and distributed.rank() == 0:
                 _report(self.name, case, epoch)
-            if checkpoint is not None and not run.done and distributed.rank() == 0:
+            if checkpoint is not None and not run.done:
                 _save(run, seconds, checkpoint)
         return [
             {
@@ -269,13 +268,17 @@ def _printed(figure: Printed | None) -> str:
 
 
 def _save(run: Run, seconds: float, checkpoint: Path) -> None:
+    state = state_for(checkpoint, run)
+    if distributed.rank() != 0:
+        return
     content = io.BytesIO()
-    torch.save({"config": run.config.to_dict(), "run": run.state_dict(), "seconds": seconds}, content)
+    torch.save({"config": run.config.to_dict(), "run": state, "seconds": seconds}, content)
     try:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(checkpoint, content.getvalue())
     except OSError as error:
         raise TrainingError(f"cannot write the checkpoint {checkpoint}: {error}", exit_code=1) from error
+    remove_others(checkpoint, state)
 
 
 def _resume(run: Run, checkpoint: Path) -> float:
@@ -287,7 +290,7 @@ def _resume(run: Run, checkpoint: Path) -> float:
             f"{checkpoint} cannot be read ({str(error).splitlines()[0]}): remove it to start that run again"
         ) from error
     saved_config(state["config"], run.config.to_dict(), checkpoint)  # refuses other options
-    run.load_state_dict(state["run"])
+    load_from(checkpoint, run, state["run"])
     return float(state["seconds"])
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import distributed
-from .checkpoint import load_checkpoint
-from .config import OPTIONS, new_config, saved_config
-from .data import open_dataset
+from .checkpoint import Checkpoint, load_checkpoint
+from .config import OPTIONS, Config, new_config, saved_config
+from .data import Data, open_dataset
 from .errors import TrainingError, check_packages
 from .experiment import CONFIG, RESULTS, WEIGHTS, Experiment
 from .folders import RUNS, claim, claim_default, default_folders
 from .options import CHECKPOINT_NAME, add_experiment, add_machine, add_training
 from .report import table
+from .stopped_ranks import told_when_stopped
 
 if TYPE_CHECKING:
     # What add_subparsers() returns has no public name.
@@ -35,6 +38,11 @@ if it exists, and a folder named by --output must not have results in it yet.
 Ctrl-C keeps the epochs that are finished. An experiment that was started with --checkpoint and stopped in
 any way can be continued, to the same weights, masks and numbers, by
     python -m sparseopt_kernels train --resume FOLDER
+
+Several processes, each with its part of every batch:
+    torchrun --nproc-per-node 2 -m sparseopt_kernels train --checkpoint
+Options and results are the same; the folder must be one that all ranks see. Another number of ranks can
+continue, too.
 """
 
 
@@ -60,9 +68,14 @@ def run(args: argparse.Namespace) -> int:
     """Run ``train`` with parsed arguments, print the results or the error, and return the exit code."""
     try:
         check_packages("train")
-        if distributed.launched():
-            raise TrainingError("train does not run under torchrun (reproduce does): start it without")
-        return _run(args)
+        saved = _saved(args) if hasattr(args, "resume") else None
+        if saved is None:
+            config = new_config(_given(args))
+        else:
+            config = saved_config(saved.checkpoint.config, _given(args), saved.file)
+        with distributed.joined(config.device):
+            experiment = _started(config, args) if saved is None else _resumed(config, saved, args)
+            return _train(experiment, quiet=hasattr(args, "quiet") or distributed.rank() != 0)
     except TrainingError as error:
         print(f"sparseopt train: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -71,16 +84,16 @@ def run(args: argparse.Namespace) -> int:
         return 130
 
 
-def _run(args: argparse.Namespace) -> int:
+def _train(experiment: Experiment, *, quiet: bool) -> int:
     from .plots import curves_png
     from .watch import ProgressBar
 
-    experiment = _resumed(args) if hasattr(args, "resume") else _started(args)
     config, progress = experiment.config, experiment.progress
-    bar = ProgressBar(config, len(progress.finished), quiet=hasattr(args, "quiet"))
+    bar = ProgressBar(config, len(progress.finished), quiet=quiet)
     interrupted = False
     try:
-        experiment.train(bar)
+        with told_when_stopped(lambda: _how_to_go_on(experiment)):
+            experiment.train(bar)
     except KeyboardInterrupt:
         interrupted = True
     except TrainingError as error:
@@ -88,21 +101,38 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         bar.close()
 
-    if progress.rows:
-        experiment.write(_PICTURE, curves_png(progress, config))
-        print(table(progress.rows, config, experiment.dataset.test_size))
-    print(_files(experiment.output))
+    if distributed.rank() == 0:
+        if progress.rows:
+            experiment.write(_PICTURE, curves_png(progress, config))
+            print(table(progress.rows, config, experiment.dataset.test_size))
+        print(_files(experiment.output))
+        if interrupted:
+            print(f"stopped: {len(progress.rows)} epochs are kept. {_how_to_go_on(experiment)}")
     if interrupted:
-        print(f"stopped: {len(progress.rows)} epochs are kept. {_how_to_go_on(experiment)}")
         return 130
     ends = [row for row in progress.rows if row.epoch == config.epochs or row.status == "diverged"]
     return 1 if all(row.status == "diverged" for row in ends) else 0
 
 
-def _started(args: argparse.Namespace) -> Experiment:
+def _started(config: Config, args: argparse.Namespace) -> Experiment:
     """Return a new experiment in a folder of its own."""
-    config = new_config(_given(args))
-    dataset = open_dataset(config.data, config.data_dir, config.loader_workers)
+    dataset = _dataset(config)
+    output, checkpoint = distributed.from_first(partial(_claimed, config, args))
+    return Experiment(config, dataset, output, checkpoint)
+
+
+def _dataset(config: Config) -> Data:
+    """Return the data set. Rank 0 opens it first: it may have to download it."""
+
+    def open_it() -> Data:
+        return open_dataset(config.data, config.data_dir, config.loader_workers)
+
+    distributed.from_first(lambda: bool(open_it()))
+    return open_it()
+
+
+def _claimed(config: Config, args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Return the output folder and the checkpoint file of a new experiment; the folder is made here."""
     checkpoint: Path | None = getattr(args, "checkpoint", None)
     if checkpoint is not None and checkpoint.exists():
         raise TrainingError(
@@ -115,28 +145,40 @@ def _started(args: argparse.Namespace) -> Experiment:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make the output folder: {error}") from error
-    return Experiment(config, dataset, output, checkpoint)
+    return output, checkpoint
 
 
-def _resumed(args: argparse.Namespace) -> Experiment:
-    """Return the experiment of a checkpoint, in its folder."""
+class _Saved(NamedTuple):
+    file: Path
+    checkpoint: Checkpoint
+
+
+def _saved(args: argparse.Namespace) -> _Saved:
+    """Return the checkpoint that is to be continued."""
     file = _file_to_resume(args)
     if getattr(args, "checkpoint", None) not in (None, file):
         raise TrainingError(
             f"--checkpoint {args.checkpoint} and --resume {file} are different files: name one"
         )
-    saved = load_checkpoint(file)
-    config = saved_config(saved.config, _given(args), file)
-    former_output = file.parent / saved.output
+    return _Saved(file, load_checkpoint(file))
+
+
+def _resumed(config: Config, saved: _Saved, args: argparse.Namespace) -> Experiment:
+    """Return the experiment of a checkpoint, in its folder."""
+    former_output = saved.file.parent / saved.checkpoint.output
     output: Path = getattr(args, "output", former_output)
-    dataset = open_dataset(config.data, config.data_dir, config.loader_workers)
-    try:
-        if output.resolve() != former_output.resolve():
-            claim(output)
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make the output folder: {error}") from error
-    return Experiment(config, dataset, output, file, saved.progress)
+
+    def claimed() -> None:
+        try:
+            if output.resolve() != former_output.resolve():
+                claim(output)
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"cannot make the output folder: {error}") from error
+
+    dataset = _dataset(config)
+    distributed.from_first(claimed)
+    return Experiment(config, dataset, output, saved.file, saved.checkpoint.progress)
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
@@ -172,4 +214,17 @@ def _how_to_go_on(experiment: Experiment) -> str:
     path = experiment.checkpoint
     if path == experiment.output / CHECKPOINT_NAME:
         path = experiment.output
-    return f"Continue with: python -m sparseopt_kernels train --resume {shlex.quote(str(path))}"
+    launcher, note = "python", ""
+    if distributed.launched():
+        launcher, note = (
+            f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}",
+            _last_complete(experiment.checkpoint),
+        )
+    return f"{note}Continue with: {launcher} -m sparseopt_kernels train --resume {shlex.quote(str(path))}"
+
+
+def _last_complete(checkpoint: Path) -> str:
+    """Return a sentence on what a checkpoint file has."""
+    rows = load_checkpoint(checkpoint).progress.rows
+    end = f"{rows[-1].optimizer} seed {rows[-1].seed}, epoch {rows[-1].epoch}" if rows else "no epoch yet"
+    return f"The last complete checkpoint is {checkpoint} ({end}); any number of ranks can continue it. "

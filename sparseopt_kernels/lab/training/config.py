@@ -16,6 +16,7 @@ from . import distributed
 from .errors import TrainingError
 
 AMP = Literal["none", "float16", "bfloat16"]
+Parallel = Literal["none", "ddp", "fsdp"]
 METHODS = ("static", "set", "rigl")
 OPTIMIZERS = ("by-hand", "sgd", "sparseopt")
 
@@ -61,6 +62,7 @@ class Config:
     max_grad_norm: float | None = 1.0
     max_grad_norm_over: NormOver = "active"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    parallel: Parallel = "none"
     amp: AMP = "none"
     channels_last: bool = False
     loader_workers: int = 4
@@ -95,6 +97,7 @@ def new_config(given: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "parallel": "ddp" if distributed.launched() else "none",
         **DEFAULTS_BY_DATA[given.get("data", Config.data)],
         **given,
     }
@@ -150,7 +153,27 @@ def check(config: Config) -> None:
         raise TrainingError(
             "--optimizer by-hand is plain PyTorch: it has neither --ham-alpha nor --max-grad-norm-over dense"
         )
+    _check_parallel(config)
     check_device(config.device, config.backend)
+
+
+def _check_parallel(config: Config) -> None:
+    if config.parallel == "none" and distributed.launched():
+        raise TrainingError(
+            "torchrun has started several processes for an experiment of one: start it without torchrun"
+        )
+    if config.parallel != "none" and not distributed.launched():
+        raise TrainingError(
+            f"--parallel {config.parallel} is for several processes: start them with "
+            "torchrun --nproc-per-node N -m sparseopt_kernels"
+        )
+    if config.parallel == "fsdp":
+        if "by-hand" in config.optimizer:
+            raise TrainingError("--optimizer by-hand does not know sharded parameters: use --parallel ddp")
+        if config.channels_last:
+            raise TrainingError(
+                "--channels-last is not for --parallel fsdp: PyTorch shards contiguous weights"
+            )
 
 
 def check_device(name: str, backend: str) -> None:

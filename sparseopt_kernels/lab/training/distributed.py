@@ -1,17 +1,23 @@
-"""The ranks of a run under ``torchrun``: joining the process group, splitting batches, and all that is
-reduced beside the gradients, which ``DistributedDataParallel`` reduces. Without torchrun there is one rank.
+"""The ranks of a run under ``torchrun``: joining the process group, splitting batches, and all that is sent
+beside the gradients and the parts of parameters, which PyTorch's engines send. Without torchrun there is one
+rank.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .errors import TrainingError
+
+_T = TypeVar("_T")
 
 
 def launched() -> bool:
@@ -21,10 +27,18 @@ def launched() -> bool:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Join the process group of torchrun's ranks until the block ends; do nothing without torchrun."""
+    """Join the process group of torchrun's ranks until the block ends; do nothing without torchrun.
+
+    Raises:
+        TrainingError: torchrun has started the ranks again, after one of them had ended.
+    """
     if not launched():
         yield
         return
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        raise TrainingError(
+            "torchrun has started the ranks again, which would begin from the start: leave --max-restarts out"
+        )
     on_cuda = torch.device(device).type == "cuda"
     if on_cuda:
         torch.cuda.set_device(local_device(device))
@@ -37,18 +51,29 @@ def joined(device: str) -> Iterator[None]:
 
 def rank() -> int:
     """Return the rank of this process. Only rank 0 writes files and prints."""
-    return dist.get_rank() if _is_joined() else 0
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def ranks() -> int:
     """Return the number of ranks."""
-    return dist.get_world_size() if _is_joined() else 1
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
-def wait_for_all() -> None:
-    """Wait until every rank has called this."""
-    if _is_joined():
-        dist.barrier()
+def from_first(make: Callable[[], _T]) -> _T:
+    """Let rank 0 alone do something, and return its result on all ranks, or raise its ``TrainingError``."""
+    if not _is_joined():
+        return make()
+    answer: list[Any] = [None]
+    if rank() == 0:
+        try:
+            answer = [make()]
+        except TrainingError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], TrainingError):
+        raise answer[0]
+    result: _T = answer[0]
+    return result
 
 
 def local_device(device: str) -> torch.device:

@@ -1,6 +1,7 @@
 """An experiment: makes all its runs one after another, and writes results, weights and checkpoints.
 
-Results and, if asked for, the checkpoint are replaced atomically after each epoch.
+Results and, if asked for, the checkpoint are replaced atomically after each epoch. Under torchrun, rank 0
+alone writes, but for checkpoints of sharded parameters: each rank writes its part.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .data import Data, steps_per_epoch
 from .errors import TrainingError
 from .report import results_csv
 from .run import Row, Run
+from .sharded_checkpoint import load_from, remove_others, state_for
 
 CONFIG, RESULTS, WEIGHTS = "config.json", "results.csv", "weights"
 
@@ -92,7 +94,8 @@ class Experiment:
     def _train_run(self, run: Run, watcher: Watcher) -> None:
         progress = self.progress
         if progress.current is not None:
-            run.load_state_dict(progress.current)
+            assert self.checkpoint is not None
+            load_from(self.checkpoint, run, progress.current)
         steps = steps_per_epoch(run.dataset.train_size, self.config.batch_size)
         watcher.start(run, steps)
         while not run.done:
@@ -110,14 +113,14 @@ class Experiment:
                     )
                 )
                 watcher.end(row)
-            else:
-                progress.current = run.state_dict()
+            elif self.checkpoint is not None:
+                progress.current = state_for(self.checkpoint, run)
             self._write_results()
             self._save_checkpoint()
 
     def _keep_model(self, run: Run) -> None:
         content = io.BytesIO()
-        torch.save(run.model.state_dict(), content)
+        torch.save(run.weights(), content)
         self.write(f"{WEIGHTS}/{run.optimizer_name}-seed{run.seed}.pt", content.getvalue())
 
     def _write_results(self) -> None:
@@ -125,12 +128,15 @@ class Experiment:
         self.write(RESULTS, results_csv(self.progress.rows).encode(), durable=False)
 
     def _save_checkpoint(self) -> None:
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and distributed.rank() == 0:
             output = os.path.relpath(self.output, self.checkpoint.parent)
             save_checkpoint(self.checkpoint, Checkpoint(self.config.to_dict(), output, self.progress))
+            remove_others(self.checkpoint, self.progress.current)
 
     def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         """Write a file into the output folder atomically; raise ``TrainingError`` if that fails."""
+        if distributed.rank() != 0:
+            return
         try:
             (self.output / name).parent.mkdir(exist_ok=True)
             write_atomically(self.output / name, content, durable=durable)
@@ -144,6 +150,7 @@ class Experiment:
         is_cuda = device.type == "cuda"
         return {
             "options": self.config.to_dict(),
+            "ranks": distributed.ranks(),
             "backend": kernels.name_of(backend),
             "device": torch.cuda.get_device_name(device) if is_cuda else platform.processor() or "cpu",
             "machine": platform.machine(),

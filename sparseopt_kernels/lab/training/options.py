@@ -11,7 +11,7 @@ from typing import TypeVar, get_args
 from ... import kernels
 from ...kernels.contract import NormOver
 from ...topology.densities import Distribution
-from .config import AMP, DEFAULTS_BY_DATA, METHODS, OPTIMIZERS, Config
+from .config import AMP, DEFAULTS_BY_DATA, METHODS, OPTIMIZERS, Config, Parallel
 from .data import DATASETS
 from .models import MODELS
 
@@ -197,6 +197,12 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
 
 def add_speed(group: argparse._ArgumentGroup) -> None:
     """Add the options that make training faster, for ``train`` and ``reproduce``."""
+    group.add_argument(
+        "--parallel",
+        choices=[name for name in get_args(Parallel) if name != "none"],
+        help="under torchrun: ddp has the whole network on every rank (DistributedDataParallel), fsdp a part "
+        "of each layer (fully_shard) (default: ddp)",
+    )
     group.add_argument(
         "--amp",
         choices=get_args(AMP),

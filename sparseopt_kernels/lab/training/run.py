@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from .config import Config
 from .data import Data, split_order, steps_per_epoch
 from .epoch_updates import EpochUpdates
 from .errors import TrainingError
+from .evaluation import as_many_on_all_ranks, sums_over
 from .models import build_model
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _CORRECTION = {"sparseopt": "layer", "sgd": "none", "unnormalized": "unnormalized"}
 _STOP_AT = 0.75  # of all steps: the masks do not change in the last quarter (RigL)
-_TEST_BATCH = 1000
 _AMP_TYPES = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -71,9 +71,9 @@ class Run:
     """A network in training. Two runs of one seed have the same initial weights, masks and order of examples,
     whatever their optimizer. The caller's random state does not change.
 
-    Under torchrun, each rank trains on its part of every batch. Gradients, and so weights and masks, are the
-    same on all ranks. Batch normalisation uses the statistics of a rank's part, and the running statistics
-    are averaged before a test.
+    Under torchrun, each rank trains on its part of every batch. Gradients are averaged, and so weights and
+    masks are the same on all ranks; with ``config.parallel`` ``"fsdp"``, each rank has a part of them. Batch
+    normalisation uses the statistics of a rank's part, and the running statistics are averaged before a test.
 
     Args:
         config: the configuration of the experiment.
@@ -108,10 +108,14 @@ class Run:
             )
         except ValueError as error:  # --min-fan-in needs more active weights than the sparsity leaves
             raise TrainingError(str(error)) from error
+        if self.is_sharded:
+            from .sharded_model import shard
+
+            shard(self.model, self.masks, self._device)
         self.initial_fan_in = self.fan_in()
         self.optimizer = self._make_optimizer()
         self._scaler = _scaler(config.amp, self._device)
-        self._forward = self._replicated()
+        self._forward = self.model if self.is_sharded else self._replicated()
         steps = steps_per_epoch(dataset.train_size, config.batch_size)
         _check_share(dataset.train_size // steps)
         self.schedule = warmup_cosine(
@@ -159,6 +163,11 @@ class Run:
             max_grad_norm_over=config.max_grad_norm_over,
             backend=config.backend,
         )
+
+    @property
+    def is_sharded(self) -> bool:
+        """True if each rank has a part of the parameters."""
+        return self.config.parallel == "fsdp"
 
     @property
     def done(self) -> bool:
@@ -232,8 +241,10 @@ class Run:
 
     def _test(self) -> tuple[float, float]:
         batches = self.dataset.test_batches(distributed.rank(), distributed.ranks())
+        if self.is_sharded:
+            batches = as_many_on_all_ranks(batches, self.dataset.image_shape, self._device)
         with self._autocast():
-            sums = _sums(self.model, ((self._formatted(images), labels) for images, labels in batches))
+            sums = sums_over(self.model, ((self._formatted(images), labels) for images, labels in batches))
         loss_sum, correct = distributed.sum_over_ranks(sums.to(self._device)).tolist()
         return loss_sum / self.dataset.test_size, correct / self.dataset.test_size
 
@@ -260,13 +271,21 @@ class Run:
         return {name: self.masks.fan_in(p).tolist() for name, p in self.masks.named().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state from which :meth:`load_state_dict` continues, bit for bit."""
+        """Return the state from which :meth:`load_state_dict` continues, bit for bit.
+
+        If parameters are sharded, it has this rank's part of them, for ``torch.distributed.checkpoint``.
+        """
+        if self.is_sharded:
+            from .sharded_model import sharded_state
+
+            own = sharded_state(self.model, self.optimizer)
+        else:
+            own = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {
             "optimizer_name": self.optimizer_name,
             "seed": self.seed,
             "epoch": self.epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **own,
             "schedule": self.schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "topology": self.topology.state_dict() if self.topology else None,
@@ -277,14 +296,27 @@ class Run:
         """Continue from the ``state_dict`` of a run with the same configuration."""
         assert (state["optimizer_name"], state["seed"]) == (self.optimizer_name, self.seed)
         self.epoch = state["epoch"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.is_sharded:
+            from .sharded_model import load_sharded_state
+
+            load_sharded_state(self.model, self.optimizer, state)
+        else:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         if self.topology:
             self.topology.load_state_dict(state["topology"])
         self._random_state = state["random_state"]
+
+    def weights(self) -> dict[str, Any]:
+        """Return the model's ``state_dict`` with whole tensors; if they are sharded, on rank 0 alone."""
+        if not self.is_sharded:
+            return self.model.state_dict()
+        from .sharded_model import whole_weights
+
+        return whole_weights(self.model)
 
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
@@ -303,27 +335,6 @@ class Run:
 
     def _cuda_devices(self) -> list[torch.device]:
         return [self._device] if self._device.type == "cuda" else []
-
-
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the mean cross entropy and the accuracy in [0, 1]. The model's mode does not change."""
-    batches = zip(torch.split(images, _TEST_BATCH), torch.split(labels, _TEST_BATCH), strict=True)
-    loss_sum, correct = _sums(model, batches).tolist()
-    return loss_sum / len(labels), correct / len(labels)
-
-
-@torch.no_grad()
-def _sums(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the sum of the cross entropies and the number of correct predictions, ``(2,)`` float64."""
-    mode = model.training
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
-    for images, labels in batches:
-        scores = model(images).double()
-        losses = F.cross_entropy(scores, labels, reduction="sum")
-        sums = sums.to(losses.device) + torch.stack([losses, (scores.argmax(dim=1) == labels).sum()])
-    model.train(mode)
-    return sums
 
 
 def _scaler(amp: str, device: torch.device) -> GradScaler:

@@ -1,0 +1,80 @@
+"""The scripts of ``examples/`` run as they are; those that go on after a stop do."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparseopt_kernels
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NEEDED = {
+    "with_accelerate.py": ["accelerate"],
+    "with_lightning.py": ["lightning"],
+    "with_trainer.py": ["transformers", "accelerate"],
+}
+"""The packages that are not installed with the tests."""
+RESUMED = {
+    "plain.py": "plain.pt",
+    "fsdp2_dcp.py": "fsdp2/*/.metadata",
+    "with_accelerate.py": "with_accelerate/custom_checkpoint_1.pkl",
+    "with_lightning.py": "with_lightning/last.ckpt",
+    "with_trainer.py": "with_trainer/checkpoint-*/trainer_state.json",
+}
+"""What is there when the first epoch is saved."""
+
+pytestmark = pytest.mark.slow
+
+
+def start(name: str, folder: Path, ranks: int) -> subprocess.Popen[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    source = str(Path(sparseopt_kernels.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(EXAMPLES / name)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def check(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    accuracy = re.search(r"test accuracy\W+([0-9.]+)(%?)", out)
+    assert accuracy is not None, out
+    assert float(accuracy[1]) / (100 if accuracy[2] else 1) > 0.85
+    assert re.search(r"total .* 0\.9500", out), out
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example(path: Path, tmp_path: Path) -> None:
+    for package in NEEDED.get(path.name, ()):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    ranks = 2 if "torchrun" in path.read_text() else 0
+    saved = RESUMED.get(path.name)
+    if saved:
+        process = start(path.name, tmp_path, ranks)
+        while not any(tmp_path.glob(saved)) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM if ranks else signal.SIGKILL)  # torchrun stops its ranks then
+        process.communicate()
+        assert any(tmp_path.glob(saved))
+    check(start(path.name, tmp_path, ranks))
+
+
+def test_there_is_one_for_each_engine() -> None:
+    lines = (EXAMPLES / "README.md").read_text()
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert set(re.findall(r"\(([a-z0-9_]+\.py)\)", lines)) == names
+    assert set(RESUMED) <= names
+    assert torch.distributed.is_available()
