@@ -7,7 +7,8 @@ memory.
 What is computed:
 
 - Bytes are those that one rank sends, if PyTorch's collectives are rings: ``2 (N - 1) / N`` of what is
-  all-reduced over ``N`` ranks, ``(N - 1) / N`` of what is gathered or reduced and scattered.
+  all-reduced over ``N`` ranks, ``(N - 1) / N`` of what is gathered or reduced and scattered. Gloo reduces
+  and scatters by an all-reduce, so that its passes send a third more.
 - The network has square layers without biases, all masked, in float32.
 - Memory is that of the training state, between two steps: parameters, gradients, momentum, masks, what RigL
   has explored, and the lists of the GPU backends. Activations are not in it; what FSDP2 gathers is named
@@ -17,10 +18,11 @@ What is computed:
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -33,11 +35,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sparseopt_kernels as sk
 from sparseopt_kernels.kernels.gpu.lists import LISTED
 from sparseopt_kernels.lab.machine import machine
+from sparseopt_kernels.sharding import local_part, local_parts
 from sparseopt_kernels.text_table import aligned
 
 Engine = Literal["ddp", "fsdp"]
 _FLOAT = 4  # bytes
 _DIGIT_COUNTS = 3 * 2048 * 8  # bytes: of a choice of float32 scores, see topology/sharded_selection.py
+_GATHERED = 72  # bytes of each layer, from each rank to each, in an update: sizes, counts and ties
 _CHOICES = 2  # of RigL: what is dropped, and what grows
 _FLAG = 8  # bytes: see step/rank_agreement.py
 _SPARSITY = 0.9
@@ -71,8 +75,10 @@ def computed_traffic(network: Network, ranks: int, engine: Engine) -> Traffic:
     if engine == "ddp":
         return Traffic(by_torch=2 * share * weights, by_step=0.0, by_update=0.0)
     # The weights are gathered for the forward and for the backward pass, and gradients reduced and scattered.
-    choices = _CHOICES * network.layers * _DIGIT_COUNTS
-    return Traffic(by_torch=3 * share * weights, by_step=2 * share * _FLAG, by_update=2 * share * choices)
+    by_layer = 2 * share * _CHOICES * _DIGIT_COUNTS + (ranks - 1) * _GATHERED
+    return Traffic(
+        by_torch=3 * share * weights, by_step=2 * share * _FLAG, by_update=network.layers * by_layer
+    )
 
 
 class Memory(NamedTuple):
@@ -91,11 +97,11 @@ def computed_memory(network: Network, ranks: int, engine: Engine) -> Memory:
     return Memory(state=3 * _FLOAT * own, masks=own, explored=own, lists=own / 8 * (1 + LISTED * (4 + 1)))
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that this rank sends by collectives, as rings send them."""
 
     def __init__(self, ranks: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.share = (ranks - 1) / ranks
         self.sent = 0.0
 
@@ -119,6 +125,11 @@ def _bytes(tensors: Any) -> int:
     if isinstance(tensors, Tensor):
         return tensors.nbytes
     return sum(map(_bytes, tensors))
+
+
+def _local_bytes(tensors: Iterable[Tensor | None]) -> int:
+    """Return the bytes of the parts of this rank."""
+    return sum(local.nbytes for local in local_parts(tensors) if local is not None)
 
 
 class Measured(NamedTuple):
@@ -161,7 +172,7 @@ def measure(rank: int, ranks: int, network: Network, optimizer: str, folder: str
     torch.manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            p.to_local().normal_(std=network.width**-0.5)
+            local_part(p).normal_(std=network.width**-0.5)
     dst = None
     if optimizer == "dense":
         opt: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -186,21 +197,23 @@ def measure(rank: int, ranks: int, network: Network, optimizer: str, folder: str
             opt.step()  # whose masks are new
         passes.append(_watched(ranks, backward))
     wire, counted = ([_middle([s[i] for s in found]) for found in (passes, steps, updates)] for i in (0, 1))
-    state = _bytes(
-        [p.to_local() for p in model.parameters()] + [p.grad.to_local() for p in model.parameters()]
-    )
-    state += _bytes([own["momentum_buffer"].to_local() for own in opt.state.values()])
+    parameters = [*model.parameters()]
+    state = [
+        *parameters,
+        *(p.grad for p in parameters),
+        *(own["momentum_buffer"] for own in opt.state.values()),
+    ]
     measured = Measured(
         counted=Traffic(*counted),
         on_the_wire=Traffic(*wire),
-        state=state,
-        masks=_bytes([mask.to_local() for mask in masks.values()]) if dst is not None else 0,
-        explored=_bytes([own.to_local() for own in dst.state_dict()["explored"]]) if dst is not None else 0,
+        state=_local_bytes(state),
+        masks=0 if dst is None else _local_bytes(masks.values()),
+        explored=0 if dst is None else _local_bytes(dst.state_dict()["explored"]),
         peak=_memory("VmHWM") - before,
         step_seconds=_middle([s[2] for s in steps]),
         update_seconds=_middle([s[2] for s in updates]),
     )
-    torch.save(tuple(measured), f"{folder}/{rank}.pt")
+    Path(folder, f"{rank}.json").write_text(json.dumps(measured))
     dist.destroy_process_group()
 
 
@@ -242,8 +255,12 @@ def _reset_peak() -> None:
 def measured_on(ranks: int, network: Network, optimizer: str) -> Measured:
     """Run :func:`measure` on that many processes. Return the largest number of each kind."""
     with TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(measure, (ranks, network, optimizer, folder), nprocs=ranks)
-        found = [Measured(*torch.load(f"{folder}/{rank}.pt")) for rank in range(ranks)]
+        arguments = ranks, network, optimizer, folder
+        torch.multiprocessing.spawn(measure, arguments, nprocs=ranks)  # type: ignore[no-untyped-call]
+        found = []
+        for rank in range(ranks):
+            counted, on_the_wire, *numbers = json.loads(Path(folder, f"{rank}.json").read_text())
+            found.append(Measured(Traffic(*counted), Traffic(*on_the_wire), *numbers))
     first = found[0]
     return first._replace(peak=max(own.peak for own in found), state=max(own.state for own in found))
 
@@ -309,8 +326,9 @@ def table() -> Iterator[str]:
     lines = [header]
     for network in NETWORKS:
         for ranks in RANKS:
-            for engine in ("ddp", "fsdp")[ranks == 1 and 1 :]:
-                lines.append(_line(network, ranks, engine))
+            if ranks > 1:
+                lines.append(_line(network, ranks, "ddp"))
+            lines.append(_line(network, ranks, "fsdp"))
     yield "computed, not measured: bytes that one GPU sends, if collectives are rings, and memory of one GPU"
     yield from aligned(lines)
 

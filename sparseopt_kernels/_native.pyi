@@ -213,10 +213,9 @@ class DigitSearch:
     def counts(self, prefix: int, left: int, threads: int) -> list[int]:
         """Count the candidates whose keys begin with the prefix by their next digit: 2048 numbers."""
     def mark(self, threshold: int, chosen: int, threads: int) -> tuple[int, int]:
-        """Write 1, 2, 3 or 0 to each byte of ``chosen``. Return the numbers of 2 and 3."""
-
-def settle(chosen: int, numel: int, twos: int, threes: int) -> None:
-    """Replace the first so many 2 and 3 by 1, and all others by 0."""
+        """Write 1 to ``chosen`` above the threshold, else 0. Return how many have it: in first, others."""
+    def choose(self, chosen: int, in_first: int, elsewhere: int) -> None:
+        """Write 1 to ``chosen`` for so many of those that have the threshold."""
 
 def choose_random(chosen: int, size: int, k: int, seed: int) -> None:
     """Write ``size`` bytes, ``k`` of which are 1."""

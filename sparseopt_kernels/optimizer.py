@@ -192,7 +192,7 @@ class SparseOpt(Optimizer):
         super().__init__(params, defaults)
         names = self._names()
         check_masks(self._masks, names)
-        check_feeding_norm(self._feeding_norm, names)
+        check_feeding_norm(self._feeding_norm, names, self._masks)
         warn_of_norm_without_limit(self.param_groups)
         self._leave_out_of_graphs()
 

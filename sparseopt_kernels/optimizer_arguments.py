@@ -101,8 +101,12 @@ def check_is_mapping(masks: object) -> None:
         )
 
 
-def check_feeding_norm(feeding_norm: set[Parameter] | None, names: Mapping[Tensor, str]) -> None:
-    if feeding_norm and feeding_norm.isdisjoint(names):
+def check_feeding_norm(
+    feeding_norm: set[Parameter] | None, names: Mapping[Tensor, str], masks: Mapping[Parameter, Tensor]
+) -> None:
+    # The optimizer may have a share of the model alone (ZeRO).
+    is_of_masks = feeding_norm and isinstance(masks, Masks) and masks.holds_any(feeding_norm)
+    if feeding_norm and feeding_norm.isdisjoint(names) and not is_of_masks:
         raise ValueError(
             "feeding_norm has none of the optimizer's parameters: it is that of another model or a copy"
         )

@@ -4,7 +4,9 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "../names.h"
 
@@ -15,26 +17,42 @@ using DigitCounts = std::array<int64_t, 1 << kDigitBits>;
 
 // The part of a rank. A weight is a candidate if its byte of `candidates` is 1. The key of a weight is an
 // unsigned integer that is larger for a larger magnitude: 0 for NaN, else the bits without the sign, plus 1.
-struct DigitSearch {
-  Dtype dtype;
-  const void* values;
-  const uint8_t* candidates;
-  const uint8_t* first;  // of equal keys, those whose byte is 1 are taken first; null: none
-  int64_t numel;
+class DigitSearch {
+ public:
+  // Of equal keys, those whose byte of `first` is 1 are taken first; null: none.
+  DigitSearch(Dtype dtype, const void* values, const uint8_t* candidates, const uint8_t* first, int64_t numel)
+      : dtype_(dtype), values_(values), candidates_(candidates), first_(first), numel_(numel) {}
+
+  // Returns the bits of a key.
+  int key_bits() const;
 
   // Returns how many candidates have which next digit, of those whose keys begin with `prefix`: `left` bits
-  // of a key are not in it.
-  DigitCounts counts(uint64_t prefix, int left, int threads) const;
+  // of a key are not in it. The first prefix is empty, and each is the one before with a digit more.
+  DigitCounts counts(uint64_t prefix, int left, int threads);
 
-  // Writes to `chosen`: 1 for candidates whose key is larger than the threshold, 2 and 3 where it is equal,
-  // in `first` and elsewhere; else 0. Returns the numbers of 2 and 3.
-  std::pair<int64_t, int64_t> mark(uint64_t threshold, uint8_t* chosen, int threads) const;
+  // Writes 1 to `chosen` for candidates whose key is larger than the threshold, else 0. Returns how many
+  // have the threshold, in `first` and elsewhere.
+  std::pair<int64_t, int64_t> mark(uint64_t threshold, uint8_t* chosen, int threads);
+
+  // Writes 1 to `chosen` for so many of those that have the threshold, in `first` and elsewhere.
+  void choose(uint8_t* chosen, int64_t in_first, int64_t elsewhere) const;
+
+ private:
+  bool is_first(int64_t place) const { return first_ != nullptr && first_[place] != 0; }
+  template <class Keep>
+  void collect(int threads, Keep keep);
+  template <class Body>
+  void for_each_tie(Body body) const;
+
+  Dtype dtype_;
+  const void* values_;
+  const uint8_t* candidates_;
+  const uint8_t* first_;
+  int64_t numel_;
+  DigitCounts last_counts_{};
+  uint64_t threshold_ = 0;
+  // Candidates whose keys begin with the prefix, if they are few: they are all that is looked at then.
+  std::optional<std::vector<int64_t>> few_;
 };
-
-// Returns the bits of the keys of a dtype.
-int key_bits(Dtype dtype);
-
-// Replaces the first so many 2 by 1, the first so many 3 by 1, and all others of them by 0.
-void settle(uint8_t* chosen, int64_t numel, int64_t twos, int64_t threes);
 
 }  // namespace sparseopt::cpu

@@ -136,26 +136,26 @@ void define_digit_search(py::module_& module) {
   py::class_<DigitSearch>(module, "DigitSearch")
       .def(py::init([](const std::string& dtype, uintptr_t values, uintptr_t candidates, uintptr_t first,
                        int64_t numel) {
-             return DigitSearch{dtype_named(dtype), reinterpret_cast<const void*>(values),
+             return DigitSearch(dtype_named(dtype), reinterpret_cast<const void*>(values),
                                 reinterpret_cast<const uint8_t*>(candidates),
-                                reinterpret_cast<const uint8_t*>(first), numel};
+                                reinterpret_cast<const uint8_t*>(first), numel);
            }),
            py::kw_only(), py::arg("dtype"), py::arg("values"), py::arg("candidates"), py::arg("first"),
            py::arg("numel"))
-      .def_property_readonly("key_bits", [](const DigitSearch& search) { return key_bits(search.dtype); })
+      .def_property_readonly("key_bits", &DigitSearch::key_bits)
       .def("counts", &DigitSearch::counts, py::arg("prefix"), py::arg("left"), py::arg("threads"), Released())
       .def(
           "mark",
-          [](const DigitSearch& search, uint64_t threshold, uintptr_t chosen, int threads) {
+          [](DigitSearch& search, uint64_t threshold, uintptr_t chosen, int threads) {
             return search.mark(threshold, reinterpret_cast<uint8_t*>(chosen), threads);
           },
-          py::arg("threshold"), py::arg("chosen"), py::arg("threads"), Released());
-  module.def(
-      "settle",
-      [](uintptr_t chosen, int64_t numel, int64_t twos, int64_t threes) {
-        settle(reinterpret_cast<uint8_t*>(chosen), numel, twos, threes);
-      },
-      py::arg("chosen"), py::arg("numel"), py::arg("twos"), py::arg("threes"), Released());
+          py::arg("threshold"), py::arg("chosen"), py::arg("threads"), Released())
+      .def(
+          "choose",
+          [](const DigitSearch& search, uintptr_t chosen, int64_t in_first, int64_t elsewhere) {
+            search.choose(reinterpret_cast<uint8_t*>(chosen), in_first, elsewhere);
+          },
+          py::arg("chosen"), py::arg("in_first"), py::arg("elsewhere"), Released());
 }
 
 }  // namespace

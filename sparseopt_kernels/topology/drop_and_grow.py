@@ -15,6 +15,7 @@ from ..masks.registered_masks import as_boolean
 from ..neurons import Neurons
 from .hooks import Counts
 from .layer_update import LayerUpdate, compare_masks
+from .score_checks import are_finite, is_nonzero
 from .selection import drop_smallest, fill_neurons, grow_largest, grow_random, missing_inputs, random_scores
 
 
@@ -105,18 +106,18 @@ class TorchDropAndGrow:
 
     def rank(self, rankings: Sequence[Ranking]) -> bool:
         self._rankings.update({ranking.layer: ranking for ranking in rankings})
-        return all(bool(ranking.values.isfinite().all()) for ranking in rankings)
+        return all(are_finite(ranking.values) for ranking in rankings)
 
     def ranks_are_masked(self) -> bool:
         for ranking in self._rankings.values():  # most of the time the first one tells
             if ranking.at_most > 0:
                 mask = as_boolean(self._layers[ranking.layer].mask)
-                if ranking.values.masked_fill(mask, 0).any():
+                if is_nonzero(ranking.values, outside=mask):
                     return False
         return not self.ranks_are_zero()
 
     def ranks_are_zero(self) -> bool:
-        return not any(bool(r.values.any()) for r in self._rankings.values() if r.at_most > 0)
+        return not any(is_nonzero(r.values) for r in self._rankings.values() if r.at_most > 0)
 
     def update(self, changes: Sequence[Change]) -> list[LayerUpdate]:
         return [self._change(index, *change) for index, change in enumerate(changes)]

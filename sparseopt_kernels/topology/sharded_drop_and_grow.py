@@ -17,6 +17,7 @@ from ..sharding import Shards, by_mesh
 from .drop_and_grow import Change, LayerTensors, Ranking, score_of
 from .layer_update import LayerUpdate, numbers_of
 from .random_choice import draw_seed, random_places
+from .score_checks import are_finite, is_nonzero
 from .selection import drop_smallest, fill_neurons, grow_largest, largest_inputs, missing_inputs
 from .sharded_parts import Asked
 from .sharded_selection import RandomGrowth, grow_random, largest
@@ -56,17 +57,14 @@ class ShardedDropAndGrow:
 
     def rank(self, rankings: Sequence[Ranking]) -> bool:
         self._rankings.update({ranking.layer: ranking for ranking in rankings})
-        return not self._is_any([not bool(ranking.values.isfinite().all()) for ranking in rankings])
+        return not self._is_any([not are_finite(ranking.values) for ranking in rankings])
 
     def ranks_are_masked(self) -> bool:
-        at_inactive = [
-            bool(own.values.masked_fill(as_boolean(self._layers[own.layer].mask), 0).any())
-            for own in self._growing()
-        ]
+        at_inactive = [is_nonzero(own.values, outside=self._mask(own.layer)) for own in self._growing()]
         return not self._is_any(at_inactive) and not self.ranks_are_zero()
 
     def ranks_are_zero(self) -> bool:
-        return not self._is_any([bool(own.values.any()) for own in self._growing()])
+        return not self._is_any([is_nonzero(own.values) for own in self._growing()])
 
     def update(self, changes: Sequence[Change]) -> list[LayerUpdate]:
         # Numbers by neuron are those of this rank: whether they are 0 is known on no other.

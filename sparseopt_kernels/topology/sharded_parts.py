@@ -67,7 +67,7 @@ def supports(asked: Asked) -> bool:
 
 
 class NativePart:
-    """By the native library, in one pass over the part for each call."""
+    """By the native library. The first two digits take a pass over the part each, and marking another one."""
 
     def __init__(self, asked: Asked) -> None:
         self.device = asked.values.device
@@ -97,7 +97,7 @@ class NativePart:
         return self._search.mark(threshold, self._chosen.data_ptr(), torch.get_num_threads())
 
     def chosen(self, preferred: int, others: int) -> Tensor:
-        native_library.settle(self._chosen.data_ptr(), self._chosen.numel(), preferred, others)
+        self._search.choose(self._chosen.data_ptr(), preferred, others)
         return self._chosen.view(torch.bool)
 
 

@@ -23,8 +23,8 @@ def test_what_is_computed_is_what_is_counted(ranks: int) -> None:
     traffic, memory = computed_traffic(network, ranks, "fsdp"), computed_memory(network, ranks, "fsdp")
     assert own.counted.by_torch == traffic.by_torch
     assert own.counted.by_step == traffic.by_step
-    # Small numbers are not computed: counts of weights, ties, flags, hashes.
-    assert 0 <= own.counted.by_update - traffic.by_update < 100 * network.layers + 500
+    # Small numbers are not computed: flags, hashes, and what the update has done.
+    assert 0 <= own.counted.by_update - traffic.by_update < 200 * network.layers + 300
     assert (own.state, own.masks, own.explored) == memory[:3]
 
 

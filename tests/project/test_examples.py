@@ -53,7 +53,7 @@ def check(process: subprocess.Popen[str]) -> None:
     accuracy = re.search(r"test accuracy\W+([0-9.]+)(%?)", out)
     assert accuracy is not None, out
     assert float(accuracy[1]) / (100 if accuracy[2] else 1) > 0.85
-    assert re.search(r"total .* 0\.9500", out), out
+    assert re.search(r"weights .* 0\.9500 ", out), out
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 import sparseopt_kernels as sk
 
 GIVEN = {
-    "masks=": lambda p, masks: ZeroRedundancyOptimizer(p, sk.SparseOpt, masks=masks, **OPTIONS),
-    "partial": lambda p, masks: ZeroRedundancyOptimizer(p, partial(sk.SparseOpt, masks=masks), **OPTIONS),
-    "alone": lambda p, masks: sk.SparseOpt(p, masks=masks, **OPTIONS),
+    "masks=": lambda p, **whole: ZeroRedundancyOptimizer(p, sk.SparseOpt, **whole, **OPTIONS),
+    "partial": lambda p, **whole: ZeroRedundancyOptimizer(p, partial(sk.SparseOpt, **whole), **OPTIONS),
+    "alone": lambda p, **whole: sk.SparseOpt(p, **whole, **OPTIONS),
 }
 OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3, "correction": "auto"}
 
@@ -30,7 +30,9 @@ def make(way, seed):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(30, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
     masks = sk.sparsify(model, 0.8, seed=seed)
-    return model, masks, GIVEN[way](model.parameters(), masks), sk.RigL(masks, update_every=3, stop_at=100)
+    feeding = sk.layers_feeding_norm(model, torch.randn(8, 30))
+    opt = GIVEN[way](model.parameters(), masks=masks, feeding_norm=feeding)
+    return model, opt, sk.RigL(masks, update_every=3, stop_at=100)
 
 
 def steps(ddp, opt, dst, numbers):
@@ -49,12 +51,12 @@ def bits(model):
 
 result = {}
 for way in GIVEN:
-    model, masks, opt, dst = make(way, 0)
+    model, opt, dst = make(way, 0)
     steps(DistributedDataParallel(model), opt, dst, range(12))
     result[way] = bits(model)
     if way == "alone":
         continue
-    model, masks, opt, dst = make(way, 0)
+    model, opt, dst = make(way, 0)
     steps(DistributedDataParallel(model), opt, dst, range(6))
     opt.consolidate_state_dict(to=0)
     file = io.BytesIO()
@@ -63,7 +65,7 @@ for way in GIVEN:
     content = [file.getvalue()]
     dist.broadcast_object_list(content)
     saved = torch.load(io.BytesIO(content[0]), weights_only=True)
-    model, masks, opt, dst = make(way, 1)
+    model, opt, dst = make(way, 1)
     model.load_state_dict(saved["model"])
     opt.load_state_dict(saved["opt"])
     dst.load_state_dict(saved["dst"])

@@ -252,7 +252,7 @@ def train_from(
         method.step()
         optimizer.step()
     for saved in saving:
-        saved.result()
+        saved.result()  # type: ignore[union-attr]
     if plain is not None:
         state = {
             "model": model.state_dict(),

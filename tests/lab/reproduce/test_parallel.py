@@ -47,7 +47,15 @@ def test_a_table_with_sharded_parameters(tmp_path: Path) -> None:
         ]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         found = subprocess.run(
-            [sys.executable, *launcher, script, *options, "--only", "sparsity=0.95", "ham=False"],
+            [
+                sys.executable,
+                *launcher,
+                str(script),
+                *map(str, options),
+                "--only",
+                "sparsity=0.95",
+                "ham=False",
+            ],
             env={
                 **os.environ,
                 "PYTHONPATH": str(Path(sparseopt_kernels.__file__).parents[1]),
