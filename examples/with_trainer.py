@@ -57,8 +57,10 @@ class Topology(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.is_world_process_zero:
-            torch.save(self.dst.state_dict(), self._file(args, state))
+        if state.is_world_process_zero:  # after all else: a checkpoint that has this file is complete
+            file = self._file(args, state)
+            torch.save(self.dst.state_dict(), file.with_suffix(".new"))
+            file.with_suffix(".new").replace(file)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -68,6 +70,10 @@ class Topology(TrainerCallback):
 
     def _file(self, args: TrainingArguments, state: TrainerState) -> Path:
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "dst.pt"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def main() -> None:
@@ -97,7 +103,8 @@ def main() -> None:
         callbacks=[Topology(dst)],
         optimizers=(opt, None),  # Trainer makes the schedule
     )
-    trainer.train(resume_from_checkpoint=any(FOLDER.glob("checkpoint-*")))
+    complete = sorted((path.parent for path in FOLDER.glob("checkpoint-*/dst.pt")), key=step_of)
+    trainer.train(resume_from_checkpoint=str(complete[-1]) if complete else None)
     found = trainer.predict(test)
     accuracy = (found.predictions.argmax(axis=1) == found.label_ids).mean()
     print(f"{masks}\ntest accuracy {accuracy:.1%}")
