@@ -175,7 +175,7 @@ def measure(rank: int, ranks: int, network: Network, optimizer: str, folder: str
             local_part(p).normal_(std=network.width**-0.5)
     dst = None
     if optimizer == "dense":
-        opt: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        opt: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)
     else:
         masks = sk.sparsify(model, _SPARSITY, "uniform", seed=0)
         opt = sk.SparseOpt(model.parameters(), lr=0.1, momentum=0.9, masks=masks)
@@ -190,7 +190,7 @@ def measure(rank: int, ranks: int, network: Network, optimizer: str, folder: str
         opt.step()
     _reset_peak()
     passes, steps, updates = [_watched(ranks, backward)], [], []
-    for _ in range(5):
+    for _ in range(3):
         steps.append(_watched(ranks, opt.step))
         if dst is not None:
             updates.append(_watched(ranks, dst.step))
@@ -319,9 +319,9 @@ def table() -> Iterator[str]:
     header += [
         "for the masks: B a step",
         "MB an update",
-        "memory: GB",
-        "of it masks, lists: GB",
-        "gathered: GB",
+        "memory: MB",
+        "of it masks, lists: MB",
+        "gathered: MB",
     ]
     lines = [header]
     for network in NETWORKS:
@@ -345,9 +345,9 @@ def _line(network: Network, ranks: int, engine: Engine) -> list[str]:
         f"{traffic.by_torch / 1e6:,.0f}",
         f"{traffic.by_step:.0f}",
         f"{traffic.by_update / 1e6:.1f}",
-        f"{sum(memory) / 1e9:,.2f}",
-        f"{sum(memory[1:]) / 1e9:,.2f}",
-        f"{gathered / 1e9 * (ranks > 1):,.2f}",
+        f"{sum(memory) / 1e6:,.0f}",
+        f"{sum(memory[1:]) / 1e6:,.0f}",
+        f"{gathered / 1e6 * (ranks > 1):,.0f}",
     ]
 
 
