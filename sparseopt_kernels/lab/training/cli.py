@@ -68,20 +68,24 @@ def run(args: argparse.Namespace) -> int:
     """Run ``train`` with parsed arguments, print the results or the error, and return the exit code."""
     try:
         check_packages("train")
-        saved = _saved(args) if hasattr(args, "resume") else None
-        if saved is None:
-            config = new_config(_given(args))
-        else:
-            config = saved_config(saved.checkpoint.config, _given(args), saved.file)
-        with distributed.joined(config.device):
-            experiment = _started(config, args) if saved is None else _resumed(config, saved, args)
-            return _train(experiment, quiet=hasattr(args, "quiet") or distributed.rank() != 0)
+        return _run(args)
     except TrainingError as error:
         print(f"sparseopt train: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # before the first step, or a second time
         print("sparseopt train: stopped", file=sys.stderr)
         return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    saved = _saved(args) if hasattr(args, "resume") else None
+    if saved is None:
+        config = new_config(_given(args))
+    else:
+        config = saved_config(saved.checkpoint.config, _given(args), saved.file)
+    with distributed.joined(config.device):
+        experiment = _started(config, args) if saved is None else _resumed(config, saved, args)
+        return _train(experiment, quiet=hasattr(args, "quiet") or distributed.rank() != 0)
 
 
 def _train(experiment: Experiment, *, quiet: bool) -> int:

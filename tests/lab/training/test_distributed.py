@@ -23,8 +23,9 @@ from torch import nn
 from sparseopt_kernels.lab.training import distributed, run
 from sparseopt_kernels.lab.training.config import new_config
 from sparseopt_kernels.lab.training.data import load_dataset
+from sparseopt_kernels.sharding import gathered
 
-folder, method, batch_norm = sys.argv[1], sys.argv[2], sys.argv[3] == "with"
+folder, method, batch_norm, parallel = sys.argv[1], sys.argv[2], sys.argv[3] == "with", sys.argv[4]
 
 def without_batch_norm(name, image_shape, num_classes):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, num_classes))
@@ -34,16 +35,18 @@ if not batch_norm:
     run.build_model = without_batch_norm
 torch.set_num_threads(1)
 given = {"method": method, "epochs": 2, "batch_size": 301, "update_every": 2, "device": "cpu", "lr": 0.05}
+given["parallel"] = parallel
 with distributed.joined("cpu"):
     trained = run.Run(new_config(given), load_dataset("digits"), "sparseopt", 3)
-    start = trained.model.state_dict()
-    before = {k: v.clone() for k, v in start.items()}
+    before = {k: v.clone() for k, v in trained.weights().items()}
     rows = [trained.train_epoch() for _ in range(2)]
     torch.save(
         {
             "before": before,
-            "model": trained.model.state_dict(),
-            "momentum": [s["momentum_buffer"] for s in trained.optimizer.state.values()],
+            "model": trained.weights(),
+            "momentum": [
+                gathered(s["momentum_buffer"]) for s in trained.optimizer.state.values()
+            ],
             "rows": [(r.train_loss, r.train_accuracy, r.test_loss, r.test_accuracy) for r in rows],
         },
         f"{folder}/{distributed.ranks()}-{distributed.rank()}.pt",
@@ -74,7 +77,7 @@ def masks(state: dict) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["rigl", "set"])
 def test_two_ranks_have_the_same_weights_masks_and_figures(tmp_path, method):
-    first, second = trained(tmp_path, 2, method, "with")
+    first, second = trained(tmp_path, 2, method, "with", "ddp")
     assert first["model"].keys() == second["model"].keys()
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name  # running statistics, too
@@ -86,11 +89,14 @@ def test_two_ranks_have_the_same_weights_masks_and_figures(tmp_path, method):
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one_with_the_whole_batch(tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_are_one_with_the_whole_batch(tmp_path, parallel):
     """Without batch normalisation, up to the order of sums. With it they cannot be: each rank normalises by
     the mean and variance of its own half."""
-    two = trained(tmp_path, 2, "rigl", "without")[0]
-    [one] = trained(tmp_path, 1, "rigl", "without")
+    two = trained(tmp_path, 2, "rigl", "without", parallel)[0]
+    [one] = trained(tmp_path, 1, "rigl", "without", "ddp")
+    for a, b in zip(one["momentum"], two["momentum"], strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
     for name, mask in masks(one["model"]).items():
         assert torch.equal(mask, two["model"][name]), name
         assert not torch.equal(mask, one["before"][name])
