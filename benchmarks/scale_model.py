@@ -8,7 +8,8 @@ What is computed:
 
 - Bytes are those that one rank sends, if PyTorch's collectives are rings: ``2 (N - 1) / N`` of what is
   all-reduced over ``N`` ranks, ``(N - 1) / N`` of what is gathered or reduced and scattered. Gloo reduces
-  and scatters by an all-reduce, so that its passes send a third more.
+  and scatters by an all-reduce, so that its passes send a third more. DDP is that with
+  ``broadcast_buffers=False``: else it sends a byte a weight more, for the masks.
 - The network has square layers without biases, all masked, in float32.
 - Memory is that of the training state, between two steps: parameters, gradients, momentum, masks, what RigL
   has explored, and the lists of the GPU backends. Activations are not in it; what FSDP2 gathers is named
@@ -253,7 +254,7 @@ def _reset_peak() -> None:
 
 
 def measured_on(ranks: int, network: Network, optimizer: str) -> Measured:
-    """Run :func:`measure` on that many processes. Return the largest number of each kind."""
+    """Run :func:`measure` on that many processes. Return what rank 0 has, with the largest memory of all."""
     with TemporaryDirectory() as folder:
         arguments = ranks, network, optimizer, folder
         torch.multiprocessing.spawn(measure, arguments, nprocs=ranks)  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sparseopt_kernels as sk
 
 EPOCHS = 20
-CHECKPOINT = Path("with_accelerate")
+CHECKPOINTS = Path("with_accelerate")
 
 
 def make_model() -> nn.Module:
@@ -59,8 +59,9 @@ def main() -> None:
     steps = EPOCHS * -(-len(loader) // 2)  # of the optimizer, on each process
     dst, epochs = sk.RigL(masks, update_every=25, stop_at=0.75 * steps), Epochs()
     accelerator.register_for_checkpointing(dst, epochs)
-    if CHECKPOINT.exists():
-        accelerator.load_state(str(CHECKPOINT))
+    complete = sorted(CHECKPOINTS.glob("[0-9]*"))
+    if complete:
+        accelerator.load_state(str(complete[-1]))
 
     while epochs.done < EPOCHS:
         model.train()
@@ -73,7 +74,11 @@ def main() -> None:
                 schedule.step()
                 opt.zero_grad()
         epochs.done += 1
-        accelerator.save_state(str(CHECKPOINT))
+        accelerator.save_state(str(CHECKPOINTS / "new"))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:  # a kill before this leaves the one of the last epoch
+            (CHECKPOINTS / "new").rename(CHECKPOINTS / f"{epochs.done:03}")
+        accelerator.wait_for_everyone()
 
     model.eval()
     with torch.no_grad():

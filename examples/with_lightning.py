@@ -79,6 +79,7 @@ def main() -> None:
     module = SparseClassifier(EPOCHS * len(loader))
     trainer = lightning.Trainer(
         max_epochs=EPOCHS,
+        devices=1,  # on several, each makes its part of the steps: divide them in SparseClassifier
         logger=False,
         default_root_dir=FOLDER,
         callbacks=[lightning.pytorch.callbacks.ModelCheckpoint(FOLDER, save_last=True)],

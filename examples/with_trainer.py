@@ -79,7 +79,18 @@ def step_of(checkpoint: Path) -> int:
 def main() -> None:
     torch.manual_seed(0)
     train, test = data()
-    steps = EPOCHS * -(-len(train) // 64)
+    args = TrainingArguments(
+        str(FOLDER),
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=64,
+        per_device_eval_batch_size=500,
+        lr_scheduler_type="cosine",
+        max_grad_norm=0,  # SparseOpt clips: Trainer would count gradients of inactive weights
+        save_strategy="epoch",
+        save_total_limit=2,
+        report_to="none",
+    )
+    steps = EPOCHS * -(-len(train) // (args.train_batch_size * args.world_size))
     classifier = Classifier()
     masks = sk.sparsify(classifier, sparsity=0.95, seed=0)
     opt = sk.SparseOpt(
@@ -88,17 +99,7 @@ def main() -> None:
     dst = sk.RigL(masks, update_every=25, stop_at=0.75 * steps)
     trainer = Trainer(
         classifier,
-        TrainingArguments(
-            str(FOLDER),
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=64,
-            per_device_eval_batch_size=500,
-            lr_scheduler_type="cosine",
-            max_grad_norm=0,  # SparseOpt clips: Trainer would count gradients of inactive weights
-            save_strategy="epoch",
-            save_total_limit=2,
-            report_to="none",
-        ),
+        args,
         train_dataset=train,
         callbacks=[Topology(dst)],
         optimizers=(opt, None),  # Trainer makes the schedule

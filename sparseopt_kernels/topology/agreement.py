@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..masks.mask_hash import whole_hashes
-from ..sharding import Shards, can_send_from_host
+from ..sharding import Shards, can_send_from_host, shards_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -88,7 +88,10 @@ def check_masks_agree(clock: Mapping[str, Any], masks: Mapping[str, Tensor], gro
         return
     hashes = dict(zip(masks, whole_hashes([*masks.values()]), strict=True))
     report = {**clock, **{f"mask of {name!r}": number for name, number in hashes.items()}}
-    if _are_alike(report, next(iter(masks.values())).device, own):
+    mask = next(iter(masks.values()))
+    shards = shards_of(mask)  # with CPU offload, masks are on the CPU, and the ranks may send from GPUs alone
+    device = torch.device(shards.mesh.device_type) if shards else mask.device
+    if _are_alike(report, torch.device("cpu") if can_send_from_host(own) else device, own):
         return
     reports: list[Any] = [None] * dist.get_world_size(own)
     dist.all_gather_object(reports, report, group=own)
@@ -108,7 +111,7 @@ def _are_alike(report: Mapping[str, Any], device: torch.device, group: ProcessGr
     """Tell if all ranks of a group have the same report."""
     content = repr(sorted(report.items())).encode()
     digest = int.from_bytes(blake2b(content, digest_size=8).digest(), "little", signed=True)
-    most = torch.tensor([digest, ~digest], device="cpu" if can_send_from_host(group) else device)
+    most = torch.tensor([digest, ~digest], device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group)
     return bool(most[0] == ~most[1])
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import scale_model
+from old_pytorch import needs_fsdp2
 from scale_model import Network, computed_memory, computed_traffic, measured_on
-from torch import distributed as dist
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
+pytestmark = needs_fsdp2
 
 
 @pytest.mark.slow

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from old_pytorch import needs_fsdp2
 from ranks import on_ranks
 from sharded_training import support_path, train_from
-from torch import distributed as dist
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")]
+pytestmark = [pytest.mark.slow, needs_fsdp2]
 
 PROLOGUE = f"""
 sys.path.insert(0, {support_path()!r})

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from old_pytorch import needs_fsdp2
 from ranks import on_ranks
 from sharded_training import CASES, support_path, train
-from torch import distributed as dist
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
+pytestmark = needs_fsdp2
 
 
 def train_on_ranks(folder: Path, ranks: int, sharded: list[str], hybrid: list[str]) -> dict[str, Any]:
@@ -46,7 +46,9 @@ def check_as_one_process(found: dict[str, Any]) -> None:
 
 
 def test_one_case_of_each(tmp_path: Path) -> None:
-    check_as_one_process(train_on_ranks(tmp_path, 4, ["norm", "ties"], ["norm", "SET, min_fan_in"]))
+    check_as_one_process(
+        train_on_ranks(tmp_path, 4, ["changed by hand", "ties"], ["largest weights", "SET, min_fan_in"])
+    )
 
 
 @pytest.mark.slow
@@ -57,4 +59,5 @@ def test_all_cases_on_four_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_on_two_ranks(tmp_path: Path) -> None:
-    check_as_one_process(train_on_ranks(tmp_path, 2, ["SET", "RigL", "norm"], []))
+    cases = ["static", "SET", "RigL", "RigL corrected", "GMP", "norm"]
+    check_as_one_process(train_on_ranks(tmp_path, 2, cases, []))

@@ -81,3 +81,12 @@ def rows(output: Path) -> list[dict[str, str]]:
         return []
     with open(path, newline="") as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def process_of_rank(launcher: int, rank: int) -> int:
+    """The process of a rank, by the environment that torchrun gave it."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in map(int, children):
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return child
+    raise AssertionError(f"rank {rank} is not a child of {launcher}")

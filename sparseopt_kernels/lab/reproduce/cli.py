@@ -142,8 +142,8 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
 
 
 def _workers(settings: Settings, args: argparse.Namespace) -> int:
-    one = distributed.ranks() > 1 or settings.device.startswith("cuda")
-    if distributed.ranks() > 1 and args.workers not in (None, 1):
+    one = distributed.launched() or settings.device.startswith("cuda")
+    if distributed.launched() and args.workers not in (None, 1):
         raise TrainingError(
             f"--workers is {args.workers}, under torchrun it must be 1: ranks share each case"
         )
@@ -220,7 +220,7 @@ def _measure(results: Results, settings: Settings, workers: int, *, show: bool) 
             remove_others(checkpoint)
 
     with (
-        told_when_stopped(lambda: "Run the same command again to continue."),
+        told_when_stopped(lambda: _how_to_go_on(results, settings)),
         tqdm(
             total=_seconds(experiment, results.missing()),
             disable=not (show and sys.stderr.isatty()),
@@ -229,6 +229,13 @@ def _measure(results: Results, settings: Settings, workers: int, *, show: bool) 
         ) as bar,
     ):
         measure_all(results, settings, workers, on_case)
+
+
+def _how_to_go_on(results: Results, settings: Settings) -> str:
+    """Return what is said when another rank has died."""
+    file = settings.checkpoint(results.missing()[0])
+    again = "Run the same command again to continue, with any number of ranks."
+    return f"The last complete checkpoint is {file}. {again}" if file and file.exists() else again
 
 
 def _announcement(experiment: Experiment, results: Results, workers: int) -> str:

@@ -22,6 +22,7 @@ import torch
 from ...user_warning import show_as_notes
 from ..threads import pytorch_threads
 from ..training.errors import TrainingError
+from ..training.stopped_ranks import is_of_connection
 from .experiment import Case, Experiment, Row, Settings
 from .results import Results
 
@@ -102,6 +103,8 @@ def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row
             warnings.filterwarnings("ignore", ".*fan-in is concentrated|one neuron of")
             return experiment.measure(case, settings)
     except Exception as error:
+        if is_of_connection(error):  # of the ranks that share the case: told_when_stopped says how to go on
+            raise
         shown = ", ".join(f"{column} {value}" for column, value in case.items())
         reason = str(error) if isinstance(error, TrainingError) else traceback.format_exc().rstrip()
         raise TrainingError(f"{experiment.name} failed at {shown}: {reason}", exit_code=1) from error

@@ -289,7 +289,19 @@ def _resume(run: Run, checkpoint: Path) -> float:
         raise TrainingError(
             f"{checkpoint} cannot be read ({str(error).splitlines()[0]}): remove it to start that run again"
         ) from error
-    saved_config(state["config"], run.config.to_dict(), checkpoint)  # refuses other options
+    former = state["config"]
+    if former["batch_size"] != run.config.batch_size:
+        raise TrainingError(
+            f"{checkpoint} is of a batch of {former['batch_size']}, and here it is {run.config.batch_size} "
+            "(for ImageNet it grows with the ranks): continue with as many ranks as before, or remove it"
+        )
+    if ("folder" in state["run"]) != run.is_sharded:
+        raise TrainingError(
+            f"{checkpoint} was made with{'out' if run.is_sharded else ''} --parallel fsdp: do the same now, "
+            "or remove it to start that run again"
+        )
+    own = {name: value for name, value in run.config.to_dict().items() if name != "parallel"}
+    saved_config({**former, "parallel": run.config.parallel}, own, checkpoint)  # refuses other options
     load_from(checkpoint, run, state["run"])
     return float(state["seconds"])
 

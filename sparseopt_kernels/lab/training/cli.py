@@ -19,11 +19,14 @@ from .experiment import CONFIG, RESULTS, WEIGHTS, Experiment
 from .folders import RUNS, claim, claim_default, default_folders
 from .options import CHECKPOINT_NAME, add_experiment, add_machine, add_training
 from .report import table
+from .sharded_checkpoint import shards_folder
 from .stopped_ranks import told_when_stopped
 
 if TYPE_CHECKING:
     # What add_subparsers() returns has no public name.
     from argparse import _SubParsersAction
+
+    from .watch import ProgressBar
 
 _PICTURE = "curves.png"
 
@@ -97,25 +100,35 @@ def _train(experiment: Experiment, *, quiet: bool) -> int:
     interrupted = False
     try:
         with told_when_stopped(lambda: _how_to_go_on(experiment)):
-            experiment.train(bar)
+            _train_all(experiment, bar)
     except KeyboardInterrupt:
         interrupted = True
-    except TrainingError as error:
-        raise TrainingError(f"{error}\n{_how_to_go_on(experiment)}", error.exit_code) from error
     finally:
         bar.close()
 
-    if distributed.rank() == 0:
+    def report() -> None:
         if progress.rows:
             experiment.write(_PICTURE, curves_png(progress, config))
             print(table(progress.rows, config, experiment.dataset.test_size))
         print(_files(experiment.output))
         if interrupted:
             print(f"stopped: {len(progress.rows)} epochs are kept. {_how_to_go_on(experiment)}")
-    if interrupted:
+        sys.stdout.flush()
+
+    if interrupted:  # each rank somewhere else
+        if distributed.rank() == 0:
+            report()
         return 130
+    distributed.from_first(report)  # all wait for it: torchrun stops the others when one ends with an error
     ends = [row for row in progress.rows if row.epoch == config.epochs or row.status == "diverged"]
     return 1 if all(row.status == "diverged" for row in ends) else 0
+
+
+def _train_all(experiment: Experiment, bar: ProgressBar) -> None:
+    try:
+        experiment.train(bar)
+    except TrainingError as error:
+        raise TrainingError(f"{error}\n{_how_to_go_on(experiment)}", error.exit_code) from error
 
 
 def _started(config: Config, args: argparse.Namespace) -> Experiment:
@@ -138,10 +151,12 @@ def _dataset(config: Config) -> Data:
 def _claimed(config: Config, args: argparse.Namespace) -> tuple[Path, Path | None]:
     """Return the output folder and the checkpoint file of a new experiment; the folder is made here."""
     checkpoint: Path | None = getattr(args, "checkpoint", None)
-    if checkpoint is not None and checkpoint.exists():
-        raise TrainingError(
-            f"--checkpoint {checkpoint} exists: continue it with --resume {checkpoint}, or name another"
-        )
+    for former in [] if checkpoint is None else [checkpoint, shards_folder(checkpoint)]:
+        if former.exists():
+            raise TrainingError(
+                f"--checkpoint {checkpoint}: {former} exists. Continue it with --resume {checkpoint}, or "
+                "name another"
+            )
     try:
         output = claim(args.output) if hasattr(args, "output") else claim_default(config.name)
         if hasattr(args, "checkpoint"):
@@ -218,17 +233,22 @@ def _how_to_go_on(experiment: Experiment) -> str:
     path = experiment.checkpoint
     if path == experiment.output / CHECKPOINT_NAME:
         path = experiment.output
-    launcher, note = "python", ""
-    if distributed.launched():
-        launcher, note = (
-            f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}",
-            _last_complete(experiment.checkpoint),
-        )
-    return f"{note}Continue with: {launcher} -m sparseopt_kernels train --resume {shlex.quote(str(path))}"
+    command = f"-m sparseopt_kernels train --resume {shlex.quote(str(path))}"
+    if not distributed.launched():
+        return f"Continue with: python {command}"
+    try:
+        note = _last_complete(experiment.checkpoint)
+    except TrainingError:  # it has not come to that yet
+        return "There is no checkpoint yet."
+    return f"{note}Continue with: torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']} {command}"
 
 
 def _last_complete(checkpoint: Path) -> str:
-    """Return a sentence on what a checkpoint file has."""
+    """Return a sentence on what a checkpoint file has.
+
+    Raises:
+        TrainingError: there is none yet, or it cannot be read.
+    """
     rows = load_checkpoint(checkpoint).progress.rows
     end = f"{rows[-1].optimizer} seed {rows[-1].seed}, epoch {rows[-1].epoch}" if rows else "no epoch yet"
     return f"The last complete checkpoint is {checkpoint} ({end}); any number of ranks can continue it. "

@@ -153,8 +153,8 @@ def check(config: Config) -> None:
         raise TrainingError(
             "--optimizer by-hand is plain PyTorch: it has neither --ham-alpha nor --max-grad-norm-over dense"
         )
-    _check_parallel(config)
     check_device(config.device, config.backend)
+    _check_parallel(config)
 
 
 def _check_parallel(config: Config) -> None:
@@ -166,6 +166,10 @@ def _check_parallel(config: Config) -> None:
         raise TrainingError(
             f"--parallel {config.parallel} is for several processes: start them with "
             "torchrun --nproc-per-node N -m sparseopt_kernels"
+        )
+    if torch.device(config.device).index is not None and distributed.ranks() > 1:
+        raise TrainingError(
+            f"--device {config.device} is one device for all ranks: with --device cuda, each has its own"
         )
     if config.parallel == "fsdp":
         if "by-hand" in config.optimizer:

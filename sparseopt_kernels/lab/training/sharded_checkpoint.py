@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
 
 
+def shards_folder(file: Path) -> Path:
+    """Return the folder beside a checkpoint file."""
+    return file.with_name(f"{file.name}-shards")
+
+
 def state_for(file: Path, run: Run) -> dict[str, Any]:
     """Return what a checkpoint file keeps of a run. All ranks must call it: sharded parameters are saved
     here.
@@ -30,7 +35,7 @@ def state_for(file: Path, run: Run) -> dict[str, Any]:
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint.api import CheckpointException
 
-    folder = _folder(file) / f"{run.optimizer_name}-seed{run.seed}-epoch{run.epoch}"
+    folder = shards_folder(file) / f"{run.optimizer_name}-seed{run.seed}-epoch{run.epoch}"
     try:
         checkpoint.save(run.state_dict(), checkpoint_id=folder)
     except CheckpointException as error:
@@ -52,7 +57,7 @@ def load_from(file: Path, run: Run, state: dict[str, Any]) -> None:
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint.api import CheckpointException
 
-    own, folder = run.state_dict(), _folder(file) / state["folder"]
+    own, folder = run.state_dict(), shards_folder(file) / state["folder"]
     try:
         checkpoint.load(own, checkpoint_id=folder)
     except CheckpointException as error:
@@ -66,17 +71,13 @@ def load_from(file: Path, run: Run, state: dict[str, Any]) -> None:
 def remove_others(file: Path, state: dict[str, Any] | None = None) -> None:
     """Remove the folders beside a checkpoint file, but the one that its state is in."""
     kept = (state or {}).get("folder")
-    for folder in _folder(file).glob("*"):
+    for folder in shards_folder(file).glob("*"):
         if folder.name != kept:
             shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now is removed the next time
     if kept is None:
-        shutil.rmtree(_folder(file), ignore_errors=True)
-
-
-def _folder(file: Path) -> Path:
-    return file.with_name(f"{file.name}-shards")
+        shutil.rmtree(shards_folder(file), ignore_errors=True)
 
 
 def _reason(error: CheckpointException) -> str:
     rank, (failure, _) = next(iter(error.failures.items()))
-    return f"rank {rank}: {str(failure).splitlines()[0]}"
+    return f"rank {rank}: {(str(failure) or repr(failure)).splitlines()[0]}"

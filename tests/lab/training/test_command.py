@@ -244,13 +244,6 @@ def test_values_that_are_refused_before_training(tmp_path, monkeypatch, capsys, 
     assert os.listdir(tmp_path) == []
 
 
-def test_train_is_not_for_torchrun(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert train("--output", tmp_path / "out") == 2
-    assert "train does not run under torchrun" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_output_that_cannot_be_made(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert train("--output", tmp_path / "file") == 2

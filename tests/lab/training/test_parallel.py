@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_pytorch import needs_fsdp2
 from ranks import on_ranks
-from train_command import TINY, rows, train, wait_until
+from train_command import TINY, process_of_rank, rows, train, wait_until
 
 import sparseopt_kernels
 from sparseopt_kernels.lab.training import distributed
@@ -59,6 +60,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@needs_fsdp2
 @pytest.mark.slow
 def test_sharded_parameters_give_what_whole_ones_do(output: Path, tmp_path: Path) -> None:
     assert finished(torchrun(tmp_path, 2, *ONE_RUN, "--output", "out", "--quiet"))[0] == 0
@@ -75,6 +77,7 @@ def test_sharded_parameters_give_what_whole_ones_do(output: Path, tmp_path: Path
         assert float(row["test_loss"]) == pytest.approx(float(other["test_loss"]), rel=1e-3)
 
 
+@needs_fsdp2
 @pytest.mark.slow
 def test_the_weights_are_those_of_a_plain_model(output: Path) -> None:
     state = weights(output)
@@ -84,6 +87,7 @@ def test_the_weights_are_those_of_a_plain_model(output: Path) -> None:
     assert not list(output.glob("*.pt*"))  # no checkpoint was asked for
 
 
+@needs_fsdp2
 @pytest.mark.slow
 def test_a_rank_that_dies_and_another_number_of_ranks_that_goes_on(output: Path, tmp_path: Path) -> None:
     options = [
@@ -98,11 +102,11 @@ def test_a_rank_that_dies_and_another_number_of_ranks_that_goes_on(output: Path,
         "0",
         "1",
     ]
-    options[options.index("--epochs") + 1] = "40"
+    options[options.index("--epochs") + 1] = "12"
     process = torchrun(tmp_path, 2, *options)
     file = tmp_path / "out" / "checkpoint.pt"
     wait_until(lambda: len(rows(tmp_path / "out")) >= 3, process)
-    os.kill(_process_of_rank(process.pid, 1), signal.SIGKILL)
+    os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
     started = time.monotonic()
     code, _, err = finished(process)
     assert code != 0
@@ -112,10 +116,11 @@ def test_a_rank_that_dies_and_another_number_of_ranks_that_goes_on(output: Path,
 
     code, _, err = finished(torchrun(tmp_path, 3, "--resume", "out", "--quiet"))
     assert code == 0, err
-    assert [row["epoch"] for row in rows(tmp_path / "out")] == [str(i) for i in range(1, 41)] * 2
+    assert [row["epoch"] for row in rows(tmp_path / "out")] == [str(i) for i in range(1, 13)] * 2
     assert not Path(f"{file}-shards").exists()  # nothing is in progress any more
 
 
+@needs_fsdp2
 @pytest.mark.slow
 def test_resumed_by_as_many_ranks_it_gives_the_same_bits(output: Path, tmp_path: Path) -> None:
     script = """
@@ -211,13 +216,99 @@ except TrainingError as error:
     assert on_ranks(script, tmp_path) == [("no", 1, [0], 7), ("no", 1, [], 7)]
 
 
-def _process_of_rank(launcher: int, rank: int) -> int:
-    """The process of a rank, by the environment that torchrun gave it."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    for child in map(int, children):
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return child
-    raise AssertionError(f"rank {rank} is not a child of {launcher}")
+LOADER = """
+import os
+os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "test"}
+from torch.utils.data import DataLoader
+from sparseopt_kernels.lab.training.stopped_ranks import told_when_stopped
+
+try:
+    with told_when_stopped(lambda: "go on"):
+        batches = iter(DataLoader(range(100), num_workers=2, persistent_workers=True))
+        next(batches)
+        raise ValueError("in mid-epoch")
+except ValueError as error:
+    result = str(error)  # its traceback holds the processes that load data
+del batches
+"""
+
+
+@pytest.mark.slow
+def test_an_error_while_other_processes_load_data(tmp_path: Path) -> None:
+    assert on_ranks(LOADER, tmp_path, seconds=60.0) == ["in mid-epoch"] * 2
+
+
+FORKED = """
+import os, signal, time
+os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "test"}
+from sparseopt_kernels.lab.training.stopped_ranks import told_when_stopped
+
+with told_when_stopped(lambda: "go on"):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.2)
+    os.kill(child, signal.SIGTERM)
+    result = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_process_is_stopped_by_itself(tmp_path: Path) -> None:
+    assert on_ranks(FORKED, tmp_path, seconds=60.0) == [-signal.SIGTERM] * 2
+
+
+@pytest.mark.slow
+def test_what_went_wrong_before_there_is_a_checkpoint_is_told(tmp_path: Path) -> None:
+    options = (*ONE_RUN, "--min-fan-in", "60", "--output", "out", "--checkpoint")
+    code, _, err = finished(torchrun(tmp_path, 2, *options))
+    assert code != 0
+    assert "min_fan_in is 60" in err
+    assert "There is no checkpoint yet." in err
+
+
+@pytest.mark.slow
+def test_the_report_is_there_when_all_runs_have_diverged(tmp_path: Path) -> None:
+    options = (*ONE_RUN, "--lr", "1e30", "--max-grad-norm", "none", "--method", "static", "--output", "out")
+    code, out, _ = finished(torchrun(tmp_path, 2, *options, "--quiet"))
+    assert code != 0
+    assert "diverged in epoch 1" in out
+    assert (tmp_path / "out" / "curves.png").exists()
+
+
+@pytest.mark.parametrize("averages", [True, False], ids=["averaged", "added up"])
+@needs_fsdp2
+@pytest.mark.slow
+def test_gradients_that_are_not_averaged(averages: bool, tmp_path: Path) -> None:
+    script = f"""
+import os
+os.environ |= {{"RANK": str(rank), "WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "test"}}
+from sparseopt_kernels.lab.training import sharded_model
+from sparseopt_kernels.lab.training.errors import TrainingError
+import sparseopt_kernels as sk
+
+shards = sharded_model.fully_shard
+
+def adds_up(module, **options):
+    sharded = shards(module, **options)
+    sharded.set_gradient_divide_factor(1.0)
+    sharded.set_force_sum_reduction_for_comms(True)
+
+if not {averages}:
+    sharded_model.fully_shard = adds_up
+model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+masks = sk.sparsify(model, 0.5)
+result = ""
+try:
+    sharded_model.shard(model, masks, torch.device("cpu"))
+except TrainingError as error:
+    result = str(error)
+"""
+    found = on_ranks(script, tmp_path)
+    assert [("sharded parameters on these devices (adds them up)" in text) for text in found] == [
+        not averages
+    ] * 2
 
 
 def test_errors_are_pickled_with_their_exit_code() -> None:
