@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sparseopt_kernels as sk
 
-EPOCHS = 20
+EPOCHS = 10
 
 
 def make_model() -> nn.Module:

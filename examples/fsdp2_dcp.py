@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import sparseopt_kernels as sk
 
-EPOCHS = 20
+EPOCHS = 10
 CHECKPOINTS = Path("fsdp2")
 
 

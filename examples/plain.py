@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sparseopt_kernels as sk
 
-EPOCHS = 20
+EPOCHS = 10
 CHECKPOINT = Path("plain.pt")
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sparseopt_kernels as sk
 
-EPOCHS = 20
+EPOCHS = 10
 FOLDER = Path("with_lightning")
 
 

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 import sparseopt_kernels as sk
 
-EPOCHS = 20
+EPOCHS = 10
 FOLDER = Path("with_trainer")
 
 

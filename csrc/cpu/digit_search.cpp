@@ -34,7 +34,7 @@ void mark_range(const typename Magnitude::Bits* bits, const uint8_t* candidates,
                 typename Magnitude::Bits least, uint8_t* chosen) {
   for (int64_t i = 0; i < count; ++i) {
     const auto own = Magnitude::of(bits[i]);
-    chosen[i] = static_cast<uint8_t>(candidates[i] & (own >= least) & (own <= Magnitude::kInfinity));
+    chosen[i] = static_cast<uint8_t>((candidates[i] != 0) & (own >= least) & (own <= Magnitude::kInfinity));
   }
 }
 
@@ -78,7 +78,8 @@ DigitCounts DigitSearch::counts(uint64_t prefix, int left, int threads) {
       std::array<DigitCounts, 2> own{};
       const uint8_t* candidates = candidates_;
       for (int64_t i = begin; i < end; ++i)
-        own[static_cast<size_t>(i) % 2][digit_of(i)] += candidates[i] & (is_first_digit || has_prefix(i));
+        own[static_cast<size_t>(i) % 2][digit_of(i)] +=
+            (candidates[i] != 0) & (is_first_digit || has_prefix(i));
       DigitCounts& sums = parts[static_cast<size_t>(range)];
       for (const DigitCounts& counts : own) add(sums, counts);
     });
@@ -145,7 +146,7 @@ void DigitSearch::collect(int threads, Keep keep) {
       size_t count = 0;
       for (; begin < stop; ++begin) {  // without a branch that is often guessed wrong
         found[count] = begin;
-        count += candidates[begin] & keep(begin);
+        count += (candidates[begin] != 0) & keep(begin);
       }
       own.insert(own.end(), found.begin(), found.begin() + static_cast<int64_t>(count));
     }

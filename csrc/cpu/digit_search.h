@@ -15,7 +15,7 @@ namespace sparseopt::cpu {
 constexpr int kDigitBits = 11;
 using DigitCounts = std::array<int64_t, 1 << kDigitBits>;
 
-// The part of a rank. A weight is a candidate if its byte of `candidates` is 1. The key of a weight is an
+// The part of a rank. A weight is a candidate if its byte of `candidates` is not 0. The key of a weight is an
 // unsigned integer that is larger for a larger magnitude: 0 for NaN, else the bits without the sign, plus 1.
 class DigitSearch {
  public:

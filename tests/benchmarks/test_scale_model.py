@@ -16,9 +16,8 @@ pytestmark = needs_fsdp2
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/dev").exists(), reason="no /proc")
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_what_is_computed_is_what_is_counted(ranks: int) -> None:
-    network = Network(5, 128)
+def test_what_is_computed_is_what_is_counted() -> None:
+    network, ranks = Network(5, 128), 4
     own = measured_on(ranks, network, "sparse")
     traffic, memory = computed_traffic(network, ranks, "fsdp"), computed_memory(network, ranks, "fsdp")
     assert own.counted.by_torch == traffic.by_torch

@@ -59,5 +59,5 @@ def test_all_cases_on_four_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_on_two_ranks(tmp_path: Path) -> None:
-    cases = ["static", "SET", "RigL", "RigL corrected", "GMP", "norm"]
+    cases = ["SET", "RigL", "RigL corrected", "GMP", "norm"]
     check_as_one_process(train_on_ranks(tmp_path, 2, cases, []))

@@ -75,7 +75,7 @@ CASES = {
     "SET, min_fan_in": Case("SET, min_fan_in", shard_first=False),
     "GMP": Case("GMP", steps=200),
     "changed by hand": Case("changed by hand", options={"nesterov": True}),
-    "norm": Case("changed by hand", steps=200, options={"max_grad_norm": 0.5}),
+    "norm": Case("changed by hand", options={"max_grad_norm": 0.5}),
     "norm over all positions, HAM": Case(
         "RigL",
         options={"max_grad_norm": 0.5, "max_grad_norm_over": "dense", "ham_alpha": 0.1, "ham_beta": 0.1},
