@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from .lab.bench import cli as bench
 from .lab.demo import cli as demo
 from .lab.reproduce import cli as reproduce
 from .lab.training import cli as training
+from .lab.training.distributed import launched
 from .user_warning import show_as_notes
 
 
@@ -43,5 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _end(code: int) -> NoReturn:
+    """End the process. Under torchrun, without what libraries do at the end: now and then, a thread of gloo
+    is still there then, and aborts a process that has done all its work."""
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

@@ -51,7 +51,8 @@ def test_a_mistake_is_found(forked_pytest: PytestServer, package: Path, mistake:
     assert source.count(mutant.old) == 1, f"{mutant.old!r} is to be in {mutant.file} once"
     path.write_text(source.replace(mutant.old, mutant.new))
     code, output = run_tests(forked_pytest, package, [mutant.test], "-x")
-    assert code == pytest.ExitCode.TESTS_FAILED, output
+    # A mistake may write where it must not: a process that ends by a signal has found it, too.
+    assert code == pytest.ExitCode.TESTS_FAILED or code < 0, output
     assert "NameError" not in output, output
 
 

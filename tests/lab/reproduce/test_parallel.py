@@ -18,6 +18,7 @@ from train_command import process_of_rank, wait_until
 import sparseopt_kernels
 
 DRIVER = """
+import os
 import sys
 from dataclasses import replace
 from sparseopt_kernels.__main__ import main
@@ -26,7 +27,9 @@ from sparseopt_kernels.lab.reproduce.catalogue import EXPERIMENTS
 table = EXPERIMENTS["table8"]
 recipe = replace(table.recipe, batch_size=8, base_lr=0.01, warmup_epochs=1, update_every=2)
 EXPERIMENTS["table8"] = replace(table, recipe=recipe, epochs=(int(sys.argv[1]),), seeds=(0,))
-sys.exit(main(["reproduce", "table8", *sys.argv[2:]]))
+code = main(["reproduce", "table8", *sys.argv[2:]])
+sys.stdout.flush()
+os._exit(code)  # see ranks.is_aborted
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from old_pytorch import needs_fsdp2
-from ranks import on_ranks
+from ranks import is_aborted, on_ranks
 from train_command import TINY, process_of_rank, rows, train, wait_until
 
 import sparseopt_kernels
@@ -39,6 +40,17 @@ def torchrun(folder: Path, ranks: int, *options: object) -> subprocess.Popen[str
     )
 
 
+def run(folder: Path, ranks: int, *options: object) -> tuple[int, str, str]:
+    """Run ``train`` on several ranks, and return its exit code and what it printed."""
+    for _ in range(3):
+        code, out, err = finished(torchrun(folder, ranks, *options))
+        if not is_aborted(err):
+            break
+        if "--resume" not in options:
+            shutil.rmtree(folder / "out", ignore_errors=True)
+    return code, out, err
+
+
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
@@ -53,7 +65,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks have trained with sharded parameters."""
     folder = tmp_path_factory.mktemp("fsdp")
-    code, out, err = finished(torchrun(folder, 2, *ONE_RUN, "--parallel", "fsdp", "--output", "out"))
+    code, out, err = run(folder, 2, *ONE_RUN, "--parallel", "fsdp", "--output", "out")
     assert code == 0, err
     assert out.count("picture: out/curves.png") == 1  # rank 0 alone prints
     assert err.count("[1/1] sparseopt seed 0") == 1
@@ -63,7 +75,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_fsdp2
 @pytest.mark.slow
 def test_sharded_parameters_give_what_whole_ones_do(output: Path, tmp_path: Path) -> None:
-    assert finished(torchrun(tmp_path, 2, *ONE_RUN, "--output", "out", "--quiet"))[0] == 0
+    code, _, err = run(tmp_path, 2, *ONE_RUN, "--output", "out", "--quiet")
+    assert code == 0, err
     options = {p: json.loads((p / "config.json").read_text()) for p in (output, tmp_path / "out")}
     assert [(o["options"]["parallel"], o["ranks"]) for o in options.values()] == [("fsdp", 2), ("ddp", 2)]
     sharded, whole = weights(output), weights(tmp_path / "out")
@@ -114,7 +127,7 @@ def test_a_rank_that_dies_and_another_number_of_ranks_that_goes_on(output: Path,
     assert f"The last complete checkpoint is {Path('out') / file.name} (sparseopt seed 0, epoch " in err
     assert "Continue with: torchrun --nproc-per-node 2 -m sparseopt_kernels train --resume out" in err
 
-    code, _, err = finished(torchrun(tmp_path, 3, "--resume", "out", "--quiet"))
+    code, _, err = run(tmp_path, 3, "--resume", "out", "--quiet")
     assert code == 0, err
     assert [row["epoch"] for row in rows(tmp_path / "out")] == [str(i) for i in range(1, 9)] * 2
     assert not Path(f"{file}-shards").exists()  # nothing is in progress any more
@@ -199,7 +212,7 @@ def test_an_experiment_of_one_process_is_not_continued_by_several(
 @pytest.mark.slow
 def test_what_went_wrong_before_there_is_a_checkpoint_is_told(tmp_path: Path) -> None:
     options = (*ONE_RUN, "--min-fan-in", "60", "--output", "out", "--checkpoint")
-    code, _, err = finished(torchrun(tmp_path, 2, *options))
+    code, _, err = run(tmp_path, 2, *options)
     assert code != 0
     assert "min_fan_in is 60" in err
     assert "There is no checkpoint yet." in err
@@ -208,7 +221,7 @@ def test_what_went_wrong_before_there_is_a_checkpoint_is_told(tmp_path: Path) ->
 @pytest.mark.slow
 def test_the_report_is_there_when_all_runs_have_diverged(tmp_path: Path) -> None:
     options = (*ONE_RUN, "--lr", "1e30", "--max-grad-norm", "none", "--method", "static", "--output", "out")
-    code, out, _ = finished(torchrun(tmp_path, 2, *options, "--quiet"))
+    code, out, _ = run(tmp_path, 2, *options, "--quiet")
     assert code != 0
     assert "diverged in epoch 1" in out
     assert (tmp_path / "out" / "curves.png").exists()
