@@ -118,8 +118,7 @@ class Shards(NamedTuple):
 
     def device(self) -> torch.device:
         """Return the device of small tensors that are reduced: the CPU, if the ranks can send from there."""
-        on_host = all(map(can_send_from_host, self.groups()))
-        return torch.device("cpu" if on_host else self.mesh.device_type)
+        return sending_device(self.groups(), torch.device(self.mesh.device_type))
 
     def integers(self, numbers: int | Sequence[Any]) -> Tensor:
         """Return integers as a tensor that can be reduced: int64, 0-d for one."""
@@ -155,9 +154,10 @@ def shards_of(parameter: Tensor) -> Shards | None:
     return Shards(sharded.device_mesh, tuple(sharded.placements))
 
 
-def can_send_from_host(group: ProcessGroup | None) -> bool:
-    """Tell if the ranks of a group (None: of the default one) can reduce tensors that are on the CPU."""
-    return "cpu:" in dist.get_backend_config(group)
+def sending_device(groups: Sequence[ProcessGroup | None], other: torch.device) -> torch.device:
+    """Return the CPU if all groups (None: the default one) can send from there, else the other device."""
+    on_host = all("cpu:" in dist.get_backend_config(group) for group in groups)
+    return torch.device("cpu") if on_host else other
 
 
 def by_mesh(shards: Mapping[int, Shards | None]) -> Iterator[tuple[Shards, list[int]]]:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..masks.mask_hash import whole_hashes
-from ..sharding import Shards, can_send_from_host, shards_of
+from ..sharding import Shards, sending_device, shards_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -91,7 +91,7 @@ def check_masks_agree(clock: Mapping[str, Any], masks: Mapping[str, Tensor], gro
     mask = next(iter(masks.values()))
     shards = shards_of(mask)  # with CPU offload, masks are on the CPU, and the ranks may send from GPUs alone
     device = torch.device(shards.mesh.device_type) if shards else mask.device
-    if _are_alike(report, torch.device("cpu") if can_send_from_host(own) else device, own):
+    if _are_alike(report, sending_device([own], device), own):
         return
     reports: list[Any] = [None] * dist.get_world_size(own)
     dist.all_gather_object(reports, report, group=own)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from old_pytorch import needs_fsdp2
-from ranks import is_aborted
-
-import sparseopt_kernels
+from ranks import is_aborted, started
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NEEDED = {
@@ -41,16 +37,7 @@ pytestmark = pytest.mark.slow
 
 
 def start(name: str, folder: Path, ranks: int) -> subprocess.Popen[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    source = str(Path(sparseopt_kernels.__file__).parents[1])
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(EXAMPLES / name)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return started([EXAMPLES / name], folder, ranks, CUDA_VISIBLE_DEVICES="")
 
 
 def check(name: str, folder: Path, ranks: int) -> str:

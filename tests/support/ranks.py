@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ torch.save(result, f"{folder}/{rank}.pt")
 if dist.is_initialized():
     dist.destroy_process_group()
 """
+
+
+def started(program: Sequence[object], folder: Path, ranks: int, **environment: str) -> subprocess.Popen[str]:
+    """Start a program (a script or ``-m MODULE``, with arguments) under torchrun; with 0 ranks, without."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    source = str(Path(sparseopt_kernels.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, *launcher, *map(str, program)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def is_aborted(err: str) -> bool:

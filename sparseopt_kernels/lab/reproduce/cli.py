@@ -13,7 +13,7 @@ import torch
 
 from ..atomic import write_atomically
 from ..training import distributed
-from ..training.config import Config, check_device, option
+from ..training.config import Config, check_device, default_parallel, option
 from ..training.errors import TrainingError, check_packages
 from ..training.options import add_speed
 from ..training.sharded_checkpoint import remove_others
@@ -132,7 +132,7 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> Settings:
         return Settings(data_dir=args.data_dir)
     values: dict[str, Any] = {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "parallel": "ddp" if distributed.launched() else "none",
+        "parallel": default_parallel(),
         "loader_workers": Config.loader_workers,
         **given,
     }

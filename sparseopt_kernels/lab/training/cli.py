@@ -144,8 +144,9 @@ def _dataset(config: Config) -> Data:
     def open_it() -> Data:
         return open_dataset(config.data, config.data_dir, config.loader_workers)
 
-    distributed.from_first(lambda: bool(open_it()))
-    return open_it()
+    opened: list[Data] = []  # on rank 0
+    distributed.from_first(lambda: opened.append(open_it()))
+    return opened[0] if opened else open_it()
 
 
 def _claimed(config: Config, args: argparse.Namespace) -> tuple[Path, Path | None]:

@@ -88,6 +88,10 @@ _FORMERLY = {field.name: field.default for field in fields(Config) if field.defa
 _MACHINE = ("data_dir", "loader_workers")
 
 
+def default_parallel() -> Parallel:
+    return "ddp" if distributed.launched() else "none"
+
+
 def new_config(given: Mapping[str, Any]) -> Config:
     """Return the configuration with the given options, and defaults for all others.
 
@@ -97,7 +101,7 @@ def new_config(given: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "parallel": "ddp" if distributed.launched() else "none",
+        "parallel": default_parallel(),
         **DEFAULTS_BY_DATA[given.get("data", Config.data)],
         **given,
     }

@@ -6,16 +6,14 @@ import csv
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from miniatures import make_cifar100
 from old_pytorch import needs_fsdp2
+from ranks import started
 from train_command import process_of_rank, wait_until
-
-import sparseopt_kernels
 
 DRIVER = """
 import os
@@ -36,19 +34,8 @@ os._exit(code)  # see ranks.is_aborted
 def start(folder: Path, ranks: int, epochs: int, *options: object) -> subprocess.Popen[str]:
     script = folder / "driver.py"
     script.write_text(DRIVER)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     where = ["--data-dir", folder / "data", "--device", "cpu", "--quiet"]
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(script), str(epochs), *map(str, (*where, *options))],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(sparseopt_kernels.__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return started([script, epochs, *where, *options], folder, ranks)
 
 
 @needs_fsdp2

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import started
 
-import sparseopt_kernels
 from sparseopt_kernels.lab.training import distributed
 from sparseopt_kernels.lab.training.errors import TrainingError
 from sparseopt_kernels.lab.training.run import _check_share
@@ -60,15 +57,9 @@ def trained(folder: Path, ranks: int, *arguments: str) -> list[dict]:
     """What each of the ranks has after training."""
     script = folder / "driver.py"
     script.write_text(DRIVER)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    source = str(Path(sparseopt_kernels.__file__).parents[1])
-    subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder), *arguments],
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-        capture_output=True,
-    )
+    process = started([script, folder, *arguments], folder, ranks)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     return [torch.load(folder / f"{ranks}-{rank}.pt") for rank in range(ranks)]
 
 

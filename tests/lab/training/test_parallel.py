@@ -7,17 +7,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from old_pytorch import needs_fsdp2
-from ranks import is_aborted, on_ranks
+from ranks import is_aborted, on_ranks, started
 from train_command import TINY, process_of_rank, rows, train, wait_until
 
-import sparseopt_kernels
 from sparseopt_kernels.lab.training import distributed
 from sparseopt_kernels.lab.training.errors import TrainingError
 from sparseopt_kernels.lab.training.models import mlp
@@ -28,16 +26,7 @@ ONE_RUN += ("--device", "cpu", "--optimizer", "sparseopt", "--lr", "0.05")
 
 def torchrun(folder: Path, ranks: int, *options: object) -> subprocess.Popen[str]:
     """``train`` on several ranks, in processes of their own."""
-    source = str(Path(sparseopt_kernels.__file__).parents[1])
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "sparseopt_kernels", "train", *map(str, options)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return started(["-m", "sparseopt_kernels", "train", *options], folder, ranks)
 
 
 def run(folder: Path, ranks: int, *options: object) -> tuple[int, str, str]:
