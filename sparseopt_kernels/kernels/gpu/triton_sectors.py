@@ -33,7 +33,11 @@ class SectorFactors(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """The last weights of a tensor, less than 16 bytes, [1, WEIGHTS]."""
+    """The last weights of a tensor, less than 16 bytes, [SECTORS / WEIGHTS, WEIGHTS].
+
+    Only the first row is live, but each thread has a place. With fewer places than threads, several threads
+    would read a weight that one of them writes, and nothing says which comes first.
+    """
 
     e: Any
     active: Any
@@ -150,15 +154,16 @@ def _factor_of(entry, e, WIDE: tl.constexpr):
 
 
 @triton.jit
-def rest_of(entry, begin, WEIGHTS: tl.constexpr, WIDE: tl.constexpr):
+def rest_of(entry, begin, WEIGHTS: tl.constexpr, SECTORS: tl.constexpr, WIDE: tl.constexpr):
     """The last weights of a tensor, from ``begin`` on."""
-    sector = tl.zeros([1, 1], tl.int64) + (entry.elements - 1) // WEIGHTS
+    row = tl.arange(0, SECTORS // WEIGHTS)[:, None]
+    sector = row.to(tl.int64) * 0 + (entry.elements - 1) // WEIGHTS
     has_mask = only_if(entry.mask_bits != 0, sector >= 0)
     bits = tl.load(bits_at(entry.mask_bits, WEIGHTS) + sector, mask=has_mask, other=0).to(tl.int32)
     bits = tl.where(entry.mask_bits == 0, (1 << WEIGHTS) - 1, bits)
     offset = tl.arange(0, WEIGHTS)[None, :]
     e = first_weights(sector, WEIGHTS, WIDE) + offset
-    live = (bits != 0) & (e >= begin) & (e < entry.elements)
+    live = (row == 0) & (bits != 0) & (e >= begin) & (e < entry.elements)
     return Rest(e=e, active=bits_of(bits, offset), live=live, c=_factor_of(entry, e, WIDE))
 
 

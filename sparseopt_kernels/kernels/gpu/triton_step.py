@@ -153,7 +153,7 @@ def sector_step(
         _write(to, e + right, bits_of(chunk.active, right), live_right, second, TYPE, MOMENTUM)
         if ALIGNED:
             if chunk.is_last & (end != entry.elements):
-                rest = rest_of(entry, end, WEIGHTS, WIDE)
+                rest = rest_of(entry, end, WEIGHTS, SECTORS, WIDE)
                 weights = _read(to, rest.e, rest.live, MOMENTUM)
                 weights = update_weights(
                     weights, rest.c * rule.gamma, rule, to.has_b, entry.ham != 0, MOMENTUM, HAM
@@ -188,7 +188,7 @@ def sector_squares(
         square = tl.sum(squares)
         if ALIGNED:
             if chunk.is_last & (end != entry.elements):
-                rest = rest_of(entry, end, WEIGHTS, WIDE)
+                rest = rest_of(entry, end, WEIGHTS, SECTORS, WIDE)
                 square += tl.sum(_squares(to, rest.e, rest.active, rest.live, rest.c))
         added = total + square
         part = added - total
