@@ -8,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
-CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/support/cuda_on_cpu/*.h tests/support/cuda_on_cpu/*.c*)
+CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/support/cuda_on_cpu/*.h tests/support/cuda_on_cpu/*.c* tests/support/ptx/*.h tests/support/ptx/*.cpp)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
 .PHONY: demo test test-fast sanitize lint format docs bench traffic scale-model gpu-model call-cost step-calls tuning mask-update mask-orders \

@@ -47,20 +47,23 @@ def compile_file(
     """
     assert NVCC is not None, "there is no nvcc"
     cubin = folder / f"{name}.cubin"
-    command = [NVCC, "-std=c++17", *_flags(), f"-arch=sm_{architecture}", "-cubin", "-o", str(cubin)]
+    command = [NVCC, "-std=c++17", *flags(), f"-arch=sm_{architecture}", "-cubin", "-o", str(cubin)]
     subprocess.run([*command, sources / "cuda" / f"{name}.cu"], check=True)
     taken = usage(cubin)
-    return {_key(function): Compiled(code, taken[function]) for function, code in instructions(cubin).items()}
+    return {
+        kernel_and_type(function): Compiled(code, taken[function])
+        for function, code in instructions(cubin).items()
+    }
 
 
-def _flags() -> list[str]:
+def flags() -> list[str]:
     """Return the build's flags for nvcc."""
     found = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]*)>", (SOURCES / "cuda/module.cmake").read_text())
     assert found is not None
     return found[1].split(";")
 
 
-def _key(function: str) -> tuple[str, str]:
+def kernel_and_type(function: str) -> tuple[str, str]:
     """Return the kernel and the type of the weights from a mangled name such as
     ``...sector_step_kernelINS_4HalfEfE...``, ``...sector_step_kernelIddE...`` or
     ``...list_sectors_kernelILi4EdE...``."""

@@ -1,5 +1,5 @@
-// As much of NVIDIA's driver as Triton's launcher calls, doing nothing: what a launch costs the host can then
-// be measured without a GPU. It counts launches.
+// As much of NVIDIA's driver as Triton's launcher calls, without a GPU. A launch is handed to whoever
+// wants it; otherwise it does nothing, so that what it costs the host can be measured.
 #include <stddef.h>
 #include <stdint.h>
 
@@ -7,7 +7,17 @@ typedef int Result;
 #define SUCCEEDS(name) \
   Result name(void) { return 0; }
 
-long stand_in_launches;
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+  void* attributes;
+  unsigned attribute_count;
+} Config;  // CUlaunchConfig
+
+// Gets what a GPU would, if it is set, and returns an error or 0. `stand_in_error` is then what it was.
+Result (*stand_in_on_launch)(uintptr_t function, const unsigned* grid, const unsigned* block, unsigned shared,
+                             uintptr_t stream, void** parameters);
+char stand_in_error[4096] = "an error of the stand-in";
 
 SUCCEEDS(cuInit)
 SUCCEEDS(cuCtxSetCurrent)
@@ -33,9 +43,12 @@ static Result give_handle(void** to, uintptr_t value) {
 Result cuCtxGetCurrent(void** context) { return give_handle(context, 1); }
 Result cuDevicePrimaryCtxRetain(void** context, int device) { return (void)device, give_handle(context, 1); }
 Result cuModuleLoadData(void** module, const void* image) { return (void)image, give_handle(module, 2); }
+
+// Each function that is loaded has a handle of its own.
 Result cuModuleGetFunction(void** function, void* module, const char* name) {
+  static uintptr_t last = 100;
   (void)module, (void)name;
-  return give_handle(function, 3);
+  return give_handle(function, ++last);
 }
 
 Result cuCtxGetDevice(int* device) { return give(device, 0); }
@@ -63,7 +76,7 @@ Result cuFuncGetAttribute(int* value, int attribute, void* function) {
 
 Result cuGetErrorString(int error, const char** text) {
   (void)error;
-  *text = "an error of the stand-in";
+  *text = stand_in_error;
   return 0;
 }
 
@@ -73,8 +86,9 @@ Result cuPointerGetAttribute(void* data, int attribute, uint64_t address) {
   return 0;
 }
 
-Result cuLaunchKernelEx(const void* config, void* function, void** arguments, void** extra) {
-  (void)config, (void)function, (void)arguments, (void)extra;
-  ++stand_in_launches;
-  return 0;
+Result cuLaunchKernelEx(const Config* config, void* function, void** parameters, void** extra) {
+  (void)extra;
+  if (stand_in_on_launch == NULL) return 0;
+  return stand_in_on_launch((uintptr_t)function, config->grid, config->block, config->shared,
+                            (uintptr_t)config->stream, parameters);
 }

@@ -1,4 +1,4 @@
-"""Triton's launcher over a CUDA driver that does nothing: kernels are compiled and launched, but do not run.
+"""Triton's launcher over a CUDA driver without a GPU: kernels are compiled and launched, but do not run.
 
 It needs a C compiler, but no GPU.
 """
@@ -10,12 +10,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+STREAM = 0x77  # on which it launches
 _SOURCE = Path(__file__).with_suffix(".c")
 
 
@@ -24,8 +25,12 @@ def compiler() -> str | None:
 
 
 @contextmanager
-def active() -> Iterator[Callable[[], int]]:
-    """Make Triton launch to the stand-in of an H100; yield a function that returns the number of launches."""
+def active(cache: Path | None = None) -> Iterator[ctypes.CDLL]:
+    """Make Triton launch to the stand-in of an H100, whose library is yielded.
+
+    Args:
+        cache: the folder for what Triton compiles; None: one that is made anew.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
     from triton.runtime import driver
@@ -34,18 +39,19 @@ def active() -> Iterator[Callable[[], int]]:
         def __init__(self) -> None:
             self.launcher_cls = CudaLauncher
             self.get_current_device = lambda: 0
-            self.get_current_stream = lambda device: 0
+            self.get_current_stream = lambda device: STREAM
             self.get_current_target = lambda: GPUTarget("cuda", 90, 32)
             self.get_device_capability = lambda device: (9, 0)
 
     folder, library = _library()
-    with patch.dict(os.environ, TRITON_LIBCUDA_PATH=folder, TRITON_CACHE_DIR=str(Path(folder, "cache"))):
+    cache = cache or Path(folder, "cache")
+    with patch.dict(os.environ, TRITON_LIBCUDA_PATH=folder, TRITON_CACHE_DIR=str(cache)):
         stand_in = StandIn()
         former = driver._active
         driver.set_active(stand_in)
         stand_in.utils = CudaUtils()
         try:
-            yield lambda: int(ctypes.c_long.in_dll(library, "stand_in_launches").value)
+            yield library
         finally:
             driver._active = former
 

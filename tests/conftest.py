@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from backends import INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
-from cuda_on_cpu.build import build, load
+from backends import EXECUTED, INTERPRETED, ISA_VARIABLE, NATIVE_ISAS, Backend, emulate, why_not
+from built_once import load
+from cuda_on_cpu.build import build
 from cuda_on_cpu.mistakes import build_with_mistakes
+from ptx.cuda_executed import CudaExecuted
+from ptx.machine import Machine
 from pytest_server import PytestServer
 
 from sparseopt_kernels.kernels import BACKENDS, cpu
 from sparseopt_kernels.kernels.reference import REFERENCE
+
+if TYPE_CHECKING:
+    from ptx.triton_executed import TritonExecuted
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +45,8 @@ if INTERPRETED:
 
     interpreter.prepare()
     PATHS: list[Any] = ["triton"]
+elif EXECUTED:
+    PATHS = ["triton-executed", "cuda-executed"]
 else:
     # A backend is tested by its name, but for these.
     others: dict[str, list[Any]] = {
@@ -81,7 +90,8 @@ def fixtures_of(item: pytest.Item) -> list[str]:
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what compiles the CUDA sources. Under TRITON_INTERPRET=1, keep what is about backends, and what
-    asks for it. Keep one instruction set where the others would do the same."""
+    asks for it. Likewise where compiled kernels are executed. Keep one instruction set where the others would
+    do the same."""
     for item in items:
         if "cuda_cache" in fixtures_of(item):
             item.add_marker(pytest.mark.compiled)
@@ -92,6 +102,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             bool(item.get_closest_marker("interpreted")) == INTERPRETED
             or (INTERPRETED and "backend" in fixtures_of(item) and room_of(item) not in NOT_INTERPRETED)
         )
+        and (not EXECUTED or "backend" in fixtures_of(item))
         and not is_of_another_isa(item)
     ]
     left_out = set(items).difference(kept)
@@ -133,13 +144,37 @@ def cuda(cuda_library: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def ptx_cache(request: pytest.FixtureRequest) -> Path:
+    """Where what executes PTX is kept from run to run, and the PTX."""
+    assert request.config.cache is not None
+    return request.config.cache.mkdir("ptx")
+
+
+@pytest.fixture(scope="session")
+def machine(ptx_cache: Path) -> Machine:
+    return Machine(ptx_cache)
+
+
+@pytest.fixture(scope="session")
+def triton_executed(machine: Machine, ptx_cache: Path) -> TritonExecuted:
+    from ptx.triton_executed import TritonExecuted
+
+    return TritonExecuted(machine, ptx_cache / "triton")
+
+
+@pytest.fixture(scope="session")
+def cuda_executed(machine: Machine, ptx_cache: Path) -> CudaExecuted:
+    return CudaExecuted(machine, ptx_cache)
+
+
+@pytest.fixture(scope="session")
 def forked_pytest() -> Iterator[PytestServer]:
     with PytestServer() as server:
         yield server
 
 
 @pytest.fixture(params=PATHS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """Each backend and each of its instruction sets; skipped, with the reason, where it cannot run.
 
     PyTorch fuses multiply-adds where the CPU can, and our plain path, made for CPUs that cannot, does not:
@@ -160,7 +195,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "cuda-emulated":
         emulate(request.getfixturevalue("cuda"), monkeypatch)
     monkeypatch.delenv("SPARSEOPT_BACKEND", raising=False)
-    return chosen
+    with request.getfixturevalue(f"{name}_executed").active() if isa == "executed" else nullcontext():
+        yield chosen
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from backends import Backend, emulate
-from cuda_on_cpu.build import compiler, load
+from built_once import load
+from cuda_on_cpu.build import compiler
 from cuda_on_cpu.mistakes import make_mistake
 from oracle import Hyper
 from sector_lists import check_lists

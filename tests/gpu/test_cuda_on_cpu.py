@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.build import build_probes, compiler, load
+from built_once import load
+from cuda_on_cpu.build import build_probes, compiler
 from cuda_on_cpu.calls import (
     DTYPES,
     Hyper,

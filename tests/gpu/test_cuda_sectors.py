@@ -13,7 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu.build import compiler, load
+from built_once import load
+from cuda_on_cpu.build import compiler
 from cuda_on_cpu.calls import DTYPES, Hyper, Weight, inputs_of, loaded, plan_of, step
 from cuda_on_cpu.far import SIZES, sectors_far, step_far
 from cuda_on_cpu.mistakes import make_mistake

@@ -58,7 +58,7 @@ def test_cuda(cuda_library: Path, cuda: ModuleType, monkeypatch: pytest.MonkeyPa
 import pytest
 from pathlib import Path
 from backends import emulate
-from cuda_on_cpu.build import load
+from built_once import load
 
 emulate(load(Path({str(cuda_library)!r})), pytest.MonkeyPatch())
 """

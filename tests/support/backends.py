@@ -10,12 +10,16 @@ from types import ModuleType
 import pytest
 import torch
 from cuda_on_cpu.build import compiler
+from ptx.build import why_no_cuda, why_no_machine
 from torch import Tensor
 
 from sparseopt_kernels import kernels
+from sparseopt_kernels.kernels.gpu import triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton decides when it is imported whether it compiles or interprets: its tests are a run of their own."""
+EXECUTED = os.environ.get("SPARSEOPT_TEST_EXECUTED") == "1"
+"""In a run of its own, the GPU backends' compiled kernels are executed on a CPU (see ``ptx/machine.py``)."""
 NATIVE_ISAS = ("avx512", "avx2", "plain")
 ISA_VARIABLE = "SPARSEOPT_CPU_ISA"
 
@@ -100,6 +104,8 @@ def why_not(backend: Backend) -> str | None:
     """The reason why a backend, or its instruction set, cannot run on this machine."""
     if backend == Backend("cuda", "emulated"):
         return None if compiler() else "there is no C++ compiler"
+    if backend.isa == "executed":
+        return why_not_executed(backend.name)
     reason = kernels.BACKENDS[backend.name].unavailable(torch.device("cpu"))
     if reason is None and backend.name == "cpu":
         from sparseopt_kernels.kernels import cpu
@@ -107,6 +113,13 @@ def why_not(backend: Backend) -> str | None:
         if backend.isa not in cpu.available_isas():
             return f"this CPU has no {backend.isa}"
     return None
+
+
+def why_not_executed(name: str) -> str | None:
+    """The reason why compiled kernels of a GPU backend cannot be executed here."""
+    if name == "cuda":
+        return why_no_cuda()
+    return triton._MISSING or why_no_machine()
 
 
 def emulate(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,6 @@ A module is compiled once per content of its sources. ``substitutions`` change t
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -17,11 +15,10 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pybind11
-from filelock import FileLock
+from built_once import built_once, key_of, run
 
 HERE = Path(__file__).parent.resolve()
 ROOT = HERE.parents[2]
@@ -89,17 +86,6 @@ def build_probes(directory: Path) -> Path:
     return _build(directory, "probes.so", {probes: probes.read_text()})
 
 
-def load(path: Path) -> ModuleType:
-    """The module at ``path``. Several builds can be loaded in one process."""
-    # pybind11 keeps modules by their name: that of the folder tells builds apart.
-    spec = importlib.util.spec_from_file_location(f"cuda_on_cpu_{path.parent.name}._cuda", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _build(directory: Path, name: str, sources: dict[Path, str]) -> Path:
     """Compile the units among ``sources``, with the stand-in, unless that was done before."""
     sources = {
@@ -108,14 +94,13 @@ def _build(directory: Path, name: str, sources: dict[Path, str]) -> Path:
     }
     units = [path for path in sources if path.suffix != ".h"]
     settings = _settings()
-    keys = [_key(settings, *sorted(_included(unit, sources).items())) for unit in units]
-    target = directory / _key(*keys) / name
-    # Other processes may want the same: one compiles it.
-    with FileLock(directory / "lock"):
-        if not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            _link(directory, target, sources, dict(zip(units, keys, strict=True)))
-    return target
+    keys = [key_of(settings, *sorted(_included(unit, sources).items())) for unit in units]
+    return built_once(
+        directory,
+        name,
+        key_of(*keys),
+        lambda target: _link(directory, target, sources, dict(zip(units, keys, strict=True))),
+    )
 
 
 def _link(directory: Path, target: Path, sources: dict[Path, str], keys: dict[Path, str]) -> None:
@@ -127,7 +112,7 @@ def _link(directory: Path, target: Path, sources: dict[Path, str], keys: dict[Pa
             (root / path.relative_to(ROOT)).write_text(text)
         objects = {unit: directory / f"{key}.o" for unit, key in keys.items()}
         list(pool.map(lambda unit: _compile(root, unit.relative_to(ROOT), objects[unit]), objects))
-        _run([_cxx(), "-shared", "-o", f"{root}/built.so", *map(str, objects.values())])
+        run([_cxx(), "-shared", "-o", f"{root}/built.so", *map(str, objects.values())])
         (root / "built.so").replace(target)
 
 
@@ -152,10 +137,6 @@ def _included(unit: Path, sources: dict[Path, str]) -> dict[Path, str]:
     return found
 
 
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
 def _cxx() -> str:
     found = compiler()
     if found is None:
@@ -169,11 +150,5 @@ def _compile(root: Path, unit: Path, target: Path) -> None:
     flags = KERNEL_FLAGS if unit.suffix == ".cu" else BINDING_FLAGS if unit.parent.name == "python" else ()
     includes = [f"-I{path}" for path in (HERE, pybind11.get_include(), sysconfig.get_path("include"))]
     made = root / f"{unit.name}.o"
-    _run([_cxx(), *FLAGS, *DEFINITIONS, *includes, *flags, "-c", str(root / unit), "-o", str(made)])
+    run([_cxx(), *FLAGS, *DEFINITIONS, *includes, *flags, "-c", str(root / unit), "-o", str(made)])
     made.replace(target)
-
-
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")

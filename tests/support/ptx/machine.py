@@ -1,0 +1,103 @@
+"""Executes compiled kernels on a CPU: PTX, all lanes of a launch, on the very memory of this process.
+
+These are errors, which name the instruction and a thread:
+
+- an address outside of the memory of all tensors that Python knows, or outside of shared memory;
+- an address that is no multiple of the size of the access, vectors as a whole;
+- shfl, vote, redux, ldmatrix or a barrier that not all lanes of its mask, or threads of its block, reach;
+- a loop without an end.
+
+Races are accesses of one byte by two lanes, of which one is a write, and which nothing orders. In shared
+memory barriers order; in memory of the device nothing does within a launch. What ld.global.nc reads and the
+launch writes is among them.
+
+Not checked are: what ptxas makes of the PTX (SASS, registers, spills); the error of ex2.approx, which is
+exact here; the orders that the memory model allows and this machine does not take; an address that leaves its
+tensor and hits another one; streams, graphs, time. Not known are atomics, textures, local memory,
+asynchronous copies, and grids and blocks of more than one dimension.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+from built_once import load
+
+from ptx.build import build_machine
+from ptx.program import Program
+
+_MANY = 20_000  # objects, through which it takes a millisecond to look
+
+
+class Run(NamedTuple):
+    """What came of a launch."""
+
+    races: Mapping[str, int]  # by what they are: of how many bytes
+    instructions: int  # of all warps
+
+
+class Machine:
+    """Executes launches."""
+
+    def __init__(self, directory: Path) -> None:
+        self._machine: ModuleType = load(build_machine(directory))
+        self._decoded: dict[int, tuple[Program, Any]] = {}
+        self._old_tensors: list[ref[torch.Tensor]] = []
+        self.Illegal: type[Exception] = self._machine.Illegal
+
+    def _live_memory(self) -> list[tuple[int, int]]:
+        """The addresses and sizes of the memory of all tensors of the CPU that Python knows."""
+        objects = gc.get_objects()
+        tensors = [found for found in objects if issubclass(type(found), torch.Tensor)]
+        tensors += [tensor for known in self._old_tensors if (tensor := known()) is not None]
+        sizes: dict[int, int] = {}
+        for tensor in tensors:
+            if tensor.device.type == "cpu" and tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+        if len(objects) > _MANY:  # modules that were imported, say: they are not looked through again
+            del objects
+            self._old_tensors = [*map(ref, tensors)]
+            gc.collect()
+            gc.freeze()
+        return [(address, size) for address, size in sizes.items() if address and size]
+
+    def run(
+        self,
+        program: Program,
+        parameters: bytes,
+        *,
+        blocks: int,
+        threads: int,
+        shared_nbytes: int = 0,
+        memory: list[tuple[int, int]] | None = None,
+    ) -> Run:
+        """Execute a launch.
+
+        Args:
+            parameters: as they lie in the memory of parameters.
+            shared_nbytes: those of shared memory that the launch asks for.
+            memory: addresses and sizes of what the kernel may touch; None: all live tensors.
+
+        Raises:
+            Illegal: a GPU would refuse it, or do it in no defined way.
+        """
+        if id(program) not in self._decoded:
+            self._decoded[id(program)] = (
+                program,
+                self._machine.Program(program.instructions, program.registers),
+            )
+        races, instructions = self._decoded[id(program)][1].execute(
+            parameters,
+            blocks,
+            threads,
+            program.shared_nbytes + shared_nbytes,
+            self._live_memory() if memory is None else memory,
+        )
+        return Run(races, instructions)
