@@ -177,6 +177,31 @@ MISTAKES = {
         "T(1.0 - rule.dampening)",
         "({wrong} ? T(1) - T(rule.dampening) : T(1.0 - rule.dampening))",
     ),
+    # The norm.
+    "the error of a square": Substitution(
+        "cuda/sector_squares.cu",
+        "add(square, multiply_add(value, value, -square))",
+        "add(square, {wrong} ? T(0) : multiply_add(value, value, -square))",
+    ),
+    "the error of a square in two roundings": Substitution(
+        "cuda/sector_squares.cu",
+        "multiply_add(value, value, -square)",
+        "({wrong} ? value * value - square : multiply_add(value, value, -square))",
+    ),
+    "the error of a sum": Substitution(
+        "cuda/sector_squares.cu",
+        "((high - (sum - added)) + (value - added))",
+        "({wrong} ? T(0) : (high - (sum - added)) + (value - added))",
+    ),
+    "errors of other lanes": Substitution(
+        "cuda/sector_squares.cu", "sum.add(high, low);", "sum.add(high, {wrong} ? T(0) : low);"
+    ),
+    "errors of other warps": Substitution(
+        "cuda/sector_squares.cu", "of_warp[i].low);", "{wrong} ? T(0) : of_warp[i].low);"
+    ),
+    "errors that are not written": Substitution(
+        "cuda/sector_squares.cu", "sum.high - sum.high == T(0) ?", "sum.high - sum.high == T(0) && !{wrong} ?"
+    ),
 }
 
 
