@@ -1,4 +1,4 @@
-"""Mistakes made on purpose, one at a time, in what is kept from step to step: each turns tests red."""
+"""Mistakes made on purpose, one at a time: each turns tests red."""
 
 from __future__ import annotations
 

@@ -63,6 +63,12 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
+def fuses_multiply_adds() -> bool:
+    """Tell if what is compiled here fuses them, as a GPU does: see ``multiply_add`` in update_rule.h."""
+    macros = _settings()[0]
+    return any(b"#define " + name in macros for name in (b"__FMA__ ", b"__aarch64__ ", b"__FP_FAST_FMA "))
+
+
 def build(directory: Path, substitutions: Sequence[Substitution] = (), declarations: str = "") -> Path:
     """The path of the compiled module, in ``directory``, where it is kept from run to run.
 

@@ -134,6 +134,74 @@ MISTAKES = {
         "first_row + (threadIdx.x >> log2)",
         "first_row + {wrong} + (threadIdx.x >> log2)",
     ),
+    # What is asked of the runtime.
+    "the default stream": Substitution(
+        "cuda/check.h",
+        "reinterpret_cast<cudaStream_t>(stream)",
+        "reinterpret_cast<cudaStream_t>({wrong} ? 0 : stream)",
+    ),
+    "lists on the default stream": Substitution(
+        "python/cuda_module.cpp",
+        "list_sectors(listing, ends, stream);",
+        "list_sectors(listing, ends, {wrong} ? 0 : stream);",
+    ),
+    "a norm on the default stream": Substitution(
+        "python/cuda_module.cpp",
+        "sector_squares(launch, addresses, sums, stream);",
+        "sector_squares(launch, addresses, sums, {wrong} ? 0 : stream);",
+    ),
+    "an error that stays": Substitution(
+        "cuda/check.h", "  cudaGetLastError();", "  if (!{wrong}) cudaGetLastError();"
+    ),
+    "a launch of nothing": Substitution(
+        "cuda/check.h", "if (blocks == 0) return;", "if (blocks == 0 && !{wrong}) return;"
+    ),
+    "no version of the driver": Substitution(
+        "cuda/driver.cu",
+        "check(cudaDriverGetVersion(&version),",
+        "check({wrong} ? (cudaDriverGetVersion(&version), cudaSuccess) : cudaDriverGetVersion(&version),",
+    ),
+    "a step of a block for each eight chunks": Substitution(
+        "cuda/sector_step.cu",
+        "sector_blocks(of.dtype, of.most_chunks, of.multiprocessors)",
+        "sector_blocks(of.dtype, of.most_chunks, {wrong} ? 1 << 20 : of.multiprocessors)",
+    ),
+    "a norm of a block for each eight chunks": Substitution(
+        "cuda/sector_squares.cu",
+        "sector_blocks(of.dtype, of.most_chunks, of.multiprocessors)",
+        "sector_blocks(of.dtype, of.most_chunks, {wrong} ? 1 << 20 : of.multiprocessors)",
+    ),
+    # Arguments.
+    "dampening that was rounded": Substitution(
+        "cuda/argument.h",
+        "T(1.0 - rule.dampening)",
+        "({wrong} ? T(1) - T(rule.dampening) : T(1.0 - rule.dampening))",
+    ),
+    # The norm.
+    "the error of a square": Substitution(
+        "cuda/sector_squares.cu",
+        "add(square, multiply_add(value, value, -square))",
+        "add(square, {wrong} ? T(0) : multiply_add(value, value, -square))",
+    ),
+    "the error of a square in two roundings": Substitution(
+        "cuda/sector_squares.cu",
+        "multiply_add(value, value, -square)",
+        "({wrong} ? value * value - square : multiply_add(value, value, -square))",
+    ),
+    "the error of a sum": Substitution(
+        "cuda/sector_squares.cu",
+        "((high - (sum - added)) + (value - added))",
+        "({wrong} ? T(0) : (high - (sum - added)) + (value - added))",
+    ),
+    "errors of other lanes": Substitution(
+        "cuda/sector_squares.cu", "sum.add(high, low);", "sum.add(high, {wrong} ? T(0) : low);"
+    ),
+    "errors of other warps": Substitution(
+        "cuda/sector_squares.cu", "of_warp[i].low);", "{wrong} ? T(0) : of_warp[i].low);"
+    ),
+    "errors that are not written": Substitution(
+        "cuda/sector_squares.cu", "sum.high - sum.high == T(0) ?", "sum.high - sum.high == T(0) && !{wrong} ?"
+    ),
 }
 
 

@@ -45,6 +45,16 @@ std::string failure;
 
 cudaError_t fail_next = cudaSuccess, last_error = cudaSuccess;
 int64_t launches = 0;
+cudaLaunchConfig_t last_launch{};
+
+// Returns the error that a test asked for, as calls of a real runtime do: it stays the last one until someone
+// gets it.
+cudaError_t failure_asked_for() {
+  if (fail_next == cudaSuccess) return cudaSuccess;
+  last_error = fail_next;
+  fail_next = cudaSuccess;
+  return last_error;
+}
 
 // Leaves the running fibre, and comes back when it is its turn again.
 void leave() {
@@ -222,16 +232,13 @@ unsigned vote(Site site, unsigned mask, bool predicate) {
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (fail_next != cudaSuccess) {
-    last_error = fail_next;
-    fail_next = cudaSuccess;
-    return last_error;
-  }
+  if (const cudaError_t error = failure_asked_for()) return error;
   if (config.blockDim.x == 0 || config.blockDim.x > kMaxThreads || config.gridDim.x == 0 ||
       config.gridDim.x > 0x7fffffffu)
     return last_error = cudaErrorInvalidConfiguration;
   make_fibres(config.blockDim.x);
   ++launches;
+  last_launch = config;
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   body = &thread;
@@ -272,6 +279,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaDriverGetVersion(int* version) {
+  if (const cudaError_t error = cuda_on_cpu::failure_asked_for()) return error;
   *version = 13000;
   return cudaSuccess;
 }
@@ -293,9 +301,15 @@ extern "C" void __ubsan_handle_type_mismatch_v1_abort(void* place, uintptr_t add
                     std::to_string(at.line));
 }
 
-// For tests: the next launch fails with this error; how many launches there were.
+// For tests: the next call fails with this error; the error that nobody got yet; how many launches there
+// were, and the blocks and the stream of the last one.
 EXPORTED void cuda_on_cpu_fail_next(int error) { cuda_on_cpu::fail_next = static_cast<cudaError_t>(error); }
+EXPORTED int cuda_on_cpu_last_error() { return cuda_on_cpu::last_error; }
 EXPORTED int64_t cuda_on_cpu_launches() { return cuda_on_cpu::launches; }
+EXPORTED int64_t cuda_on_cpu_blocks() { return cuda_on_cpu::last_launch.gridDim.x; }
+EXPORTED int64_t cuda_on_cpu_stream() {
+  return static_cast<int64_t>(reinterpret_cast<uintptr_t>(cuda_on_cpu::last_launch.stream));
+}
 
 // The mistake that is made, by its number in mistakes.py; 0: none.
 extern "C" {
