@@ -18,7 +18,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -210,33 +209,41 @@ def table(results: Sequence[Result]) -> str:
 
 
 def beside_model(results: Sequence[Result], runs: Sequence[Run]) -> str:
-    """Return a table of the estimates of ``gpu_model`` for an H100 beside the measured times."""
-    models = {backend: _model(backend) for backend in ("triton", "cuda")}
-    rows: list[tuple[str, ...]] = [("network", "sparsity", "contestant", "model us", "measured us", "ratio")]
+    """Return a table of the estimates of ``gpu_model`` for an H100 beside the measured times: that for memory
+    which delivers single sectors, and that for memory which delivers pairs."""
+    models = {name: _model(name) for name in (SGD_FUSED, f"{OURS}triton", f"{OURS}cuda")}
+    header = ("network", "sparsity", "contestant", "sectors us", "pairs us", "measured us", "/ sectors")
+    rows: list[tuple[str, ...]] = [(*header, "/ pairs")]
     shapes = {(run.network, run.sparsity): run.shapes for run in runs}
     for r in results:
-        model = models.get(r.contestant.removeprefix(OURS).split(",")[0])
+        model = models.get(r.contestant.removesuffix(", graph"))
         if callable(model) and r.status == OK:
-            estimate, us = model(shapes[r.network, r.sparsity], r.sparsity), 1e3 * r.median_ms
-            times = (f"{estimate:.1f}", f"{us:.1f}", f"{us / estimate:.2f}")
-            rows.append((r.network, str(r.sparsity), r.contestant, *times))
+            estimates, us = model(shapes[r.network, r.sparsity], r.sparsity), 1e3 * r.median_ms
+            times = (*(f"{estimate:.1f}" for estimate in estimates), f"{us:.1f}")
+            ratios = (f"{us / estimate:.2f}" for estimate in estimates)
+            rows.append((r.network, str(r.sparsity), r.contestant, *times, *ratios))
     title = "The model of benchmarks/gpu_model.py, which is of an H100, beside it:"
     left_out = [f"It has no estimates for {b}: {why}" for b, why in models.items() if isinstance(why, str)]
     return "\n".join(["", title, *aligned(rows), *left_out])
 
 
-def _model(backend: str) -> Callable[[Sequence[Shape], float], float] | str:
-    """Return a function from shapes and sparsity to the estimated microseconds of a step, or the reason why
-    there is none: the measurements are reported without estimates then."""
+def _model(contestant: str) -> Callable[[Sequence[Shape], float], list[float]] | str:
+    """Return a function from shapes and sparsity to the estimated microseconds of a step, one for each
+    assumption on memory, or the reason why there is none: the measurements are reported without then."""
     try:
         import gpu_model
+        import kernel_phases
 
-        sector_step = (
-            gpu_model.triton_kernels().sector_step if backend == "triton" else gpu_model.cuda_sector_step()
-        )
+        memories = [*gpu_model.MEMORIES.values()]
+        if contestant == SGD_FUSED:
+            return lambda shapes, _: [gpu_model.sgd_us(shapes, memory) for memory in memories]
+        triton = contestant == f"{OURS}triton"
+        step = kernel_phases.triton_kernels().sector_step if triton else kernel_phases.cuda_sector_step()
     except Exception as error:
         return repr(error)
-    return "there is no nvcc" if sector_step is None else partial(gpu_model.step_us, sector_step=sector_step)
+    if step is None:
+        return "there is no nvcc"
+    return lambda shapes, sparsity: [gpu_model.step_us(shapes, sparsity, own, step) for own in memories]
 
 
 def _row(result: Result, baseline: float) -> tuple[str, ...]:
