@@ -1,5 +1,7 @@
 """Tests and then times SparseOpt on a GPU, in under eight minutes: ``python benchmarks/gpu_report.py``.
 
+``gpu_first`` runs it, too: it has made the tests then, and gives the folder and the seconds.
+
 It runs the tests marked ``gpu``, measures the bandwidth of a copy, times the contestants of ``gpu_runs`` in
 turns, prints a table and writes a CSV file and a picture. If a test fails, it reports only that.
 
@@ -11,6 +13,7 @@ matters where it is the larger. ``bytes`` is the least that a step can move: 20 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import math
@@ -81,9 +84,14 @@ _COLOURS = {
 }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Report on the current CUDA device and return the exit status."""
-    deadline = Deadline(SECONDS)
+    parser = argparse.ArgumentParser(description="Tests and then times SparseOpt on a GPU.")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for the whole report")
+    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results", help="for its files")
+    parser.add_argument("--tested", action="store_true", help="leave out the tests: they have been run")
+    options = parser.parse_args(arguments)
+    deadline = Deadline(options.seconds)
     if not torch.cuda.is_available():
         print(f"PyTorch {torch.__version__} finds no CUDA device here: nothing was measured.")
         return 1
@@ -104,13 +112,12 @@ def main() -> int:
     if not backends:
         print("No backend of SparseOpt runs on this device: nothing was measured.")
         return 1
-    if not suite_is_green(SUITE, SUITE_SECONDS):
+    if not options.tested and not suite_is_green(SUITE, SUITE_SECONDS):
         print("The tests on the device did not pass: nothing was measured.")
         return 1
     print(f"{deadline.elapsed():.0f} s so far", flush=True)
-    return report(
-        name, device, RUNS, makers_for(backends), CudaTimer(device), deadline, ROOT / "benchmarks" / "results"
-    )
+    timer = CudaTimer(device)
+    return report(name, device, RUNS, makers_for(backends), timer, deadline, options.folder)
 
 
 def suite_is_green(command: Sequence[str], seconds: float) -> bool:
@@ -354,4 +361,4 @@ def _triton() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -279,6 +279,19 @@ def test_a_red_suite_is_all_it_reports(
     assert not list(tmp_path.iterdir())
 
 
+def test_tests_that_have_been_run_are_left_out(
+    found_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(gpu_report, "SUITE", RED)
+    monkeypatch.setattr(gpu_report, "CudaTimer", lambda device: "timer")
+    monkeypatch.setattr(gpu_report, "report", lambda *arguments: calls.append(arguments) or 0)  # type: ignore[func-returns-value]
+    assert gpu_report.main(["--tested", "--folder", str(tmp_path / "own"), "--seconds", "100"]) == 0
+    [(*_, deadline, folder)] = calls
+    assert folder == tmp_path / "own"
+    assert 0 < deadline.left() < 100
+
+
 @pytest.mark.parametrize(
     ("script", "green"),
     [
