@@ -6,14 +6,12 @@ No GPU is needed: the kernels of Triton, and those of CUDA if there is nvcc, are
 (``kernel_phases``), and registers and instructions are counted in their machine code.
 
 How fast the memory is, is not known, and it decides: so each figure is a range, between two assumptions.
-Times are far from sure. Their ratios to the time of SGD, under the same assumption, are what to quote.
+Times are far from sure. Their ratios to the time of SGD, under the same assumption, are what to quote. Where
+0.90 and 0.70 come from, and what a simulator of cycles says, is in docs/performance.md.
 
 - "sectors": memory delivers single sectors of 32 bytes, at 0.90 of its peak.
 - "pairs": it delivers aligned pairs of sectors, 64 bytes, at 0.70 of its peak. How many more bytes that are
   depends on the pattern: here, on the expected share of pairs with an active weight.
-
-Public figures of the share of the peak: 0.87 for a copy on an H100 (github.com/aigatech/vpbenchmarking);
-2.98 TB/s for a copy and 3.31 for a triad on a GH200, whose peak is 4 TB/s (BabelStream, issue 194).
 
 Other assumptions:
 
@@ -31,11 +29,6 @@ Other assumptions:
 - A multiprocessor holds as many programs as its registers allow, at most 32; a program (in CUDA a warp) takes
   60 ns to start. All start at once, and nothing else runs. The host's time to launch is not counted.
 - Masks are random with ERK's densities, and have the expected number of live sectors.
-
-A simulator of cycles, GPGPU-Sim 4.2, took 1.31 (all weights active), 1.42 (sparsity 0.9) and 1.18 (0.99) of
-the cycles of this model, set to its cut-down V100, single sectors and 0.93 of the peak, for a layer of
-131,072 weights: as if 0.71, 0.65 and 0.79 of the peak were reached. So 0.90 is optimistic, and a ratio to SGD
-may be off by a tenth besides.
 
 ``SGD`` is PyTorch's dense fused SGD with momentum: 20 bytes per weight, 10 in half precision. Its time is
 that of its bytes, the start of a program and one read from memory; PyTorch's takes several launches, and so
