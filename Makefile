@@ -12,7 +12,7 @@ CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/support/cuda_on_cpu/*.h tests/s
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
 .PHONY: demo test test-fast sanitize lint format docs bench traffic scale-model gpu-model call-cost step-calls tuning mask-update mask-orders \
-  sparse-forward gpu-report clean help FORCE
+  sparse-forward gpu-report gpu-first clean help FORCE
 help:
 	@echo "make demo        train a 98% sparse network on real data with and without this package, and time a step"
 	@echo "make test        run all tests"
@@ -29,6 +29,7 @@ help:
 	@echo "make mask-update measure what an update of the masks costs on a CPU, natively and in PyTorch"
 	@echo "make sparse-forward measure a Linear layer's forward pass and size, dense and CSR: under a minute"
 	@echo "make gpu-report  check and time the GPU kernels on an NVIDIA GPU"
+	@echo "make gpu-first   run all that a first NVIDIA GPU is asked for, in ten minutes, into one folder to send to us"
 	@echo "make lint        check style and types"
 	@echo "make format      put sources into the style that lint checks"
 	@echo "make docs        render the documentation into docs/_build/index.html"
@@ -80,6 +81,9 @@ sparse-forward: $(VENV)/.package
 
 gpu-report: $(VENV)/.package
 	$(RUN) benchmarks/gpu_report.py
+
+gpu-first: $(VENV)/.package
+	$(RUN) benchmarks/gpu_first.py
 
 lint: $(VENV)/.dependencies
 	$(RUN) -m ruff check .

@@ -1,5 +1,7 @@
 """Tests and then times SparseOpt on a GPU, in under eight minutes: ``python benchmarks/gpu_report.py``.
 
+``gpu_first`` runs it, too: it has made the tests then, and gives the folder and the seconds.
+
 It runs the tests marked ``gpu``, measures the bandwidth of a copy, times the contestants of ``gpu_runs`` in
 turns, prints a table and writes a CSV file and a picture. If a test fails, it reports only that.
 
@@ -11,6 +13,7 @@ matters where it is the larger. ``bytes`` is the least that a step can move: 20 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import math
@@ -18,7 +21,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,9 +84,14 @@ _COLOURS = {
 }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Report on the current CUDA device and return the exit status."""
-    deadline = Deadline(SECONDS)
+    parser = argparse.ArgumentParser(description="Tests and then times SparseOpt on a GPU.")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for the whole report")
+    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results", help="for its files")
+    parser.add_argument("--tested", action="store_true", help="leave out the tests: they have been run")
+    options = parser.parse_args(arguments)
+    deadline = Deadline(options.seconds)
     if not torch.cuda.is_available():
         print(f"PyTorch {torch.__version__} finds no CUDA device here: nothing was measured.")
         return 1
@@ -105,13 +112,12 @@ def main() -> int:
     if not backends:
         print("No backend of SparseOpt runs on this device: nothing was measured.")
         return 1
-    if not suite_is_green(SUITE, SUITE_SECONDS):
+    if not options.tested and not suite_is_green(SUITE, SUITE_SECONDS):
         print("The tests on the device did not pass: nothing was measured.")
         return 1
     print(f"{deadline.elapsed():.0f} s so far", flush=True)
-    return report(
-        name, device, RUNS, makers_for(backends), CudaTimer(device), deadline, ROOT / "benchmarks" / "results"
-    )
+    timer = CudaTimer(device)
+    return report(name, device, RUNS, makers_for(backends), timer, deadline, options.folder)
 
 
 def suite_is_green(command: Sequence[str], seconds: float) -> bool:
@@ -210,33 +216,41 @@ def table(results: Sequence[Result]) -> str:
 
 
 def beside_model(results: Sequence[Result], runs: Sequence[Run]) -> str:
-    """Return a table of the estimates of ``gpu_model`` for an H100 beside the measured times."""
-    models = {backend: _model(backend) for backend in ("triton", "cuda")}
-    rows: list[tuple[str, ...]] = [("network", "sparsity", "contestant", "model us", "measured us", "ratio")]
+    """Return a table of the estimates of ``gpu_model`` for an H100 beside the measured times: that for memory
+    which delivers single sectors, and that for memory which delivers pairs."""
+    models = {name: _model(name) for name in (SGD_FUSED, f"{OURS}triton", f"{OURS}cuda")}
+    header = ("network", "sparsity", "contestant", "sectors us", "pairs us", "measured us", "/ sectors")
+    rows: list[tuple[str, ...]] = [(*header, "/ pairs")]
     shapes = {(run.network, run.sparsity): run.shapes for run in runs}
     for r in results:
-        model = models.get(r.contestant.removeprefix(OURS).split(",")[0])
+        model = models.get(r.contestant.removesuffix(", graph"))
         if callable(model) and r.status == OK:
-            estimate, us = model(shapes[r.network, r.sparsity], r.sparsity), 1e3 * r.median_ms
-            times = (f"{estimate:.1f}", f"{us:.1f}", f"{us / estimate:.2f}")
-            rows.append((r.network, str(r.sparsity), r.contestant, *times))
+            estimates, us = model(shapes[r.network, r.sparsity], r.sparsity), 1e3 * r.median_ms
+            times = (*(f"{estimate:.1f}" for estimate in estimates), f"{us:.1f}")
+            ratios = (f"{us / estimate:.2f}" for estimate in estimates)
+            rows.append((r.network, str(r.sparsity), r.contestant, *times, *ratios))
     title = "The model of benchmarks/gpu_model.py, which is of an H100, beside it:"
     left_out = [f"It has no estimates for {b}: {why}" for b, why in models.items() if isinstance(why, str)]
     return "\n".join(["", title, *aligned(rows), *left_out])
 
 
-def _model(backend: str) -> Callable[[Sequence[Shape], float], float] | str:
-    """Return a function from shapes and sparsity to the estimated microseconds of a step, or the reason why
-    there is none: the measurements are reported without estimates then."""
+def _model(contestant: str) -> Callable[[Sequence[Shape], float], list[float]] | str:
+    """Return a function from shapes and sparsity to the estimated microseconds of a step, one for each
+    assumption on memory, or the reason why there is none: the measurements are reported without then."""
     try:
         import gpu_model
+        import kernel_phases
 
-        sector_step = (
-            gpu_model.triton_kernels().sector_step if backend == "triton" else gpu_model.cuda_sector_step()
-        )
+        memories = [*gpu_model.MEMORIES.values()]
+        if contestant == SGD_FUSED:
+            return lambda shapes, _: [gpu_model.sgd_us(shapes, memory) for memory in memories]
+        triton = contestant == f"{OURS}triton"
+        step = kernel_phases.triton_kernels().sector_step if triton else kernel_phases.cuda_sector_step()
     except Exception as error:
         return repr(error)
-    return "there is no nvcc" if sector_step is None else partial(gpu_model.step_us, sector_step=sector_step)
+    if step is None:
+        return "there is no nvcc"
+    return lambda shapes, sparsity: [gpu_model.step_us(shapes, sparsity, own, step) for own in memories]
 
 
 def _row(result: Result, baseline: float) -> tuple[str, ...]:
@@ -347,4 +361,4 @@ def _triton() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -37,13 +37,14 @@ inline int step_rows(int64_t columns) { return kThreads >> log2_row_threads(vect
 
 // Sectors of a chunk, which a warp takes at a time. Warps exchange nothing, and so need not wait for each
 // other; a small tensor leaves at most 31 threads without work. By the model of an H100
-// (benchmarks/gpu_model.py), a step of ResNet-50 at 0.9 and 0.99 takes 1.02 and 1.03 times as long with 16,
-// 1.00 and 1.04 times with 128.
+// (benchmarks/gpu_model.py, under its two assumptions on memory), a step of ResNet-50 at 0.9 and 0.99 takes
+// 1.00-1.02 and 1.00-1.02 times as long with 16, 1.00 and 1.04-1.06 times with 128.
 constexpr int kChunk = kWarp;
 
 // Half of what a multiprocessor can hold: with 64 registers a thread, enough loads are under way. By the
-// model of an H100, a step of ResNet-50 at 0.9 and 0.99 takes 1.03 and 1.05 times as long with two blocks,
-// 0.99 and 0.98 times with eight, for which there are not enough registers. A double takes two registers.
+// model of an H100, a step of ResNet-50 at 0.9 and 0.99 takes 1.00-1.03 and 1.01-1.04 times as long with two
+// blocks, 0.99-1.00 and 0.98-0.99 times with eight, for which there are not enough registers. A double takes
+// two registers.
 template <class T>
 constexpr int kBlocksPerMultiprocessor = sizeof(T) == sizeof(float) ? 4 : 2;
 

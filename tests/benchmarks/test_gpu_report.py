@@ -7,7 +7,7 @@ import csv
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,7 +100,7 @@ def _cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_runs, "sparseopt", capturable)
     monkeypatch.setattr(timing, "_EVICTING", 4096)
     monkeypatch.setattr(gpu_runs, "_ROUNDS", Rounds(3, warmup=1, fewest=2))
-    monkeypatch.setitem(sys.modules, "gpu_model", None)  # it compiles kernels, for ten seconds
+    monkeypatch.setitem(sys.modules, "kernel_phases", None)  # it compiles kernels, for ten seconds
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def rows_in(folder: Path) -> list[dict[str, str]]:
 def test_the_whole_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "gpu_model")
+    monkeypatch.delitem(sys.modules, "kernel_phases")
     assert report(tmp_path, gpu_runs.makers_for(["reference", "cpu"])) == 0
     rows = rows_in(tmp_path)
     assert list(rows[0]) == list(gpu_report.COLUMNS)
@@ -183,50 +183,56 @@ def test_foreach_stands_in_for_a_fused_sgd_that_is_wrong() -> None:
     assert gpu_report._wrong_in([ours, foreach]) == ""
 
 
-def test_the_model_stands_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each of this package's contestants that was timed, on its own network and sparsity."""
+def model_of(monkeypatch: pytest.MonkeyPatch, cuda: Callable[[], float | None]) -> None:
+    """Estimates that one can reckon: pairs take twice as long as sectors, SGD as many us as it has rows."""
     model = SimpleNamespace(
-        triton_kernels=lambda: SimpleNamespace(sector_step=1000.0),
-        cuda_sector_step=lambda: 500.0,
-        step_us=lambda shapes, sparsity, sector_step: sparsity * sector_step,
+        MEMORIES={"sectors": 1.0, "pairs": 2.0},
+        step_us=lambda shapes, sparsity, memory, step: sparsity * step * memory,
+        sgd_us=lambda shapes, memory: shapes[0][0] * memory,
+    )
+    phases = SimpleNamespace(
+        triton_kernels=lambda: SimpleNamespace(sector_step=1000.0), cuda_sector_step=cuda
     )
     monkeypatch.setitem(sys.modules, "gpu_model", model)
+    monkeypatch.setitem(sys.modules, "kernel_phases", phases)
+
+
+def test_both_ends_of_the_model_stand_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each of this package's contestants that was timed, and of SGD, on its own network and sparsity."""
+    model_of(monkeypatch, cuda=lambda: 500.0)
     runs = [Run("net", [(8, 8)], sparsity) for sparsity in (0.5, 0.9)]
     results = [
         Result("net", 64, 0.5, "SparseOpt triton", OK, 1.0),
         Result("net", 64, 0.9, "SparseOpt triton", OK, 1.8),
         Result("net", 64, 0.5, "SparseOpt cuda", "failed: RuntimeError: invented"),
         Result("net", 64, 0.9, "SparseOpt cuda, graph", OK, 0.9),
-        Result("net", 64, 0.9, SGD_FUSED, OK, 2.5),
+        Result("net", 64, 0.9, SGD_FUSED, OK, 0.024),
+        Result("net", 64, 0.9, SGD_FOREACH, OK, 2.5),
     ]
     _, _, _, _, *lines = gpu_report.beside_model(results, runs).splitlines()
-    assert [line.split()[-3:] for line in lines] == [
-        ["500.0", "1000.0", "2.00"],
-        ["900.0", "1800.0", "2.00"],
-        ["450.0", "900.0", "2.00"],
+    assert [line.split()[-5:] for line in lines] == [
+        ["500.0", "1000.0", "1000.0", "2.00", "1.00"],
+        ["900.0", "1800.0", "1800.0", "2.00", "1.00"],
+        ["450.0", "900.0", "900.0", "2.00", "1.00"],
+        ["8.0", "16.0", "24.0", "3.00", "1.50"],
     ]
 
 
 def test_no_model_without_a_disassembler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gpu_model", None)
+    monkeypatch.setitem(sys.modules, "kernel_phases", None)
     told = gpu_report.beside_model([Result("net", 64, 0.5, "SparseOpt triton", OK, 1.0)], [])
-    assert told.count("It has no estimates for ") == 2
+    assert told.count("It has no estimates for ") == 3
 
 
 def test_no_model_of_one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ValueError("invented")
 
-    model = SimpleNamespace(
-        triton_kernels=lambda: SimpleNamespace(sector_step=1000.0),
-        cuda_sector_step=broken,
-        step_us=lambda shapes, sparsity, sector_step: sparsity * sector_step,
-    )
-    monkeypatch.setitem(sys.modules, "gpu_model", model)
+    model_of(monkeypatch, broken)
     results = [Result("net", 64, 0.5, f"SparseOpt {name}", OK, 1.0) for name in ("triton", "cuda")]
     *_, row, why = gpu_report.beside_model(results, [Run("net", [(8, 8)], 0.5)]).splitlines()
-    assert row.split()[-3:] == ["500.0", "1000.0", "2.00"]
-    assert why == "It has no estimates for cuda: ValueError('invented')"
+    assert row.split()[-5:] == ["500.0", "1000.0", "1000.0", "2.00", "1.00"]
+    assert why == "It has no estimates for SparseOpt cuda: ValueError('invented')"
 
 
 def test_main_tells_the_report_what_runs(
@@ -271,6 +277,19 @@ def test_a_red_suite_is_all_it_reports(
     assert gpu_report.main() == 1
     assert "1 failed, 3 passed" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_tests_that_have_been_run_are_left_out(
+    found_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(gpu_report, "SUITE", RED)
+    monkeypatch.setattr(gpu_report, "CudaTimer", lambda device: "timer")
+    monkeypatch.setattr(gpu_report, "report", lambda *arguments: calls.append(arguments) or 0)  # type: ignore[func-returns-value]
+    assert gpu_report.main(["--tested", "--folder", str(tmp_path / "own"), "--seconds", "100"]) == 0
+    [(*_, deadline, folder)] = calls
+    assert folder == tmp_path / "own"
+    assert 0 < deadline.left() < 100
 
 
 @pytest.mark.parametrize(

@@ -65,15 +65,16 @@ class TritonKernels:
     by_alignment = True
     # Computed, not measured, for float32 with momentum: registers, spills and programs of a multiprocessor as
     # Triton 3.7 compiles for sm_90; times of a step of ResNet-50 at 0.9 and 0.99 by the model of an H100
-    # (benchmarks/gpu_model.py).
+    # (benchmarks/gpu_model.py), from the one to the other of its two assumptions on memory.
     #
     # A thread has one sector, in sector_step as in masked_step.
-    chunk = _WARP  # 72 registers. 64: 96 registers, 1.00 and 0.99 of its time
-    # With new masks: 76 registers, 25 programs. 32 units: 68 and 28, 0.88 and 0.87 of its time (of 4096x4096:
-    # 1.18 and 1.15). 8: 128 and 16, 16 bytes spilled, 1.26 and 1.61 of its time.
+    chunk = _WARP  # 72 registers. 64: 96 registers, 1.00 and 0.98-1.01 of its time
+    # With new masks: 76 registers, 25 programs. 32 units: 68 and 28, 0.88-0.94 and 0.84-0.87 of its time (of
+    # 4096x4096: 1.06-1.18 and 1.15-1.24). 8: 128 and 16, 16 bytes spilled, 1.13-1.25 and 1.54-1.61.
     units, rows = 16, _WARP // 16
     # Weights of a row at a time: 16 bytes of the mask for each thread of 32. With new masks, 256: 66
-    # registers, 28 programs, 1.03 and 1.07 of its time. 1024: 128 and 16, 24 bytes spilled, 1.00 and 1.24.
+    # registers, 28 programs, 1.01-1.02 and 1.05-1.07 of its time. 1024: 128 and 16, 24 bytes spilled,
+    # 1.00-1.01 and 1.19-1.25.
     counted = 512
     # Of count_rows: 64 registers, 32 programs. 4 rows: 95 and 21. 64 sectors: 115 and 17.
     list_rows, list_sectors_at_a_time = 2, 32
