@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_on_cpu.build import compiler, load
+from built_once import load
+from cuda_on_cpu.build import compiler
 from cuda_on_cpu.calls import Hyper, Weight, assert_near, inputs_of, loaded, plan_of, step
 from cuda_on_cpu.mistakes import make_mistake
 

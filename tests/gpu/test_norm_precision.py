@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from cuda_on_cpu.build import compiler, fuses_multiply_adds, load
+from built_once import load
+from cuda_on_cpu.build import compiler, fuses_multiply_adds
 from cuda_on_cpu.calls import Hyper, Weight, inputs_of, loaded, plan_of
 from cuda_on_cpu.mistakes import make_mistake
 from noted_launches import Launches
