@@ -71,7 +71,8 @@ def mask_in_memory_order(param: ParamState) -> Tensor:
 
 
 MASK_ALIGNMENT = 16  # bytes
-_MOST_WEIGHTS, _MOST_COLUMNS = 1 << 33, 1 << 31
+# Kernels number columns with 31 bits, and look at some behind the last one.
+_MOST_WEIGHTS, _MOST_COLUMNS = 1 << 33, 1 << 30
 
 
 class Rows(NamedTuple):
@@ -83,7 +84,8 @@ class Rows(NamedTuple):
 
 
 def has_rows(param: ParamState) -> bool:
-    """Tell if neurons are whole runs of memory, and kernels can number sectors and columns with 31 bits.
+    """Tell if neurons are whole runs of memory, and there are no more sectors and columns than kernels can
+    number.
 
     Neurons of transposed convolutions are not.
     """

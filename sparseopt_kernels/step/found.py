@@ -90,7 +90,7 @@ def find(
         buffer = state.get(p, {}).get("momentum_buffer") if has_momentum else None
         is_new = gradient is not None and buffer is None and has_momentum
         if is_new:
-            refuse_capture()
+            refuse_capture(p.device)
             with torch.inference_mode(False):  # an inference tensor has no version to watch
                 buffer = torch.zeros_like(p, requires_grad=False)
         correction: Correction = group["correction"]

@@ -296,7 +296,7 @@ def _param_state(f: Found, neurons: Neurons, rule: int) -> ParamState:
 def _with_mask_applied(f: Found, entry: _Entry) -> _Entry:
     """Zero the elements outside a mask that is new, or over which others have written."""
     assert f.mask is not None
-    refuse_capture()
+    refuse_capture(f.mask.device)
     zero_outside(as_boolean(f.mask), f.masked)
     return entry._replace(versions=versions_of(f.watched))
 

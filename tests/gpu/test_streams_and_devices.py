@@ -13,7 +13,7 @@ from noted_launches import new_mask
 from parameters import parameters_and_masks
 from pretended_gpus import HERE, Gpus, pretend
 
-from sparseopt_kernels.kernels.gpu import triton
+from sparseopt_kernels.kernels.gpu import device, plan, triton
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.skipped_steps import SkippedStep
 
@@ -57,13 +57,35 @@ def test_a_mask_is_kept_for_the_stream_of_the_step(gpus: Gpus, name: str) -> Non
     del left_out
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_captures_of_other_devices_do_not_matter(
+    gpus: Gpus, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams are asked whether a graph is captured: those of the device of the tensors."""
+    asked = []
+
+    def capturing() -> bool:
+        asked.append(gpus.current)
+        return False
+
+    for module in (device, plan):
+        monkeypatch.setattr(module, "capturing", capturing)
+    parameters, masks = parameters_and_masks([(8, 64), (9,)])
+    optimizer = SparseOpt(parameters, 0.1, 0.9, masks=masks, max_grad_norm=1.0, backend=name)
+    for _ in range(2):
+        optimizer.step()
+    new_mask(optimizer)
+    optimizer.step()
+    assert set(asked) == {HERE}
+
+
 # ---- Triton's kernels -------------------------------------------------------------------------------
 
 
-def launch(device: torch.device) -> None:
+def launch(on: torch.device) -> None:
     from sparseopt_kernels.kernels.gpu import triton_lists
 
-    table: Any = SimpleNamespace(device=device, data_ptr=lambda: 64)
+    table: Any = SimpleNamespace(device=on, data_ptr=lambda: 64)
     triton._launch(triton_lists.count_rows, 1, [table], {"ROWS": 2})
 
 
@@ -72,11 +94,11 @@ def test_each_device_has_kernels_of_its_own(gpus: Gpus) -> None:
     devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
     gpus.streams.update(dict.fromkeys(devices, 3))
     for _ in range(2):
-        for device in devices:
-            with gpus.guard(device):
-                launch(device)
+        for each in devices:
+            with gpus.guard(each):
+                launch(each)
     assert [launched.device for launched in gpus.launches] == devices * 2
-    assert [device for _, device in gpus.loads] == devices
+    assert [where for _, where in gpus.loads] == devices
 
 
 def test_each_number_of_groups_has_kernels_of_its_own(gpus: Gpus) -> None:

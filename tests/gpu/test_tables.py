@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from noted_launches import Launches
@@ -11,7 +13,7 @@ from torch import Tensor
 from sparseopt_kernels.kernels.contract import ParamState
 from sparseopt_kernels.kernels.gpu.tables import Layout, Member, SectorLaunch, StepLaunch, lay_out
 from sparseopt_kernels.kernels.gpu.triton import TritonKernels
-from sparseopt_kernels.kernels.memory import Rows
+from sparseopt_kernels.kernels.memory import Rows, has_rows
 from sparseopt_kernels.neurons import Neurons
 from sparseopt_kernels.optimizer import SparseOpt
 
@@ -86,3 +88,14 @@ def test_all_memory_of_launches_is_theirs() -> None:
     expected = [table, indices, sectors.table, sectors.chunk_to_tensor, sectors.chunks]
     assert len(memory) == len(expected)
     assert all(any(own is t for own in memory) for t in expected)
+
+
+@pytest.mark.parametrize(("columns", "known"), [(2**30 - 1, True), (2**30, False)])
+def test_rows_of_more_columns_than_kernels_can_number(columns: int, known: bool) -> None:
+    """They look at up to a tile behind the last column, with 31 bits."""
+    parameter = torch.empty(1, columns, device="meta")
+    mask = torch.empty(1, columns, dtype=torch.bool, device="meta")
+    assert has_rows(replace(dense(parameter).param, mask=mask)) == known
+    assert has_rows(dense(parameter).param)
+    furthest = columns + max(TritonKernels.counted, 2 * 16 * TritonKernels.units)
+    assert not known or furthest < 2**31

@@ -16,6 +16,7 @@ from backends import emulate
 from torch import Tensor
 
 from sparseopt_kernels.kernels.gpu import cuda, plan, triton
+from sparseopt_kernels.kernels.gpu import device as device_module
 
 HERE, ELSEWHERE = torch.device("cpu"), torch.device("cuda", 5)
 """The device of all tensors, and the one that is current unless a guard makes another one so."""
@@ -58,7 +59,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Gpus:
     """Let both GPU backends take CPU tensors, and note what they ask of devices."""
     pytest.importorskip("triton")
     gpus = Gpus()
-    monkeypatch.setattr(plan, "device_guard", gpus.guard)
+    for module in (device_module, plan):
+        monkeypatch.setattr(module, "device_guard", gpus.guard)
     for module in (plan, cuda):
         monkeypatch.setattr(module, "current_stream", gpus.stream_of)
     for module in (triton, cuda):

@@ -71,18 +71,19 @@ def _staged(values: Tensor, device: torch.device) -> Tensor:
 
 
 def capturing() -> bool:
-    """Tell if what is launched now becomes part of a CUDA graph."""
+    """Tell if what is launched now, on the current device, becomes part of a CUDA graph."""
     started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return started and torch.cuda.is_current_stream_capturing()
 
 
-def refuse_capture() -> None:
-    """Raise ``RuntimeError`` where a step is captured that replays could not repeat."""
-    if capturing():
-        raise RuntimeError(
-            "a step is captured in a CUDA graph that is the optimizer's first, or the first after a mask or "
-            "a weight was written: make one step outside the graph first"
-        )
+def refuse_capture(device: torch.device) -> None:
+    """Raise ``RuntimeError`` where a step on ``device`` is captured that replays could not repeat."""
+    with device_guard(device):
+        if capturing():
+            raise RuntimeError(
+                "a step is captured in a CUDA graph that is the optimizer's first, or the first after a mask "
+                "or a weight was written: make one step outside the graph first"
+            )
 
 
 def keep_for_graph(memory: object) -> None:
@@ -120,7 +121,7 @@ def current_stream(device: torch.device) -> int:
 
 def device_guard(device: torch.device) -> AbstractContextManager[Any]:
     """Make a device the current one, on which kernels are launched."""
-    return nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
+    return getattr(torch, device.type).device(device) if device.type in ("cuda", "xpu") else nullcontext()
 
 
 @cache

@@ -97,8 +97,9 @@ class GpuBackend:
         rows = {param: rows_of(param) for param in params if param not in self._cache}
         masked = [param for param, own in rows.items() if own.mask is not None]
         if masked:
-            refuse_capture()
-            with device_guard(masked[0].parameter.device):
+            device = masked[0].parameter.device
+            refuse_capture(device)
+            with device_guard(device):
                 found = list_masks(self._kernels, masked, [rows[param] for param in masked])
             for param, sectors in zip(masked, found, strict=True):
                 self._cache[param] = _Listed(rows[param], sectors)
@@ -133,10 +134,11 @@ class GpuPlan:
         self._placed: _Placed | None = None
 
     def step(self, inputs: Inputs) -> None:
-        if self._new:  # made in a step that AMP or an update of the masks has left out
-            refuse_capture()
-        placed = self._place(inputs.addresses, self._new)
+        # All of it: whether a graph is captured is a question to a stream of this device.
         with device_guard(self._device):
+            if self._new:  # made in a step that AMP or an update of the masks has left out
+                refuse_capture(self._device)
+            placed = self._place(inputs.addresses, self._new)
             for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
                 if isinstance(launch, StepLaunch):
                     self._kernels.masked_step(launch, gradients, inputs)
@@ -161,11 +163,11 @@ class GpuPlan:
             self._kernels.sector_step(launch._replace(chunks=none), gradients, inputs)
 
     def squared_norm(self, inputs: Inputs, over: NormOver) -> Tensor:
-        if over == "dense":
-            return dense_squared_norm(self._params, self._factors, inputs)
-        placed = self._place(inputs.addresses, [])
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
         with device_guard(self._device):
+            if over == "dense":
+                return dense_squared_norm(self._params, self._factors, inputs)
+            placed = self._place(inputs.addresses, [])
+            total = torch.zeros((), dtype=torch.float64, device=self._device)
             for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):
                 assert isinstance(launch, SectorLaunch)
                 total += self._kernels.sector_squares(launch, gradients).sum(dtype=torch.float64)

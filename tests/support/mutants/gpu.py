@@ -73,26 +73,25 @@ GPU = {
     # Devices.
     "norm-on-the-current-device": Mutant(
         _PLAN,
-        "        with device_guard(self._device):\n"
-        "            for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):\n"
-        "                assert",
-        "        if True:\n"
-        "            for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):\n"
-        "                assert",
+        "        with device_guard(self._device):\n            if over ==",
+        "        if True:\n            if over ==",
         f"{_WHERE}[cuda]",
     ),
     "step-on-the-current-device": Mutant(
         _PLAN,
-        "        with device_guard(self._device):\n"
-        "            for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):\n"
-        "                if",
-        "        if True:\n"
-        "            for launch, gradients in zip(placed.layout.launches, placed.gradients, strict=True):\n"
-        "                if",
+        "        # All of it: whether a graph is captured is a question to a stream of this device.\n"
+        "        with device_guard(self._device):\n",
+        "        if True:\n",
         f"{_WHERE}[cuda]",
     ),
     "lists-on-the-current-device": Mutant(
-        _PLAN, "with device_guard(masked[0].parameter.device):", "if True:", f"{_WHERE}[cuda]"
+        _PLAN, "            with device_guard(device):", "            if True:", f"{_WHERE}[cuda]"
+    ),
+    "a-capture-on-the-current-device-refused": Mutant(
+        _DEVICE,
+        "    with device_guard(device):\n        if capturing():\n            raise",
+        "    if capturing():\n        if True:\n            raise",
+        f"{_PLACES}::test_captures_of_other_devices_do_not_matter",
     ),
     "kernels-loaded-on-the-current-device": Mutant(
         _PLAN,
