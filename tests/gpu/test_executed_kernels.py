@@ -6,16 +6,21 @@ step: by ``make executed``, all tests of ``update_rule`` run likewise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from backends import INTERPRETED, Backend, why_not
-from rules import DTYPES, EVERYTHING, NESTEROV
+from backends import INTERPRETED, Backend, why_not, why_not_executed
+from ptx.cuda_executed import CudaExecuted, Kernels
+from ptx.mistakes import MISTAKES, NUMBERS, kernels_with_mistakes, number_of
+from rules import DTYPES, EVERYTHING, FLOATS, NESTEROV
 from side_by_side import SideBySide, Spec, pattern_mask, same_bits
 from torch import Tensor
 from torch.nn.parameter import Parameter
+from triton_mutants import substitute
 
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.kernels import cpu
@@ -69,7 +74,7 @@ class Scene(NamedTuple):
 
 SCENES = {
     "plain": Scene(0.0, None, {}, {"maximize": True}),
-    "everything": Scene(0.9, 1.0, {"ham_alpha": 2.0, "ham_beta": 0.01, "nesterov": True}, {"ham_alpha": 0.5}),
+    "everything": Scene(0.9, 1.0, {"ham_alpha": 2.0, "ham_beta": 0.01}, {"ham_alpha": 0.5, "momentum": 0.0}),
 }
 
 
@@ -115,8 +120,8 @@ def trained(backend: str, dtype: torch.dtype, scene: Scene) -> list[Tensor]:
         elif step == 3:
             del optimizer.grad_scale, optimizer.found_inf
         optimizer.step()
-    momentum = [optimizer.state[p]["momentum_buffer"] for p in parameters if scene.momentum != 0]
-    return [tensor.detach().clone() for tensor in (*parameters, *momentum)]
+    momentum = [optimizer.state[p].get("momentum_buffer") for p in parameters]
+    return [tensor.detach().clone() for tensor in (*parameters, *momentum) if tensor is not None]
 
 
 @pytest.mark.skipif(
@@ -150,3 +155,112 @@ def test_all_kernels_are_executed(executed: Backend, request: pytest.FixtureRequ
     launches = request.getfixturevalue(f"{executed.name}_executed").launches
     assert set(launches) == {"count_rows", "list_sectors", "masked_step", "sector_step", "sector_squares"}
     assert min(launches.values()) >= 2
+
+
+# ---- mistakes that are found ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def with_mistakes(ptx_cache: Path) -> Kernels:
+    return kernels_with_mistakes(ptx_cache)
+
+
+def assert_found(expected: str, backend: str, dtype: torch.dtype, right: list[Tensor]) -> None:
+    """A training with a mistake fails as expected, or ends with other numbers."""
+    if expected != NUMBERS:
+        with pytest.raises(RuntimeError, match=re.escape(expected)):
+            trained(backend, dtype, SCENES["everything"])
+        return
+    assert not all(map(same_bits, trained(backend, dtype, SCENES["everything"]), right))
+
+
+@pytest.fixture(scope="session")
+def right_of_cuda(cuda_executed: CudaExecuted, with_mistakes: Kernels) -> dict[torch.dtype, list[Tensor]]:
+    """What the build with mistakes computes without one."""
+    with cuda_executed.active(with_mistakes):
+        return {dtype: trained("cuda", dtype, SCENES["everything"]) for dtype in FLOATS}
+
+
+@pytest.mark.skipif(why_not_executed("cuda") is not None, reason=str(why_not_executed("cuda")))
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_cuda_kernels_is_found(
+    cuda_executed: CudaExecuted,
+    with_mistakes: Kernels,
+    right_of_cuda: dict[torch.dtype, list[Tensor]],
+    mistake: str,
+) -> None:
+    _, expected, dtype = MISTAKES[mistake]
+    with cuda_executed.active(with_mistakes, number_of(mistake)):
+        assert_found(expected, "cuda", dtype, right_of_cuda[dtype])
+
+
+TRITON_MISTAKES = {
+    # The module, its text, what becomes of it, and what is said.
+    "several threads read the last weights": (
+        "triton_sectors",
+        "row = tl.arange(0, SECTORS // WEIGHTS)[:, None]",
+        "row = tl.arange(0, 1)[:, None]",
+        "write of what another lane read",
+    ),
+    "rows that begin at whole vectors are taken for more": (
+        "triton_step",
+        "columns = tl.multiple_of(columns, WEIGHTS // 2)",
+        "columns = tl.multiple_of(columns, 16)",
+        "a misaligned address",
+    ),
+    "gradients taken for aligned where parameters are": (
+        "triton_step",
+        "    if GRADS_ALIGNED:\n        g =",
+        "    if ALIGNED:\n        g =",
+        "a misaligned address",
+    ),
+    "momentum that is not there": (
+        "triton_step",
+        "tl.load(at.b + e, mask=only_if(at.has_b, live), other=0.0)",
+        "tl.load(at.b + e, mask=live, other=0.0)",
+        "an address outside of live memory",
+    ),
+    "the owner of a chunk behind the last": (
+        "triton_sectors",
+        "+ number, mask=number < count, other=otherwise)",
+        "+ number)",
+        "an address outside of live memory",
+    ),
+    "the sums of no row before the first": (
+        "triton_lists",
+        "mask=entry.first_row > 0, other=0)",
+        "mask=entry.first_row > -1, other=0)",
+        "an address outside of live memory",
+    ),
+    "the mask behind its end": (
+        "triton_lists",
+        "mask=is_cut[:, :, None] & (e < elements), other=0)",
+        "mask=is_cut[:, :, None], other=0)",
+        "an address outside of live memory",
+    ),
+    "half precision cut off": (
+        "triton_step",
+        "tl.store(at.p + e, tl.where(active, weights.p, 0.0).to(TYPE), mask=live)",
+        'tl.store(at.p + e, tl.where(active, weights.p, 0.0).to(TYPE, "rtz"), mask=live)',
+        NUMBERS,
+    ),
+    "all programs write one sum": (
+        "triton_step",
+        "+ 2 * tl.program_id(0)",
+        "+ 2 * (tl.program_id(0) // 2)",
+        "write of what another lane wrote",
+    ),
+}
+
+
+@pytest.mark.skipif(why_not_executed("triton") is not None, reason=str(why_not_executed("triton")))
+@pytest.mark.parametrize("mistake", TRITON_MISTAKES)
+def test_a_mistake_in_the_triton_kernels_is_found(
+    triton_executed: Any, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, old, new, expected = TRITON_MISTAKES[mistake]
+    dtype = torch.bfloat16 if expected == NUMBERS else torch.float32
+    with triton_executed.active():
+        right = trained("triton", dtype, SCENES["everything"])
+        substitute(module, old, new, tmp_path, monkeypatch)
+        assert_found(expected, "triton", dtype, right)

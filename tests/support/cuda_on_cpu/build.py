@@ -74,6 +74,14 @@ def build(directory: Path, substitutions: Sequence[Substitution] = (), declarati
 
     ``declarations`` are put before each source that ``substitutions`` change.
     """
+    sources = cuda_sources(substitutions)
+    for name in {substitution.path for substitution in substitutions}:
+        sources[CSRC / name] = f"{declarations}\n{sources[CSRC / name]}"
+    return _build(directory, f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", sources)
+
+
+def cuda_sources(substitutions: Sequence[Substitution] = ()) -> dict[Path, str]:
+    """The sources of ``_cuda`` by their paths, in which ``substitutions`` are made."""
     files = sorted([*CSRC.glob("*.h"), *CSRC.glob("cuda/*"), CSRC / "python" / "cuda_module.cpp"])
     sources = {path: path.read_text() for path in files if path.suffix in (".h", ".cu", ".cpp")}
     for name, old, new in substitutions:
@@ -81,9 +89,7 @@ def build(directory: Path, substitutions: Sequence[Substitution] = (), declarati
         if text.count(old) != 1:
             raise ValueError(f"{old!r} is {text.count(old)} times in {name}, it must be there once")
         sources[CSRC / name] = text.replace(old, new)
-    for name in {substitution.path for substitution in substitutions}:
-        sources[CSRC / name] = f"{declarations}\n{sources[CSRC / name]}"
-    return _build(directory, f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", sources)
+    return sources
 
 
 def build_probes(directory: Path) -> Path:

@@ -271,6 +271,7 @@ inline Functions all_functions() {
   to["cvt.f32.bf16"] = [](const Bits* x) { return bits_of(from_bfloat16(of<uint16_t>(x[0]))); };
   to["cvt.rn.f16.f32"] = [](const Bits* x) { return to_float16(of<float>(x[0])); };
   to["cvt.rn.bf16.f32"] = [](const Bits* x) { return to_bfloat16(of<float>(x[0])); };
+  to["cvt.rz.bf16.f32"] = [](const Bits* x) { return x[0] >> 16 & 0xffff; };
   // The first operand becomes the high half.
   to["cvt.rn.f16x2.f32"] = [](const Bits* x) {
     return to_float16(of<float>(x[0])) << 16 | to_float16(of<float>(x[1]));

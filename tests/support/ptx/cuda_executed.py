@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -33,19 +33,20 @@ class CudaExecuted:
         self.launches: Counter[str] = Counter()
 
     @contextmanager
-    def active(self, instead: Kernels | None = None) -> Iterator[None]:
+    def active(self, with_mistakes: Kernels | None = None, mistake: int = 1) -> Iterator[None]:
         """Let the CUDA backend execute its kernels, on CPU tensors.
 
         Args:
-            instead: kernels that take the place of others.
+            with_mistakes: kernels that take the place of its own.
+            mistake: which of their mistakes these make: see ``mistakes.py``.
         """
         self.launches.clear()
-        programs = {**self._programs, **(instead or {})}
+        programs = with_mistakes or self._programs
 
         def on_launch(launch: Launch) -> None:
             key = kernel_and_type(ctypes.string_at(launch.function).decode())
             assert launch.stream == 0, "another stream than the current one"
-            launch.execute(self._machine, programs[key])
+            launch.execute(self._machine, programs[key], mistake)
             self.launches[key[0]] += 1
 
         with (
@@ -57,6 +58,6 @@ class CudaExecuted:
             yield
 
 
-def kernels_in(texts: Mapping[str, str]) -> Kernels:
+def kernels_in(texts: Iterable[str]) -> Kernels:
     """The kernels of PTX files."""
-    return {kernel_and_type(name): own for text in texts.values() for name, own in programs_of(text).items()}
+    return {kernel_and_type(name): own for text in texts for name, own in programs_of(text).items()}

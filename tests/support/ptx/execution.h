@@ -21,12 +21,14 @@ struct Program {
 // A launch of a kernel.
 class Execution {
  public:
-  Execution(const Program& program, std::string parameters, int64_t blocks, int threads, size_t shared_nbytes,
-            std::vector<LiveMemory::Block> memory)
+  // Grids have one dimension. A kernel with mistakes is told by the other one which of them to make.
+  Execution(const Program& program, std::string parameters, int64_t blocks, int64_t mistake, int threads,
+            size_t shared_nbytes, std::vector<LiveMemory::Block> memory)
       : code_(program.code),
         register_nbytes_(program.register_nbytes),
         parameters_(std::move(parameters)),
         blocks_(blocks),
+        mistake_(mistake),
         threads_(threads),
         shared_(shared_nbytes),
         memory_(std::move(memory), races_),
@@ -94,8 +96,10 @@ class Execution {
         return static_cast<Bits>(threads_);
       case kBlock:
         return static_cast<Bits>(warp.block);
-      default:
+      case kBlocks:
         return static_cast<Bits>(blocks_);
+      default:
+        return static_cast<Bits>(mistake_);
     }
   }
 
@@ -287,7 +291,7 @@ class Execution {
   const std::vector<Instruction>& code_;
   const std::vector<int>& register_nbytes_;
   std::string parameters_;
-  int64_t blocks_;
+  int64_t blocks_, mistake_;
   int threads_;
   std::vector<unsigned char> shared_;
   Races races_;

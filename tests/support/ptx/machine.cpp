@@ -58,8 +58,9 @@ Program program_of(const py::sequence& instructions, std::vector<int> register_n
 
 // Returns the races, and the number of instructions of warps.
 std::pair<Races, int64_t> execute(const Program& program, const py::bytes& parameters, int64_t blocks,
-                                  int threads, size_t shared_nbytes, std::vector<LiveMemory::Block> memory) {
-  Execution execution(program, parameters, blocks, threads, shared_nbytes, std::move(memory));
+                                  int64_t mistake, int threads, size_t shared_nbytes,
+                                  std::vector<LiveMemory::Block> memory) {
+  Execution execution(program, parameters, blocks, mistake, threads, shared_nbytes, std::move(memory));
   py::gil_scoped_release release;
   execution.run();
   return {execution.races(), execution.steps()};
@@ -71,6 +72,6 @@ PYBIND11_MODULE(_machine, module) {
   py::register_exception<ptx::Illegal>(module, "Illegal");
   py::class_<ptx::Program>(module, "Program")
       .def(py::init(&ptx::program_of), py::arg("instructions"), py::arg("register_nbytes"))
-      .def("execute", &ptx::execute, py::arg("parameters"), py::arg("blocks"), py::arg("threads"),
+      .def("execute", &ptx::execute, py::arg("parameters"), py::arg("blocks"), py::arg("mistake"), py::arg("threads"),
            py::arg("shared_nbytes"), py::arg("memory"));
 }

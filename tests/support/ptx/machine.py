@@ -77,6 +77,7 @@ class Machine:
         threads: int,
         shared_nbytes: int = 0,
         memory: list[tuple[int, int]] | None = None,
+        mistake: int = 1,
     ) -> Run:
         """Execute a launch.
 
@@ -84,6 +85,7 @@ class Machine:
             parameters: as they lie in the memory of parameters.
             shared_nbytes: those of shared memory that the launch asks for.
             memory: addresses and sizes of what the kernel may touch; None: all live tensors.
+            mistake: what the kernel is told that the second dimension of the grid is: see ``mistakes.py``.
 
         Raises:
             Illegal: a GPU would refuse it, or do it in no defined way.
@@ -96,6 +98,7 @@ class Machine:
         races, instructions = self._decoded[id(program)][1].execute(
             parameters,
             blocks,
+            mistake,
             threads,
             program.shared_nbytes + shared_nbytes,
             self._live_memory() if memory is None else memory,

@@ -18,7 +18,7 @@ class Kind(IntEnum):
     SPECIAL = 2  # an index of SPECIAL
 
 
-SPECIAL = ("%tid.x", "%ntid.x", "%ctaid.x", "%nctaid.x")
+SPECIAL = ("%tid.x", "%ntid.x", "%ctaid.x", "%nctaid.x", "%nctaid.y")
 
 
 class Operand(NamedTuple):
