@@ -11,12 +11,13 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 CXX_FORMATTED := $(CXX_SOURCES) $(wildcard tests/support/cuda_on_cpu/*.h tests/support/cuda_on_cpu/*.c* tests/support/ptx/*.h tests/support/ptx/*.cpp)
 NATIVE_SOURCES := $(CXX_SOURCES) $(wildcard csrc/*/*.cmake) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast sanitize lint format docs bench traffic scale-model gpu-model call-cost step-calls tuning mask-update mask-orders \
+.PHONY: demo test test-fast executed sanitize lint format docs bench traffic scale-model gpu-model call-cost step-calls tuning mask-update mask-orders \
   sparse-forward gpu-report gpu-first clean help FORCE
 help:
 	@echo "make demo        train a 98% sparse network on real data with and without this package, and time a step"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run what needs no compiler, on the reference and the best instruction set: two minutes"
+	@echo "make executed    execute the compiled GPU kernels on a CPU, in all tests of the update rule: nine minutes"
 	@echo "make sanitize    run the CPU loops under the address and undefined behaviour sanitizers"
 	@echo "make bench       measure the speed of a step against PyTorch's own optimizers: 10 to 15 minutes, table and pictures"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
@@ -45,6 +46,10 @@ test: $(VENV)/.package
 
 test-fast: $(VENV)/.package
 	$(RUN) -m pytest -n auto -m "not slow and not compiled and not gpu"
+
+# As TRITON_INTERPRET, it decides when tests are collected which kernels they run.
+executed: $(VENV)/.package
+	SPARSEOPT_TEST_EXECUTED=1 $(RUN) -m pytest -n auto tests/update_rule tests/gpu/test_sector_step.py
 
 sanitize: $(VENV)/.package
 	$(RUN) -m pytest tests/kernels/cpu/test_elsewhere.py -k sanitizers

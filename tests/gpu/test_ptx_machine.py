@@ -321,19 +321,42 @@ def test_lanes_part_and_meet_again(executed) -> None:
     assert (to == [42] * 7 + [32] * 25 + [22] * 32).all()
 
 
-def test_matrices(executed) -> None:
-    """Row i of four matrices is at the address of lane i; each lane gets four bytes of each matrix."""
+MATRICES = np.arange(4 * 8 * 8).reshape(4, 8, 8)  # four of eight rows of eight numbers of two bytes
+OF_LANES = MATRICES.reshape(4, 32, 2).swapaxes(0, 1)  # each lane has two numbers of each matrix
+OWN = """.shared .align 16 .b8 wide[512]; mul.wide.u32 %rd4, %r1, 16; add.s64 %rd4, %rd4, %rd1;
+  shl.b32 %r4, %r1, 4; mov.b32 %r6, wide; add.s32 %r4, %r4, %r6; ld.global.v4.b32 {%r6, %r7, %r8, %r3}, [%rd4];"""
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "expected"),
+    [
+        (
+            MATRICES,
+            "st.shared.v4.b32 [%r4], {%r6, %r7, %r8, %r3}; bar.sync 0;"
+            "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r6, %r7, %r8, %r3}, [%r4];",
+            OF_LANES,
+        ),
+        (
+            MATRICES.swapaxes(1, 2),
+            "st.shared.v4.b32 [%r4], {%r6, %r7, %r8, %r3}; bar.sync 0;"
+            "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r6, %r7, %r8, %r3}, [%r4];",
+            OF_LANES,
+        ),
+        (
+            OF_LANES,
+            "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r4], {%r6, %r7, %r8, %r3}; bar.sync 0;"
+            "ld.shared.v4.b32 {%r6, %r7, %r8, %r3}, [%r4];",
+            MATRICES,
+        ),
+    ],
+    ids=["load", "transposed", "store"],
+)
+def test_matrices(executed, given: np.ndarray, code: str, expected: np.ndarray) -> None:
+    """Lane i has the address of row i of the four."""
     to = words(32 * 4)
-    code = """
-      shl.b32 %r4, %r1, 4; mov.b32 %r6, wide; add.s32 %r4, %r4, %r6; mov.u32 %r6, %r1; mul.lo.s32 %r6, %r6, 4;
-      add.s32 %r7, %r6, 1; add.s32 %r8, %r6, 2; add.s32 %r3, %r6, 3;
-      st.shared.v4.b32 [%r4], {%r6, %r7, %r8, %r3}; bar.sync 0;
-      ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r6, %r7, %r8, %r3}, [%r4];
-      mul.wide.u32 %rd4, %r1, 16; add.s64 %rd4, %rd4, %rd1; st.global.v4.b32 [%rd4], {%r6, %r7, %r8, %r3};
-    """
-    executed(".shared .align 16 .b8 wide[512];" + code, to, threads=32)
-    rows = np.arange(32 * 4).reshape(4, 8, 4)  # matrices, rows, words of a row
-    assert (to.reshape(32, 4) == rows.reshape(4, 32).T).all()
+    to[:] = given.astype(np.uint16).reshape(-1).view(np.uint32)
+    executed(f"{OWN} {code} st.global.v4.b32 [%rd4], {{%r6, %r7, %r8, %r3}};", to, threads=32)
+    assert (to.view(np.uint16) == expected.reshape(-1)).all()
 
 
 # ---- the text ---------------------------------------------------------------------------------------

@@ -67,11 +67,12 @@ inline float from_bfloat16(uint16_t bits) { return of<float>(Bits(bits) << 16); 
   return result;
 }
 
-template <class T>
-T exp2_without_subnormals(T x) {
-  const double result = std::exp2(std::fabs(x) < std::numeric_limits<T>::min() ? 0.0 : double(x));
-  return result < std::numeric_limits<T>::min() ? T(0) : T(result);
+// What .ftz makes of a number.
+inline float without_subnormals(float x) {
+  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
 }
+
+inline float exp2_of(float x) { return static_cast<float>(std::exp2(double(x))); }
 
 template <class T>
 using Wider = std::conditional_t<sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>,
@@ -259,8 +260,17 @@ inline Functions all_functions() {
   to["fma.rm.f32"] = [](const Bits* x) {
     return bits_of(fma_downwards(of<float>(x[0]), of<float>(x[1]), of<float>(x[2])));
   };
-  to["ex2.approx.f32"] = [](const Bits* x) { return bits_of(float(std::exp2(double(of<float>(x[0]))))); };
-  to["ex2.approx.ftz.f32"] = [](const Bits* x) { return bits_of(exp2_without_subnormals(of<float>(x[0]))); };
+  to["ex2.approx.f32"] = [](const Bits* x) { return bits_of(exp2_of(of<float>(x[0]))); };
+  to["ex2.approx.ftz.f32"] = [](const Bits* x) {
+    return bits_of(without_subnormals(exp2_of(without_subnormals(of<float>(x[0])))));
+  };
+  to["sqrt.rn.ftz.f32"] = [](const Bits* x) {
+    return bits_of(std::sqrt(without_subnormals(of<float>(x[0]))));
+  };
+  to["div.rn.ftz.f32"] = [](const Bits* x) {
+    return bits_of(
+        without_subnormals(without_subnormals(of<float>(x[0])) / without_subnormals(of<float>(x[1]))));
+  };
   to["cvt.sat.f32.f32"] = [](const Bits* x) {
     const float value = of<float>(x[0]);
     return bits_of(value > 0 ? std::min(value, 1.0f) : 0.0f);  // of NaN, too

@@ -108,6 +108,7 @@ class Execution {
   }
 
   void set(Warp& warp, const Operand& operand, int lane, Bits bits) const {
+    if (operand.kind == kUnused) return;
     if (operand.kind != kRegister) throw std::invalid_argument("a result that is no register");
     const int nbytes = register_nbytes_[operand.number];
     warp.registers[operand.number][lane] =
@@ -212,21 +213,46 @@ class Execution {
     });
   }
 
-  // Four matrices of 8 rows of 16 bytes. Lane i has the address of row i; of each matrix it gets four bytes.
+  // Four matrices of 8 rows of 16 bytes. Lane i has the address of row i, and of each matrix four bytes.
+
+  using Rows = std::array<std::array<unsigned char, 16>, kWarp>;
+
+  static unsigned char* part_of(Rows& rows, int matrix, int lane) {
+    return &rows[8 * matrix + lane / 4][4 * (lane % 4)];
+  }
+
   void load_matrices(Warp& warp, Lanes lanes, const Instruction& own) {
-    if (lanes != kAll) refuse("not all lanes of the warp are there", warp, __builtin_ctz(lanes), own);
-    Instruction row = own;
-    row.access = {Space::kShared, false, false, 16};
-    std::array<std::array<unsigned char, 16>, kWarp> rows;
+    check_all_are_there(warp, lanes, own);
+    const bool is_transposed = own.opcode.find(".trans") != std::string::npos;
+    Rows rows;
     for_each_lane(lanes,
-                  [&](int lane) { std::memcpy(&rows[lane], touch(warp, row, 1, lane, 16, false), 16); });
+                  [&](int lane) { std::memcpy(&rows[lane], touch(warp, own, 1, lane, 16, false), 16); });
     for_each_lane(lanes, [&](int lane) {
       for (int matrix = 0; matrix < 4; ++matrix) {
-        uint32_t part;
-        std::memcpy(&part, &rows[8 * matrix + lane / 4][4 * (lane % 4)], 4);
-        set(warp, own.operands[0].at(matrix), lane, part);
+        uint16_t parts[2];  // numbers of two bytes, which are transposed
+        std::memcpy(parts, part_of(rows, matrix, lane), 4);
+        for (int i = 0; is_transposed && i < 2; ++i)
+          std::memcpy(&parts[i], &rows[8 * matrix + 2 * (lane % 4) + i][2 * (lane / 4)], 2);
+        set(warp, own.operands[0].at(matrix), lane, parts[0] | Bits(parts[1]) << 16);
       }
     });
+  }
+
+  void store_matrices(Warp& warp, Lanes lanes, const Instruction& own) {
+    check_all_are_there(warp, lanes, own);
+    Rows rows;
+    for_each_lane(lanes, [&](int lane) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        const Bits part = get(warp, own.operands[1].at(matrix), lane);
+        std::memcpy(part_of(rows, matrix, lane), &part, 4);
+      }
+    });
+    for_each_lane(lanes,
+                  [&](int lane) { std::memcpy(touch(warp, own, 0, lane, 16, true), &rows[lane], 16); });
+  }
+
+  void check_all_are_there(const Warp& warp, Lanes lanes, const Instruction& own) const {
+    if (lanes != kAll) refuse("not all lanes of the warp are there", warp, __builtin_ctz(lanes), own);
   }
 
   // ---- several lanes ----

@@ -19,7 +19,7 @@ constexpr Lanes kAll = ~Lanes(0);
 constexpr Bits kPoison = 0x5a5a5a5a5a5a5a5a;  // what nobody wrote
 constexpr int64_t kMostSteps = 20'000'000;    // of all warps: a loop without an end is noticed
 
-enum Kind { kRegister, kConstant, kSpecial };         // of program.py
+enum Kind { kRegister, kConstant, kSpecial, kUnused };          // of program.py
 enum Special { kThread, kThreads, kBlock, kBlocks, kMistake };  // likewise
 enum class Space { kGlobal, kShared, kParameter };
 

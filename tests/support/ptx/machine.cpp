@@ -33,7 +33,11 @@ void Execution::decode(Instruction& own, const Functions& functions) {
   if (own.opcode == "vote.sync.ballot.b32") return handled_by(&Execution::ballot);
   if (own.opcode == "redux.sync.add.s32" || own.opcode == "redux.sync.max.s32")
     return handled_by(&Execution::reduce);
-  if (own.opcode == "ldmatrix.sync.aligned.m8n8.x4.shared.b16") return handled_by(&Execution::load_matrices);
+  own.access = {Space::kShared, false, false, 16};
+  if (own.opcode == "ldmatrix.sync.aligned.m8n8.x4.shared.b16" ||
+      own.opcode == "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16")
+    return handled_by(&Execution::load_matrices);
+  if (own.opcode == "stmatrix.sync.aligned.m8n8.x4.shared.b16") return handled_by(&Execution::store_matrices);
   throw std::invalid_argument("an instruction that is not known: " + own.text);
 }
 
@@ -72,6 +76,6 @@ PYBIND11_MODULE(_machine, module) {
   py::register_exception<ptx::Illegal>(module, "Illegal");
   py::class_<ptx::Program>(module, "Program")
       .def(py::init(&ptx::program_of), py::arg("instructions"), py::arg("register_nbytes"))
-      .def("execute", &ptx::execute, py::arg("parameters"), py::arg("blocks"), py::arg("mistake"), py::arg("threads"),
-           py::arg("shared_nbytes"), py::arg("memory"));
+      .def("execute", &ptx::execute, py::arg("parameters"), py::arg("blocks"), py::arg("mistake"),
+           py::arg("threads"), py::arg("shared_nbytes"), py::arg("memory"));
 }

@@ -16,6 +16,7 @@ class Kind(IntEnum):
     REGISTER = 0  # its index
     CONSTANT = 1  # its bits
     SPECIAL = 2  # an index of SPECIAL
+    UNUSED = 3  # none: a result that nobody wants
 
 
 SPECIAL = ("%tid.x", "%ntid.x", "%ctaid.x", "%nctaid.x", "%nctaid.y")
@@ -115,6 +116,8 @@ class _Reader:
 
     def _single(self, text: str) -> Operand:
         text = text.strip()
+        if text == "_":
+            return Operand(Kind.UNUSED, 0)
         if text in SPECIAL:
             return Operand(Kind.SPECIAL, SPECIAL.index(text))
         if _family(text) in self._types:
