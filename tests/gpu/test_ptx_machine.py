@@ -324,7 +324,8 @@ def test_lanes_part_and_meet_again(executed) -> None:
 MATRICES = np.arange(4 * 8 * 8).reshape(4, 8, 8)  # four of eight rows of eight numbers of two bytes
 OF_LANES = MATRICES.reshape(4, 32, 2).swapaxes(0, 1)  # each lane has two numbers of each matrix
 OWN = """.shared .align 16 .b8 wide[512]; mul.wide.u32 %rd4, %r1, 16; add.s64 %rd4, %rd4, %rd1;
-  shl.b32 %r4, %r1, 4; mov.b32 %r6, wide; add.s32 %r4, %r4, %r6; ld.global.v4.b32 {%r6, %r7, %r8, %r3}, [%rd4];"""
+  shl.b32 %r4, %r1, 4; mov.b32 %r6, wide; add.s32 %r4, %r4, %r6;
+  ld.global.v4.b32 {%r6, %r7, %r8, %r3}, [%rd4];"""
 
 
 @pytest.mark.parametrize(
