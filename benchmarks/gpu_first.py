@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run the code that is checked out
 
 from gpu_report import SUITE
-from sector_patterns import LEFT_OUT
+from sector_patterns import LEFT_OUT, VERDICT
 
 from sparseopt_kernels import __version__
 from sparseopt_kernels.lab.reproduce.code_commit import commit_of
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).parent
 OK, STOPPED, SKIPPED = "ok", "stopped by Ctrl-C", "left out: "
 FORM = "GPU report"  # the name of the issue form
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE = 3.0  # seconds between asking a part to end and ending it
 _QUERY = (
     *("name", "driver_version", "memory.total", "ecc.mode.current", "mig.mode.current", "power.limit"),
@@ -77,7 +78,7 @@ def tool(name: str) -> str | None:
 
 
 def parts(folder: Path) -> list[Part]:
-    """Return the parts, which have 585 seconds in all. What says most comes first."""
+    """Return the parts, which have 560 seconds in all. What says most comes first."""
 
     def program(file: str, *arguments: str) -> list[str]:
         return [sys.executable, str(HERE / file), *arguments]
@@ -119,16 +120,16 @@ def parts(folder: Path) -> list[Part]:
         Part(
             name="tests",
             about="the tests on the device",
-            seconds=180,
+            seconds=170,
             command=lambda _: [*SUITE, "--durations=10"],
         ),
         Part(
             name="report",
             about="the time of a step beside PyTorch's optimizers",
-            seconds=150,
+            seconds=145,
             command=report,
         ),
-        sanitizer("memcheck", "addresses", 60),
+        sanitizer("memcheck", "addresses", 50),
         Part(
             name="ncu",
             about="does memory deliver sectors or pairs, by Nsight Compute",
@@ -169,8 +170,21 @@ def run(part: Part, seconds: float, log: Path) -> Outcome:
             status = f"not finished after {seconds:.0f} s"
         except KeyboardInterrupt:
             status = STOPPED
-        _end(process)
+        finally:
+            with no_more_interrupts():
+                _end(process)
     return Outcome(part.name, status, time.monotonic() - start)
+
+
+@contextmanager
+def no_more_interrupts() -> Iterator[None]:
+    """Let what ends a part, and packs what is there, come to its end."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -229,9 +243,14 @@ def _said(command: Sequence[str]) -> str:
     return done.stdout.strip()
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
+def summary(outcomes: Sequence[Outcome], folder: Path) -> str:
+    """Return how the parts have ended, and what those say that ask how memory delivers."""
     rows = [(outcome.name, outcome.status, f"{outcome.seconds:.0f}") for outcome in outcomes]
-    return "\n".join(aligned([("part", "how it ended", "seconds"), *rows])) + "\n"
+    lines = aligned([("part", "how it ended", "seconds"), *rows])
+    for log in sorted(folder.glob("*-patterns.txt")) + sorted(folder.glob("*-ncu.txt")):
+        said = log.read_text(errors="replace").splitlines()
+        lines += [f"{log.stem}: {line}" for line in said if line.startswith(VERDICT)]
+    return "\n".join(lines) + "\n"
 
 
 def main(runs: Path = ROOT / "runs") -> int:
@@ -243,13 +262,18 @@ def main(runs: Path = ROOT / "runs") -> int:
     name = torch.cuda.get_device_name()
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     folder = runs / f"gpu-first-{slug}-{time.strftime('%Y-%m-%d-%H%M%S')}"
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        print(f"{folder} is to have what the parts say, and cannot be made: {error}", file=sys.stderr)
+        return 1
     wanted = parts(folder)
     print(f"{name}: {len(wanted)} parts, ten minutes at most. Ctrl-C keeps what is there.", flush=True)
     (folder / "about.txt").write_text(about(name))
     outcomes = run_all(wanted, folder)
-    (folder / "summary.txt").write_text(summary(outcomes))
-    archive = shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+    with no_more_interrupts():
+        (folder / "summary.txt").write_text(summary(outcomes, folder))
+        archive = shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
     bad = [f"{outcome.name} ({outcome.status})" for outcome in outcomes if outcome.is_bad()]
     print(f"""
 Please send {archive}
@@ -262,4 +286,6 @@ It is what the parts have said, with paths of this machine: look through it if t
 
 
 if __name__ == "__main__":
+    for stop in _STOPS:  # a connection that ends, say, stops it as Ctrl-C does
+        signal.signal(stop, signal.default_int_handler)
     sys.exit(main())

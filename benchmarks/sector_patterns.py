@@ -115,6 +115,10 @@ def fits(measured: Mapping[str, float], says: Bytes) -> list[Fit]:
     return sorted(found, key=lambda fit: fit.error)
 
 
+VERDICT = ("Memory delivers ", "No assumption fits: ", "Undecided: ")
+"""How a verdict begins."""
+
+
 def verdict(measured: Mapping[str, float], says: Bytes) -> str:
     best, second, *_ = fits(measured, says)
     if best.error > _WELL:

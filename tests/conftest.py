@@ -119,11 +119,18 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+def kept_folder(request: pytest.FixtureRequest, name: str) -> Path:
+    """A folder that is kept from run to run, unless pytest keeps nothing."""
+    cache = getattr(request.config, "cache", None)
+    if cache is not None:
+        return Path(cache.mkdir(name))
+    return Path(request.getfixturevalue("tmp_path_factory").mktemp(name))
+
+
 @pytest.fixture(scope="session")
 def cuda_cache(request: pytest.FixtureRequest) -> Path:
-    """Where what is made of the CUDA sources is kept from run to run."""
-    assert request.config.cache is not None
-    return request.config.cache.mkdir("cuda_on_cpu")
+    """Where what is made of the CUDA sources is kept."""
+    return kept_folder(request, "cuda_on_cpu")
 
 
 @pytest.fixture(scope="session")
@@ -145,9 +152,8 @@ def cuda(cuda_library: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def ptx_cache(request: pytest.FixtureRequest) -> Path:
-    """Where what executes PTX is kept from run to run, and the PTX."""
-    assert request.config.cache is not None
-    return request.config.cache.mkdir("ptx")
+    """Where what executes PTX is kept, and the PTX."""
+    return kept_folder(request, "ptx")
 
 
 @pytest.fixture(scope="session")

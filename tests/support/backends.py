@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import pytest
+import stand_in_driver
 import torch
 from cuda_on_cpu.build import compiler
 from ptx.build import why_no_cuda, why_no_machine
@@ -119,6 +120,10 @@ def why_not_executed(name: str) -> str | None:
     """The reason why compiled kernels of a GPU backend cannot be executed here."""
     if name == "cuda":
         return why_no_cuda()
+    if torch.cuda.is_available():
+        return "there is a GPU, and a stand-in for its driver would be in its place"
+    if stand_in_driver.compiler() is None:
+        return "there is no C compiler"
     return triton._MISSING or why_no_machine()
 
 

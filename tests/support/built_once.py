@@ -22,10 +22,12 @@ def built_once(directory: Path, name: str, key: str, make: Callable[[Path], None
         key: what tells it from others of that name.
     """
     target = directory / key / name
-    with FileLock(directory / "lock"):
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
         if not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            make(target)
+            unfinished = target.with_suffix(".unfinished")
+            make(unfinished)
+            unfinished.replace(target)
     return target
 
 

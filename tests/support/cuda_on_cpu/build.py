@@ -65,7 +65,7 @@ def compiler() -> str | None:
 
 def fuses_multiply_adds() -> bool:
     """Tell if what is compiled here fuses them, as a GPU does: see ``multiply_add`` in update_rule.h."""
-    macros = _settings()[0]
+    macros = settings()[0]
     return any(b"#define " + name in macros for name in (b"__FMA__ ", b"__aarch64__ ", b"__FP_FAST_FMA "))
 
 
@@ -105,8 +105,8 @@ def _build(directory: Path, name: str, sources: dict[Path, str]) -> Path:
         **{HERE / own: (HERE / own).read_text() for own in ("cuda_runtime.h", "runtime.cpp")},
     }
     units = [path for path in sources if path.suffix != ".h"]
-    settings = _settings()
-    keys = [key_of(settings, *sorted(_included(unit, sources).items())) for unit in units]
+    own = settings()
+    keys = [key_of(own, *sorted(_included(unit, sources).items())) for unit in units]
     return built_once(
         directory,
         name,
@@ -125,10 +125,10 @@ def _link(directory: Path, target: Path, sources: dict[Path, str], keys: dict[Pa
         objects = {unit: directory / f"{key}.o" for unit, key in keys.items()}
         list(pool.map(lambda unit: _compile(root, unit.relative_to(ROOT), objects[unit]), objects))
         run([_cxx(), "-shared", "-o", f"{root}/built.so", *map(str, objects.values())])
-        (root / "built.so").replace(target)
+        shutil.copy(root / "built.so", target)
 
 
-def _settings() -> tuple[Any, ...]:
+def settings() -> tuple[Any, ...]:
     """What else an object depends on; the compiler's macros say what it takes this machine for."""
     command = [_cxx(), *FLAGS, "-dM", "-E", "-x", "c++", "/dev/null"]
     macros = subprocess.run(command, check=True, capture_output=True).stdout

@@ -3,14 +3,13 @@ of a device, and the test that finds it."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from mutants.gpu import GPU
 from mutants.masks import MASKS
 from mutants.preparation import PREPARATION
 from mutants.sharded import SHARDED
 from mutants.steps import STEPS
+from sparseopt_kernels.kernels.gpu import triton
 
 MUTANTS = {**PREPARATION, **STEPS, **MASKS, **SHARDED}
-if find_spec("triton"):  # which the tests of GPU backends need
+if triton._MISSING is None:  # which the tests of GPU backends need
     MUTANTS |= GPU

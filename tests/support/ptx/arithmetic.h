@@ -201,14 +201,18 @@ template <class To, class From>
 void add_conversion(Functions& to, const std::string& to_type, const std::string& from_type) {
   const std::string types = "." + to_type + "." + from_type;
   if constexpr (std::is_integral_v<To> && std::is_integral_v<From>) {
-    to["cvt" + types] = [](const Bits* x) { return bits_of(static_cast<To>(of<From>(x[0]))); };
+    to["cvt" + types] = [](const Bits* x) {
+      const To value = static_cast<To>(of<From>(x[0]));
+      return std::is_signed_v<To> ? bits_of(static_cast<int64_t>(value)) : bits_of(value);
+    };
   } else if constexpr (std::is_integral_v<From>) {
     to["cvt.rn" + types] = [](const Bits* x) { return bits_of(static_cast<To>(of<From>(x[0]))); };
   } else if constexpr (std::is_integral_v<To>) {
     to["cvt.rzi" + types] = [](const Bits* x) {
       const From value = of<From>(x[0]), most = static_cast<From>(std::numeric_limits<To>::max());
       const From least = static_cast<From>(std::numeric_limits<To>::min());
-      if (std::isnan(value)) return Bits(0);
+      if (std::isnan(value))
+        return sizeof(To) == 8 || sizeof(From) == 8 ? Bits(1) << (8 * sizeof(To) - 1) : Bits(0);
       if (value >= most) return bits_of(std::numeric_limits<To>::max());
       return bits_of(value <= least ? std::numeric_limits<To>::min() : static_cast<To>(value));
     };
@@ -281,7 +285,9 @@ inline Functions all_functions() {
   to["cvt.f32.bf16"] = [](const Bits* x) { return bits_of(from_bfloat16(of<uint16_t>(x[0]))); };
   to["cvt.rn.f16.f32"] = [](const Bits* x) { return to_float16(of<float>(x[0])); };
   to["cvt.rn.bf16.f32"] = [](const Bits* x) { return to_bfloat16(of<float>(x[0])); };
-  to["cvt.rz.bf16.f32"] = [](const Bits* x) { return x[0] >> 16 & 0xffff; };
+  to["cvt.rz.bf16.f32"] = [](const Bits* x) {
+    return std::isnan(of<float>(x[0])) ? Bits(0x7fff) : x[0] >> 16 & 0xffff;
+  };
   // The first operand becomes the high half.
   to["cvt.rn.f16x2.f32"] = [](const Bits* x) {
     return to_float16(of<float>(x[0])) << 16 | to_float16(of<float>(x[1]));

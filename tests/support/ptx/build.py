@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from pathlib import Path
 import pybind11
 from built_once import built_once, key_of, run
 from cuda_code import NVCC, flags
-from cuda_on_cpu.build import CSRC, Substitution, compiler, cuda_sources
+from cuda_on_cpu.build import CSRC, Substitution, compiler, cuda_sources, settings
 
 HERE = Path(__file__).parent.resolve()
 ARCHITECTURE = 90
-NO_NVCC = "there is no nvcc (it comes with the CUDA toolkit, or by pip install nvidia-cuda-nvcc)"
+NO_NVCC = "there is no nvcc: pip install nvidia-cuda-nvcc, or put that of a CUDA toolkit on the PATH"
 _SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 _INCLUDES = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
 _MODULE = ["-std=c++17", "-fPIC", "-fvisibility=hidden"]
@@ -46,7 +46,7 @@ def build_machine(directory: Path) -> Path:
         run([str(compiler()), *_MODULE, *_MACHINE, *_INCLUDES, "-o", target, HERE / "machine.cpp"])
 
     texts = [path.read_text() for path in sorted([*HERE.glob("*.h"), HERE / "machine.cpp"])]
-    key = key_of(texts, _MODULE, _MACHINE, pybind11.__version__, sys.version)
+    key = key_of(texts, settings())
     return built_once(directory, f"_machine{_SUFFIX}", key, make)
 
 
@@ -54,7 +54,7 @@ def build_cuda(directory: Path) -> Path:
     """The path of the module ``_cuda``, whose launches go to the recording runtime beside this file."""
     runtime = HERE / "recording_runtime.cpp"
     sources = cuda_sources()
-    key = key_of(_named(sources), runtime.read_text(), NVCC, flags(), _MODULE, _DEFINITIONS, sys.version)
+    key = key_of(_named(sources), runtime.read_text(), _nvcc_settings(), settings())
 
     def compiled(source: Path, folder: str) -> Path:
         to = Path(folder, f"{source.name}.o")
@@ -77,7 +77,7 @@ def build_ptx(directory: Path, substitutions: Sequence[Substitution] = ()) -> li
     """The PTX of the files of csrc/cuda, in which ``substitutions`` are made."""
     sources = cuda_sources(substitutions)
     units = [path for path in sources if path.suffix == ".cu" and path.name != "driver.cu"]
-    key = key_of(_named(sources), NVCC, flags(), ARCHITECTURE)
+    key = key_of(_named(sources), _nvcc_settings())
 
     def ptx(unit: Path) -> str:
         def make(target: Path) -> None:
@@ -97,6 +97,12 @@ def build_ptx(directory: Path, substitutions: Sequence[Substitution] = ()) -> li
 
 def _named(sources: dict[Path, str]) -> dict[str, str]:
     return {path.name: text for path, text in sources.items()}
+
+
+def _nvcc_settings() -> tuple[str, list[str], int]:
+    assert NVCC is not None
+    version = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
+    return version, flags(), ARCHITECTURE
 
 
 def _nvcc(*arguments: str | Path) -> None:

@@ -166,7 +166,8 @@ class Execution {
     const Bits address = get(warp, address_parts.at(0), lane) + get(warp, address_parts.at(1), lane);
     if (address % nbytes != 0) refuse("a misaligned address", warp, lane, own);
     if (own.access.space == Space::kParameter) {
-      if (writes || address + nbytes > parameters_.size()) refuse("no such parameter", warp, lane, own);
+      if (writes || !is_within(address, nbytes, parameters_.size()))
+        refuse("no such parameter", warp, lane, own);
       return reinterpret_cast<unsigned char*>(&parameters_[address]);
     }
     Touches* touches = &shared_touches_;
@@ -174,7 +175,7 @@ class Execution {
     if (own.access.space == Space::kGlobal) {
       std::tie(touches, at) = memory_.find(address, nbytes);
       if (touches == nullptr) refuse("an address outside of live memory", warp, lane, own);
-    } else if (address + nbytes > shared_.size()) {
+    } else if (!is_within(address, nbytes, shared_.size())) {
       refuse("an address outside of shared memory", warp, lane, own);
     }
     if (writes)

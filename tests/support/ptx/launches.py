@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -87,6 +88,8 @@ def hand_over(library: ctypes.CDLL, prefix: str, execute: Callable[[Launch], Non
             )
             return 0
         except BaseException as error:  # it cannot pass through C
+            if isinstance(error, KeyboardInterrupt):
+                interrupt_main()
             error_text.value = f"{type(error).__name__}: {error}".encode()[:4095]
             return _LAUNCH_FAILED
 

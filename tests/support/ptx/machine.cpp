@@ -13,7 +13,8 @@ void Execution::decode(Instruction& own, const Functions& functions) {
   const auto parts = parts_of(own.opcode);
   const std::string& name = parts[0];
   const auto handled_by = [&](Handler handler) { own.handler = handler; };
-  if (const auto found = functions.find(own.opcode); found != functions.end()) {
+  const bool has_one_result = own.operands.empty() || own.operands[0].size() == 1;
+  if (const auto found = functions.find(own.opcode); found != functions.end() && has_one_result) {
     own.function = found->second;
     return handled_by(&Execution::compute);
   }
@@ -27,7 +28,8 @@ void Execution::decode(Instruction& own, const Functions& functions) {
       return handled_by(name == "ld" ? &Execution::load : &Execution::store);
     }
   }
-  if (own.opcode == "bar.sync") return handled_by(&Execution::block_barrier);
+  const bool is_of_whole_block = own.operands.size() == 1 && own.operands[0][0].number == 0;
+  if (own.opcode == "bar.sync" && is_of_whole_block) return handled_by(&Execution::block_barrier);
   if (own.opcode == "bar.warp.sync") return handled_by(&Execution::warp_barrier);
   if (name == "shfl") return handled_by(&Execution::shuffle);
   if (own.opcode == "vote.sync.ballot.b32") return handled_by(&Execution::ballot);

@@ -14,7 +14,8 @@ launch writes is among them.
 Not checked are: what ptxas makes of the PTX (SASS, registers, spills); the error of ex2.approx, which is
 exact here; the orders that the memory model allows and this machine does not take; an address that leaves its
 tensor and hits another one; streams, graphs, time. Not known are atomics, textures, local memory,
-asynchronous copies, and grids and blocks of more than one dimension.
+asynchronous copies, barriers of a part of a block, generic addresses of other memory than that of the device,
+and grids and blocks of more than one dimension.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from built_once import load
 from ptx.build import build_machine
 from ptx.program import Program
 
+_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _MANY = 20_000  # objects, through which it takes a millisecond to look
 
 
@@ -49,24 +51,26 @@ class Machine:
         self._machine: ModuleType = load(build_machine(directory))
         self._decoded: dict[int, tuple[Program, Any]] = {}
         self._old_tensors: list[ref[torch.Tensor]] = []
+        gc.unfreeze()  # tensors that the collector was told to leave alone are looked for, too
         self.Illegal: type[Exception] = self._machine.Illegal
 
     def _live_memory(self) -> list[tuple[int, int]]:
         """The addresses and sizes of the memory of all tensors of the CPU that Python knows."""
         objects = gc.get_objects()
-        tensors = [found for found in objects if issubclass(type(found), torch.Tensor)]
+        # Not those of classes of their own, such as lazy parameters, which may have no memory.
+        tensors = [found for found in objects if type(found) in _TENSORS]
         tensors += [tensor for known in self._old_tensors if (tensor := known()) is not None]
-        sizes: dict[int, int] = {}
+        blocks = []
         for tensor in tensors:
             if tensor.device.type == "cpu" and tensor.layout == torch.strided:
                 storage = tensor.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
+                blocks.append((storage.data_ptr(), storage.nbytes()))
         if len(objects) > _MANY:  # modules that were imported, say: they are not looked through again
             del objects
             self._old_tensors = [*map(ref, tensors)]
             gc.collect()
             gc.freeze()
-        return [(address, size) for address, size in sizes.items() if address and size]
+        return [(address, nbytes) for address, nbytes in blocks if address and nbytes]
 
     def run(
         self,

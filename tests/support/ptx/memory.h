@@ -16,6 +16,11 @@ namespace ptx {
 
 constexpr int kWarp = 32;
 
+// Tells if `nbytes` from `at` on are among the first `all`; sums might overflow.
+inline bool is_within(uint64_t at, uint64_t nbytes, uint64_t all) {
+  return nbytes <= all && at <= all - nbytes;
+}
+
 // What a GPU would refuse, or do in no defined way.
 struct Illegal : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -104,9 +109,15 @@ class LiveMemory {
 
   LiveMemory(std::vector<Block> blocks, Races& races) : blocks_(std::move(blocks)), races_(&races) {
     std::sort(blocks_.begin(), blocks_.end());
-    for (size_t i = 1; i < blocks_.size(); ++i)
-      if (blocks_[i - 1].first + blocks_[i - 1].second > blocks_[i].first)
-        throw std::invalid_argument("blocks of memory overlap");
+    // Several may share memory.
+    std::vector<Block> apart;
+    for (const auto& [address, nbytes] : blocks_) {
+      if (apart.empty() || apart.back().first + apart.back().second <= address)
+        apart.emplace_back(address, nbytes);
+      else
+        apart.back().second = std::max(apart.back().second, address + nbytes - apart.back().first);
+    }
+    blocks_ = std::move(apart);
     touches_.resize(blocks_.size());
   }
 
@@ -114,7 +125,7 @@ class LiveMemory {
   std::pair<Touches*, size_t> find(uint64_t address, size_t nbytes) {
     const auto after = std::upper_bound(blocks_.begin(), blocks_.end(), Block{address, UINT64_MAX});
     const size_t index = static_cast<size_t>(after - blocks_.begin()) - 1;
-    if (after == blocks_.begin() || address + nbytes > blocks_[index].first + blocks_[index].second)
+    if (after == blocks_.begin() || !is_within(address - blocks_[index].first, nbytes, blocks_[index].second))
       return {nullptr, 0};
     if (!touches_[index]) touches_[index] = std::make_unique<Touches>(blocks_[index].second, *races_);
     return {touches_[index].get(), address - blocks_[index].first};
