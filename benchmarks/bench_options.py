@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from comparison import Case, Comparison, checked_entrants, timed
+from comparison import Case, Comparison, checked_entrants, timed_hot_and_cold
 
 from sparseopt_kernels.lab.bench.contestants import SGD
 from sparseopt_kernels.lab.bench.network import Shape
@@ -21,7 +21,7 @@ from sparseopt_kernels.lab.timing import Rounds
 
 SPARSITIES = (0.0, 0.9, 0.95, 0.99)
 _WEIGHTS = 1 << 23
-_ROUNDS = Rounds(20, warmup=2)
+_ROUNDS, _COLD_ROUNDS = Rounds(20, warmup=2), Rounds(10, warmup=1)
 
 
 class Options(NamedTuple):
@@ -52,11 +52,13 @@ def bench_option(record_step: Callable[[Comparison], None], name: str, sparsity:
     dtype, ours, theirs = _OPTIONS[name]
     case = Case(f"2 layers of 4096x2048, {name}", [(4096, 2048)] * 2, sparsity, dtype, ours)
     found = checked_entrants(case, [[partial(make, **theirs) for make in SGD]])
-    record_step(timed(case, found, _ROUNDS))
+    for comparison in timed_hot_and_cold(case, found, _ROUNDS, _COLD_ROUNDS):
+        record_step(comparison)
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("name", _SHAPES)
 def bench_shape(record_step: Callable[[Comparison], None], name: str, sparsity: float) -> None:
     case = Case(f"8 million weights, {name}", [_SHAPES[name]], sparsity)
-    record_step(timed(case, checked_entrants(case, [SGD]), _ROUNDS))
+    for comparison in timed_hot_and_cold(case, checked_entrants(case, [SGD]), _ROUNDS, _COLD_ROUNDS):
+        record_step(comparison)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from last_cache import cold_timer
 from networks import floor_bytes_of
 
 from sparseopt_kernels.lab.bench.checks import WRONG, Admitted, References, admitted
@@ -20,6 +21,10 @@ from sparseopt_kernels.lab.timing import CpuTimer, Rounds, Summary, copied_gb_pe
 
 OURS = "sparseopt"  # the name of this package among the contestants
 THREADS = 2
+Cache = Literal["hot", "cold"]
+"""What a contestant finds in the caches: what the one before it left there, or nothing of any contestant."""
+HOT: Cache = "hot"
+COLD: Cache = "cold"
 _CACHE_LINE = 64  # bytes
 
 
@@ -56,6 +61,7 @@ class Comparison:
     copy_gb_per_s: float
     times: Mapping[str, Summary]  # by contestant
     wrong: tuple[str, ...] = ()  # contestants that are not timed, because their weights are wrong
+    cache: Cache = HOT
 
 
 def checked_entrants(case: Case, rivals: Iterable[Sequence[Maker]]) -> Admitted:
@@ -74,16 +80,22 @@ def checked_entrants(case: Case, rivals: Iterable[Sequence[Maker]]) -> Admitted:
 
 
 def timed(
-    case: Case, contestants: Admitted, rounds: Rounds, steps: int = 1, seconds: float = math.inf
+    case: Case,
+    contestants: Admitted,
+    rounds: Rounds,
+    steps: int = 1,
+    seconds: float = math.inf,
+    cache: Cache = HOT,
 ) -> Comparison:
     """Time the contestants in turns of ``steps`` steps. After the fewest of ``rounds``, it ends when
     ``seconds`` have passed."""
+    timer = cold_timer() if cache == COLD else CpuTimer()
     gc.collect()
     ours = contestants.right[0]
     nbytes = sum(p.nbytes for p in ours.network.parameters)
     turns = {contestant.name: contestant.turn(steps) for contestant in contestants.right}
     end = time.monotonic() + seconds
-    times = take_turns({**turns, "copy": copying(nbytes)}, CpuTimer(), rounds, lambda: time.monotonic() > end)
+    times = take_turns({**turns, "copy": copying(nbytes)}, timer, rounds, lambda: time.monotonic() > end)
     copy = times.pop("copy")
     return Comparison(
         network=case.network,
@@ -93,4 +105,17 @@ def timed(
         copy_gb_per_s=copied_gb_per_s(nbytes, copy),
         times=times,
         wrong=tuple(contestants.wrong),
+        cache=cache,
     )
+
+
+def timed_hot_and_cold(
+    case: Case, contestants: Admitted, rounds: Rounds, cold_rounds: Rounds, seconds: float = math.inf
+) -> Iterator[Comparison]:
+    """Time single steps with hot caches and with cold ones, each for ``seconds`` at most, as in ``timed``.
+
+    It is for networks that are larger than the caches of the cores. To empty the last cache of a large
+    processor takes longer than a step of a small one.
+    """
+    yield timed(case, contestants, rounds, seconds=seconds)
+    yield timed(case, contestants, cold_rounds, seconds=seconds, cache=COLD)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from comparison import OURS
+from comparison import COLD, OURS
 from cpu_results import Row, caption, timed
 
 from sparseopt_kernels.lab.training import plots
@@ -26,13 +26,16 @@ _SIDE = 4.0  # the ratio, either way, at which the colour scale ends
 def png(rows: Sequence[Row]) -> bytes | None:
     """Draw rows of one machine and instruction set as a PNG file; return None if there are no rows.
 
-    There is a panel for each network and rival; a frame marks its smallest value, an asterisk a substitute.
+    There is a panel for each network, state of the caches and rival; a frame marks its smallest value, an
+    asterisk a substitute.
     """
     right = timed(rows)
     if not right:
         return None
-    networks = list(dict.fromkeys(row["network"] for row in right))
-    heights = [len({row["weights"] for row in right if row["network"] == network}) for network in networks]
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in right:
+        lines.setdefault((row["network"], row["cache"]), []).append(row)
+    heights = [len({row["weights"] for row in own}) for own in lines.values()]
 
     def draw(figure: Figure) -> None:
         figure.suptitle(
@@ -42,13 +45,13 @@ def png(rows: Sequence[Row]) -> bytes | None:
             fontsize=11,
             fontweight="bold",
         )
-        panels = figure.subplots(len(networks), len(_RIVALS), height_ratios=heights, squeeze=False)
+        panels = figure.subplots(len(lines), len(_RIVALS), height_ratios=heights, squeeze=False)
         image: Any = None
-        for line, network in zip(panels, networks, strict=True):
-            own = [row for row in right if row["network"] == network]
+        for line, ((network, cache), own) in zip(panels, lines.items(), strict=True):
+            caches = ", cold caches" if cache == COLD else ""
             for axes, rival in zip(line, _RIVALS, strict=True):
                 image = _draw(axes, own, _RIVALS[rival])
-                axes.set_title(f"{network}, against {rival}", loc="left", fontsize=9)
+                axes.set_title(f"{network}{caches}, against {rival}", loc="left", fontsize=9)
             line[0].set_ylabel("weights (log)")
         for axes in panels[-1]:
             axes.set_xlabel("sparsity (not to scale)")

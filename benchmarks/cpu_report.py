@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comparison import OURS, Comparison
+from comparison import COLD, OURS, Cache, Comparison
 
 from sparseopt_kernels.lab.bench.checks import WRONG
 from sparseopt_kernels.text_table import aligned
@@ -13,18 +13,23 @@ _CLAIMED_SPARSITY, _CLAIMED_RATIO = 0.9, 0.95  # the aim: up to this sparsity at
 
 
 def table(comparisons: Sequence[Comparison], machine: str, isa: str) -> str:
-    """Return a table for each network: medians by sparsity, and the rivals' ratios to SparseOpt's."""
+    """Return a table for each network and state of the caches: medians by sparsity, and the rivals' ratios to
+    SparseOpt's."""
     lines = [
         f"One step, median milliseconds on {machine}, {isa}; in brackets: how many times SparseOpt is faster"
     ]
-    for network in dict.fromkeys(c.network for c in comparisons):
-        own = [c for c in comparisons if c.network == network]
+    for network, cache in dict.fromkeys((c.network, c.cache) for c in comparisons):
+        own = [c for c in comparisons if (c.network, c.cache) == (network, cache)]
         rivals = list(dict.fromkeys(name for c in own for name in (*c.times, *c.wrong) if name != OURS))
         header = ("sparsity", "SparseOpt", *rivals, "bytes/weight", "GB/s", "copy GB/s")
-        lines += ["", f"{network}, {own[0].weights} weights"]
+        lines += ["", f"{_titled(network, cache)}, {own[0].weights} weights"]
         lines += aligned([header, *(_row(c, rivals) for c in own)])
     lines += ["", "bytes/weight: the least that a step of SparseOpt can touch. GB/s: these bytes per median."]
     return "\n".join(lines)
+
+
+def _titled(network: str, cache: Cache) -> str:
+    return f"{network}, cold caches" if cache == COLD else network
 
 
 def _row(comparison: Comparison, rivals: Sequence[str]) -> tuple[str, ...]:
@@ -47,10 +52,13 @@ def _cell(comparison: Comparison, rival: str) -> str:
 
 
 def worst_of_map(comparisons: Sequence[Comparison]) -> str:
-    """Return SparseOpt's worst ratio for each kind of network and rival, up to a sparsity of 0.9."""
+    """Return SparseOpt's worst ratio for each kind of network, state of the caches and rival, up to a
+    sparsity of 0.9."""
     lines = []
-    for network in dict.fromkeys(c.network for c in comparisons):
-        own = [c for c in comparisons if c.network == network and c.sparsity <= _CLAIMED_SPARSITY]
+    claimed = [c for c in comparisons if c.sparsity <= _CLAIMED_SPARSITY]
+    for network, cache in dict.fromkeys((c.network, c.cache) for c in claimed):
+        own = [c for c in claimed if (c.network, c.cache) == (network, cache)]
+        title = _titled(network, cache)
         for rival in dict.fromkeys(name for c in own for name in c.times if name != OURS):
             ratios = {
                 (c.weights, c.sparsity): c.times[rival].p50_ms / c.times[OURS].p50_ms
@@ -60,13 +68,13 @@ def worst_of_map(comparisons: Sequence[Comparison]) -> str:
             weights, sparsity = min(ratios, key=ratios.__getitem__)
             slower = sum(ratio < _CLAIMED_RATIO for ratio in ratios.values())
             lines.append(
-                f"{network}, against {rival}: at worst {ratios[weights, sparsity]:.2f} times as fast, with "
+                f"{title}, against {rival}: at worst {ratios[weights, sparsity]:.2f} times as fast, with "
                 f"{weights} weights at {sparsity}; below {_CLAIMED_RATIO} in {slower} of {len(ratios)} cases "
                 f"up to {_CLAIMED_SPARSITY}"
             )
         for rival in dict.fromkeys(name for c in own for name in c.wrong):
             cases = sum(rival in c.wrong for c in own)
             lines.append(
-                f"{network}: {rival} has {WRONG} in {cases} of {len(own)} cases, and was not timed there"
+                f"{title}: {rival} has {WRONG} in {cases} of {len(own)} cases, and was not timed there"
             )
     return "\n".join(lines)

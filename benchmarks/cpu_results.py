@@ -22,7 +22,7 @@ STEP, MAP = "cpu_step", "cpu_map"  # the kinds
 # PyTorch 2.13.0's fused SGD is wrong in bfloat16 and float16.
 OK, NOT_CHECKED = "ok", "not checked"
 COLUMNS = (
-    *("date", "version", "torch", "machine", "threads", "isa", "network", "weights", "sparsity"),
+    *("date", "version", "torch", "machine", "threads", "isa", "network", "weights", "sparsity", "cache"),
     *("floor_bytes", "copy_gb_per_s", "contestant", "p20_ms", "p50_ms", "p80_ms", "rounds", "status"),
 )
 
@@ -54,7 +54,7 @@ def rows_of(comparisons: Iterable[Comparison], machine: str) -> list[Row]:
     about = (date.today(), __version__, torch.__version__, machine, THREADS, instruction_set())
     rows = []
     for c in comparisons:
-        network = (c.network, c.weights, c.sparsity, c.floor_bytes, f"{c.copy_gb_per_s:.2f}")
+        network = (c.network, c.weights, c.sparsity, c.cache, c.floor_bytes, f"{c.copy_gb_per_s:.2f}")
         for name, times in c.times.items():
             ms = (f"{each:.4f}" for each in (times.p20_ms, times.p50_ms, times.p80_ms))
             values = (*about, *network, name, *ms, times.rounds, OK)

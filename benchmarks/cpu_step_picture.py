@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from comparison import OURS
+from comparison import COLD, OURS
 from cpu_results import Row, caption, timed
 
 from sparseopt_kernels.lab.training import plots
@@ -36,9 +36,10 @@ _LINES = {
 def png(rows: Sequence[Row]) -> bytes | None:
     """Draw rows of one machine and instruction set as a PNG file; return None if no row is of ``_PANELS``.
 
-    Lines are medians, with bands from the 20th to the 80th percentile.
+    Lines are medians, with bands from the 20th to the 80th percentile. Where a network was measured with hot
+    and with cold caches, the latter are drawn.
     """
-    panels = {network: [row for row in rows if row["network"] == network] for network in _PANELS}
+    panels = {network: _shown(rows, network) for network in _PANELS}
     panels = {network: own for network, own in panels.items() if timed(own)}
     if not panels:
         return None
@@ -50,7 +51,9 @@ def png(rows: Sequence[Row]) -> bytes | None:
         ):
             _draw(axes, timed(own))
             axes.set_title(
-                f"{_PANELS[network]}, {int(own[0]['weights']) / 1e6:.3g} million weights", loc="left"
+                f"{_PANELS[network]}, {int(own[0]['weights']) / 1e6:.3g} million weights"
+                + (", cold caches" if own[0]["cache"] == COLD else ""),
+                loc="left",
             )
             shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         figure.supylabel("time of a step in ms (log)", fontsize=9)
@@ -70,6 +73,11 @@ def png(rows: Sequence[Row]) -> bytes | None:
         )
 
     return plots.png(8, 5.2, draw)
+
+
+def _shown(rows: Sequence[Row], network: str) -> list[Row]:
+    own = [row for row in rows if row["network"] == network]
+    return [row for row in own if row["cache"] == COLD] or own
 
 
 def _draw(axes: Axes, rows: Sequence[Row]) -> None:

@@ -48,7 +48,8 @@ class Constant(NamedTuple):
 
 
 CONSTANTS = [
-    Constant("loops.cpp", "kPrefetchDistance", ("8", "64"), ("large 0.97", "large 0.99")),
+    Constant("loops.cpp", "kFar", ("16", "64"), ("large 0.97", "large 0.99")),
+    Constant("loops.cpp", "kNear", ("3", "12"), ("large 0.97", "large 0.99")),
     Constant("loops.cpp", "kLongRun", ("2 * kBlock", "32 * kBlock"), ("ResNet-20 0.9", "large 0.9")),
     Constant("packed_mask.cpp", "kWorthListing", ("0.6", "0.99"), ("large 0.8", "large 0.9")),
     Constant("packed_mask.cpp", "kPieceBlocks", ("1 << 10", "1 << 14"), ("new masks",)),

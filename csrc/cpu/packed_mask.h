@@ -36,6 +36,8 @@ class PackedMask {
 
   // The indices of the live blocks, in order. Empty if nearly all blocks are live: a list would save nothing.
   const std::vector<uint32_t>& live_blocks() const { return live_blocks_; }
+  // The bits of each live block, in the same order: beside the indices, they are read as one stream.
+  const std::vector<uint16_t>& live_bits() const { return live_bits_; }
   bool has_list() const { return !live_blocks_.empty(); }
   double live_share() const { return live_share_; }
 
@@ -48,6 +50,7 @@ class PackedMask {
   double live_share_ = 0;
   std::vector<uint16_t> bits_;
   std::vector<uint32_t> live_blocks_;
+  std::vector<uint16_t> live_bits_;
 };
 
 }  // namespace sparseopt::cpu

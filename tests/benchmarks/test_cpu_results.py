@@ -14,7 +14,7 @@ import cpu_report
 import cpu_results
 import cpu_step_picture
 import pytest
-from comparison import Comparison
+from comparison import COLD, HOT, Cache, Comparison
 from cpu_results import Row, path_of, replace, rows_of
 from pytest_server import PytestServer
 
@@ -31,13 +31,18 @@ def best_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_comparison(
-    sparsity: float, ours_ms: float, network: str = "net", weights: int = 10**6, rival: str = "chain"
+    sparsity: float,
+    ours_ms: float,
+    network: str = "net",
+    weights: int = 10**6,
+    rival: str = "chain",
+    cache: Cache = HOT,
 ) -> Comparison:
     def times(ms: float) -> Summary:
         return Summary(ms - 0.1, ms, ms + 0.1, ms, 60)
 
     both = {"sparseopt": times(ours_ms), rival: times(4.0)}
-    return Comparison(network, sparsity, weights, 5 * weights, 30.25, both)
+    return Comparison(network, sparsity, weights, 5 * weights, 30.25, both, cache=cache)
 
 
 def test_the_table_tells_how_many_times_faster() -> None:
@@ -47,6 +52,37 @@ def test_the_table_tells_how_many_times_faster() -> None:
     assert lines[at + 1].split() == ["sparsity", "SparseOpt", "chain", "bytes/weight", "GB/s", "copy", "GB/s"]
     assert lines[at + 3].split() == ["0.5", "2.000", "4.000", "[2.00]", "5.00", "2.5", "30.2"]
     assert lines[at + 4].split() == ["0.95", "1.000", "4.000", "[4.00]", "5.00", "5.0", "30.2"]
+
+
+def test_hot_and_cold_caches_are_told_apart(tmp_path: Path) -> None:
+    found = [a_comparison(0.5, 2.0), a_comparison(0.5, 5.0, cache=COLD)]
+    lines = cpu_report.table(found, HERE, "avx2").splitlines()
+    hot, cold = lines.index("net, 1000000 weights"), lines.index("net, cold caches, 1000000 weights")
+    assert (lines[hot + 3].split()[1], lines[cold + 3].split()[1]) == ("2.000", "5.000")
+    assert cpu_report.worst_of_map(found).splitlines() == [
+        "net, against chain: at worst 2.00 times as fast, with 1000000 weights at 0.5; "
+        "below 0.95 in 0 of 1 cases up to 0.9",
+        "net, cold caches, against chain: at worst 0.80 times as fast, with 1000000 weights at 0.5; "
+        "below 0.95 in 1 of 1 cases up to 0.9",
+    ]
+    rows = replace(tmp_path / "cpu_step.csv", rows_of(found, HERE), HERE)
+    ours = [(row["cache"], row["p50_ms"]) for row in rows if row["contestant"] == "sparseopt"]
+    assert ours == [("hot", "2.0000"), ("cold", "5.0000")]
+
+
+def test_the_picture_of_steps_is_that_of_cold_caches_if_these_were_measured() -> None:
+    network, rival = "4 layers of 4096x2048", "sgd fused, no mask"
+    hot = rows_of([a_comparison(s, 2.0, network, rival=rival) for s in (0.0, 0.9)], HERE)
+    cold = rows_of([a_comparison(s, 9.0, network, rival=rival, cache=COLD) for s in (0.0, 0.9)], HERE)
+    assert cpu_step_picture.png(hot + cold) == cpu_step_picture.png(cold)
+    assert cpu_step_picture.png(hot) != cpu_step_picture.png(cold)
+
+
+def test_the_map_has_a_panel_for_cold_caches() -> None:
+    hot = [a_comparison(0.0, 3.0, weights=weights, rival="sgd fused, no mask") for weights in (1, 1024)]
+    cold = dataclasses.replace(hot[1], cache=COLD)
+    both = cpu_map_picture.png(rows_of([*hot, cold], HERE))
+    assert pixels(both)[1] > pixels(cpu_map_picture.png(rows_of(hot, HERE)))[1]
 
 
 def test_a_rival_that_is_wrong_is_named_so_in_the_table_and_the_file() -> None:

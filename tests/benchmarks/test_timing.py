@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import comparison
+import last_cache
 import networks
 import pytest
 import torch
 from comparison import Case
+from last_cache import ColdCpuTimer, last_cache_bytes
 
 from sparseopt_kernels.lab.bench.contestants import (
     SGD,
@@ -92,6 +95,52 @@ def test_the_timer_of_a_cpu() -> None:
     assert timing.device_ms == timing.host_ms >= 10
 
 
+def test_the_last_cache_is_the_largest(tmp_path: Path) -> None:
+    for level, size in enumerate(("48K", "32K", "2M", "491520K")):
+        (tmp_path / f"index{level}").mkdir()
+        (tmp_path / f"index{level}" / "size").write_text(f"{size}\n")
+    assert last_cache_bytes(tmp_path) == 491520 << 10
+
+
+@pytest.mark.parametrize("size", [None, "", "0K", "large"])
+def test_a_system_may_not_tell_the_size_of_its_caches(tmp_path: Path, size: str | None) -> None:
+    if size is not None:
+        (tmp_path / "index3").mkdir()
+        (tmp_path / "index3" / "size").write_text(size)
+    assert last_cache_bytes(tmp_path) is None
+
+
+def test_a_cold_timer_reads_twice_the_cache_or_much_if_its_size_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ColdCpuTimer(1 << 20).buffer.nbytes == 2 << 20
+    monkeypatch.setattr(last_cache, "_IF_UNKNOWN", 3 << 20)
+    assert ColdCpuTimer(None).buffer.nbytes == 3 << 20
+
+
+def test_a_cold_timer_empties_the_caches_before_each_turn_and_does_not_count_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+
+    class Buffer:
+        def sum(self) -> None:
+            seen.append("emptied")
+
+    timer = ColdCpuTimer(1 << 10)
+    monkeypatch.setattr(timer, "buffer", Buffer())
+    times = iter([1.0, 3.0, 10.0, 14.0])
+
+    def clock() -> float:
+        seen.append("clock")
+        return next(times)
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    timings = [timer(lambda: seen.append("step")) for _ in range(2)]
+    assert seen == ["emptied", "clock", "step", "clock"] * 2
+    assert [timing.device_ms for timing in timings] == [2000.0, 4000.0]
+
+
 def test_the_bandwidth_of_a_copy_counts_reads_and_writes() -> None:
     turn = copying(4000)
     assert torch.equal(turn.step(), turn.step())  # type: ignore[arg-type]
@@ -123,6 +172,16 @@ def test_a_comparison_ends_when_its_seconds_are_over() -> None:
     entrants = comparison.checked_entrants(SMALL, [])
     found = comparison.timed(SMALL, entrants, Rounds(50, warmup=1, fewest=4), seconds=0.0)
     assert found.times["sparseopt"].rounds == 4
+
+
+def test_steps_are_timed_with_hot_caches_and_with_cold_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    cold = Counter()
+    monkeypatch.setattr(comparison, "cold_timer", lambda: cold)
+    entrants = comparison.checked_entrants(SMALL, [SGD])
+    found = list(comparison.timed_hot_and_cold(SMALL, entrants, Rounds(4, warmup=1), Rounds(3, warmup=2)))
+    assert [each.cache for each in found] == ["hot", "cold"]
+    assert [each.times["sparseopt"].rounds for each in found] == [4, 3]
+    assert cold.calls == 5 * 3  # SparseOpt, its rival, and the copy
 
 
 def test_contestants_share_neither_weights_nor_gradients() -> None:
