@@ -19,7 +19,7 @@ help:
 	@echo "make test-fast   run what needs no compiler, on the reference and the best instruction set: two minutes"
 	@echo "make executed    execute the compiled GPU kernels on a CPU, in all tests of the update rule: nine minutes"
 	@echo "make sanitize    run the CPU loops under the address and undefined behaviour sanitizers"
-	@echo "make bench       measure the speed of a step against PyTorch's own optimizers: 15 to 20 minutes, table and pictures"
+	@echo "make bench       measure the speed of a step against PyTorch's own optimizers: 14 minutes, table and pictures"
 	@echo "make traffic     count the bytes that the GPU kernels touch, without a GPU"
 	@echo "make gpu-model   estimate how long a step takes on an H100, without a GPU"
 	@echo "make scale-model compute what 1 to 512 GPUs send and hold, and check it on 4 processes: two minutes, 8 GB"
