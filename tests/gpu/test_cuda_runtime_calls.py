@@ -31,7 +31,7 @@ class Runtime:
     """A build of the CUDA library, and what its stand-in for the runtime noted."""
 
     def __init__(self, path: Path, library: ModuleType) -> None:
-        self.library, self._noted = library, ctypes.CDLL(str(path))
+        self.module, self._noted = library, ctypes.CDLL(str(path))
         self._noted.cuda_on_cpu_blocks.restype = self._noted.cuda_on_cpu_stream.restype = ctypes.c_int64
 
     def fail_next(self) -> None:
@@ -71,14 +71,14 @@ def launches_of(library: ModuleType) -> Iterator[tuple[str, Callable[[int], None
 
 
 def streams(runtime: Runtime) -> None:
-    for number, (kernel, launch) in enumerate(launches_of(runtime.library), start=70):
+    for number, (kernel, launch) in enumerate(launches_of(runtime.module), start=70):
         launch(number)
         assert runtime.stream() == number, kernel
 
 
 def errors(runtime: Runtime) -> None:
     """The runtime keeps an error until it is asked for it: PyTorch's next call would report it."""
-    for kernel, launch in launches_of(runtime.library):
+    for kernel, launch in launches_of(runtime.module):
         runtime.fail_next()
         with pytest.raises(RuntimeError, match=r"^cudaErrorInvalidValue: invalid argument"):
             launch(0)
@@ -87,15 +87,15 @@ def errors(runtime: Runtime) -> None:
 
 def launches_of_nothing(runtime: Runtime) -> None:
     """CUDA has no grid without blocks. Masks of no rows are such a case."""
-    runtime.library.count_rows("float32", 0, 0, 0, 0, 0, 0)
+    runtime.module.count_rows("float32", 0, 0, 0, 0, 0, 0)
     assert plan_of([Weight(rows=0)], by_sectors=False)
 
 
 def driver(runtime: Runtime) -> None:
-    assert runtime.library.driver_version() == 13000
+    assert runtime.module.driver_version() == 13000
     runtime.fail_next()
     with pytest.raises(RuntimeError, match=r"^cudaErrorInvalidValue.*\(asking for the version of the driver"):
-        runtime.library.driver_version()
+        runtime.module.driver_version()
 
 
 def blocks(runtime: Runtime) -> None:
@@ -108,7 +108,7 @@ def blocks(runtime: Runtime) -> None:
         (launch,) = plan._place(inputs.addresses, []).layout.launches
         assert isinstance(launch, SectorLaunch)
         sums = torch.empty(1000)  # with room for more, and so for mistakes
-        runtime.library.sector_squares(backend._native(launch), inputs.addresses, sums.data_ptr(), 0)
+        runtime.module.sector_squares(backend._native(launch), inputs.addresses, sums.data_ptr(), 0)
         assert runtime.blocks() == most
 
 
