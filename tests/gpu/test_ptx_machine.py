@@ -38,7 +38,7 @@ def executed(machine: Machine):
         own = to.ctypes.data
         parameters = struct.pack("<QI", own, 0)
         memory = [(own, to.nbytes)]
-        return dict(machine.run(program, parameters, blocks=blocks, threads=threads, memory=memory).races)
+        return dict(machine.run(program, parameters, blocks=blocks, threads=threads, memory=memory))
 
     return run
 

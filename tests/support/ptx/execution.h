@@ -47,7 +47,6 @@ class Execution {
   static void decode(Instruction& own, const Functions& functions);
 
   const Races& races() const { return races_; }
-  int64_t steps() const { return steps_; }
 
  private:
   void run_block(int64_t block) {

@@ -45,7 +45,7 @@ class Launch(NamedTuple):
         memory = bytearray(program.parameter_nbytes)
         for parameter, value in zip(program.parameters, self.values(program), strict=True):
             memory[parameter.offset : parameter.offset + parameter.nbytes] = value
-        run = machine.run(
+        races = machine.run(
             program,
             bytes(memory),
             blocks=self.blocks,
@@ -53,7 +53,7 @@ class Launch(NamedTuple):
             shared_nbytes=self.shared_nbytes,
             mistake=mistake,
         )
-        assert not run.races, f"races in {program.name}: {run.races}"
+        assert not races, f"races in {program.name}: {races}"
 
 
 @contextmanager

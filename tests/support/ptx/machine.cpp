@@ -62,14 +62,13 @@ Program program_of(const py::sequence& instructions, std::vector<int> register_n
   return program;
 }
 
-// Returns the races, and the number of instructions of warps.
-std::pair<Races, int64_t> execute(const Program& program, const py::bytes& parameters, int64_t blocks,
-                                  int64_t mistake, int threads, size_t shared_nbytes,
-                                  std::vector<LiveMemory::Block> memory) {
+// Returns the races.
+Races execute(const Program& program, const py::bytes& parameters, int64_t blocks, int64_t mistake,
+              int threads, size_t shared_nbytes, std::vector<LiveMemory::Block> memory) {
   Execution execution(program, parameters, blocks, mistake, threads, shared_nbytes, std::move(memory));
   py::gil_scoped_release release;
   execution.run();
-  return {execution.races(), execution.steps()};
+  return execution.races();
 }
 
 }  // namespace ptx

@@ -24,7 +24,7 @@ import gc
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 import torch
@@ -35,13 +35,6 @@ from ptx.program import Program
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _MANY = 20_000  # objects, through which it takes a millisecond to look
-
-
-class Run(NamedTuple):
-    """What came of a launch."""
-
-    races: Mapping[str, int]  # by what they are: of how many bytes
-    instructions: int  # of all warps
 
 
 class Machine:
@@ -82,8 +75,8 @@ class Machine:
         shared_nbytes: int = 0,
         memory: list[tuple[int, int]] | None = None,
         mistake: int = 1,
-    ) -> Run:
-        """Execute a launch.
+    ) -> Mapping[str, int]:
+        """Execute a launch, and return its races by what they are: of how many bytes.
 
         Args:
             parameters: as they lie in the memory of parameters.
@@ -99,7 +92,7 @@ class Machine:
                 program,
                 self._machine.Program(program.instructions, program.registers),
             )
-        races, instructions = self._decoded[id(program)][1].execute(
+        races: dict[str, int] = self._decoded[id(program)][1].execute(
             parameters,
             blocks,
             mistake,
@@ -107,4 +100,4 @@ class Machine:
             program.shared_nbytes + shared_nbytes,
             self._live_memory() if memory is None else memory,
         )
-        return Run(races, instructions)
+        return races
