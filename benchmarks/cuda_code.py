@@ -5,27 +5,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cuda_tools import tool
 from machine_code import Instruction, instructions, usage
 
 SOURCES = Path(__file__).parent.parent / "csrc"
 
 
-def _nvcc() -> str | None:
-    """Return the path of nvcc: on the ``PATH``, or of the package nvidia-cuda-nvcc."""
-    packaged = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin"), reverse=True)
-    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(map(str, packaged)))
-
-
-NVCC = _nvcc()
+NVCC = tool("nvcc")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run the code that is checked out
 
+from cuda_tools import tool
 from gpu_report import SUITE
 from sector_patterns import LEFT_OUT, VERDICT
 
@@ -43,7 +44,6 @@ _QUERY = (
     *("clocks.max.sm", "clocks.max.mem", "memory.used", "utilization.gpu"),
 )
 _PACKAGES = re.compile(r"torch|triton|nvidia-|numpy|pytest|sparseopt", re.IGNORECASE)
-_TOOLKITS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvidia/nsight-compute/*")
 
 
 Command = Callable[[float], Sequence[str]]
@@ -65,16 +65,6 @@ class Outcome(NamedTuple):
 
     def is_bad(self) -> bool:
         return self.status != OK and not self.status.startswith(SKIPPED)
-
-
-def tool(name: str) -> str | None:
-    """Return the path of a program of the CUDA toolkit, on the ``PATH`` or where toolkits are installed."""
-    folders = [
-        str(folder) for pattern in _TOOLKITS for folder in sorted(Path("/").glob(pattern[1:]), reverse=True)
-    ]
-    if os.environ.get("CUDA_HOME"):
-        folders.insert(0, str(Path(os.environ["CUDA_HOME"], "bin")))
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
 
 
 def parts(folder: Path) -> list[Part]:

@@ -25,6 +25,10 @@ class PackedMask:
     def live_blocks(self) -> list[int]:
         """The indices of the bits that are not 0; empty where nearly all are."""
 
+    @property
+    def live_bits(self) -> list[int]:
+        """The bits at these indices."""
+
 class WriteWatch:
     """Notices writes to a mask, at that address, and to weights outside of it."""
 

@@ -182,7 +182,8 @@ PYBIND11_MODULE(_native, module) {
           },
           py::arg("fan_in"), py::arg("threads"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("bits", &PackedMask::bits)
-      .def_property_readonly("live_blocks", &PackedMask::live_blocks);
+      .def_property_readonly("live_blocks", &PackedMask::live_blocks)
+      .def_property_readonly("live_bits", &PackedMask::live_bits);
 
   py::class_<WriteWatch>(module, "WriteWatch")
       .def(py::init(

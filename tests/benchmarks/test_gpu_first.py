@@ -10,10 +10,12 @@ import time
 import zipfile
 from pathlib import Path
 
+import cuda_tools
 import gpu_first
 import pytest
 import torch
-from gpu_first import FORM, OK, SKIPPED, STOPPED, Outcome, Part, parts, run, run_all, tool
+from cuda_tools import tool
+from gpu_first import FORM, OK, SKIPPED, STOPPED, Outcome, Part, parts, run, run_all
 from sector_patterns import LEFT_OUT
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,7 @@ def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.setattr(gpu_first, "_TOOLKITS", ())
+    monkeypatch.setattr(cuda_tools, "_FOLDERS", ())
     return folder
 
 
@@ -244,7 +246,7 @@ def test_tools_are_found_in_the_toolkit(
     program(tmp_path / "cuda" / "bin" / "nvcc")
     program(tmp_path / "nsight" / "2026.1" / "ncu")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    monkeypatch.setattr(gpu_first, "_TOOLKITS", (f"{tmp_path}/nsight/*",))
+    monkeypatch.setattr(cuda_tools, "_FOLDERS", (f"{tmp_path}/nsight/*",))
     assert tool("nvcc") == str(tmp_path / "cuda" / "bin" / "nvcc")
     assert tool("ncu") == str(tmp_path / "nsight" / "2026.1" / "ncu")
 

@@ -18,7 +18,17 @@ from sparseopt_kernels.kernels import cpu
 from sparseopt_kernels.optimizer import SparseOpt
 
 STRATEGY_VARIABLE = "SPARSEOPT_CPU_STRATEGY"
-SHAPES = [(3, 5), (40, 27), (7, 4099), (1, 100_003), (70_001, 1), (16, 3, 3, 3), (64, 512), (300, 147)]
+SHAPES = [
+    (3, 5),
+    (40, 27),
+    (7, 4099),
+    (1, 100_003),
+    (70_001, 1),
+    (16, 3, 3, 3),
+    (64, 512),
+    (300, 147),
+    (90, 48),
+]
 PATTERNS = ("sparse90", "sparse99", "blocks", "single", "tail", "empty", "empty-rows")
 
 
