@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # By the title of the panel: the rival, and its substitute where it is wrong.
 _RIVALS = {
-    "SGD fused (no mask)": ("sgd fused, no mask", "sgd foreach, no mask"),
-    "the tuned eager chain": ("eager chain, tuned", "eager chain, tuned (sgd foreach)"),
+    "fused SGD (no mask)": ("sgd fused, no mask", "sgd foreach, no mask"),
+    "tuned eager chain": ("eager chain, tuned", "eager chain, tuned (sgd foreach)"),
 }
 _SIDE = 4.0  # the ratio, either way, at which the colour scale ends
 
@@ -51,7 +51,7 @@ def png(rows: Sequence[Row]) -> bytes | None:
             caches = ", cold caches" if cache == COLD else ""
             for axes, rival in zip(line, _RIVALS, strict=True):
                 image = _draw(axes, own, _RIVALS[rival])
-                axes.set_title(f"{network}{caches}, against {rival}", loc="left", fontsize=9)
+                axes.set_title(f"{network}{caches}, against {rival}", loc="left", fontsize=8)
             line[0].set_ylabel("weights (log)")
         for axes in panels[-1]:
             axes.set_xlabel("sparsity (not to scale)")

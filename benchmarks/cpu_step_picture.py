@@ -51,7 +51,7 @@ def png(rows: Sequence[Row]) -> bytes | None:
         ):
             _draw(axes, timed(own))
             axes.set_title(
-                f"{_PANELS[network]}, {int(own[0]['weights']) / 1e6:.3g} million weights"
+                f"{_PANELS[network]}\n{int(own[0]['weights']) / 1e6:.3g} million weights"
                 + (", cold caches" if own[0]["cache"] == COLD else ""),
                 loc="left",
             )

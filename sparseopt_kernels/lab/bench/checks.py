@@ -6,13 +6,13 @@ CPU (pytorch/pytorch#191763), and is fast at it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .contestants import Contestant, Maker, Work, chain, sgd, sparseopt
+from .contestants import WARMUP_STEPS, Contestant, Maker, Work, chain, sgd, sparseopt
 from .network import Network
 
 WRONG = "wrong results"  # the status of a contestant that is not timed for that reason
@@ -84,18 +84,33 @@ def admitted(network: Network, rivals: Iterable[Sequence[Maker]], references: Re
         rivals: alternatives for each contestant; the first whose weights are right is admitted.
         references: the right weights of ``network``.
     """
-    found = Admitted([], [])
-    for alternatives in rivals:
-        for make in alternatives:
-            own = network.copy()
-            own.own_gradients()  # shared ones would be in the cache for all but the first of a round
-            contestant = make(own)
-            contestant.warm_up()
+    untried = [list(alternatives) for alternatives in rivals]
+    right: list[Contestant | None] = [None] * len(untried)
+    wrong: list[str] = []
+    while places := [i for i, found in enumerate(right) if found is None and untried[i]]:
+        contestants = {i: _made(untried[i].pop(0), network) for i in places}
+        _warm_up_by_turns(contestants.values())
+        for i, contestant in contestants.items():
             if references.are_met_by(contestant):
-                found.right.append(contestant)
-                break
-            found.wrong.append(contestant.name)
-    return found
+                right[i] = contestant
+            else:
+                wrong.append(contestant.name)
+    return Admitted([contestant for contestant in right if contestant is not None], wrong)
+
+
+def _made(make: Maker, network: Network) -> Contestant:
+    own = network.copy()
+    own.own_gradients()  # shared ones would be in the cache for all but the first of a round
+    return make(own)
+
+
+def _warm_up_by_turns(contestants: Collection[Contestant]) -> None:
+    """Warm up as it is timed: SparseOpt's first steps decide how the others go, and steps in a row find in
+    the caches what they do not find later."""
+    for _ in range(WARMUP_STEPS):
+        for contestant in contestants:
+            if contestant.steps_made < WARMUP_STEPS:
+                contestant.warm_up_step()
 
 
 def _is_close(found: Tensor, want: Tensor) -> bool:

@@ -36,16 +36,20 @@ class Contestant:
     step: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
     work: Work = "sparseopt"
-    steps_made: int = 0  # before warm_up
+    steps_made: int = 0  # before the first one that is timed
 
     def turn(self, steps: int = 1) -> Turn:
         return Turn(self.step, self.prepare, steps)
 
     def warm_up(self) -> None:
         """Make ``WARMUP_STEPS`` steps in all."""
-        for _ in range(WARMUP_STEPS - self.steps_made):
-            self.prepare()
-            self.step()
+        while self.steps_made < WARMUP_STEPS:
+            self.warm_up_step()
+
+    def warm_up_step(self) -> None:
+        self.prepare()
+        self.step()
+        self.steps_made += 1
         if self.network.parameters[0].is_cuda:
             torch.cuda.synchronize()  # so that an error of the device is raised for this contestant
 
