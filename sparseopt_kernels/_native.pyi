@@ -155,7 +155,22 @@ class Decision:
     stream_ns: float
     list_ns: float
 
-def decisions() -> list[Decision]: ...
+def decisions() -> list[Decision]:
+    """What this process has measured."""
+
+class Kind:
+    """Updates that take as long by either strategy: see ``csrc/cpu/strategy.h``."""
+
+    def __init__(self, *, step_bytes: int, live_share: float, element_bytes: int, ham: bool) -> None: ...
+
+class Strategies:
+    """What is known of the kinds; a process has one, which ``step`` uses."""
+
+    def choices(self, kinds: list[Kind], is_step: bool) -> list[tuple[str, bool]]:
+        """Of each kind: ``list`` or ``stream``, and whether the step is timed."""
+
+    def measured(self, kind: Kind, *, list: bool, ns: float) -> None: ...
+    def decisions(self) -> list[Decision]: ...
 
 class MaskedLayer:
     """Contiguous tensors of ``numel`` elements; ``mask`` and ``explored`` are boolean.

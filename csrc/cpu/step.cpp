@@ -71,33 +71,28 @@ Kind kind_of(const TensorStep& update, int64_t step_bytes) {
   return {step_bytes, update.tensor->mask->live_share(), element_bytes(update.tensor->dtype), update.ham()};
 }
 
-// Returns a choice for each update that has one, in order.
-std::vector<Choice> choices_of(const std::vector<TensorStep>& updates, int64_t step_bytes) {
-  std::vector<Kind> kinds;
-  for (const TensorStep& update : updates)
-    if (has_choice(update)) kinds.push_back(kind_of(update, step_bytes));
-  return choices(kinds);
-}
-
 int64_t total_blocks(const std::vector<TensorStep>& updates) {
   int64_t blocks = 0;
   for (const TensorStep& update : updates) blocks += blocks_of(update.tensor->numel);
   return blocks;
 }
 
-std::vector<Chunk> cut(const std::vector<TensorStep>& updates, int64_t step_bytes) {
-  const std::vector<Choice> choices = choices_of(updates, step_bytes);
+// Cuts the updates of a step, or of a norm, whose chunks are not timed.
+std::vector<Chunk> cut(const std::vector<TensorStep>& updates, int64_t step_bytes, bool is_step) {
+  std::vector<Kind> kinds;
+  for (const TensorStep& update : updates)
+    if (has_choice(update)) kinds.push_back(kind_of(update, step_bytes));
+  const std::vector<Choice> choices = strategies().choices(kinds, is_step);
   const int64_t size = std::clamp(total_blocks(updates) / kChunksOfAStep, kShortestChunk, kLongestChunk);
   auto next = choices.begin();
   std::vector<Chunk> chunks;
   for (const TensorStep& update : updates) {
-    Choice choice{Strategy::kStream, true};
+    Choice choice{Strategy::kStream, false};
     if (has_choice(update)) choice = *next++;
     const int64_t blocks = blocks_of(update.tensor->numel);
     for (int64_t begin = 0; begin < blocks; begin += size) {
       const int64_t end = std::min(begin + size, blocks);
-      chunks.push_back(
-          {&update, begin, end, choice.strategy, !choice.decided && end - begin >= kWorthTiming});
+      chunks.push_back({&update, begin, end, choice.strategy, choice.timed && end - begin >= kWorthTiming});
     }
   }
   return chunks;
@@ -150,7 +145,7 @@ void tell(const std::vector<Chunk>& chunks, const std::vector<double>& ns, int64
     sum.ns += ns[i];
     sum.blocks += double(chunk.end - chunk.begin);
   }
-  for (const auto& [key, sum] : sums) measured(sum.kind, sum.strategy, sum.ns / sum.blocks);
+  for (const auto& [key, sum] : sums) strategies().measured(sum.kind, sum.strategy, sum.ns / sum.blocks);
 }
 
 double nanoseconds() {
@@ -176,7 +171,7 @@ const Loops& chosen_loops() {
 void step(const std::vector<TensorStep>& updates, int threads) {
   const Loops& loops = chosen_loops();
   const int64_t bytes = step_bytes(updates);
-  const std::vector<Chunk> chunks = cut(updates, bytes);
+  const std::vector<Chunk> chunks = cut(updates, bytes, true);
   threads = useful_threads(updates, threads);
   const int64_t count = static_cast<int64_t>(chunks.size());
   std::vector<double> ns(chunks.size());
@@ -190,7 +185,7 @@ void step(const std::vector<TensorStep>& updates, int threads) {
 
 double squared_norm(const std::vector<TensorStep>& updates, int threads, bool dense) {
   const Loops& loops = chosen_loops();
-  const std::vector<Chunk> chunks = cut(updates, step_bytes(updates));
+  const std::vector<Chunk> chunks = cut(updates, step_bytes(updates), false);
   threads = useful_threads(updates, threads);
   const int64_t count = static_cast<int64_t>(chunks.size());
   std::vector<double> sums(chunks.size());

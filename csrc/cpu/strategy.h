@@ -1,9 +1,14 @@
 // The strategy by which the blocks of a masked tensor are visited. It changes the time of a step, not the
-// result, and the faster one depends on the processor. So it is measured on the user's own steps: the first
-// ones visit tensors of a kind by either strategy in turn, and the faster one is kept until the process ends.
+// result, and the faster one depends on the processor, and on what else its memory has to do. So it is
+// measured on the user's own steps: the first ones visit tensors of a kind by either strategy in turn, and
+// the faster one is kept, as long as it is: single later steps try the other one again.
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,19 +37,54 @@ struct Decision {
 };
 
 // The strategy of a kind in this step. All its tensors have the same, because threads share the bandwidth.
-// Until it is decided, the caller is to report their time by measured().
 struct Choice {
   Strategy strategy;
-  bool decided;
+  bool timed;  // the caller is to report the time by measured()
 };
 
-// Returns a choice for each kind. SPARSEOPT_CPU_STRATEGY=stream or list replaces what was measured.
-std::vector<Choice> choices(const std::vector<Kind>& kinds);
+// What is known of the kinds. Threads may use it at once.
+class Strategies {
+ public:
+  // Returns a choice for each kind. `is_step` is true if a step follows, and false for what only reads, as a
+  // norm does: it is not timed. SPARSEOPT_CPU_STRATEGY=stream or list replaces what was measured.
+  std::vector<Choice> choices(const std::vector<Kind>& kinds, bool is_step);
 
-// Takes the time of a block in one step, in nanoseconds: the mean over the chunks of a kind.
-void measured(const Kind& kind, Strategy strategy, double ns);
+  // Takes the time of a block in one step, in nanoseconds: the mean over the chunks of a kind.
+  void measured(const Kind& kind, Strategy strategy, double ns);
 
-// Returns all decisions so far.
-std::vector<Decision> decisions();
+  // Returns the present decisions.
+  std::vector<Decision> decisions() const;
+
+ private:
+  // The times of steps with one strategy.
+  struct Samples {
+    int count = 0;
+    double least_ns = std::numeric_limits<double>::infinity();  // the least disturbed one
+
+    void add(double ns);
+  };
+
+  struct Cell {
+    Kind kind;
+    Samples stream, list;
+    std::optional<Decision> decision;  // once there are enough of both
+    int64_t wait = 0, left = 0;  // steps from a decision until the other strategy is tried, and those left
+    double ns_before = 0;        // of the step before that; 0: it was not timed
+    int64_t step = 0;            // the last one that had a choice, and this choice
+    Choice choice{};
+
+    Strategy less_measured() const;
+    Choice next();
+    void decide();
+    void compare(double ns);
+  };
+
+  mutable std::mutex mutex_;
+  std::map<int64_t, Cell> cells_;
+  int64_t steps_ = 0;
+};
+
+// Returns what this process knows.
+Strategies& strategies();
 
 }  // namespace sparseopt::cpu

@@ -5,6 +5,8 @@
 #include <array>
 #include <memory>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "../cpu/digit_search.h"
 #include "../cpu/drop_and_grow.h"
@@ -54,6 +56,8 @@ std::vector<double> factors_of_runs(const PackedMask* mask, const double* factor
   for (int64_t run = 0; run < mask->runs(); ++run) of_runs[run] = factors[mask->neuron_of(run)];
   return of_runs;
 }
+
+const char* strategy_name(Strategy strategy) { return strategy == Strategy::kList ? "list" : "stream"; }
 
 py::dict build_info() {
   py::dict info;
@@ -258,17 +262,40 @@ PYBIND11_MODULE(_native, module) {
       .def("versions", &RepeatableStep::versions);
 
   define_steps(module);
+  py::class_<Kind>(module, "Kind")
+      .def(py::init([](int64_t step_bytes, double live_share, int element_bytes, bool ham) {
+             return Kind{step_bytes, live_share, element_bytes, ham};
+           }),
+           py::kw_only(), py::arg("step_bytes"), py::arg("live_share"), py::arg("element_bytes"),
+           py::arg("ham"));
+  py::class_<Strategies>(module, "Strategies")
+      .def(py::init<>())
+      .def(
+          "choices",
+          [](Strategies& strategies, const std::vector<Kind>& kinds, bool is_step) {
+            std::vector<std::pair<const char*, bool>> found;
+            for (const Choice& choice : strategies.choices(kinds, is_step))
+              found.emplace_back(strategy_name(choice.strategy), choice.timed);
+            return found;
+          },
+          py::arg("kinds"), py::arg("is_step"))
+      .def(
+          "measured",
+          [](Strategies& strategies, const Kind& kind, bool list, double ns) {
+            strategies.measured(kind, list ? Strategy::kList : Strategy::kStream, ns);
+          },
+          py::arg("kind"), py::kw_only(), py::arg("list"), py::arg("ns"))
+      .def("decisions", &Strategies::decisions);
   py::class_<Decision>(module, "Decision")
       .def_property_readonly("step_bytes", [](const Decision& d) { return d.kind.step_bytes; })
       .def_property_readonly("live_share", [](const Decision& d) { return d.kind.live_share; })
       .def_property_readonly("element_bytes", [](const Decision& d) { return d.kind.element_bytes; })
       .def_property_readonly("ham", [](const Decision& d) { return d.kind.ham; })
-      .def_property_readonly(
-          "strategy", [](const Decision& d) { return d.strategy == Strategy::kList ? "list" : "stream"; })
+      .def_property_readonly("strategy", [](const Decision& d) { return strategy_name(d.strategy); })
       .def_readonly("stream_ns", &Decision::stream_ns)
       .def_readonly("list_ns", &Decision::list_ns);
   module.def("any_written", &any_written, py::arg("table"), py::arg("everything"));
-  module.def("decisions", &decisions);
+  module.def("decisions", [] { return strategies().decisions(); });
   module.def(
       "zero_outside",
       [](uintptr_t mask, uintptr_t data, int64_t numel, int element_bytes, int threads) {
