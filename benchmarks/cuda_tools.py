@@ -7,12 +7,12 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-# Where toolkits are installed, then packages of PyPI such as nvidia-cuda-nvcc.
+# Packages of PyPI such as nvidia-cuda-nvcc, then where toolkits are installed.
 _FOLDERS = (
+    f"{sysconfig.get_path('purelib')}/nvidia/cu*/bin",
     "/usr/local/cuda/bin",
     "/usr/local/cuda/compute-sanitizer",
     "/opt/nvidia/nsight-compute/*",
-    f"{sysconfig.get_path('purelib')}/nvidia/cu*/bin",
 )
 
 

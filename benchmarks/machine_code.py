@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from cuda_tools import tool
+
 _FUNCTION = re.compile(r"^\s+Function : (\S+)$", re.M)
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+) )?\s*([A-Z][\w.]*)([^;]*);", re.M)
 _USAGE = re.compile(r"^ Function (\S+?):\n(.*)$", re.M)
@@ -22,7 +24,7 @@ def cuobjdump() -> str | None:
     """Return the path of the disassembler, from the CUDA toolkit or Triton's wheel; None if there is none."""
     triton = importlib.util.find_spec("triton")
     wheel = Path(triton.origin).parent / "backends/nvidia/bin" if triton and triton.origin else Path()
-    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(wheel))
+    return tool("cuobjdump") or shutil.which("cuobjdump", path=str(wheel))
 
 
 def usage(cubin: Path) -> dict[str, dict[str, int]]:

@@ -156,20 +156,23 @@ class Decision:
     list_ns: float
 
 def decisions() -> list[Decision]:
-    """What this process has measured."""
+    """The present ones of this process. A kind that is being measured has none."""
 
 class Kind:
-    """Updates that take as long by either strategy: see ``csrc/cpu/strategy.h``."""
+    """Updates that the same strategy is faster for: see ``csrc/cpu/strategy.h``."""
 
-    def __init__(self, *, step_bytes: int, live_share: float, element_bytes: int, ham: bool) -> None: ...
+    def __init__(
+        self, *, step_bytes: int, live_share: float, element_bytes: int, momentum: bool, ham: bool
+    ) -> None: ...
 
 class Strategies:
-    """What is known of the kinds; a process has one, which ``step`` uses."""
+    """What is known of the kinds; a process has one, which ``step`` uses. Strategies are ``"list"`` and
+    ``"stream"``."""
 
     def choices(self, kinds: list[Kind], is_step: bool) -> list[tuple[str, bool]]:
-        """Of each kind: ``list`` or ``stream``, and whether the step is timed."""
+        """Return for each kind the strategy, and whether the step is timed."""
 
-    def measured(self, kind: Kind, *, list: bool, ns: float) -> None: ...
+    def measured(self, kind: Kind, strategy: str, ns: float) -> None: ...
     def decisions(self) -> list[Decision]: ...
 
 class MaskedLayer:

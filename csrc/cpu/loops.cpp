@@ -29,9 +29,9 @@ constexpr int kLine = 64 / int(sizeof(Stored));
 // Prefetch distances, in blocks of the list: from far into the second cache, and from near into the first,
 // which waits for few lines at a time. Into the first alone, from 24 blocks ahead, took 1.18 times as long at
 // sparsity 0.9, 1.08 at 0.97 and 0.97 at 0.99; into the second alone, 1.13, 0.97 and 1.14 (33.5 million
-// weights, Xeon, Sapphire Rapids or later, AVX-512, cold caches; noise up to 5%). On a Zen 4, at 0.9 to 0.99,
-// far 16 took 1.04 to 1.13 times as long, 64 0.99 to 1.05, near 3 0.96 to 1.02, 12 1.00 to 1.04, and only
-// near ones 1.08 to 1.68.
+// weights, Xeon, Sapphire Rapids or later, AVX-512, cold caches; noise up to 5%). On a Zen 4, AVX-512,
+// cold caches, at 0.9 to 0.99: kFar 16 takes 1.04 to 1.13 of its time, 64 takes 0.99 to 1.05; kNear 3 takes
+// 0.96 to 1.02, 12 takes 1.00 to 1.04; without kFar it takes 1.08 to 1.68 (noise up to 4%).
 constexpr int64_t kFar = 32, kNear = 6;
 using IntoL2 = std::integral_constant<int, 2>;
 using IntoL1 = std::integral_constant<int, 3>;

@@ -68,7 +68,9 @@ int64_t step_bytes(const std::vector<TensorStep>& updates) {
 bool has_choice(const TensorStep& update) { return update.tensor->mask && update.tensor->mask->has_list(); }
 
 Kind kind_of(const TensorStep& update, int64_t step_bytes) {
-  return {step_bytes, update.tensor->mask->live_share(), element_bytes(update.tensor->dtype), update.ham()};
+  const Tensor& tensor = *update.tensor;
+  return {step_bytes, tensor.mask->live_share(), element_bytes(tensor.dtype),
+          tensor.momentum_buffer != nullptr, update.ham()};
 }
 
 int64_t total_blocks(const std::vector<TensorStep>& updates) {

@@ -1,6 +1,7 @@
 #include "strategy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <stdexcept>
 #include <utility>
@@ -11,16 +12,17 @@ namespace {
 // Steps that are timed with each strategy: several, because the caches may be cold in the first. At sparsity
 // 0.97, 2 and 8 take 0.96 and 0.99 of its time (make tuning, Zen 3; noise 2%).
 constexpr int kSamples = 4;
-// Smaller differences of so few samples are chance. Then the list is chosen if it fetches less than half of
-// the memory, because other programs may use the bandwidth, too. 0.85 and 1.0 take 1.04 and 1.03 of its time
-// at sparsity 0.95, 1.05 and 1.00 at 0.9 (make tuning, Zen 3; noise 6%).
+// Smaller differences are chance, of so few samples and of a trial. Then the list is chosen if it fetches
+// less than half of the memory, because other programs may use the bandwidth, too. 0.85 and 1.0 take 1.04
+// and 1.03 of its time at sparsity 0.95, 1.05 and 1.00 at 0.9 (make tuning, Zen 3; noise 6%).
 constexpr double kClearlyLess = 0.95;
 
-// Steps from a decision until one of them tries the other strategy. Each time that the decision is confirmed,
-// twice as many: where the other one takes four times as long, 1% of 2,000 steps are spent on it, and 0.3% of
-// what follows. Without it, one of six processes stayed with the stream at 0.98, which took twice as long
-// (Zen 4, whose memory was at times 1.6 times as fast as at others).
-constexpr int64_t kFirstWait = 16, kLongestWait = 1024;
+// The other strategy is tried so rarely that it takes this share of the time, or less. Without it, one of six
+// processes stayed with the stream at 0.98, which took twice as long (Zen 4, whose memory was at times 1.6
+// times as fast as at others).
+constexpr double kTrialShare = 0.002;
+constexpr int64_t kShortestWait = 64;  // steps, where the strategies differ little
+constexpr int64_t kTimedBefore = 2;    // steps before a trial that are timed
 
 Strategy other_than(Strategy strategy) {
   return strategy == Strategy::kList ? Strategy::kStream : Strategy::kList;
@@ -41,7 +43,7 @@ int64_t Kind::key() const {
   int64_t size = 0;  // one more for each factor of four
   for (int64_t bytes = step_bytes; bytes >= 4; bytes /= 4) ++size;
   const int64_t share = std::min<int64_t>(15, int64_t(live_share * 16));
-  return ((size * 16 + share) * 16 + element_bytes) * 2 + ham;
+  return (((size * 16 + share) * 16 + element_bytes) * 2 + momentum) * 2 + ham;
 }
 
 void Strategies::Samples::add(double ns) {
@@ -49,33 +51,52 @@ void Strategies::Samples::add(double ns) {
   least_ns = std::min(least_ns, ns);
 }
 
-Strategy Strategies::Cell::less_measured() const {
-  return list.count < stream.count ? Strategy::kList : Strategy::kStream;
+// Returns the strategy of the next step, unless that waits with its trial.
+Strategy Strategies::Cell::next_strategy() const {
+  if (decision) return until_trial == 1 ? other_than(decision->strategy) : decision->strategy;
+  // stream, list, list, stream: two optimizers that take turns both get both.
+  const int place = (stream.count + list.count) % 4;
+  return place == 1 || place == 2 ? Strategy::kList : Strategy::kStream;
 }
 
-Choice Strategies::Cell::next() {
-  if (!decision) return {less_measured(), true};
-  if (--left > 0) return {decision->strategy, left == 1};
-  left = wait;
-  return {other_than(decision->strategy), true};
+// Returns the choice of one more step. It does not try the other strategy unless it may.
+Choice Strategies::Cell::next(bool may_try) {
+  if (!decision) return {next_strategy(), true};
+  if (until_trial == 1 && !may_try) return {decision->strategy, true};
+  const Choice choice{next_strategy(), until_trial <= kTimedBefore + 1};
+  if (until_trial == kTimedBefore + 1) before.clear();
+  if (--until_trial == 0) until_trial = wait;
+  return choice;
+}
+
+void Strategies::Cell::wait_for(double slower, double faster) {
+  const double steps = (slower / faster - 1) / kTrialShare;
+  wait = static_cast<int64_t>(std::clamp(steps, double(kShortestWait), 1e9));
+  until_trial = wait;
 }
 
 void Strategies::Cell::decide() {
   const double at_most = kind.live_share < 0.5 ? 1 / kClearlyLess : kClearlyLess;
   const bool is_list = list.least_ns < at_most * stream.least_ns;
   decision = {kind, is_list ? Strategy::kList : Strategy::kStream, stream.least_ns, list.least_ns};
-  left = wait = kFirstWait;
+  const auto [least, most] = std::minmax(stream.least_ns, list.least_ns);
+  wait_for(most, least);
+  before.clear();
 }
 
-// Takes the time of a step that tried the other strategy. If it is clearly less, both are measured anew.
-void Strategies::Cell::compare(double ns) {
-  const double before = std::exchange(ns_before, 0);
-  if (before == 0) return;
-  if (ns < kClearlyLess * before) {
+// Takes the time of a step that tried the other strategy. It is compared with steps of as many weights alone.
+void Strategies::Cell::compare(const Kind& own, double ns) {
+  double least = std::numeric_limits<double>::infinity();
+  for (const auto& [other, other_ns] : before)
+    if (other.step_bytes == own.step_bytes && other.live_share == own.live_share)
+      least = std::min(least, other_ns);
+  before.clear();
+  if (std::isinf(least)) return;
+  if (ns < kClearlyLess * least) {
     decision.reset();
     stream = list = Samples();
   } else {
-    left = wait = std::min(2 * wait, kLongestWait);
+    wait_for(ns, least);
   }
 }
 
@@ -84,6 +105,7 @@ std::vector<Choice> Strategies::choices(const std::vector<Kind>& kinds, bool is_
   std::vector<Choice> chosen;
   const std::lock_guard<std::mutex> lock(mutex_);
   steps_ += is_step;
+  bool may_try = true;  // one kind in a step: the load of another trial would be measured, too
   for (const Kind& kind : kinds) {
     const auto found = cells_.find(kind.key());
     if (found == cells_.end()) {
@@ -92,12 +114,15 @@ std::vector<Choice> Strategies::choices(const std::vector<Kind>& kinds, bool is_
     }
     Cell& cell = found->second;
     if (!is_step) {
-      chosen.push_back({cell.decision ? cell.decision->strategy : cell.less_measured(), false});
+      chosen.push_back({cell.next_strategy(), false});
       continue;
     }
-    if (cell.step != steps_) cell.choice = cell.next();
-    cell.step = steps_;
-    chosen.push_back(cell.choice);
+    if (cell.last_step != steps_) {
+      cell.in_last_step = cell.next(may_try);
+      if (cell.decision && cell.in_last_step.strategy != cell.decision->strategy) may_try = false;
+    }
+    cell.last_step = steps_;
+    chosen.push_back(cell.in_last_step);
   }
   return chosen;
 }
@@ -105,16 +130,15 @@ std::vector<Choice> Strategies::choices(const std::vector<Kind>& kinds, bool is_
 void Strategies::measured(const Kind& kind, Strategy strategy, double ns) {
   const std::lock_guard<std::mutex> lock(mutex_);
   Cell& cell = cells_.try_emplace(kind.key()).first->second;
-  if (cell.decision) {
-    if (strategy == cell.decision->strategy)
-      cell.ns_before = ns;
-    else
-      cell.compare(ns);
-    return;
+  if (cell.decision && strategy == cell.decision->strategy) {
+    cell.before.emplace_back(kind, ns);
+  } else if (cell.decision) {
+    cell.compare(kind, ns);
+  } else {
+    cell.kind = kind;
+    (strategy == Strategy::kList ? cell.list : cell.stream).add(ns);
+    if (std::min(cell.stream.count, cell.list.count) >= kSamples) cell.decide();
   }
-  cell.kind = kind;
-  (strategy == Strategy::kList ? cell.list : cell.stream).add(ns);
-  if (std::min(cell.stream.count, cell.list.count) >= kSamples) cell.decide();
 }
 
 std::vector<Decision> Strategies::decisions() const {

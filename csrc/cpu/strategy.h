@@ -1,7 +1,8 @@
 // The strategy by which the blocks of a masked tensor are visited. It changes the time of a step, not the
 // result, and the faster one depends on the processor, and on what else its memory has to do. So it is
-// measured on the user's own steps: the first ones visit tensors of a kind by either strategy in turn, and
-// the faster one is kept, as long as it is: single later steps try the other one again.
+// measured on the user's own steps: the first ones visit tensors of a kind by either strategy, and the faster
+// one is kept. Later, a step now and then tries the other one. If that has become faster, both are measured
+// anew.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace sparseopt::cpu {
@@ -24,6 +26,7 @@ struct Kind {
   int64_t step_bytes;  // parameters, gradients and momentum buffers, which a cache may hold
   double live_share;   // live blocks / all blocks
   int element_bytes;   // of a stored weight
+  bool momentum;       // one more array to read and write
   bool ham;            // more arithmetic for the same bytes
 
   int64_t key() const;
@@ -42,11 +45,11 @@ struct Choice {
   bool timed;  // the caller is to report the time by measured()
 };
 
-// What is known of the kinds. Threads may use it at once.
+// What is known of the kinds. Several threads may use it at the same time.
 class Strategies {
  public:
-  // Returns a choice for each kind. `is_step` is true if a step follows, and false for what only reads, as a
-  // norm does: it is not timed. SPARSEOPT_CPU_STRATEGY=stream or list replaces what was measured.
+  // Returns a choice for each kind. `is_step` is true if a step follows. A norm goes the way of the step
+  // after it, and is not timed. SPARSEOPT_CPU_STRATEGY=stream or list replaces what was measured.
   std::vector<Choice> choices(const std::vector<Kind>& kinds, bool is_step);
 
   // Takes the time of a block in one step, in nanoseconds: the mean over the chunks of a kind.
@@ -68,15 +71,18 @@ class Strategies {
     Kind kind;
     Samples stream, list;
     std::optional<Decision> decision;  // once there are enough of both
-    int64_t wait = 0, left = 0;  // steps from a decision until the other strategy is tried, and those left
-    double ns_before = 0;        // of the step before that; 0: it was not timed
-    int64_t step = 0;            // the last one that had a choice, and this choice
-    Choice choice{};
+    int64_t wait = 0;                  // steps from one trial of the other strategy to the next
+    int64_t until_trial = 0;           // steps left until then
+    // Steps that were timed just before the trial: two, because two optimizers may take turns.
+    std::vector<std::pair<Kind, double>> before;
+    int64_t last_step = 0;  // the step that next() was last called for
+    Choice in_last_step{};  // what it returned
 
-    Strategy less_measured() const;
-    Choice next();
+    Strategy next_strategy() const;
+    Choice next(bool may_try);
     void decide();
-    void compare(double ns);
+    void wait_for(double slower, double faster);
+    void compare(const Kind& own, double ns);
   };
 
   mutable std::mutex mutex_;

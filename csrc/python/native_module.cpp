@@ -5,6 +5,7 @@
 #include <array>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -263,11 +264,11 @@ PYBIND11_MODULE(_native, module) {
 
   define_steps(module);
   py::class_<Kind>(module, "Kind")
-      .def(py::init([](int64_t step_bytes, double live_share, int element_bytes, bool ham) {
-             return Kind{step_bytes, live_share, element_bytes, ham};
+      .def(py::init([](int64_t step_bytes, double live_share, int element_bytes, bool momentum, bool ham) {
+             return Kind{step_bytes, live_share, element_bytes, momentum, ham};
            }),
            py::kw_only(), py::arg("step_bytes"), py::arg("live_share"), py::arg("element_bytes"),
-           py::arg("ham"));
+           py::arg("momentum"), py::arg("ham"));
   py::class_<Strategies>(module, "Strategies")
       .def(py::init<>())
       .def(
@@ -281,10 +282,10 @@ PYBIND11_MODULE(_native, module) {
           py::arg("kinds"), py::arg("is_step"))
       .def(
           "measured",
-          [](Strategies& strategies, const Kind& kind, bool list, double ns) {
-            strategies.measured(kind, list ? Strategy::kList : Strategy::kStream, ns);
+          [](Strategies& strategies, const Kind& kind, const std::string& strategy, double ns) {
+            strategies.measured(kind, strategy == "list" ? Strategy::kList : Strategy::kStream, ns);
           },
-          py::arg("kind"), py::kw_only(), py::arg("list"), py::arg("ns"))
+          py::arg("kind"), py::arg("strategy"), py::arg("ns"))
       .def("decisions", &Strategies::decisions);
   py::class_<Decision>(module, "Decision")
       .def_property_readonly("step_bytes", [](const Decision& d) { return d.kind.step_bytes; })

@@ -138,7 +138,7 @@ def test_norm_of_one_parameter_alone(backend: Backend, shape: tuple[int, ...]) -
 
 @pytest.mark.parametrize("correction", ["layer", "unnormalized", "none"])
 @pytest.mark.parametrize("groups", [1, 2, 3])
-@pytest.mark.parametrize("kernel", [(3,), (3, 2), (2, 1, 3)], ids=["1d", "2d", "3d"])
+@pytest.mark.parametrize("kernel", [(3,), (3, 2), (2, 1, 3), (4, 4)], ids=["1d", "2d", "3d", "a block"])
 def test_conv_transpose(backend: Backend, kernel: tuple[int, ...], groups: int, correction: str) -> None:
     """Neurons of a ConvTranspose lie along dimension 1, group by group."""
     specs = [

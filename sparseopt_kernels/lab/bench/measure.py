@@ -25,7 +25,7 @@ _PASSES = Rounds(timed=20, warmup=1)
 _PASS_SECONDS = 5.0
 # An upper bound for each weight: five contestants with weights, gradients and momentum; the factors of the
 # tuned chain; the network that they are copied from; references; temporaries.
-_NUMBERS_PER_WEIGHT = 30
+_NUMBERS_PER_WEIGHT = 40
 
 
 @dataclass(frozen=True)

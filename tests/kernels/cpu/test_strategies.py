@@ -128,13 +128,13 @@ decided = kinds()
 assert [d[0] for d in decided] == [0] and decided[0][2:] == (True, True), decided
 assert decided[0][1] == "list", decided  # one block in sixty is live
 steps(0.999, 10)
-assert kinds() == decided  # it stays
+assert kinds() == decided  # another optimizer knows it
 steps(0.95, 10)
 assert len(kinds()) == 2, kinds()
 """
 
 
-def test_the_strategy_is_measured_once_for_each_kind() -> None:
+def test_each_kind_is_measured() -> None:
     """In a process of its own: what is known lasts as long as that."""
     reason = cpu.CPU.unavailable(torch.device("cpu"))
     if reason is not None:
