@@ -75,7 +75,7 @@ void Strategies::Cell::wait_for(double slower, double faster) {
   until_trial = wait;
 }
 
-void Strategies::Cell::decide() {
+void Strategies::Cell::decide(const Kind& kind) {
   const double at_most = kind.live_share < 0.5 ? 1 / kClearlyLess : kClearlyLess;
   const bool is_list = list.least_ns < at_most * stream.least_ns;
   decision = {kind, is_list ? Strategy::kList : Strategy::kStream, stream.least_ns, list.least_ns};
@@ -104,7 +104,7 @@ std::vector<Choice> Strategies::choices(const std::vector<Kind>& kinds, bool is_
   if (const std::optional<Strategy> strategy = asked_for()) return {kinds.size(), Choice{*strategy, false}};
   std::vector<Choice> chosen;
   const std::lock_guard<std::mutex> lock(mutex_);
-  steps_ += is_step;
+  std::map<int64_t, Choice> of_step;
   bool may_try = true;  // one kind in a step: the load of another trial would be measured, too
   for (const Kind& kind : kinds) {
     const auto found = cells_.find(kind.key());
@@ -117,12 +117,12 @@ std::vector<Choice> Strategies::choices(const std::vector<Kind>& kinds, bool is_
       chosen.push_back({cell.next_strategy(), false});
       continue;
     }
-    if (cell.last_step != steps_) {
-      cell.in_last_step = cell.next(may_try);
-      if (cell.decision && cell.in_last_step.strategy != cell.decision->strategy) may_try = false;
+    const auto [own, is_first] = of_step.try_emplace(found->first);
+    if (is_first) {
+      own->second = cell.next(may_try);
+      if (cell.decision && own->second.strategy != cell.decision->strategy) may_try = false;
     }
-    cell.last_step = steps_;
-    chosen.push_back(cell.in_last_step);
+    chosen.push_back(own->second);
   }
   return chosen;
 }
@@ -135,9 +135,8 @@ void Strategies::measured(const Kind& kind, Strategy strategy, double ns) {
   } else if (cell.decision) {
     cell.compare(kind, ns);
   } else {
-    cell.kind = kind;
     (strategy == Strategy::kList ? cell.list : cell.stream).add(ns);
-    if (std::min(cell.stream.count, cell.list.count) >= kSamples) cell.decide();
+    if (std::min(cell.stream.count, cell.list.count) >= kSamples) cell.decide(kind);
   }
 }
 

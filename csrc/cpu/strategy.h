@@ -68,26 +68,22 @@ class Strategies {
   };
 
   struct Cell {
-    Kind kind;
     Samples stream, list;
     std::optional<Decision> decision;  // once there are enough of both
     int64_t wait = 0;                  // steps from one trial of the other strategy to the next
     int64_t until_trial = 0;           // steps left until then
     // Steps that were timed just before the trial: two, because two optimizers may take turns.
     std::vector<std::pair<Kind, double>> before;
-    int64_t last_step = 0;  // the step that next() was last called for
-    Choice in_last_step{};  // what it returned
 
     Strategy next_strategy() const;
     Choice next(bool may_try);
-    void decide();
+    void decide(const Kind& kind);
     void wait_for(double slower, double faster);
     void compare(const Kind& own, double ns);
   };
 
   mutable std::mutex mutex_;
   std::map<int64_t, Cell> cells_;
-  int64_t steps_ = 0;
 };
 
 // Returns what this process knows.
