@@ -32,13 +32,18 @@ class SkippedStep:
 
     def concerns(self, optimizer: object, masks: Mapping[Parameter, Tensor]) -> bool:
         """Tell if that optimizer, which has these masks, has yet to leave the step out."""
-        return optimizer not in self._taken_by and any(
-            parameter in masks and _is_same(mask, masks[parameter]) for parameter, mask in self._masks
-        )
+        return optimizer not in self._taken_by and self._is_of(masks)
 
     def take(self, optimizer: object) -> None:
         """Remember that the optimizer has left it out."""
         self._taken_by.add(optimizer)
+
+    def is_unused(self, masks: Mapping[Parameter, Tensor]) -> bool:
+        """Tell if it is of one of these masks, and no optimizer has left it out yet."""
+        return not self._taken_by and self._is_of(masks)
+
+    def _is_of(self, masks: Mapping[Parameter, Tensor]) -> bool:
+        return any(parameter in masks and _is_same(mask, masks[parameter]) for parameter, mask in self._masks)
 
 
 PENDING: dict[int, weakref.ref[SkippedStep]] = {}
@@ -55,14 +60,22 @@ def pending_skips(optimizer: object, masks: Mapping[Parameter, Tensor]) -> list[
     Raises:
         RuntimeError: there is one, and a CUDA graph is being captured.
     """
-    asked = [skip for reference in [*PENDING.values()] if (skip := reference()) is not None]
-    pending = [skip for skip in asked if skip.concerns(optimizer, masks)]
+    pending = [skip for skip in _living() if skip.concerns(optimizer, masks)]
     if pending and capturing():
         raise RuntimeError(
             "the step after an update of the masks is left out (skip_step), and a CUDA graph that is "
             "captured of it would move no weight: make this step and the next outside the graph"
         )
     return pending
+
+
+def is_just_updated(masks: Mapping[Parameter, Tensor]) -> bool:
+    """Tell if one of these masks was updated, and no optimizer has left out the step after it yet."""
+    return any(skip.is_unused(masks) for skip in _living())
+
+
+def _living() -> list[SkippedStep]:
+    return [skip for reference in [*PENDING.values()] if (skip := reference()) is not None]
 
 
 def _is_same(mask: Tensor, other: Tensor) -> bool:

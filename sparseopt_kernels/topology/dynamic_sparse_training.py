@@ -17,7 +17,7 @@ from torch.nn.parameter import Parameter
 from ..masks.mapping import Masks, active_weights
 from ..masks.registered_masks import remember, remembered_places
 from ..sharding import is_sharded, shards_in
-from ..skipped_steps import SkippedStep
+from ..skipped_steps import SkippedStep, is_just_updated
 from ..user_warning import warn
 from . import method_arguments, method_notices, topology_table
 from .agreement import Group, check_masks_agree, on_all_or_none
@@ -283,6 +283,8 @@ class DynamicSparseTraining:
         self._updated = any(layer.changed for layer in self._last_update.values())
         if plan.is_asked_for:  # an update that was asked for nothing is not worth a step
             if self.skip_step:
+                if is_just_updated(self.masks):
+                    warn(method_notices.notice_of_two_methods(type(self).__name__))
                 self._skipped_step = SkippedStep(self.masks)
             if not self._updated:
                 self._warn_of_gradients(method_notices.notice_of_zero_gradients, plan.gradients_are_zero)
@@ -303,9 +305,7 @@ class DynamicSparseTraining:
         """Raise ``RuntimeError`` if the ranks do not agree.
 
         The first step asks, too: later, ranks whose clocks differ would wait for each other in vain.
-
-        Args:
-            failure: the error that has kept this rank from an update.
+        ``failure`` is the error that has kept this rank from an update.
         """
         clock = {name: getattr(self, name) for name in self.settings}
         clock = {"the error": failure, "step": self._step, "a postponed update": self._due, **clock}

@@ -61,11 +61,14 @@ def test_an_epoch_counts_what_its_updates_did():
 
 
 def test_the_numbers_of_an_epoch_by_hand():
-    first = {"a": LayerUpdate(10, 10, 1, 0, 6), "b": LayerUpdate(4, 4, 2, 2, 1)}
-    second = {"a": LayerUpdate(5, 5, 0, 0, 2), "b": LayerUpdate()}
+    first = {"a": LayerUpdate(20, 20, 1, 0, 12), "b": LayerUpdate(40, 40, 2, 2, 10)}
+    second = {"a": LayerUpdate(25, 25, 0, 0, 10), "b": LayerUpdate()}
+    few = {"a": LayerUpdate(19, 19, 0, 0, 19), "b": LayerUpdate()}
     updates = EpochUpdates().with_update(first)
-    assert updates == (14, 3, 0.6)
-    assert updates.with_update(second) == (19, 3, 0.6)
+    assert updates == (60, 3, 0.6)
+    assert updates.with_update(second) == (85, 3, 0.6)
+    assert updates.with_update(few) == (79, 3, 0.6)
+    assert EpochUpdates().with_update(few) == (19, 0, 0.0)
 
 
 def test_what_the_options_make_of_optimizer_and_topology():

@@ -130,4 +130,16 @@ MASKS = {
         "False",
         "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_with_views_of_the_masks",
     ),
+    "a-second-method-drops-what-the-first-grew": Mutant(
+        "topology/dynamic_sparse_training.py",
+        "if is_just_updated(self.masks):",
+        "if False:",
+        "topology/test_skip_step_optimizers.py::TestTwoMethods::test_the_second_warns",
+    ),
+    "a-method-that-is-done-counts": Mutant(
+        "skipped_steps.py",
+        "return not self._taken_by and ",
+        "return ",
+        "topology/test_skip_step_optimizers.py::TestTwoMethods::test_not_if_the_first_is_done",
+    ),
 }
