@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass, field, replace
+from itertools import islice, product
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,6 +21,7 @@ from ...text_table import aligned
 from ..training.data import load_dataset
 from ..training.paired import FEWEST_PAIRS, Paired, paired
 from .experiment import Case, Row, Settings
+from .first_steps import UPDATE_EVERY
 from .interval_picture import draw_intervals, legend_of
 from .pairs import CLIPS, FACTORS, RESULTS, Parts, Recipe, Training, Way, parts, trained
 from .paper_figures import PAPER, Cell
@@ -94,7 +95,7 @@ class AppendixF:
         load_dataset(self.data, settings.data_dir)
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
-        return [{**case, **trained(self._training(case, settings))}]
+        return [{**case, **trained(Training(Way(**case), self.recipe, self._parts(settings)))}]
 
     def kept_case(self) -> Case:
         """Return a case of RigL with Eq. 12 and the clip over all positions."""
@@ -104,9 +105,9 @@ class AppendixF:
         )
 
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
-        steps = min(steps, self.recipe.steps)
-        losses = self._training(case, settings).losses()
-        return [float(next(losses)) for _ in range(steps)]
+        recipe = replace(self.recipe, update_every=UPDATE_EVERY)
+        losses = Training(Way(**case), recipe, self._parts(settings)).losses()
+        return [float(loss) for loss in islice(losses, steps)]
 
     def table(self, rows: Sequence[Row]) -> list[str]:
         found = self._at_lr(rows)
@@ -294,9 +295,6 @@ class AppendixF:
             seeds=self.seeds,
             searching=self.searching,
         )
-
-    def _training(self, case: Case, settings: Settings) -> Training:
-        return Training(Way(**case), self.recipe, self._parts(settings))
 
     def _parts(self, settings: Settings) -> Parts:
         return parts(self.data, settings.data_dir, self.held_out_images)

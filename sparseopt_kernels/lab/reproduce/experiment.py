@@ -64,7 +64,8 @@ class Experiment(Protocol):
     def columns(self) -> Mapping[str, type]:
         """The columns of the CSV file, and the types of their values: exactly str, int, float or bool.
 
-        A column ``data``, the name of the data set, must be the same in all rows of a file.
+        A column ``data``, the name of the data set, must be the same in all rows of a file. ``Results`` adds
+        the column ``commit``, of the code that made the row: rows of ``measure`` do not have it.
         """
 
     @property
@@ -105,11 +106,10 @@ class PaperSized(Experiment, Protocol):
 
 @runtime_checkable
 class Trained(Experiment, Protocol):
-    """An experiment that trains networks, so that its rows become outdated when the code changes.
+    """An experiment that trains networks at a laptop's size.
 
-    Its CSV file has one more column, ``commit``, of the code that made the row. ``Results`` adds it: neither
-    ``columns`` nor the rows of ``measure`` have it. The losses of the first steps of one case are kept beside
-    the file (``first_steps.py``).
+    The losses of the first steps of one case are kept beside its CSV file (``first_steps.py``). They tell if the
+    code still trains as it did for the rows.
     """
 
     def kept_case(self) -> Case:
@@ -117,4 +117,5 @@ class Trained(Experiment, Protocol):
         possible."""
 
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
-        """Return the losses of the first ``steps`` steps of a case, or of all if it has fewer."""
+        """Return the losses of the first ``steps`` steps of a case, or of all if it has fewer. Its masks are
+        updated every ``first_steps.UPDATE_EVERY`` steps, whatever the case says."""

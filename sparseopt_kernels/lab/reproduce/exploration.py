@@ -7,7 +7,7 @@ over the length of training, and compared with that of masked SGD.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from ..training.data import load_dataset
 from ..training.paired import t_quantile
 from ..training.run import Run
 from .experiment import Case, Row, Settings
+from .first_steps import UPDATE_EVERY, first_losses
 from .interval_picture import draw_means, legend_of
 from .picture_titles import beyond_noise, draw_title
 from .table_text import mean_and_spread, seeds_of, still_missing
@@ -110,24 +111,7 @@ class Exploration:
         load_dataset(self.data, self._data_dir(settings))
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
-        config = new_config(
-            {
-                "data": self.data,
-                "model": self.model,
-                "method": "rigl",
-                "regrow": case["regrow"],
-                "sparsity": case["sparsity"],
-                "epochs": case["epochs"],
-                "warmup_epochs": 1,
-                "batch_size": 64,
-                "update_every": self.update_every,
-                "max_grad_norm": None,
-                "threads": 1,
-                "device": "cpu",
-            }
-        )
-        dataset = load_dataset(self.data, self._data_dir(settings)).first(*self.examples)
-        run = Run(config, dataset, case["optimizer"], case["seed"])
+        run = self._run(case, settings)
         assert run.topology is not None
         topology, updates = run.topology, 0
 
@@ -146,6 +130,40 @@ class Exploration:
                 "diverged": run.diverged,
             }
         ]
+
+    def kept_case(self) -> Case:
+        """Return the sparsest case of Eq. 12 that grows by corrected gradients."""
+        return max(
+            self.cases([]),
+            key=lambda case: (
+                case["optimizer"] == "sparseopt",
+                case["regrow"] == "corrected",
+                case["sparsity"],
+            ),
+        )
+
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
+        return first_losses(replace(self, update_every=UPDATE_EVERY)._run(case, settings), steps)
+
+    def _run(self, case: Case, settings: Settings) -> Run:
+        config = new_config(
+            {
+                "data": self.data,
+                "model": self.model,
+                "method": "rigl",
+                "regrow": case["regrow"],
+                "sparsity": case["sparsity"],
+                "epochs": case["epochs"],
+                "warmup_epochs": 1,
+                "batch_size": 64,
+                "update_every": self.update_every,
+                "max_grad_norm": None,
+                "threads": 1,
+                "device": "cpu",
+            }
+        )
+        dataset = load_dataset(self.data, self._data_dir(settings)).first(*self.examples)
+        return Run(config, dataset, case["optimizer"], case["seed"])
 
     def _data_dir(self, settings: Settings) -> str | None:
         return settings.data_dir if self.data != "digits" else None  # digits comes with scikit-learn

@@ -26,6 +26,8 @@ from .experiment import Settings, Trained
 from .results import Results
 
 STEPS = 50
+UPDATE_EVERY = 12
+"""Steps between updates of the masks, so that few steps show how they are updated and what follows."""
 _FEWER = 20  # on another machine: later, roundings may have made RigL grow other weights
 _CLOSE = 1e-4
 
@@ -39,10 +41,15 @@ def check_or_write_first_steps(experiment: Trained, settings: Settings, results:
     """Check the kept losses if the CSV file has rows, or else write them, before rows are added.
 
     Raises:
-        TrainingError: this code does not repeat the kept losses, or the losses cannot be written.
+        TrainingError: this code does not repeat the kept losses, there are none, or they cannot be written.
     """
     path = first_steps_path(results.path)
-    if results.rows() and path.exists():
+    if results.rows():
+        if not path.exists():
+            raise TrainingError(
+                f"{results.path} has rows, and {path.name}, which tells if this code trains as it did for "
+                "them, is not beside it: bring it back, or name another folder with --output"
+            )
         kept = json.loads(path.read_text())
         if not repeats(experiment, settings, kept):
             raise TrainingError(

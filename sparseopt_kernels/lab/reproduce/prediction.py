@@ -26,7 +26,7 @@ from ..training.models import build_model
 from ..training.paired import Paired, paired
 from ..training.run import Run
 from .experiment import Case, Row, Settings
-from .first_steps import first_losses
+from .first_steps import UPDATE_EVERY, first_losses
 from .interval_picture import draw_intervals, legend_of
 from .picture_titles import beyond_noise, draw_title
 from .searched import RESULTS, Images, Search, Setting, at_rate, differences, images, measured, rate_of
@@ -103,7 +103,7 @@ class Prediction:
         return max(moving, key=lambda case: (case["optimizer"] == "eq12", -case["update_every"]))
 
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
-        return first_losses(self._run(case, settings), steps)
+        return first_losses(self._run({**case, "update_every": UPDATE_EVERY}, settings), steps)
 
     def _images(self, settings: Settings) -> Images:
         return images(self.data, settings.data_dir, self.train_images, self.held_out_images)

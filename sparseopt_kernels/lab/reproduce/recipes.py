@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from ...kernels.contract import NormOver
 from ...topology.densities import Distribution
 from ..training import distributed
 from ..training.config import Config, new_config
 from .experiment import Settings
 from .paper_figures import Cell
+
+Clip = Literal["none", "active", "dense"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,16 @@ class Recipe:
     train_images: int
     """The number of images in an epoch, to estimate its time."""
 
-    def config(
-        self, cell: Cell, seed: int, max_grad_norm: float | None, settings: Settings, threads: int = 1
-    ) -> Config:
+    def config(self, cell: Cell, seed: int, clip: Clip, settings: Settings, threads: int = 1) -> Config:
         """Return the configuration of the run of a table's cell.
+
+        Args:
+            cell: the cell.
+            seed: of all random numbers.
+            clip: the positions over which the norm of the gradients is taken that is limited to
+                ``MAX_GRAD_NORM``; ``"none"`` for no limit.
+            settings: of the machine.
+            threads: of PyTorch, on a CPU.
 
         Raises:
             TrainingError: it cannot run on this machine.
@@ -70,8 +77,8 @@ class Recipe:
             "drop_fraction": self.drop_fraction,
             "update_every": self.update_every,
             "ham_alpha": (self.ham_alpha or 0.0) if cell.ham else 0.0,
-            "max_grad_norm": max_grad_norm,
-            "max_grad_norm_over": MAX_GRAD_NORM_OVER,
+            "max_grad_norm": None if clip == "none" else MAX_GRAD_NORM,
+            "max_grad_norm_over": "dense" if clip == "dense" else "active",
             "skip_step": True,  # as the published codes of RigL and jaxpruner do
             "threads": threads,
             "device": settings.device,
@@ -130,6 +137,3 @@ IMAGENET = Recipe(  # Table 5, E.2.1
 )
 
 MAX_GRAD_NORM = 1.0  # for the tables with gradient renormalisation, Appendix F
-# Inferred, not in the paper: if the optimizer masks gradients itself, as jaxpruner's does, a clip in the
-# training loop also sees the gradients of masked positions.
-MAX_GRAD_NORM_OVER: NormOver = "dense"

@@ -14,7 +14,7 @@ from ..atomic import write_atomically
 from ..training import distributed
 from ..training.errors import TrainingError
 from .code_commit import code_commit
-from .experiment import Case, Experiment, Row, Trained
+from .experiment import Case, Experiment, Row
 
 _Key = tuple[object, ...]
 _SAME_IN_ALL_ROWS = "data"
@@ -38,8 +38,7 @@ class Results:
     ) -> None:
         self.experiment = experiment
         self.path = path
-        self._commit = {_COMMIT: code_commit()} if isinstance(experiment, Trained) else {}
-        self._columns = {**experiment.columns, **dict.fromkeys(self._commit, str)}
+        self._columns = {**experiment.columns, _COMMIT: str}
         self._only = only or {}
         self._rows: dict[_Key, list[Row]] = {}
         if path.exists():
@@ -67,7 +66,7 @@ class Results:
             TypeError: the rows do not have the columns and types of the experiment or the values of the case.
         """
         self._check(case, rows)
-        self._rows[self._key(case)] = [{**row, **self._commit} for row in rows]
+        self._rows[self._key(case)] = [{**row, _COMMIT: code_commit()} for row in rows]
         self.save()
 
     def save(self) -> None:
@@ -120,7 +119,7 @@ class Results:
         except (OSError, ValueError, csv.Error) as error:
             raise TrainingError(f"cannot read {self.path}: {error}") from error
         _, header = lines[0] if lines else (1, [])
-        if self._commit and header == list(self.experiment.columns):
+        if header == list(self.experiment.columns):
             raise TrainingError(
                 f"{self.path} has no column {_COMMIT}: it was written before rows named the code that made "
                 "them. Name another folder with --output, or move the file away"

@@ -18,7 +18,7 @@ from ..training.config import new_config
 from ..training.data import load_dataset
 from ..training.run import Run
 from .experiment import Case, Row, Settings
-from .first_steps import first_losses
+from .first_steps import UPDATE_EVERY, first_losses
 from .interval_picture import legend_of
 from .picture_titles import draw_title
 from .skew_probe import COLUMNS, QUARTERS, Probe
@@ -120,7 +120,7 @@ class Skew:
         )
 
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
-        return first_losses(self._run(case, settings), steps)
+        return first_losses(self._run({**case, "update_every": UPDATE_EVERY}, settings), steps)
 
     def _run(self, case: Case, settings: Settings) -> Run:
         config = new_config(

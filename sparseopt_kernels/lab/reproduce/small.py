@@ -12,7 +12,7 @@ the picture. ``prediction.py`` tests the effect of a per-neuron factor that theo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +20,7 @@ from ..training.config import Config
 from ..training.data import load_dataset
 from ..training.run import Run
 from .experiment import Case, Row, Settings
-from .first_steps import first_losses
+from .first_steps import UPDATE_EVERY, first_losses
 from .searched import RESULTS, Images, Search, Setting, images, measured, rate_of
 from .small_picture import draw_small
 from .small_table import OPTIMIZERS, REMEDIES, AtBest, Place, compared, written
@@ -108,7 +108,7 @@ class Small:
         )
 
     def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
-        return first_losses(self._run(case, settings), steps)
+        return first_losses(replace(self, update_every=UPDATE_EVERY)._run(case, settings), steps)
 
     def table(self, rows: Sequence[Row]) -> list[str]:
         at_best, resolution = self._at_best(rows), 100 / self.test_images

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -29,7 +29,7 @@ from .direction_free import scale_by_layer
 from .experiment import Case, Row, Settings
 from .paper_figures import PAPER, Cell
 from .paper_figures import Figure as Printed
-from .recipes import CIFAR100, IMAGENET, MAX_GRAD_NORM, Recipe
+from .recipes import CIFAR100, IMAGENET, Clip, Recipe
 from .table_text import mean_and_spread, seeds_of, still_missing
 from .tables_picture import draw_table
 
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 
 _SPARSITIES = (0.90, 0.95, 0.97)
 _METHODS = (("sparseopt", True), ("sparseopt", False), ("sgd", True), ("sgd", False))  # as in the paper
-# Also measured in the tables with renormalised gradients: factors that the paper may have used there.
+# Also measured in the tables with renormalised gradients: factors that the paper may have used there, and the
+# norm over active weights.
 _CONTROLS = (("unnormalized", False), ("scalar", False))
+_WITH_EITHER_NORM = (("sparseopt", False), ("sgd", False))
 _NAMES = {
     ("unnormalized", False): "D alone",
     ("scalar", False): "scalar",
@@ -53,6 +55,7 @@ _COLUMNS: dict[str, type] = {
     "dst": str,
     "sparsity": float,
     "epochs": int,
+    "clip": str,
     "optimizer": str,
     "ham": bool,
     "seed": int,
@@ -70,11 +73,11 @@ _COLUMNS: dict[str, type] = {
     "seconds": float,
 }
 _RENORMALISED = (
-    "the norm of the gradients is limited to 1 over all positions, masked ones too. The paper does not say",
-    "if these count; this is inferred: where an optimizer masks gradients inside, as jaxpruner's does, a",
-    "clip in the training loop sees them. SparseOpt is Eq. 12. Beside it, without figures in the paper: D",
-    "alone, c_i = sqrt(1 - s_i), and the scalar sqrt(1 - s_avg) for all neurons of a layer, which has no",
-    "direction",
+    "the norm of the gradients is limited to 1 over all positions, masked ones too; in the lines that say",
+    "'active', over active weights. The paper does not say over which. All positions are inferred: where an",
+    "optimizer masks gradients inside, as jaxpruner's does, a clip in the training loop sees them. SparseOpt",
+    "is Eq. 12. Beside it, without figures in the paper: D alone, c_i = sqrt(1 - s_i), and the scalar",
+    "sqrt(1 - s_avg) for all neurons of a layer, which has no direction",
 )
 # Images per second in training. The figure for a thread was measured (AMD EPYC, PyTorch 2.13, float32); that
 # for a GPU is an assumption.
@@ -82,6 +85,18 @@ _SPEED: dict[str, dict[str, float]] = {
     "cifar-100": {"thread": 120, "gpu": 10_000},
     "imagenet": {"thread": 1.4, "gpu": 1_000},
 }
+
+
+class Method(NamedTuple):
+    """A line of a table: an optimizer, True for HAM, and the clip."""
+
+    optimizer: str
+    ham: bool
+    clip: Clip
+
+    @property
+    def name(self) -> str:
+        return _NAMES[self.optimizer, self.ham] + (", active" if self.clip == "active" else "")
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,8 @@ class Table:
     """The lengths of training in epochs, each of which is a run of its own."""
     dst: tuple[str, ...]
     seeds: tuple[int, ...]
-    max_grad_norm: float | None = None
+    renormalised: bool = False
+    """True if the norm of the gradients is limited (Appendix F)."""
 
     @property
     def name(self) -> str:
@@ -111,15 +127,18 @@ class Table:
     @property
     def shows(self) -> str:
         network = {"resnet20": "ResNet-20 on CIFAR-100", "resnet50": "ResNet-50 on ImageNet"}
-        norm = ", gradients renormalised over all positions" if self.max_grad_norm else ""
+        norm = ", gradients renormalised" if self.renormalised else ""
         dst = " and ".join(_DST[name] for name in self.dst)
         return f"test accuracy of {network[self.recipe.model]}, {dst}{norm}"
 
     @property
-    def methods(self) -> list[tuple[str, bool]]:
-        """Pairs of an optimizer and True for HAM."""
+    def methods(self) -> list[Method]:
+        """The lines of the table."""
         paper = [(o, h) for o, h in _METHODS if not h or self.recipe.ham_alpha is not None]
-        return [*paper, *_CONTROLS] if self.max_grad_norm else paper
+        if not self.renormalised:
+            return [Method(o, h, "none") for o, h in paper]
+        over_all = [Method(o, h, "dense") for o, h in (*paper, *_CONTROLS)]
+        return [*over_all, *(Method(o, h, "active") for o, h in _WITH_EITHER_NORM)]
 
     @property
     def columns(self) -> Mapping[str, type]:
@@ -127,18 +146,18 @@ class Table:
 
     @property
     def key(self) -> Sequence[str]:
-        return ("dst", "sparsity", "epochs", "optimizer", "ham", "seed")
+        return ("dst", "sparsity", "epochs", "clip", "optimizer", "ham", "seed")
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
         """Return all cases, short runs first, and all methods of a setting in a row, so that they can be
         compared early."""
         return [
-            {"dst": d, "sparsity": s, "epochs": e, "optimizer": o, "ham": h, "seed": seed}
+            {"dst": d, "sparsity": s, "epochs": e, "clip": clip, "optimizer": o, "ham": h, "seed": seed}
             for e in self.epochs
             for s in _SPARSITIES
             for d in self.dst
             for seed in self.seeds
-            for o, h in self.methods
+            for o, h, clip in self.methods
         ]
 
     def seconds(self, case: Case) -> float:
@@ -158,12 +177,12 @@ class Table:
 
     def check(self, settings: Settings) -> None:
         case = self.cases([])[0]
-        config = self.recipe.config(_cell(case), case["seed"], self.max_grad_norm, settings)
+        config = self.recipe.config(_cell(case), case["seed"], case["clip"], settings)
         # Only one rank may download the data.
         distributed.from_first(lambda: bool(open_dataset(config.data, config.data_dir)))
 
     def measure(self, case: Case, settings: Settings) -> list[Row]:
-        config = self.recipe.config(_cell(case), case["seed"], self.max_grad_norm, settings)
+        config = self.recipe.config(_cell(case), case["seed"], case["clip"], settings)
         dataset = open_dataset(config.data, config.data_dir, config.loader_workers)
         device = distributed.local_device(config.device)
         is_scalar = case["optimizer"] == "scalar"
@@ -205,16 +224,17 @@ class Table:
         lines = []
         for sparsity in _SPARSITIES:
             for dst in self.dst:
-                for optimizer, ham in self.methods:
-                    line = [_NAMES[optimizer, ham], _DST[dst], f"{sparsity:.2f}"]
-                    for cell in self._cells(dst, sparsity, optimizer, ham):
-                        line += [mean_and_spread(_accuracies(rows, cell), 2), _printed(paper.get(cell))]
+                for method in self.methods:
+                    line = [method.name, _DST[dst], f"{sparsity:.2f}"]
+                    for cell in self._cells(dst, sparsity, method):
+                        ours = _accuracies(rows, cell, method.clip)
+                        line += [mean_and_spread(ours, 2), _printed(paper.get(cell))]
                     lines.append(line)
         diverged = sum(row["status"] == "diverged" for row in rows)
         return [
             *aligned([header, *lines]),
             f"test accuracy in %, after the last epoch; mean ± standard deviation over {seeds_of(rows)}",
-            *(_RENORMALISED if self.max_grad_norm else ()),
+            *(_RENORMALISED if self.renormalised else ()),
             *still_missing(self, rows),
             *([f"{diverged} runs diverged and are not in the table"] if diverged else []),
         ]
@@ -226,11 +246,11 @@ class Table:
             f"Table {self.number}: {self.shows}",
             {
                 (dst, s): {
-                    _NAMES[o, h]: (
-                        {c.epochs: _accuracies(rows, c) for c in self._cells(dst, s, o, h)},
-                        {c.epochs: paper[c].mean for c in self._cells(dst, s, o, h) if c in paper},
+                    method.name: (
+                        {c.epochs: _accuracies(rows, c, method.clip) for c in self._cells(dst, s, method)},
+                        {c.epochs: paper[c].mean for c in self._cells(dst, s, method) if c in paper},
                     )
-                    for o, h in self.methods
+                    for method in self.methods
                 }
                 for dst in self.dst
                 for s in _SPARSITIES
@@ -238,10 +258,10 @@ class Table:
             still_missing(self, rows),
         )
 
-    def _cells(self, dst: str, sparsity: float, optimizer: str, ham: bool) -> list[Cell]:
+    def _cells(self, dst: str, sparsity: float, method: Method) -> list[Cell]:
         """Return the cells of a line, one for each length of training."""
         return [
-            Cell(dst=dst, sparsity=sparsity, optimizer=optimizer, ham=ham, epochs=epochs)
+            Cell(dst=dst, sparsity=sparsity, optimizer=method.optimizer, ham=method.ham, epochs=epochs)
             for epochs in self.epochs
         ]
 
@@ -255,9 +275,10 @@ def _cell(case: Case) -> Cell:
     return Cell(**{name: case[name] for name in Cell._fields})
 
 
-def _accuracies(rows: Sequence[Row], cell: Cell) -> list[float]:
+def _accuracies(rows: Sequence[Row], cell: Cell, clip: Clip) -> list[float]:
     """Return the test accuracy of a cell for each seed whose run came to its end."""
-    return [row["test_accuracy"] for row in rows if _cell(row) == cell and row["status"] == "ok"]
+    wanted = (cell, clip, "ok")
+    return [row["test_accuracy"] for row in rows if (_cell(row), row["clip"], row["status"]) == wanted]
 
 
 def _printed(figure: Printed | None) -> str:
@@ -332,10 +353,10 @@ def _tables() -> dict[str, Table]:
         imagenet(number=1, epochs=(90, 180, 270), dst=("rigl", "set")),
         cifar(number=2, dst=("rigl",)),
         cifar(number=3, dst=("set",)),
-        imagenet(number=6, epochs=(90, 270), dst=("rigl",), max_grad_norm=MAX_GRAD_NORM),
-        imagenet(number=7, epochs=(90, 270), dst=("set",), max_grad_norm=MAX_GRAD_NORM),
-        cifar(number=8, dst=("rigl",), max_grad_norm=MAX_GRAD_NORM),
-        cifar(number=9, dst=("set",), max_grad_norm=MAX_GRAD_NORM),
+        imagenet(number=6, epochs=(90, 270), dst=("rigl",), renormalised=True),
+        imagenet(number=7, epochs=(90, 270), dst=("set",), renormalised=True),
+        cifar(number=8, dst=("rigl",), renormalised=True),
+        cifar(number=9, dst=("set",), renormalised=True),
     )
     return {table.name: table for table in made}
 

@@ -23,6 +23,8 @@ _STYLES = {
     "SGD": ("#d55e00", "o"),
     "D alone": ("#cc79a7", "P"),
     "scalar": ("#000000", "X"),
+    "SparseOpt, active": ("#56b4e9", "D"),
+    "SGD, active": ("#999999", "h"),
 }
 _BASELINE = "SGD"
 _DST = {"rigl": "RigL", "set": "SET"}
@@ -52,7 +54,10 @@ def draw_table(
         axes = grid[rows.index(dst), columns.index(sparsity)]
         for name, (ours, paper) in curves.items():
             colour, marker = _STYLES[name]
-            axes.plot(list(paper), list(paper.values()), marker + "--", mfc="none", lw=1, ms=4, color=colour)
+            if not name.endswith("active"):  # the same curve again
+                axes.plot(
+                    list(paper), list(paper.values()), marker + "--", mfc="none", lw=1, ms=4, color=colour
+                )
             draw_means(axes, ours, fmt=marker + "-", ms=5, capsize=2, color=colour, label=name)
         axes.set_title(f"{_DST[dst]}, sparsity {sparsity:.2f}", loc="left")
         axes.set_xticks(list(next(iter(curves.values()))[0]))

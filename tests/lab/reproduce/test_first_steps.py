@@ -21,6 +21,7 @@ from sparseopt_kernels.lab.reproduce.searched import images
 from sparseopt_kernels.lab.training.config import Config
 from sparseopt_kernels.lab.training.errors import TrainingError
 from sparseopt_kernels.lab.training.run import Run
+from sparseopt_kernels.topology.dynamic_sparse_training import DynamicSparseTraining
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 COMMITTED = sorted(RESULTS.glob("*-first-steps.json"))
@@ -56,10 +57,24 @@ def test_committed_results_are_of_todays_code(path):
     assert repeats(experiment, Settings(), kept)
 
 
-def test_rows_that_name_their_code_have_their_first_steps():
+def test_all_results_name_their_code_and_those_that_train_have_first_steps():
     for path in RESULTS.glob("*.csv"):
-        if "commit" in path.read_text().splitlines()[0].split(","):
-            assert first_steps_path(path) in COMMITTED, path
+        if path.stem in EXPERIMENTS:
+            assert path.read_text().splitlines()[0].endswith(",commit"), path
+            assert (first_steps_path(path) in COMMITTED) == isinstance(EXPERIMENTS[path.stem], Trained), path
+
+
+@pytest.mark.parametrize("name", ["small", "appendixF", "skew"])
+@pytest.mark.filterwarnings("ignore")
+def test_masks_that_are_not_updated_are_seen_on_any_machine(name, monkeypatch):
+    experiment, kept = EXPERIMENTS[name], json.loads((RESULTS / f"{name}-first-steps.json").read_text())
+    assert isinstance(experiment, Trained)
+    try:
+        experiment.check(Settings())
+    except TrainingError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(DynamicSparseTraining, "_count_step", lambda self: None)
+    assert not repeats(experiment, Settings(), {**kept, "machine": "another"})
 
 
 def test_the_case_that_is_kept_tells_much():
@@ -71,6 +86,8 @@ def test_the_case_that_is_kept_tells_much():
     assert (kept["prediction"]["update_every"], kept["prediction"]["optimizer"]) == (25, "eq12")
     assert (kept["appendixF"]["clip"], kept["appendixF"]["factor"]) == ("dense", "layer")
     assert (kept["skew"]["method"], kept["skew"]["optimizer"]) == ("rigl", "sparseopt")
+    for name in ("figure5", "figure10"):
+        assert (kept[name]["optimizer"], kept[name]["regrow"]) == ("sparseopt", "corrected")
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same processor", "another"])
@@ -100,7 +117,7 @@ def test_code_that_trains_otherwise_adds_no_rows(tmp_path, monkeypatch, capsys):
 
 def test_the_experiments_that_train_networks():
     trained = {name for name, experiment in EXPERIMENTS.items() if isinstance(experiment, Trained)}
-    assert trained >= {"small", "appendixF", "resnet20", "prediction", "skew"}
+    assert trained == {"figure5", "figure10", "small", "appendixF", "resnet20", "prediction", "skew"}
 
 
 def test_the_command_keeps_the_first_steps_and_the_commit(tmp_path, monkeypatch):
@@ -123,21 +140,26 @@ def test_the_command_keeps_the_first_steps_and_the_commit(tmp_path, monkeypatch)
     assert [row["commit"] for row in rows] == ["abc1234+"] * 8 + ["def5678"] * 2
 
 
-def test_nothing_is_written_beside_results_that_are_complete(tmp_path, monkeypatch):
+def test_rows_whose_first_steps_are_gone_get_no_more(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(EXPERIMENTS, "fake", Trains(tmp_path / "trace"))
     command = ["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]
     assert main(command) == 0
     (tmp_path / "fake-first-steps.json").unlink()
-    assert main(command) == 0
+    assert main(command) == 0  # all rows are there
     assert not (tmp_path / "fake-first-steps.json").exists()
+    before = (tmp_path / "fake.csv").read_bytes()
+    monkeypatch.setitem(EXPERIMENTS, "fake", Trains(tmp_path / "trace", count=5))
+    assert main(command) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has rows, and fake-first-steps.json" in said
+    assert (tmp_path / "fake.csv").read_bytes() == before
 
 
 def test_a_file_of_before_is_refused(tmp_path):
-    experiment = Trains(tmp_path / "trace")
+    experiment = Fake(tmp_path / "trace")
     (tmp_path / "fake.csv").write_text(",".join(experiment.columns) + "\n")
     with pytest.raises(TrainingError, match=r"fake\.csv has no column commit: it was written before"):
         Results(experiment, tmp_path / "fake.csv")
-    Results(Fake(tmp_path / "trace"), tmp_path / "fake.csv")  # of an experiment that trains nothing
 
 
 def git(folder, *arguments):

@@ -64,32 +64,37 @@ def test_every_hyperparameter_is_that_of_the_paper(recipe, column):
 
 # Table 1 of the paper, and so on: epochs, DST methods, gradient renormalisation (Appendix F), HAM.
 SHAPES = {
-    "table1": ((90, 180, 270), {"rigl", "set"}, None, False, "imagenet"),
-    "table2": ((100, 200, 300, 500), {"rigl"}, None, True, "cifar-100"),
-    "table3": ((100, 200, 300, 500), {"set"}, None, True, "cifar-100"),
-    "table6": ((90, 270), {"rigl"}, 1.0, False, "imagenet"),
-    "table7": ((90, 270), {"set"}, 1.0, False, "imagenet"),
-    "table8": ((100, 200, 300, 500), {"rigl"}, 1.0, True, "cifar-100"),
-    "table9": ((100, 200, 300, 500), {"set"}, 1.0, True, "cifar-100"),
+    "table1": ((90, 180, 270), {"rigl", "set"}, False, False, "imagenet"),
+    "table2": ((100, 200, 300, 500), {"rigl"}, False, True, "cifar-100"),
+    "table3": ((100, 200, 300, 500), {"set"}, False, True, "cifar-100"),
+    "table6": ((90, 270), {"rigl"}, True, False, "imagenet"),
+    "table7": ((90, 270), {"set"}, True, False, "imagenet"),
+    "table8": ((100, 200, 300, 500), {"rigl"}, True, True, "cifar-100"),
+    "table9": ((100, 200, 300, 500), {"set"}, True, True, "cifar-100"),
 }
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_cells_are_those_of_the_paper(name):
-    epochs, dst, norm, has_ham, data = SHAPES[name]
+    epochs, dst, renormalised, has_ham, data = SHAPES[name]
     table = TABLES[name]
-    cells = {Cell(*(case[field] for field in Cell._fields)) for case in table.cases([])}
+    by_clip: dict[str, set[Cell]] = {}
+    for case in table.cases([]):
+        by_clip.setdefault(case["clip"], set()).add(Cell(*(case[field] for field in Cell._fields)))
+    assert list(by_clip) == (["dense", "active"] if renormalised else ["none"])
+    cells = next(iter(by_clip.values()))
     controls = {cell for cell in cells if cell.optimizer in ("unnormalized", "scalar")}
     cells -= controls
     assert cells == set(PAPER[table.number])  # every figure of the paper, and nothing else
     without_ham = {cell for cell in cells if cell.optimizer == "sgd" and not cell.ham}
     beside = {cell._replace(optimizer=name) for cell in without_ham for name in ("unnormalized", "scalar")}
-    assert controls == (beside if norm else set())
+    assert controls == (beside if renormalised else set())
+    if renormalised:
+        assert by_clip["active"] == {cell for cell in cells if not cell.ham}
     assert {cell[4] for cell in cells} == set(epochs)
     assert {cell[0] for cell in cells} == dst
     assert {cell[1] for cell in cells} == {0.90, 0.95, 0.97}
     assert {cell[3] for cell in cells} == ({True, False} if has_ham else {False})
-    assert table.max_grad_norm == norm
     assert table.recipe.data == data
 
 
@@ -115,7 +120,7 @@ def test_the_figures_are_those_of_the_paper(number, cell, figure):
 def test_a_run_has_what_the_recipe_says(tmp_path):
     settings = Settings(str(make_cifar100(tmp_path)), amp="bfloat16", channels_last=True)
     cell = Cell("set", 0.95, "sgd", True, 200)
-    config = recipes.CIFAR100.config(cell, 3, recipes.MAX_GRAD_NORM, settings)
+    config = recipes.CIFAR100.config(cell, 3, "dense", settings)
     assert (config.method, config.sparsity, config.epochs, config.seeds) == ("set", 0.95, 200, (3,))
     assert (config.optimizer, config.ham_alpha, config.max_grad_norm) == (("sgd",), 80, 1)
     assert (config.max_grad_norm_over, config.skip_step) == ("dense", True)
@@ -123,15 +128,17 @@ def test_a_run_has_what_the_recipe_says(tmp_path):
     assert (config.momentum, config.weight_decay, config.warmup_epochs) == (0.9, 5e-4, 5)
     assert (config.drop_fraction, config.update_every, config.distribution) == (0.3, 100, "erk")
     assert (config.amp, config.channels_last, config.model) == ("bfloat16", True, "resnet20")
-    without = recipes.CIFAR100.config(cell._replace(ham=False), 3, None, settings)
-    assert (without.ham_alpha, without.max_grad_norm) == (0, None)
+    without = recipes.CIFAR100.config(cell._replace(ham=False), 3, "none", settings)
+    assert (without.ham_alpha, without.max_grad_norm, without.max_grad_norm_over) == (0, None, "active")
+    active = recipes.CIFAR100.config(cell, 3, "active", settings)
+    assert (active.max_grad_norm, active.max_grad_norm_over) == (1, "active")
 
 
 @pytest.mark.parametrize(("ranks", "batch", "peak"), [(1, 128, 0.05), (8, 1024, 0.4)])
 def test_imagenet_scales_batch_and_learning_rate_with_the_ranks(tmp_path, monkeypatch, ranks, batch, peak):
     monkeypatch.setattr(distributed, "ranks", lambda: ranks)
     settings = Settings(str(make_imagenet(tmp_path, train=1, val=1)))
-    config = recipes.IMAGENET.config(Cell("rigl", 0.9, "sparseopt", False, 90), 0, None, settings)
+    config = recipes.IMAGENET.config(Cell("rigl", 0.9, "sparseopt", False, 90), 0, "none", settings)
     assert config.batch_size == batch
     assert config.lr == pytest.approx(peak)
     assert (config.start_lr, config.end_lr, config.weight_decay) == (1e-5, 1e-5, 1e-4)
