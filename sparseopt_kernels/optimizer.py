@@ -19,6 +19,7 @@ from .correction import Correction
 from .kernels.contract import NormOver
 from .kernels.gpu.device import capturing
 from .kernels.tensor_memory import versions_of
+from .known_optimizers import KNOWN
 from .masks.mapping import Masks, masks_of
 from .masks.registered_masks import remember, remembered_places
 from .optimizer_arguments import (
@@ -194,6 +195,7 @@ class SparseOpt(Optimizer):
         check_masks(self._masks, names)
         check_feeding_norm(self._feeding_norm, names, self._masks)
         warn_of_norm_without_limit(self.param_groups)
+        KNOWN.add(self)
         self._leave_out_of_graphs()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -331,15 +333,12 @@ class SparseOpt(Optimizer):
     def _prepare(
         self, versions: list[int] | None, observed: Observed, totals: LayerTotals | None = None
     ) -> Observed:
-        """Prepare the step.
+        """Prepare the step. Return what was observed, of the parameters and masks that were found.
 
         Args:
             versions: of what is watched, as far as it was masked; None: that is not known.
             observed: before it.
             totals: adds up what ranks have of sharded parameters; None without any.
-
-        Returns:
-            What was observed, of the parameters and masks that were found.
         """
         check_norm_over(self.param_groups)
         for group in self.param_groups:
@@ -397,4 +396,5 @@ class SparseOpt(Optimizer):
         shard_buffers(self.state)
         if former is None:  # a copy: load_state_dict does not change which parameters had a gradient
             self._prepared = NOTHING_PREPARED
+        KNOWN.add(self)
         self._leave_out_of_graphs()

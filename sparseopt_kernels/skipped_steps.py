@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
+from torch.optim.optimizer import Optimizer
 
 from .kernels.gpu.device import capturing
 from .kernels.tensor_memory import memory_of
+from .known_optimizers import KNOWN
 from .sharding import local_parts
 
 
 class SkippedStep:
     """A step that each optimizer of these masks leaves out once, for as long as this object lives.
+
+    Optimizers that are made later do not: no update has chosen weights by their gradients.
 
     Args:
         masks: those that were updated, by parameter.
@@ -26,15 +29,16 @@ class SkippedStep:
 
     def __init__(self, masks: Mapping[Parameter, Tensor]) -> None:
         self._masks = [*masks.items()]  # as they are now: they may be gone before an optimizer asks
-        self._taken_by: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._asked = weakref.WeakSet(KNOWN)
+        self._taken_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         key = id(self)
         PENDING[key] = weakref.ref(self, lambda _: PENDING.pop(key, None))
 
-    def concerns(self, optimizer: object, masks: Mapping[Parameter, Tensor]) -> bool:
+    def concerns(self, optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> bool:
         """Tell if that optimizer, which has these masks, has yet to leave the step out."""
-        return optimizer not in self._taken_by and self._is_of(masks)
+        return optimizer in self._asked and optimizer not in self._taken_by and self._is_of(masks)
 
-    def take(self, optimizer: object) -> None:
+    def take(self, optimizer: Optimizer) -> None:
         """Remember that the optimizer has left it out."""
         self._taken_by.add(optimizer)
 
@@ -50,11 +54,11 @@ PENDING: dict[int, weakref.ref[SkippedStep]] = {}
 """Those that live. Most of the time there is none."""
 
 
-def pending_skips(optimizer: object, masks: Mapping[Parameter, Tensor]) -> list[SkippedStep]:
+def pending_skips(optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> list[SkippedStep]:
     """Return the steps that an optimizer has yet to leave out: all of them by leaving out one.
 
     Args:
-        optimizer: any object that can be weakly referenced.
+        optimizer: one of ``known_optimizers.KNOWN``.
         masks: all that it was given, also those of parameters that it does not update.
 
     Raises:

@@ -111,13 +111,12 @@ class DynamicSparseTraining:
         self.skip_step = skip_step
         self.min_fan_in = int(min_fan_in)
         self.process_group = process_group
-        self._step = 0
+        self._step = self._in_a_row = 0
         self._due = self._updated = False
         self._explored = Explored(masks)
         self._last_update: dict[str, LayerUpdate] = {}
-        self._is_compared = False
+        self._is_compared = self._has_warned_of_gradients = False
         self._is_new = True
-        self._has_warned_of_gradients = False
         self._leave_out_of_graphs()
         method_arguments.check_min_fan_in(min_fan_in, masks, self._names, active_weights(masks))
         if self.uses_gradients:
@@ -237,6 +236,7 @@ class DynamicSparseTraining:
 
     @torch.no_grad()
     def _count_step(self) -> None:
+        self._in_a_row = self._in_a_row + 1 if self.skip_next else 0
         self._updated, self._skipped_step = False, None
         if self._is_new and self._explored.differs_from_masks():
             warn(method_notices.notice_of_loaded_masks(type(self).__name__))
@@ -285,6 +285,8 @@ class DynamicSparseTraining:
             if self.skip_step:
                 if is_just_updated(self.masks):
                     warn(method_notices.notice_of_two_methods(type(self).__name__))
+                if self._in_a_row == 2:
+                    warn(method_notices.NOTICE_OF_NO_STEPS)
                 self._skipped_step = SkippedStep(self.masks)
             if not self._updated:
                 self._warn_of_gradients(method_notices.notice_of_zero_gradients, plan.gradients_are_zero)
@@ -315,8 +317,7 @@ class DynamicSparseTraining:
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:
-        """Let ``torch.compile`` break its graph at a step. When the class is defined is too early: it would
-        import the compiler."""
+        """Let ``torch.compile`` break its graph at a step; with the class, this would import the compiler."""
         if not hasattr(cls, "_uncompiled_step"):
             cls._uncompiled_step = torch.compiler.disable(cls._count_step)  # type: ignore[no-untyped-call]
 
@@ -366,8 +367,7 @@ class DynamicSparseTraining:
 
         These are the settings, the number of steps, whether a postponed update is due, and the weights that
         have been active so far: a list of boolean tensors in the order of ``masks``. It can be loaded by
-        ``torch.load(weights_only=True)``. ``drop_schedule`` and ``process_group`` are not part of it: give
-        the resumed run the same ones.
+        ``torch.load(weights_only=True)``. ``drop_schedule`` and ``process_group`` are not part of it.
         """
         state = {"step": self._step, "due": self._due, "explored": self._explored.with_masks()}
         return {name: getattr(self, name) for name in self.settings} | state

@@ -9,6 +9,11 @@ NOTICE_OF_NO_STEP = (
     "nothing is trained. Update less often, or pass skip_step=False"
 )
 
+NOTICE_OF_NO_STEPS = (
+    "the masks were updated in three steps in a row, and skip_step leaves out each of these steps: if that "
+    "goes on, no weight moves, and nothing is trained. Update less often, or set skip_step to False"
+)
+
 
 def notice_of_two_methods(method: str) -> str:
     """Return the warning that masks are updated again before weights have moved."""
@@ -58,13 +63,20 @@ def is_concentrated(update: LayerUpdate, neurons: int) -> bool:
     return 3 * most > update.grown and most >= 20 and most * neurons >= 10 * update.grown
 
 
-def notice_of_concentrated_growth(name: str, update: LayerUpdate, others: int) -> str:
-    """Return the warning that one neuron of a layer got much of what grew, and likewise in other layers."""
-    more = f" (and likewise in {others} more layers)" if others else ""
+def notice_of_concentrated_growth(name: str, update: LayerUpdate, others: int, *, is_limited: bool) -> str:
+    """Return the warning that one neuron of a layer got much of what grew, and likewise in other layers.
+
+    Args:
+        name: of the layer.
+        update: of the layer.
+        others: the number of other layers.
+        is_limited: whether the optimizer limits the norm of the gradients already.
+    """
+    more = f" (and in {others} other layer{'s' if others > 1 else ''})" if others else ""
+    first = "Let" if is_limited else "Clip gradients, unless you do: SparseOpt(max_grad_norm=1). Or let"
     return (
         f"one neuron of {name!r} got {update.most_grown} of the {update.grown} weights that "
         f"grew{more}. Behind a normalisation layer, a neuron with few inputs or none may have a "
-        "gradient many times the others'. Clip gradients, unless you do: "
-        "SparseOpt(max_grad_norm=1). Or let every neuron keep inputs (min_fan_in=1), update less often "
-        "(update_every), or drop less (drop_fraction)"
+        f"gradient many times the others'. {first} every neuron keep inputs (min_fan_in=1), update less "
+        "often (update_every), or drop less (drop_fraction)"
     )

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from ..known_optimizers import is_norm_limited
 from ..masks.mapping import neurons_in
 from ..user_warning import warn
 from .agreement import Group
@@ -166,4 +167,6 @@ class SET(DynamicSparseTraining):
         ]
         self._concentrated.update(found)
         if found:
-            warn(notice_of_concentrated_growth(found[0], self._last_update[found[0]], len(found) - 1))
+            worst = self._last_update[found[0]]
+            is_limited = is_norm_limited(self.masks)
+            warn(notice_of_concentrated_growth(found[0], worst, len(found) - 1, is_limited=is_limited))

@@ -19,10 +19,11 @@ MAY_IMPORT = {
     "kernels": {*BASE, "masks", "native_library", "_cuda"},
     "step": {*BASE, "masks", "native_library", "kernels"},
     "optimizer_arguments": {*BASE, "masks", "kernels"},
-    "skipped_steps": {"kernels", "sharding"},
-    "optimizer": {*BASE, "masks", "kernels", "step", "optimizer_arguments", "skipped_steps"},
+    "known_optimizers": set(),
+    "skipped_steps": {"kernels", "sharding", "known_optimizers"},
+    "optimizer": {*BASE, "masks", "kernels", "step", "optimizer_arguments", "known_optimizers", "skipped_steps"},
     "finished": {*BASE, "masks", "step"},
-    "topology": {*BASE, "masks", "native_library", "kernels", "skipped_steps", "finished"},
+    "topology": {*BASE, "masks", "native_library", "kernels", "known_optimizers", "skipped_steps", "finished"},
 }
 ANYTHING = {"__init__", "__main__", "lab"}
 

@@ -18,6 +18,7 @@ import warnings
 warnings.simplefilter("ignore")
 import sparseopt_kernels as sk
 from sparseopt_kernels import apply_masks, finalize, load_dense
+from sparseopt_kernels.skipped_steps import SkippedStep
 from sparseopt_kernels.topology.hooks import Counts
 from sharded_training import *
 from torch.distributed.device_mesh import init_device_mesh
@@ -92,6 +93,20 @@ weights = [part(p.detach()).clone() for p in model.parameters()]
 told("overflow everywhere", optimizer.step)
 result["skipped"] = all(torch.equal(part(p), w) for p, w in zip(model.parameters(), weights))
 del optimizer.found_inf, optimizer.grad_scale
+
+# One rank has updated its masks.
+update = SkippedStep(masks) if rank == 1 else None
+weights = [part(p.detach()).clone() for p in model.parameters()]
+told("left out on one rank", optimizer.step)
+result["left out on one rank, unchanged"] = all(
+    torch.equal(part(p), w) for p, w in zip(model.parameters(), weights)
+)
+update = SkippedStep(masks)
+told("left out on all", optimizer.step)
+result["left out on all, unchanged"] = all(
+    torch.equal(part(p), w) for p, w in zip(model.parameters(), weights)
+)
+del update
 
 # A parameter has no gradient on one rank.
 if rank == 0:
@@ -280,6 +295,16 @@ def test_an_overflow_on_one_rank(found: list[dict[str, Any]]) -> None:
         assert own["scaler"] == ""
         assert own["scale"] == 2.0
         assert own["left out"]
+
+
+def test_a_step_that_one_rank_leaves_out(found: list[dict[str, Any]]) -> None:
+    for own in found:
+        assert own["left out on one rank"].startswith(
+            "RuntimeError: 1 of 4 ranks have updated their masks and leave this step out (skip_step)"
+        )
+        assert own["left out on one rank, unchanged"]
+        assert own["left out on all"] == ""
+        assert own["left out on all, unchanged"]
 
 
 def test_a_gradient_that_one_rank_lacks(found: list[dict[str, Any]]) -> None:

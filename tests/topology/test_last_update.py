@@ -17,6 +17,7 @@ from torch.nn.parameter import Parameter
 
 from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.neurons import Neurons
+from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.topology import update_plan
 from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.layer_update import LayerUpdate, compare_masks
@@ -238,13 +239,26 @@ class TestConcentratedGrowth:
         assert "one neuron of 'parameter 0' got 30 of the 50 weights that grew" in message
         assert message.index("SparseOpt(max_grad_norm=1)") < message.index("update_every")
 
+    def test_a_limit_is_not_advised_where_there_is_one(self) -> None:
+        said = []
+        for limit in (None, 1.0):
+            dst = self.dst(grown=50, to_one=30)
+            other = SparseOpt([nn.Parameter(torch.zeros(2))], max_grad_norm=1.0)
+            opt = SparseOpt([*self.masks], masks=self.masks, max_grad_norm=limit)
+            assert other is not opt
+            said += self.warnings_of(copy.copy(dst))
+            opt.param_groups[0]["max_grad_norm"] = 1.0
+            said += self.warnings_of(self.dst(grown=50, to_one=30))  # other parameters
+        assert ["max_grad_norm" in message for message in said] == [True, True, False, True]
+        assert "Let every neuron keep inputs (min_fan_in=1)" in said[2]
+
     @pytest.mark.parametrize(
         ("grown", "to_one", "neurons", "warned"),
         [
             (50, 20, 60, True),
             (60, 20, 61, False),
             (40, 19, 60, False),
-            (55, 20, 24, False),
+            (50, 20, 24, False),
             (48, 20, 24, True),
         ],
         ids=["over a third", "a third", "19 weights", "under ten times an even share", "ten times"],
@@ -265,7 +279,7 @@ class TestConcentratedGrowth:
             drop_schedule=lambda t, end: 1.0,
         )
         (message,) = self.warnings_of(both)
-        assert "(and likewise in 1 more layers)" in message
+        assert "(and in 1 other layer)" in message
         for p, mask in both.masks.items():
             with torch.no_grad():
                 mask[0] = False

@@ -23,7 +23,7 @@ from sparseopt_kernels import skipped_steps
 from sparseopt_kernels.finished.finalize import finalize
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.schedules import warmup_cosine
-from sparseopt_kernels.skipped_steps import PENDING
+from sparseopt_kernels.skipped_steps import PENDING, pending_skips
 from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.set import SET
 
@@ -226,6 +226,20 @@ def test_nothing_is_kept_alive() -> None:
     assert len(PENDING) == before - 1
 
 
+def test_an_optimizer_that_is_made_later_leaves_nothing_out() -> None:
+    """Its gradients have chosen no mask: a second phase of training begins with a step."""
+    training = Training()
+    training.to_update()
+    copied = copy.deepcopy(training.opt)
+    pickled = pickle.loads(pickle.dumps(training.opt))
+    training.opt.step()
+    training.opt = training.optimizer()
+    training.backward()
+    assert training.steps(training.opt.step)
+    for opt in (copied, pickled):
+        assert pending_skips(opt, training.masks) == []
+
+
 def test_an_overflow_uses_it_up(backend: Backend) -> None:
     training = Training(backend=backend.name)
     training.to_update()
@@ -294,6 +308,19 @@ class TestArguments:
     def test_bad_values(self, cls: type, value: object) -> None:
         with pytest.raises(TypeError, match=f"skip_step is {value!r}, it must be True or False"):
             Training(cls, skip_step=value)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("every", [1, 2])
+    def test_three_updates_in_a_row(self, every: int) -> None:
+        training = Training()
+        training.dst.update_every = every  # as a state that is loaded may have it
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(6):
+                training.backward()
+                training.dst.step()
+                training.opt.step()
+        said = [str(own.message) for own in caught if "three steps in a row" in str(own.message)]
+        assert len(said) == (every == 1)
 
     @BOTH
     def test_an_update_in_every_step_trains_nothing(self, cls: type) -> None:

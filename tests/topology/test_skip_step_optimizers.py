@@ -19,10 +19,6 @@ from sparseopt_kernels.topology.rigl import RigL
 from sparseopt_kernels.topology.set import SET
 
 
-class Foreign:
-    """Stands in for an optimizer."""
-
-
 class TestWhichOptimizers:
     def setup_method(self) -> None:
         self.training = Training(momentum=0.0)
@@ -59,9 +55,10 @@ class TestWhichOptimizers:
         assert self.skips({p: torch.from_numpy(mask.numpy()) for p, mask in self.training.masks.items()})
 
     def test_not_one_with_numbers_in_the_memory_of_the_masks(self) -> None:
-        pairs = self.training.masks.items()
-        found = pending_skips(object.__new__(Foreign), {p: mask.view(torch.uint8) for p, mask in pairs})
-        assert found == []
+        opt, pairs = self.training.opt, self.training.masks.items()
+        self.training.to_update()
+        assert pending_skips(opt, {p: mask.view(torch.uint8) for p, mask in pairs}) == []
+        assert len(pending_skips(opt, {p: mask.view(torch.bool) for p, mask in pairs})) == 1
 
     def test_not_one_with_masks_of_its_own(self) -> None:
         assert not self.skips({p: mask.clone() for p, mask in self.training.masks.items()})

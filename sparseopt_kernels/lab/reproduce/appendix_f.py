@@ -65,7 +65,7 @@ class AppendixF:
     name = "appendixF"
     source = "Appendix F, at a laptop's size"
     shows = (
-        "what a clip over all positions costs, and how much of it D and a factor without direction give back"
+        "what a clip over all positions costs, and how much of it D and a scalar without direction give back"
     )
     columns: ClassVar[Mapping[str, type]] = {
         "method": str,

@@ -108,8 +108,8 @@ class PaperSized(Experiment, Protocol):
 class Trained(Experiment, Protocol):
     """An experiment that trains networks at a laptop's size.
 
-    The losses of the first steps of one case are kept beside its CSV file (``first_steps.py``). They tell if the
-    code still trains as it did for the rows.
+    The losses of the first steps of one case are kept beside its CSV file (``first_steps.py``). They tell if
+    the code still trains as it did for the rows.
     """
 
     def kept_case(self) -> Case:

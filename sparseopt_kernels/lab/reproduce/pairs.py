@@ -21,7 +21,7 @@ from ... import SET, Masks, RigL, SparseOpt, sparsify, warmup_cosine
 from ...correction import Correction, mask_factors
 from ..training.data import load_dataset
 from ..training.models import mlp
-from .direction_free import layer_scale, scale_by_layer
+from .layer_scalar import layer_scalar, scale_by_scalar
 
 HIDDEN = (256, 128, 128)
 FACTORS: dict[str, Correction] = {
@@ -127,7 +127,7 @@ class Training:
             max_grad_norm_over="dense" if way.clip == "dense" else "active",
         )
         if way.factor == "scalar":
-            scale_by_layer(self.optimizer, self.masks)
+            scale_by_scalar(self.optimizer, self.masks)
         self.schedule = warmup_cosine(self.optimizer, int(recipe.warmup * recipe.steps), recipe.steps)
         every, stop_at = recipe.update_every, recipe.stop_at * recipe.steps
         self.topology: SET | RigL
@@ -185,7 +185,7 @@ class Training:
 
     def _factor(self, parameter: nn.Parameter) -> Tensor:
         if self.way.factor == "scalar":
-            return torch.tensor(layer_scale(self.masks[parameter]))
+            return torch.tensor(layer_scalar(self.masks[parameter]))
         correction = FACTORS[self.way.factor]
         factors = mask_factors(self.masks[parameter], self.masks.neurons(parameter), correction)
         return factors.to(parameter.dtype)

@@ -25,8 +25,8 @@ from ..training.errors import TrainingError
 from ..training.run import Row as Epoch
 from ..training.run import Run
 from ..training.sharded_checkpoint import load_from, remove_others, state_for
-from .direction_free import scale_by_layer
 from .experiment import Case, Row, Settings
+from .layer_scalar import scale_by_scalar
 from .paper_figures import PAPER, Cell
 from .paper_figures import Figure as Printed
 from .recipes import CIFAR100, IMAGENET, Clip, Recipe
@@ -188,7 +188,7 @@ class Table:
         is_scalar = case["optimizer"] == "scalar"
         run = Run(config, dataset.to(device), "sgd" if is_scalar else case["optimizer"], case["seed"])
         if is_scalar:
-            scale_by_layer(run.optimizer, run.masks)
+            scale_by_scalar(run.optimizer, run.masks)
         checkpoint = settings.checkpoint(case)
         seconds = _resume(run, checkpoint) if checkpoint is not None and checkpoint.exists() else 0.0
         while not run.done:

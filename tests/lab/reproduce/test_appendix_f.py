@@ -12,8 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 from sparseopt_kernels import SparseOpt
 from sparseopt_kernels.lab.reproduce.appendix_f import AppendixF
 from sparseopt_kernels.lab.reproduce.cli import _png
-from sparseopt_kernels.lab.reproduce.direction_free import scale_by_layer
 from sparseopt_kernels.lab.reproduce.experiment import Settings
+from sparseopt_kernels.lab.reproduce.layer_scalar import scale_by_scalar
 from sparseopt_kernels.lab.reproduce.pairs import (
     CLIPS,
     FACTORS,
@@ -67,7 +67,7 @@ def test_the_scalar_is_one_for_all_neurons_of_a_layer():
     model, masks = masked_mlp()
     masks[model[0].weight][0] = True  # a neuron with all its inputs: 8 + 15 * 3 of 128 are active
     optimizer = SparseOpt(model.parameters(), lr=0.0, masks=masks, correction="none")
-    scale_by_layer(optimizer, masks)
+    scale_by_scalar(optimizer, masks)
     gradients = {p: torch.randn_like(p) for p in model.parameters()}
     for p, gradient in gradients.items():
         p.grad = gradient.clone()
@@ -94,7 +94,7 @@ def test_with_equal_fan_in_d_and_the_scalar_train_alike(over):
             max_grad_norm_over=over,
         )
         if factor == "scalar":
-            scale_by_layer(optimizer, masks)
+            scale_by_scalar(optimizer, masks)
         random = torch.Generator().manual_seed(1)
         for _ in range(30):
             x = torch.randn(16, 8, generator=random)

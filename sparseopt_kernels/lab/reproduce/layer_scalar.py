@@ -14,26 +14,26 @@ from ...masks.mapping import Masks
 from ...sharding import local_part, whole_counts
 
 
-def layer_scale(mask: Tensor) -> float:
+def layer_scalar(mask: Tensor) -> float:
     """Return the square root of a layer's density: ``sqrt(1 - s_avg)``. If it is sharded, all ranks must call
     it."""
     [active] = whole_counts([int(local_part(mask).count_nonzero())], [mask])
     return math.sqrt(active / mask.numel())
 
 
-def scale_by_layer(optimizer: Optimizer, masks: Masks) -> None:
+def scale_by_scalar(optimizer: Optimizer, masks: Masks) -> None:
     """Make each step of the optimizer first multiply the gradient of each masked weight by its
-    :func:`layer_scale`, in place.
+    :func:`layer_scalar`, in place.
 
     RigL ranks gradients before the step, so it sees them unscaled. SET and RigL keep the number of active
-    weights of each layer, so the scales are computed only once, and no step waits for a GPU.
+    weights of each layer, so the scalars are computed only once, and no step waits for a GPU.
     """
-    scales = [(parameter, layer_scale(mask)) for parameter, mask in masks.items()]
+    scalars = [(parameter, layer_scalar(mask)) for parameter, mask in masks.items()]
 
     @torch.no_grad()
     def scale(*_: object) -> None:
-        for parameter, factor in scales:
+        for parameter, scalar in scalars:
             if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+                parameter.grad.mul_(scalar)
 
     optimizer.register_step_pre_hook(scale)
