@@ -21,9 +21,25 @@ MAY_IMPORT = {
     "optimizer_arguments": {*BASE, "masks", "kernels"},
     "known_optimizers": set(),
     "skipped_steps": {"kernels", "sharding", "known_optimizers"},
-    "optimizer": {*BASE, "masks", "kernels", "step", "optimizer_arguments", "known_optimizers", "skipped_steps"},
+    "optimizer": {
+        *BASE,
+        "masks",
+        "kernels",
+        "step",
+        "optimizer_arguments",
+        "known_optimizers",
+        "skipped_steps",
+    },
     "finished": {*BASE, "masks", "step"},
-    "topology": {*BASE, "masks", "native_library", "kernels", "known_optimizers", "skipped_steps", "finished"},
+    "topology": {
+        *BASE,
+        "masks",
+        "native_library",
+        "kernels",
+        "known_optimizers",
+        "skipped_steps",
+        "finished",
+    },
 }
 ANYTHING = {"__init__", "__main__", "lab"}
 

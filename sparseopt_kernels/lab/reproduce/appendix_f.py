@@ -27,7 +27,7 @@ from .pairs import CLIPS, FACTORS, RESULTS, Parts, Recipe, Training, Way, parts,
 from .paper_figures import PAPER, Cell
 from .picture_titles import draw_title
 from .searched import Search, Setting, at_rate, differences, rate_of
-from .table_text import seeds_of, signed, star, still_missing, wrapped
+from .table_text import fewest_and_most_seeds, signed, star, still_missing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,14 +175,13 @@ class AppendixF:
             axes.set_title(name, loc="left")
             axes.set_xlabel("test accuracy minus that of masked SGD\nwithout a clip (points)")
         grid[0].set_ylabel("sparsity, clip")
-        own = [row for row in rows if row["lr"] == self.lr]
         figure.legend(
             *legend_of(grid),
             loc="outside lower center",
             ncols=4,
-            title=f"mean and 95% interval over {seeds_of(own)} (a dot alone: fewer than {FEWEST_PAIRS}), "
-            f"learning rate {self.lr:g}\nD: gradients of neuron i times √(1 - sᵢ); scalar: those of a layer "
-            "times √(1 - s)",
+            title=f"mean and 95% interval over {fewest_and_most_seeds(found.values())} (a dot alone: fewer "
+            f"than {FEWEST_PAIRS}), learning rate {self.lr:g}\nD: gradients of neuron i times √(1 - sᵢ); "
+            "scalar: those of a layer times √(1 - s)",
             title_fontsize=8,
         )
 
@@ -319,10 +318,16 @@ def _accuracies(found: _RowsBySetting, sparsity: float) -> list[str]:
 
 
 def _share_left(means: Mapping[tuple[str, str], float], unclipped: str, factor: str) -> str:
-    """Return the cost of the clip over all positions under a factor, divided by its cost for masked SGD."""
+    """Return the cost of the clip over all positions under a factor, divided by its cost for masked SGD.
+
+    A dash where the clip does not cost masked SGD anything, or training with the factor is worse without it.
+    """
     costs_sgd = means["none", "none"] - means["dense", "none"]
     costs = means["none", unclipped] - means["dense", factor]
-    return f"{costs / costs_sgd:.2f}" if costs_sgd > 0 and not math.isnan(costs) else "-"
+    is_worse_without = unclipped != "none" and costs < 0
+    return (
+        f"{costs / costs_sgd:.2f}" if costs_sgd > 0 and not (math.isnan(costs) or is_worse_without) else "-"
+    )
 
 
 def _paper_left(method: str, sparsity: float) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from ..training.run import Run
 from .code_commit import code_commit
 from .experiment import Settings, Trained
 from .results import Results
+from .runner import concentration_ignored
 
 STEPS = 50
 UPDATE_EVERY = 12
@@ -84,7 +85,7 @@ def repeats(experiment: Trained, settings: Settings, kept: Mapping[str, Any]) ->
 
 def losses_of(experiment: Trained, case: dict[str, Any], settings: Settings, steps: int) -> list[float]:
     """Return the losses of the first steps of a case, computed with one thread as its rows are."""
-    with pytorch_threads(1):
+    with pytorch_threads(1), concentration_ignored():
         return experiment.first_losses(case, settings, steps)
 
 

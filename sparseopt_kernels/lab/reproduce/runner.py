@@ -98,9 +98,7 @@ def _collected(futures: dict[Future[list[Row]], Case]) -> Iterator[tuple[Case, l
 def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row]:
     """Measure a case. An error names the case, and has the traceback unless it was a ``TrainingError``."""
     try:
-        with warnings.catch_warnings():
-            # Experiments study concentrated fan-in on purpose.
-            warnings.filterwarnings("ignore", ".*fan-in is concentrated|one neuron of")
+        with concentration_ignored():
             return experiment.measure(case, settings)
     except Exception as error:
         if is_of_connection(error):  # of the ranks that share the case: told_when_stopped says how to go on
@@ -108,6 +106,14 @@ def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row
         shown = ", ".join(f"{column} {value}" for column, value in case.items())
         reason = str(error) if isinstance(error, TrainingError) else traceback.format_exc().rstrip()
         raise TrainingError(f"{experiment.name} failed at {shown}: {reason}", exit_code=1) from error
+
+
+@contextmanager
+def concentration_ignored() -> Iterator[None]:
+    """Ignore warnings of concentrated fan-in, which experiments study on purpose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*fan-in is concentrated|one neuron of")
+        yield
 
 
 def _start_worker() -> None:

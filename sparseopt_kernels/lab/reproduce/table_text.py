@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,18 @@ def seeds_of(rows: Sequence[Row]) -> str:
     """Return the number of seeds in the rows as text: ``3 seeds``."""
     count = len({row["seed"] for row in rows})
     return "one seed" if count == 1 else f"{count} seeds"
+
+
+def fewest_and_most_seeds(settings: Iterable[Collection[object]]) -> str:
+    """Return the numbers of seeds of several settings as text: ``3 seeds``, or ``3 to 5 seeds``.
+
+    Args:
+        settings: what each setting has, one for each seed; those without any do not count.
+    """
+    counts = sorted({len(own) for own in settings} - {0})
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} seeds"
+    return "one seed" if counts == [1] else f"{sum(counts)} seeds"
 
 
 def wrapped(text: str) -> list[str]:

@@ -235,4 +235,17 @@ GPU = {
         "total = self._kernels",
         "gpu/test_norm_precision.py::test_sums_of_programs_are_added_in_float64",
     ),
+    # The norm over all positions.
+    "gpu-dense-norm-without-factors": Mutant(
+        "kernels/gpu/dense_norm.py",
+        "        if own is not None:",
+        "        if False:",
+        "gpu/test_dense_norm.py",
+    ),
+    "gpu-dense-norm-with-the-mask": Mutant(
+        "kernels/gpu/dense_norm.py",
+        "neurons = gradient.reshape(",
+        "neurons = (gradient * param.mask).reshape(",
+        "gpu/test_dense_norm.py",
+    ),
 }

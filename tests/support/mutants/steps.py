@@ -231,4 +231,10 @@ STEPS = {
         "dense=False",
         "update_rule/test_dense_norm.py::test_by_hand",
     ),
+    "dense-norm-forgotten-in-a-step-that-is-repeated": Mutant(
+        "step/last_step.py",
+        'dense_norm=prepared.norm_over == "dense"',
+        "dense_norm=False",
+        "update_rule/test_dense_norm.py",
+    ),
 }
