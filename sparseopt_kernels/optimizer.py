@@ -19,7 +19,7 @@ from .correction import Correction
 from .kernels.contract import NormOver
 from .kernels.gpu.device import capturing
 from .kernels.tensor_memory import versions_of
-from .known_optimizers import KNOWN
+from .known_optimizers import know
 from .masks.mapping import Masks, masks_of
 from .masks.registered_masks import remember, remembered_places
 from .optimizer_arguments import (
@@ -39,7 +39,7 @@ from .optimizer_arguments import (
     warn_of_norm_without_limit,
 )
 from .sharding import Shards, shard_buffers, shards_in
-from .skipped_steps import PENDING, pending_skips
+from .skipped_steps import PENDING, begin_after, pending_skips
 from .step.amp import Amp
 from .step.change_detection import Identities, Observed, observe, owners_and_masks
 from .step.last_step import NO_STEP, LastStep
@@ -195,7 +195,8 @@ class SparseOpt(Optimizer):
         check_masks(self._masks, names)
         check_feeding_norm(self._feeding_norm, names, self._masks)
         warn_of_norm_without_limit(self.param_groups)
-        KNOWN.add(self)
+        know(self)
+        begin_after(self)
         self._leave_out_of_graphs()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -367,8 +368,7 @@ class SparseOpt(Optimizer):
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:
-        """Let ``torch.compile`` break its graph once at a step. When the class is defined is too early: it
-        would import the compiler, as constructing any optimizer of PyTorch does."""
+        """Let ``torch.compile`` break its graph at a step. It imports the compiler: a class is too early."""
         if not hasattr(cls, "_uncompiled_update"):
             cls._uncompiled_update = torch.compiler.disable(cls._update)  # type: ignore[no-untyped-call]
 
@@ -396,5 +396,5 @@ class SparseOpt(Optimizer):
         shard_buffers(self.state)
         if former is None:  # a copy: load_state_dict does not change which parameters had a gradient
             self._prepared = NOTHING_PREPARED
-        KNOWN.add(self)
+        know(self)
         self._leave_out_of_graphs()

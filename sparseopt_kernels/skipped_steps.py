@@ -14,14 +14,11 @@ from torch.optim.optimizer import Optimizer
 
 from .kernels.gpu.device import capturing
 from .kernels.tensor_memory import memory_of
-from .known_optimizers import KNOWN
 from .sharding import local_parts
 
 
 class SkippedStep:
     """A step that each optimizer of these masks leaves out once, for as long as this object lives.
-
-    Optimizers that are made later do not: no update has chosen weights by their gradients.
 
     Args:
         masks: those that were updated, by parameter.
@@ -29,25 +26,24 @@ class SkippedStep:
 
     def __init__(self, masks: Mapping[Parameter, Tensor]) -> None:
         self._masks = [*masks.items()]  # as they are now: they may be gone before an optimizer asks
-        self._asked = weakref.WeakSet(KNOWN)
         self._taken_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         key = id(self)
         PENDING[key] = weakref.ref(self, lambda _: PENDING.pop(key, None))
 
     def concerns(self, optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> bool:
         """Tell if that optimizer, which has these masks, has yet to leave the step out."""
-        return optimizer in self._asked and optimizer not in self._taken_by and self._is_of(masks)
+        return optimizer not in self._taken_by and any(
+            parameter in masks and _is_same(mask, masks[parameter]) for parameter, mask in self._masks
+        )
 
     def take(self, optimizer: Optimizer) -> None:
         """Remember that the optimizer has left it out."""
         self._taken_by.add(optimizer)
 
-    def is_unused(self, masks: Mapping[Parameter, Tensor]) -> bool:
-        """Tell if it is of one of these masks, and no optimizer has left it out yet."""
-        return not self._taken_by and self._is_of(masks)
-
-    def _is_of(self, masks: Mapping[Parameter, Tensor]) -> bool:
-        return any(parameter in masks and _is_same(mask, masks[parameter]) for parameter, mask in self._masks)
+    @property
+    def is_over(self) -> bool:
+        """True if an optimizer has left it out."""
+        return len(self._taken_by) > 0
 
 
 PENDING: dict[int, weakref.ref[SkippedStep]] = {}
@@ -58,7 +54,7 @@ def pending_skips(optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> li
     """Return the steps that an optimizer has yet to leave out: all of them by leaving out one.
 
     Args:
-        optimizer: one of ``known_optimizers.KNOWN``.
+        optimizer: the one that is about to step.
         masks: all that it was given, also those of parameters that it does not update.
 
     Raises:
@@ -73,9 +69,11 @@ def pending_skips(optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> li
     return pending
 
 
-def is_just_updated(masks: Mapping[Parameter, Tensor]) -> bool:
-    """Tell if one of these masks was updated, and no optimizer has left out the step after it yet."""
-    return any(skip.is_unused(masks) for skip in _living())
+def begin_after(optimizer: Optimizer) -> None:
+    """Let a new optimizer leave out no step that another has left out already: the update is over for it."""
+    for skip in _living():
+        if skip.is_over:
+            skip.take(optimizer)
 
 
 def _living() -> list[SkippedStep]:

@@ -17,7 +17,7 @@ from torch.nn.parameter import Parameter
 from ..masks.mapping import Masks, active_weights
 from ..masks.registered_masks import remember, remembered_places
 from ..sharding import is_sharded, shards_in
-from ..skipped_steps import SkippedStep, is_just_updated
+from ..skipped_steps import SkippedStep
 from ..user_warning import warn
 from . import method_arguments, method_notices, topology_table
 from .agreement import Group, check_masks_agree, on_all_or_none
@@ -123,7 +123,8 @@ class DynamicSparseTraining:
             method_arguments.check_not_pruned(type(self).__name__, self._names)
         if type(self).next_update is DynamicSparseTraining.next_update and self.next_update(0) is None:
             warn(method_notices.notice_of_no_update(update_every, stop_at))
-        if skip_step and update_every == 1:
+        self._has_warned_of_no_step = skip_step and update_every == 1
+        if self._has_warned_of_no_step:
             warn(method_notices.NOTICE_OF_NO_STEP)
 
     def counts(self, layers: Sequence[Layer], step: int) -> Sequence[Counts]:
@@ -283,9 +284,8 @@ class DynamicSparseTraining:
         self._updated = any(layer.changed for layer in self._last_update.values())
         if plan.is_asked_for:  # an update that was asked for nothing is not worth a step
             if self.skip_step:
-                if is_just_updated(self.masks):
-                    warn(method_notices.notice_of_two_methods(type(self).__name__))
-                if self._in_a_row == 2:
+                if self._in_a_row == 2 and not self._has_warned_of_no_step:
+                    self._has_warned_of_no_step = True
                     warn(method_notices.NOTICE_OF_NO_STEPS)
                 self._skipped_step = SkippedStep(self.masks)
             if not self._updated:
@@ -317,7 +317,7 @@ class DynamicSparseTraining:
 
     @classmethod
     def _leave_out_of_graphs(cls) -> None:
-        """Let ``torch.compile`` break its graph at a step; with the class, this would import the compiler."""
+        """Let ``torch.compile`` break its graph at a step. It imports the compiler: a class is too early."""
         if not hasattr(cls, "_uncompiled_step"):
             cls._uncompiled_step = torch.compiler.disable(cls._count_step)  # type: ignore[no-untyped-call]
 
@@ -346,8 +346,7 @@ class DynamicSparseTraining:
         return {name: rate_of([union]) for name, union in explored}
 
     def summary(self) -> list[topology_table.TopologySummary]:
-        """Return one record for each layer: active weights, exploration rate, dead neurons, and what the last
-        update did. ``print(dst)`` shows them as a table."""
+        """Return one record for each layer, of now and of the last update. ``print(dst)`` shows a table."""
         return topology_table.summary(self)
 
     def __str__(self) -> str:
@@ -367,7 +366,8 @@ class DynamicSparseTraining:
 
         These are the settings, the number of steps, whether a postponed update is due, and the weights that
         have been active so far: a list of boolean tensors in the order of ``masks``. It can be loaded by
-        ``torch.load(weights_only=True)``. ``drop_schedule`` and ``process_group`` are not part of it.
+        ``torch.load(weights_only=True)``. ``drop_schedule`` and ``process_group`` are not part of it: give
+        the resumed run the same ones.
         """
         state = {"step": self._step, "due": self._due, "explored": self._explored.with_masks()}
         return {name: getattr(self, name) for name in self.settings} | state

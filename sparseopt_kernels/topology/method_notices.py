@@ -15,15 +15,6 @@ NOTICE_OF_NO_STEPS = (
 )
 
 
-def notice_of_two_methods(method: str) -> str:
-    """Return the warning that masks are updated again before weights have moved."""
-    return (
-        f"{method} updates masks that another method (SET, RigL or your own) has just updated: weights that "
-        "grew are still 0, and are the first to be dropped again. Give each mask one method "
-        "(masks.subset(parameters)), and call its step() in one place: in the script, or in a callback"
-    )
-
-
 def notice_of_masked_gradients(method: str) -> str:
     """Return the warning that a method grows by gradients which were multiplied by the masks."""
     return (

@@ -87,9 +87,9 @@ class SET(DynamicSparseTraining):
 
     Warns:
         UserWarning: the masks will never change; nothing would be trained (``update_every=1`` with
-            ``skip_step``); in the first step, they have other values than when this object was made (the
-            model's checkpoint was loaded, and that of this object was not); or, once for each layer, one
-            neuron of it got more than a third of what grew.
+            ``skip_step``), or three steps in a row were left out; in the first step, the masks have other
+            values than when this object was made (the model's checkpoint was loaded, and that of this object
+            was not); or, once for each layer, one neuron of it got more than a third of what grew.
     """
 
     # Annotated, so that subclasses may have more of them.
@@ -159,14 +159,14 @@ class SET(DynamicSparseTraining):
 
     def _check_last_update(self) -> None:
         """Warn, once for each layer, if one neuron got much of what grew."""
-        found = [
-            name
+        found = {
+            name: parameter
             for (name, update), parameter in zip(self._last_update.items(), self.masks, strict=True)
             if name not in self._concentrated
             and is_concentrated(update, neurons_in(self.masks, parameter).count(parameter.shape))
-        ]
+        }
         self._concentrated.update(found)
         if found:
-            worst = self._last_update[found[0]]
-            is_limited = is_norm_limited(self.masks)
-            warn(notice_of_concentrated_growth(found[0], worst, len(found) - 1, is_limited=is_limited))
+            name, is_limited = next(iter(found)), is_norm_limited(found.values())
+            update, others = self._last_update[name], len(found) - 1
+            warn(notice_of_concentrated_growth(name, update, others, is_limited=is_limited))

@@ -239,18 +239,19 @@ class TestConcentratedGrowth:
         assert "one neuron of 'parameter 0' got 30 of the 50 weights that grew" in message
         assert message.index("SparseOpt(max_grad_norm=1)") < message.index("update_every")
 
-    def test_a_limit_is_not_advised_where_there_is_one(self) -> None:
-        said = []
-        for limit in (None, 1.0):
-            dst = self.dst(grown=50, to_one=30)
-            other = SparseOpt([nn.Parameter(torch.zeros(2))], max_grad_norm=1.0)
-            opt = SparseOpt([*self.masks], masks=self.masks, max_grad_norm=limit)
-            assert other is not opt
-            said += self.warnings_of(copy.copy(dst))
-            opt.param_groups[0]["max_grad_norm"] = 1.0
-            said += self.warnings_of(self.dst(grown=50, to_one=30))  # other parameters
-        assert ["max_grad_norm" in message for message in said] == [True, True, False, True]
-        assert "Let every neuron keep inputs (min_fan_in=1)" in said[2]
+    @pytest.mark.parametrize("limits", [(None, 1.0), (5.0, None)], ids=["of other parameters", "of its own"])
+    def test_a_limit_is_not_advised_where_there_is_one(
+        self, limits: tuple[float | None, float | None]
+    ) -> None:
+        dst, other = self.dst(grown=50, to_one=30), nn.Parameter(torch.zeros(2))
+        groups: list[dict[str, Any]] = [
+            {"params": params, "max_grad_norm": limit}
+            for params, limit in zip(([*self.masks], [other]), limits, strict=True)
+        ]
+        opt = SparseOpt(groups, masks=self.masks)
+        (message,) = self.warnings_of(dst)
+        assert ("SparseOpt(max_grad_norm=1)" in message) == (opt.param_groups[0]["max_grad_norm"] is None)
+        assert "et every neuron keep inputs (min_fan_in=1)" in message
 
     @pytest.mark.parametrize(
         ("grown", "to_one", "neurons", "warned"),

@@ -23,8 +23,9 @@ from sparseopt_kernels import skipped_steps
 from sparseopt_kernels.finished.finalize import finalize
 from sparseopt_kernels.optimizer import SparseOpt
 from sparseopt_kernels.schedules import warmup_cosine
-from sparseopt_kernels.skipped_steps import PENDING, pending_skips
+from sparseopt_kernels.skipped_steps import PENDING
 from sparseopt_kernels.topology.gmp import GMP
+from sparseopt_kernels.topology.rigl import RigL
 from sparseopt_kernels.topology.set import SET
 
 
@@ -227,17 +228,22 @@ def test_nothing_is_kept_alive() -> None:
 
 
 def test_an_optimizer_that_is_made_later_leaves_nothing_out() -> None:
-    """Its gradients have chosen no mask: a second phase of training begins with a step."""
+    """The update is over: a second phase of training begins with a step."""
     training = Training()
     training.to_update()
-    copied = copy.deepcopy(training.opt)
-    pickled = pickle.loads(pickle.dumps(training.opt))
-    training.opt.step()
+    former = training.opt
+    former.step()
     training.opt = training.optimizer()
     training.backward()
     assert training.steps(training.opt.step)
-    for opt in (copied, pickled):
-        assert pending_skips(opt, training.masks) == []
+
+
+def test_an_optimizer_that_is_made_for_the_step() -> None:
+    """In place of another, to forget its momentum: the gradient is that which has chosen the masks."""
+    training = Training()
+    training.to_update()
+    training.opt = training.optimizer()
+    assert not training.steps(training.opt.step)
 
 
 def test_an_overflow_uses_it_up(backend: Backend) -> None:
@@ -321,6 +327,16 @@ class TestArguments:
                 training.opt.step()
         said = [str(own.message) for own in caught if "three steps in a row" in str(own.message)]
         assert len(said) == (every == 1)
+
+    def test_that_it_is_said_once(self) -> None:
+        training = Training()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            training.dst = RigL(training.masks, 0.3, 1, stop_at=100)
+            for _ in range(4):
+                training.backward()
+                training.dst.step()
+        assert len([own for own in caught if "skip_step" in str(own.message)]) == 1
 
     @BOTH
     def test_an_update_in_every_step_trains_nothing(self, cls: type) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from ranks import on_ranks
 from side_by_side import same_bits
-from topology_training import EVERY, Training
+from topology_training import Training
 
 from sparseopt_kernels.masks.mapping import Masks
 from sparseopt_kernels.skipped_steps import pending_skips
-from sparseopt_kernels.topology.gmp import GMP
 from sparseopt_kernels.topology.rigl import RigL
-from sparseopt_kernels.topology.set import SET
 
 
 class TestWhichOptimizers:
@@ -90,48 +86,6 @@ class TestWhichOptimizers:
         training.backward()
         dst[1].step()
         assert not training.steps(training.opt.step)
-
-
-IN_ORDER = ("first", "second", "optimizer")
-
-
-class TestTwoMethods:
-    """Two methods that update a mask before weights have moved: the second drops what the first grew."""
-
-    def setup_method(self) -> None:
-        self.training = Training()
-
-    def warned(self, second: Any, steps: int, order: Sequence[str] = IN_ORDER) -> list[str]:
-        """Train with a second method, and return the warnings that two are one too many."""
-        training = self.training
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for _ in range(steps):
-                training.backward()
-                for step in order:
-                    {"first": training.dst, "second": second, "optimizer": training.opt}[step].step()
-        return [str(own.message) for own in caught if "has just updated" in str(own.message)]
-
-    @pytest.mark.parametrize("cls", [RigL, SET])
-    def test_the_second_warns(self, cls: type) -> None:
-        masks = self.training.masks
-        (said,) = self.warned(cls(masks.subset([next(iter(masks))]), 0.3, EVERY, stop_at=9), EVERY)
-        assert said.startswith(f"{cls.__name__} updates masks")
-
-    def test_not_if_the_first_is_done(self) -> None:
-        self.warned(self.training.dst, EVERY, ("first", "optimizer"))
-        assert (
-            self.warned(RigL(self.training.masks, 0.3, EVERY, stop_at=9), EVERY, ("second", "optimizer"))
-            == []
-        )
-
-    @pytest.mark.parametrize("order", [IN_ORDER, ("first", "second")])
-    def test_not_if_they_take_turns(self, order: Sequence[str]) -> None:
-        second = RigL(self.training.masks, 0.3, EVERY + 1, stop_at=9)  # updates in steps 3, 4, 6, 8
-        assert self.warned(second, 8, order) == []
-
-    def test_not_gmp_beside_rigl(self) -> None:
-        assert self.warned(GMP(self.training.masks, 0.8, EVERY, stop_at=9), EVERY) == []
 
 
 ZERO = """

@@ -64,6 +64,7 @@ def check_or_write_first_steps(experiment: Trained, settings: Settings, results:
         "machine": machine(),
         "torch": torch.__version__,
         "commit": code_commit(),
+        "update_every": UPDATE_EVERY,
         "losses": losses_of(experiment, case, settings, STEPS),
     }
     try:

@@ -38,6 +38,7 @@ class Results:
     ) -> None:
         self.experiment = experiment
         self.path = path
+        self._commit = code_commit()  # now, because the code on disk may change while rows are measured
         self._columns = {**experiment.columns, _COMMIT: str}
         self._only = only or {}
         self._rows: dict[_Key, list[Row]] = {}
@@ -66,7 +67,7 @@ class Results:
             TypeError: the rows do not have the columns and types of the experiment or the values of the case.
         """
         self._check(case, rows)
-        self._rows[self._key(case)] = [{**row, _COMMIT: code_commit()} for row in rows]
+        self._rows[self._key(case)] = [{**row, _COMMIT: self._commit} for row in rows]
         self.save()
 
     def save(self) -> None:

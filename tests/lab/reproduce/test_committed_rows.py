@@ -10,7 +10,7 @@ from sparseopt_kernels.lab.threads import pytorch_threads
 from sparseopt_kernels.lab.training.errors import TrainingError
 
 MEASURED = [name for name, e in EXPERIMENTS.items() if not isinstance(e, (PaperSized, Trained))]
-_CLOSE = 1e-3  # of sums that other processors round otherwise
+_CLOSE = {"rel": 1e-3, "abs": 1e-5, "nan_ok": True}  # other processors round otherwise
 
 
 def test_these_are_all():
@@ -25,7 +25,8 @@ def test_a_case_measured_again(name):
         experiment.check(Settings())
     except TrainingError as error:
         pytest.skip(str(error))
-    case = min(experiment.cases([]), key=experiment.seconds)
+    # Batch norm in figure2; HAM, factors and layer norm in the others.
+    case = experiment.cases([])[9 if name == "figure2" else -1]
     kept = [row for row in committed(experiment) if case.items() <= row.items()]
     with pytorch_threads(1):
         again = experiment.measure(case, Settings())
@@ -34,5 +35,5 @@ def test_a_case_measured_again(name):
         assert row.keys() == expected.keys()
         for column, value in row.items():
             if isinstance(value, float):
-                value = pytest.approx(value, rel=_CLOSE, abs=_CLOSE, nan_ok=True)
+                value = pytest.approx(value, **_CLOSE)
             assert expected[column] == value, column

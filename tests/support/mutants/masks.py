@@ -130,16 +130,28 @@ MASKS = {
         "False",
         "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_one_with_views_of_the_masks",
     ),
-    "a-second-method-drops-what-the-first-grew": Mutant(
-        "topology/dynamic_sparse_training.py",
-        "if is_just_updated(self.masks):",
-        "if False:",
-        "topology/test_skip_step_optimizers.py::TestTwoMethods::test_the_second_warns",
+    "a-step-of-an-update-that-is-over-is-left-out": Mutant(
+        "optimizer.py",
+        "        begin_after(self)\n",
+        "",
+        "topology/test_skip_step.py::test_an_optimizer_that_is_made_later_leaves_nothing_out",
     ),
-    "a-method-that-is-done-counts": Mutant(
+    "a-new-optimizer-in-place-of-the-old-steps": Mutant(
         "skipped_steps.py",
-        "return not self._taken_by and ",
-        "return ",
-        "topology/test_skip_step_optimizers.py::TestTwoMethods::test_not_if_the_first_is_done",
+        "        if skip.is_over:",
+        "        if True:",
+        "topology/test_skip_step.py::test_an_optimizer_that_is_made_for_the_step",
+    ),
+    "updates-in-a-row-never-end": Mutant(
+        "topology/dynamic_sparse_training.py",
+        "self._in_a_row + 1 if self.skip_next else 0",
+        "self._in_a_row + 1",
+        "topology/test_skip_step.py::TestArguments::test_three_updates_in_a_row",
+    ),
+    "a-limit-of-other-parameters": Mutant(
+        "known_optimizers.py",
+        "return limited.issuperset(parameters)",
+        "return bool(limited)",
+        "topology/test_last_update.py::TestConcentratedGrowth::test_a_limit_is_not_advised_where_there_is_one",
     ),
 }
