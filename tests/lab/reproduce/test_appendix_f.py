@@ -222,6 +222,24 @@ def test_what_is_given_back():
     assert figure.get_suptitle().splitlines()[1:3] == said[1:]
 
 
+def test_a_factor_that_is_worse_without_the_clip_has_lost_nothing_to_it():
+    """Eq. 12 without a clip is far below D with one: its dead neurons, not the clip, decide that share."""
+    lost = {("dense", "none"): 0.2, ("dense", "D"): 0.1, ("none", "layer"): 0.4}
+    rows = [
+        row(case, 0.7 - lost.get((case["clip"], case["factor"]), 0.0))
+        for case in TINY.cases([])
+        if (case["lr"] == 0.1 and case["seed"] != 1) or (case["clip"] == "dense" and case["lr"] == 0.1)
+    ]
+    lines = TINY.table(rows)
+    left = [line.split() for line in lines if line.startswith("SET 0.8 ")][-1]
+    assert left[2:6] == ["0.50", "-", "0.00", "0.00"]
+    figure = Figure()
+    TINY.draw(rows, figure)
+    (legend,) = figure.legends
+    seeds = TINY.seeds
+    assert f"over {len(seeds) - 1} to {len(seeds)} seeds" in legend.get_title().get_text()
+
+
 def test_a_run_that_diverged_leaves_no_number():
     rows = [row(case, math.nan if case["clip"] == "dense" else 0.5) for case in TINY.cases([])]
     lines = TINY.table(rows)
