@@ -133,8 +133,9 @@ class AppendixF:
             "what is left of the loss of accuracy that the clip over all positions costs masked SGD",
             *self._left(found),
             *wrapped(
-                "(1: nothing is given back; 'own': each against itself without a clip, where the factor is "
-                f"Eq. 12; paper: ResNet-20 on CIFAR-100, {_PAPER_EPOCHS} epochs, no HAM, Tables 2, 3, 8, 9)"
+                "(1: nothing is given back; -: there is no loss beyond noise, or training is worse without "
+                "the clip; 'own': each against itself without a clip, where the factor is Eq. 12; paper: "
+                f"ResNet-20 on CIFAR-100, {_PAPER_EPOCHS} epochs, no HAM, Tables 2, 3, 8, 9)"
             ),
         ]
         for sparsity in self.searched:
@@ -229,16 +230,12 @@ class AppendixF:
                 for clip in CLIPS
                 for factor, rows in _own(found, method, sparsity, clip).items()
             }
-            lines.append(
-                (
-                    f"{_METHODS[method]} {sparsity:g}",
-                    _share_left(means, "none", "D"),
-                    _share_left(means, "layer", "D"),
-                    _share_left(means, "none", "scalar"),
-                    _share_left(means, "none", "layer"),
-                    *_paper_left(method, sparsity),
-                )
-            )
+            costs = self._paired(*(_own(found, method, sparsity, clip)["none"] for clip in ("dense", "none")))
+            shares = ["-"] * 4
+            if costs is not None and costs.mean < 0 and costs.beyond_noise:
+                pairs = (("none", "D"), ("layer", "D"), ("none", "scalar"), ("none", "layer"))
+                shares = [_share_left(means, *pair) for pair in pairs]
+            lines.append((f"{_METHODS[method]} {sparsity:g}", *shares, *_paper_left(method, sparsity)))
         return aligned(lines)
 
     def _finding(self, found: _RowsBySetting) -> list[str]:
@@ -320,14 +317,12 @@ def _accuracies(found: _RowsBySetting, sparsity: float) -> list[str]:
 def _share_left(means: Mapping[tuple[str, str], float], unclipped: str, factor: str) -> str:
     """Return the cost of the clip over all positions under a factor, divided by its cost for masked SGD.
 
-    A dash where the clip does not cost masked SGD anything, or training with the factor is worse without it.
+    A dash where training with the factor is worse without the clip.
     """
     costs_sgd = means["none", "none"] - means["dense", "none"]
     costs = means["none", unclipped] - means["dense", factor]
     is_worse_without = unclipped != "none" and costs < 0
-    return (
-        f"{costs / costs_sgd:.2f}" if costs_sgd > 0 and not (math.isnan(costs) or is_worse_without) else "-"
-    )
+    return "-" if math.isnan(costs) or is_worse_without else f"{costs / costs_sgd:.2f}"
 
 
 def _paper_left(method: str, sparsity: float) -> tuple[str, str]:
