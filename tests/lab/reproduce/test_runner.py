@@ -49,7 +49,7 @@ def test_what_is_read_equals_what_was_measured(fake: Fake) -> None:
     assert [row["part"] for row in measured[:2]] == [NOTE, ""]
     assert Results(fake, path_of(fake)).rows() == measured
     for row in Results(fake, path_of(fake)).rows():
-        assert {name: type(value) for name, value in row.items()} == fake.columns
+        assert {name: type(value) for name, value in row.items()} == {**fake.columns, "commit": str}
 
 
 def test_after_an_interruption_only_what_is_missing_is_measured(fake: Fake) -> None:
@@ -221,11 +221,11 @@ def test_a_folder_in_the_place_of_the_file(fake: Fake) -> None:
 
 
 DAMAGED = {
-    "1,0.1,x,True,d,1": "there are 6 values, it must be 7",
-    "1,0.1,x,True,d,1,0.5,0.5": "there are 8 values, it must be 7",
-    "one,0.1,x,True,d,1,0.5": "'one'",
-    "1,0.1,x,true,d,1,0.5": "'true' must be True or False",
-    "1,0.1,x,True,d,1,": "''",
+    "1,0.1,x,True,d,1,0.5": "there are 7 values, it must be 8",
+    "1,0.1,x,True,d,1,0.5,abc,0.5": "there are 9 values, it must be 8",
+    "one,0.1,x,True,d,1,0.5,abc": "'one'",
+    "1,0.1,x,true,d,1,0.5,abc": "'true' must be True or False",
+    "1,0.1,x,True,d,1,,abc": "''",
 }
 
 

@@ -288,7 +288,7 @@ def test_an_experiment_measures_keeps_and_shows(experiment, tmp_path):
     rows = again.rows()
     assert not again.missing()
     assert rows == results.rows()
-    assert all(list(row) == list(experiment.columns) for row in rows)
+    assert all(list(row) == [*experiment.columns, "commit"] for row in rows)
     neurons = len({row["neuron"] for row in rows})
     assert len(trajectories(rows)) == len(experiment.cases([])) * 2 * neurons
     assert len(rows) == len(trajectories(rows)) * len(kept_steps(6))
