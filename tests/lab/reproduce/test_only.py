@@ -42,12 +42,15 @@ def counting(tmp_path, monkeypatch):
     )
 
 
+def without_commit(path):
+    return [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+
+
 def test_only_the_cases_that_are_asked_for_are_measured_and_all_rows_are_kept(counting, tmp_path, capsys):
     assert counting("--only", "b=0.9", "a=0", "a=2") == 0
-    rows = (tmp_path / "counting.csv").read_text().splitlines()
-    assert rows == ["a,b,value", "0,0.9,0.9", "2,0.9,2.9"]
+    assert without_commit(tmp_path / "counting.csv") == ["a,b,value", "0,0.9,0.9", "2,0.9,2.9"]
     assert counting("--only", "a=1", "--only", "b=0.5", "b=0.9") == 0
-    rows = (tmp_path / "counting.csv").read_text().splitlines()
+    rows = without_commit(tmp_path / "counting.csv")
     assert rows[1:] == ["0,0.9,0.9", "1,0.5,1.5", "1,0.9,1.9", "2,0.9,2.9"]
     assert counting() == 0
     assert "6 rows" in capsys.readouterr().out
