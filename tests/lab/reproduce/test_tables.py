@@ -72,7 +72,8 @@ def test_a_table_of_cifar100(reproduce, tmp_path, capsys, name):
 @pytest.mark.parametrize("name", IMAGENET[::2])  # the tables are one code with other settings
 def test_a_table_of_imagenet(reproduce, tmp_path, name):
     table = small(name)
-    only = ("--only", "sparsity=0.97", "optimizer=sparseopt", f"dst={table.dst[-1]}")
+    clip = table.methods[0].clip
+    only = ("--only", f"clip={clip}", "sparsity=0.97", "optimizer=sparseopt", f"dst={table.dst[-1]}")
     data = make_imagenet(tmp_path / "data", train=2, val=1)
     code, _, rows = reproduce(table, data, *only, "--loader-workers", "2")
     assert code == 0
