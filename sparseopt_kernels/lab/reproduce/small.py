@@ -71,6 +71,8 @@ class Small:
     test_images: int = 10_000
     epochs: int = 2
     update_every: int = 25
+    channels_last: bool = False
+    """True for weights and images in ``channels_last`` memory format."""
 
     columns: ClassVar[Mapping[str, type]] = {
         "model": str,
@@ -175,6 +177,7 @@ class Small:
             max_grad_norm_over="active",
             skip_step=remedy.skip_step,
             min_fan_in=remedy.min_fan_in,
+            channels_last=self.channels_last,
         )
         dataset = self._images(case, settings).dataset
         return Run(config, dataset, _CORRECTION[case["optimizer"]], case["seed"])
