@@ -104,6 +104,14 @@ def test_what_repeats(tmp_path, same, off, is_same):
     assert repeats(experiment, Settings(), kept) == expected
 
 
+@pytest.mark.parametrize(("off", "is_same"), [(1e-3, True), (1e-2, False)])
+def test_another_processor_may_grow_another_weight(tmp_path, off, is_same):
+    experiment = Trains(tmp_path / "trace")
+    losses = [1 / (step + 1) + off * (step == 15) for step in range(STEPS)]
+    kept = {"case": experiment.kept_case(), "losses": losses, "torch": "", "machine": "another"}
+    assert repeats(experiment, Settings(), kept) == is_same
+
+
 def test_code_that_trains_otherwise_adds_no_rows(tmp_path, monkeypatch, capsys):
     command = ["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]
     monkeypatch.setitem(EXPERIMENTS, "fake", Trains(tmp_path / "trace"))
