@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "step": {*BASE, "masks", "native_library", "kernels"},
     "optimizer_arguments": {*BASE, "masks", "kernels"},
     "known_optimizers": set(),
-    "skipped_steps": {"kernels", "sharding", "known_optimizers"},
+    "skipped_steps": {"kernels", "sharding"},
     "optimizer": {
         *BASE,
         "masks",

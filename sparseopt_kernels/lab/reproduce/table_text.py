@@ -42,8 +42,7 @@ def star(difference: Paired) -> str:
 
 def seeds_of(rows: Sequence[Row]) -> str:
     """Return the number of seeds in the rows as text: ``3 seeds``."""
-    count = len({row["seed"] for row in rows})
-    return "one seed" if count == 1 else f"{count} seeds"
+    return fewest_and_most_seeds([{row["seed"] for row in rows}])
 
 
 def fewest_and_most_seeds(settings: Iterable[Collection[object]]) -> str:
