@@ -24,6 +24,7 @@ from .agreement import Group, check_masks_agree, on_all_or_none
 from .explored import Explored, rate_of
 from .hooks import Counts, Layer, Magnitude, Score
 from .layer_update import LayerUpdate
+from .turns import warn_of_turns
 from .update_plan import UpdatePlan
 
 
@@ -282,6 +283,8 @@ class DynamicSparseTraining:
     def _carry_out(self, plan: UpdatePlan) -> None:
         self._last_update = dict(zip(self._names, plan.carry_out(), strict=True))
         self._updated = any(layer.changed for layer in self._last_update.values())
+        layers = zip(self._last_update.items(), self.masks, strict=True)
+        warn_of_turns(self, ((name, parameter) for (name, update), parameter in layers if update.grown))
         if plan.is_asked_for:  # an update that was asked for nothing is not worth a step
             if self.skip_step:
                 if self._in_a_row == 2 and not self._has_warned_of_no_step:
@@ -311,8 +314,7 @@ class DynamicSparseTraining:
         """
         clock = {name: getattr(self, name) for name in self.settings}
         clock = {"the error": failure, "step": self._step, "a postponed update": self._due, **clock}
-        masks = dict(zip(self._names, self.masks.values(), strict=True))
-        check_masks_agree(clock, masks, self.process_group)
+        check_masks_agree(clock, dict(zip(self._names, self.masks.values(), strict=True)), self.process_group)
         self._is_compared = True
 
     @classmethod
@@ -392,9 +394,7 @@ class DynamicSparseTraining:
         except Exception:
             self.__dict__.update(former)
             raise
-        self._step = state["step"]
-        self._due = state["due"]
+        self._step, self._due = state["step"], state["due"]
         self._updated, self._skipped_step = False, None
         self._last_update = {}
-        self._is_compared = False
-        self._is_new = False
+        self._is_compared = self._is_new = False

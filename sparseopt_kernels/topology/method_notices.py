@@ -48,6 +48,15 @@ def notice_of_loaded_masks(method: str) -> str:
     )
 
 
+def notice_of_turns(name: str, method: str, other: str) -> str:
+    """Return the warning that two methods, of these classes, grow weights in the mask of a layer in turns."""
+    return (
+        f"two methods grow weights in the mask of {name!r} in turns: a {method} and a {other}. Each may drop "
+        "what the other grew before it was trained. Give each mask one method, and do not call step() of one "
+        "that was replaced"
+    )
+
+
 def is_concentrated(update: LayerUpdate, neurons: int) -> bool:
     """Tell if one neuron got over a third of what grew, at least 20 weights, and ten times an even share."""
     most = update.most_grown
