@@ -39,7 +39,7 @@ from .optimizer_arguments import (
     warn_of_norm_without_limit,
 )
 from .sharding import Shards, shard_buffers, shards_in
-from .skipped_steps import PENDING, begin_after, pending_skips
+from .skipped_steps import PENDING, begin, pending_skips
 from .step.amp import Amp
 from .step.change_detection import Identities, Observed, observe, owners_and_masks
 from .step.last_step import NO_STEP, LastStep
@@ -196,7 +196,7 @@ class SparseOpt(Optimizer):
         check_feeding_norm(self._feeding_norm, names, self._masks)
         warn_of_norm_without_limit(self.param_groups)
         know(self)
-        begin_after(self)
+        begin(self)
         self._leave_out_of_graphs()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -382,8 +382,7 @@ class SparseOpt(Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # From load_state_dict, groups may be those of torch.optim.SGD, of any age: what it has no word for
-        # stays as it is.
+        # load_state_dict may bring groups of torch.optim.SGD, of any age: what they have no word for stays.
         former = self.__dict__.get("param_groups")
         super().__setstate__(state)
         for i, group in enumerate(self.param_groups):
@@ -396,5 +395,6 @@ class SparseOpt(Optimizer):
         shard_buffers(self.state)
         if former is None:  # a copy: load_state_dict does not change which parameters had a gradient
             self._prepared = NOTHING_PREPARED
+            begin(self, is_copy=True)
         know(self)
         self._leave_out_of_graphs()

@@ -26,24 +26,26 @@ class SkippedStep:
 
     def __init__(self, masks: Mapping[Parameter, Tensor]) -> None:
         self._masks = [*masks.items()]  # as they are now: they may be gone before an optimizer asks
-        self._taken_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._not_for: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.is_over = False
+        """True if an optimizer has left it out."""
         key = id(self)
         PENDING[key] = weakref.ref(self, lambda _: PENDING.pop(key, None))
 
     def concerns(self, optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> bool:
         """Tell if that optimizer, which has these masks, has yet to leave the step out."""
-        return optimizer not in self._taken_by and any(
+        return optimizer not in self._not_for and any(
             parameter in masks and _is_same(mask, masks[parameter]) for parameter, mask in self._masks
         )
 
     def take(self, optimizer: Optimizer) -> None:
         """Remember that the optimizer has left it out."""
-        self._taken_by.add(optimizer)
+        self.spare(optimizer)
+        self.is_over = True
 
-    @property
-    def is_over(self) -> bool:
-        """True if an optimizer has left it out."""
-        return len(self._taken_by) > 0
+    def spare(self, optimizer: Optimizer) -> None:
+        """Let the optimizer not leave it out."""
+        self._not_for.add(optimizer)
 
 
 PENDING: dict[int, weakref.ref[SkippedStep]] = {}
@@ -69,11 +71,14 @@ def pending_skips(optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> li
     return pending
 
 
-def begin_after(optimizer: Optimizer) -> None:
-    """Let a new optimizer leave out no step that another has left out already: the update is over for it."""
+def begin(optimizer: Optimizer, *, is_copy: bool = False) -> None:
+    """Let a new optimizer leave out no step that another has left out already: the update is over for it.
+
+    A copy of an optimizer leaves out none at all.
+    """
     for skip in _living():
-        if skip.is_over:
-            skip.take(optimizer)
+        if is_copy or skip.is_over:
+            skip.spare(optimizer)
 
 
 def _living() -> list[SkippedStep]:

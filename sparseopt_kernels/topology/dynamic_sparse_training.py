@@ -24,8 +24,8 @@ from .agreement import Group, check_masks_agree, on_all_or_none
 from .explored import Explored, rate_of
 from .hooks import Counts, Layer, Magnitude, Score
 from .layer_update import LayerUpdate
-from .turns import warn_of_turns
 from .update_plan import UpdatePlan
+from .update_warnings import UpdateWarnings
 
 
 class DynamicSparseTraining:
@@ -112,21 +112,20 @@ class DynamicSparseTraining:
         self.skip_step = skip_step
         self.min_fan_in = int(min_fan_in)
         self.process_group = process_group
-        self._step = self._in_a_row = 0
+        self._step = 0
         self._due = self._updated = False
         self._explored = Explored(masks)
         self._last_update: dict[str, LayerUpdate] = {}
-        self._is_compared = self._has_warned_of_gradients = False
+        self._is_compared = False
         self._is_new = True
+        self._warnings = UpdateWarnings()
         self._leave_out_of_graphs()
         method_arguments.check_min_fan_in(min_fan_in, masks, self._names, active_weights(masks))
         if self.uses_gradients:
             method_arguments.check_not_pruned(type(self).__name__, self._names)
         if type(self).next_update is DynamicSparseTraining.next_update and self.next_update(0) is None:
             warn(method_notices.notice_of_no_update(update_every, stop_at))
-        self._has_warned_of_no_step = skip_step and update_every == 1
-        if self._has_warned_of_no_step:
-            warn(method_notices.NOTICE_OF_NO_STEP)
+        self._warnings.of_settings(self)
 
     def counts(self, layers: Sequence[Layer], step: int) -> Sequence[Counts]:
         """Return how many weights each layer drops and grows in the update of that step: a hook.
@@ -238,7 +237,7 @@ class DynamicSparseTraining:
 
     @torch.no_grad()
     def _count_step(self) -> None:
-        self._in_a_row = self._in_a_row + 1 if self.skip_next else 0
+        self._warnings.count(skips=self.skip_next)
         self._updated, self._skipped_step = False, None
         if self._is_new and self._explored.differs_from_masks():
             warn(method_notices.notice_of_loaded_masks(type(self).__name__))
@@ -260,6 +259,9 @@ class DynamicSparseTraining:
             self._carry_out(plan)
         if due or not self._is_compared:
             self._compare_ranks()
+        if plan is not None:  # last: a warning may be an error
+            self._warnings.of_update(self, plan)
+            self._check_last_update()
 
     def _next_due(self) -> int | None:
         """Return the step of the next update, also of a postponed one."""
@@ -276,30 +278,15 @@ class DynamicSparseTraining:
         method_arguments.check_min_fan_in(self.min_fan_in, self.masks, self._names, plan.active)
         if not plan.ask_grow_scores():
             return None
-        self._warn_of_gradients(method_notices.notice_of_masked_gradients, plan.gradients_are_masked)
+        self._warnings.of_gradients(self, plan)
         plan.ask_counts(step)
         return plan
 
     def _carry_out(self, plan: UpdatePlan) -> None:
         self._last_update = dict(zip(self._names, plan.carry_out(), strict=True))
         self._updated = any(layer.changed for layer in self._last_update.values())
-        layers = zip(self._last_update.items(), self.masks, strict=True)
-        warn_of_turns(self, ((name, parameter) for (name, update), parameter in layers if update.grown))
-        if plan.is_asked_for:  # an update that was asked for nothing is not worth a step
-            if self.skip_step:
-                if self._in_a_row == 2 and not self._has_warned_of_no_step:
-                    self._has_warned_of_no_step = True
-                    warn(method_notices.NOTICE_OF_NO_STEPS)
-                self._skipped_step = SkippedStep(self.masks)
-            if not self._updated:
-                self._warn_of_gradients(method_notices.notice_of_zero_gradients, plan.gradients_are_zero)
-        self._check_last_update()
-
-    def _warn_of_gradients(self, notice: Callable[[str], str], are_wrong: Callable[[], bool]) -> None:
-        """Warn once, of a method that uses them, if there is something wrong with the gradients."""
-        if self.uses_gradients and not self._has_warned_of_gradients and are_wrong():
-            self._has_warned_of_gradients = True
-            warn(notice(type(self).__name__))
+        if plan.is_asked_for and self.skip_step:  # an update that was asked for nothing is not worth a step
+            self._skipped_step = SkippedStep(self.masks)
 
     def _check_settings(self) -> None:
         """Raise ``TypeError`` or ``ValueError`` unless the settings are valid, which anybody may have set."""

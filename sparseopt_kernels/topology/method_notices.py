@@ -9,7 +9,7 @@ NOTICE_OF_NO_STEP = (
     "nothing is trained. Update less often, or pass skip_step=False"
 )
 
-NOTICE_OF_NO_STEPS = (
+NOTICE_OF_UPDATES_IN_A_ROW = (
     "the masks were updated in three steps in a row, and skip_step leaves out each of these steps: if that "
     "goes on, no weight moves, and nothing is trained. Update less often, or set skip_step to False"
 )

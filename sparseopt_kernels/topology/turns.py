@@ -14,30 +14,44 @@ from .method_notices import notice_of_turns
 if TYPE_CHECKING:
     from torch.nn.parameter import Parameter
 
-_GROWN_BY = WeakTensorKeyDictionary()  # parameter: the methods (weak) that grew weights last, and before that
-_WARNED: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()
+
+class _Growth:
+    """Which methods have grown weights in a mask."""
+
+    def __init__(self) -> None:
+        self.methods: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()  # by id
+        self.last: weakref.ref[object] | None = None
+        self.times = 0  # that the last one did in a row
+
+    def add(self, method: object) -> object | None:
+        """Add an update. Return the method of the one before, if it came between two of this method."""
+        other = None if self.last is None else self.last()
+        if other is method:
+            self.times += 1
+            return None
+        is_between = self.times == 1 and id(method) in self.methods
+        self.methods[id(method)] = method
+        self.last, self.times = weakref.ref(method), 1
+        return other if is_between else None
+
+
+_GROWTH = WeakTensorKeyDictionary()  # by parameter
+_WARNED: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()  # by id
 
 
 def warn_of_turns(method: object, grown: Iterable[tuple[str, Parameter]]) -> None:
-    """Warn if another method has grown weights in one of these layers since this method last did.
+    """Warn if another method has grown weights in one of these layers between two updates of this one.
 
-    A method that takes over from another for good is not warned of, nor is one that only drops, as GMP does.
-    Of each method, it warns once.
+    Of two periodic methods, the one with the longer period does. Not warned of are methods that take over for
+    several updates, as in phases of training, and those that only drop, as GMP. It warns once of a method.
 
     Args:
         method: the one that has just updated masks.
         grown: the names and the parameters of the layers in which it has grown weights.
     """
     for name, parameter in grown:
-        last, before = _GROWN_BY.get(parameter, (_nobody, _nobody))  # type: ignore[no-untyped-call]
-        other = last()
-        if other is method:
-            continue
-        _GROWN_BY[parameter] = (weakref.ref(method), last)
-        if other is not None and before() is method and id(method) not in _WARNED:
+        growth = _GROWTH.setdefault(parameter, _Growth())  # type: ignore[no-untyped-call]
+        other = growth.add(method)
+        if other is not None and id(method) not in _WARNED:
             _WARNED.update({id(method): method, id(other): other})
             warn(notice_of_turns(name, type(method).__name__, type(other).__name__))
-
-
-def _nobody() -> None:
-    """The weak reference to a method that there is not."""

@@ -6,6 +6,7 @@ Nothing is written before :meth:`UpdatePlan.carry_out`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -123,7 +124,7 @@ class UpdatePlan:
                 ranking = ranking._replace(at_most=most, factors=score.factors)
             self._rankings[layer.index] = ranking
 
-    @property
+    @cached_property
     def is_asked_for(self) -> bool:
         """True if a weight is to be dropped or grown. To be asked after the counts."""
         is_asked = any(counts.drops or counts.grows for counts, *_ in self._changes)

@@ -227,25 +227,6 @@ def test_nothing_is_kept_alive() -> None:
     assert len(PENDING) == before - 1
 
 
-def test_an_optimizer_that_is_made_later_leaves_nothing_out() -> None:
-    """The update is over: a second phase of training begins with a step."""
-    training = Training()
-    training.to_update()
-    former = training.opt
-    former.step()
-    training.opt = training.optimizer()
-    training.backward()
-    assert training.steps(training.opt.step)
-
-
-def test_an_optimizer_that_is_made_for_the_step() -> None:
-    """In place of another, to forget its momentum: the gradient is that which has chosen the masks."""
-    training = Training()
-    training.to_update()
-    training.opt = training.optimizer()
-    assert not training.steps(training.opt.step)
-
-
 def test_an_overflow_uses_it_up(backend: Backend) -> None:
     training = Training(backend=backend.name)
     training.to_update()

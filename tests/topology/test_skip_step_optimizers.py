@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from typing import Any
 
 import pytest
@@ -86,6 +88,36 @@ class TestWhichOptimizers:
         training.backward()
         dst[1].step()
         assert not training.steps(training.opt.step)
+
+    @pytest.mark.parametrize("when", ["before the step", "after it"])
+    def test_not_a_copy(self, when: str) -> None:
+        training = self.training
+        training.to_update()
+        if when == "after it":
+            training.opt.step()
+        copied = copy.copy(training.opt)
+        assert training.steps(copied.step)
+        assert (when == "before the step") != training.steps(training.opt.step)
+
+
+def test_an_optimizer_that_is_made_later_leaves_nothing_out() -> None:
+    """The update is over: a second phase of training begins with a step."""
+    training = Training()
+    training.to_update()
+    training.opt.step()
+    del training.opt
+    gc.collect()  # it left out the step, also if it is gone
+    training.opt = training.optimizer()
+    training.backward()
+    assert training.steps(training.opt.step)
+
+
+def test_an_optimizer_that_is_made_for_the_step() -> None:
+    """In place of another, to forget its momentum: the gradient is that which has chosen the masks."""
+    training = Training()
+    training.to_update()
+    training.opt = training.optimizer()
+    assert not training.steps(training.opt.step)
 
 
 ZERO = """

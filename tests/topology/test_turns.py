@@ -66,9 +66,40 @@ def test_that_share_one_of_many_layers() -> None:
     assert "'parameter 1'" in text
 
 
-def test_one_that_takes_over_for_good_is_not_warned_of() -> None:
+@pytest.mark.parametrize(("times", "expected"), [((1, 1, 1), 2), ((1, 3), 1), ((4, 1), 1)])
+def test_at_any_periods(times: tuple[int, ...], expected: int) -> None:
+    """Three in rotation; one that updates three or four times as often as the other."""
     shared = layer()
-    assert warned(*[method(SET, shared)] * 3, *[method(RigL, shared)] * 3) == []
+    methods = [method(SET, shared) for _ in times]
+    turns = [dst for dst, n in zip(methods, times, strict=True) for _ in range(n)]
+    assert len(warned(*turns, *turns)) == expected
+
+
+def test_phases_are_not_warned_of() -> None:
+    shared = layer()
+    a, b = method(SET, shared), method(RigL, shared)
+    assert warned(a, a, a, b, b, b, a, a, a) == []
+
+
+def test_nor_one_that_takes_over_for_good() -> None:
+    shared = layer()
+    assert warned(method(SET, shared), *[method(RigL, shared)] * 3) == []
+
+
+def test_an_error_of_the_warning_keeps_the_update_whole() -> None:
+    """The step that follows is left out in any case."""
+    shared = layer()
+    a, b = method(SET, shared), method(SET, shared)
+    update(a)
+    update(b)
+    a.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="in turns"):
+            a.step()
+    assert a.updated
+    assert a.skip_next
+    assert a.last_update["parameter 0"].grown
 
 
 def test_nor_one_whose_other_is_gone() -> None:

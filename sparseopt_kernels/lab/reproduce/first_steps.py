@@ -43,7 +43,8 @@ def check_or_write_first_steps(experiment: Trained, settings: Settings, results:
     """Check the kept losses if the CSV file has rows, or else write them, before rows are added.
 
     Raises:
-        TrainingError: this code does not repeat the kept losses, there are none, or they cannot be written.
+        TrainingError: this code does not repeat the kept losses, there are none, or their file cannot be
+            read or written.
     """
     path = first_steps_path(results.path)
     if results.rows():
@@ -52,7 +53,7 @@ def check_or_write_first_steps(experiment: Trained, settings: Settings, results:
                 f"{results.path} has rows, and {path.name}, which tells if this code trains as it did for "
                 "them, is not beside it: bring it back, or name another folder with --output"
             )
-        kept = json.loads(path.read_text())
+        kept = _read(path)
         if not repeats(experiment, settings, kept):
             raise TrainingError(
                 f"{results.path} has rows of the code of {kept['commit'] or 'another commit'}, and this code "
@@ -74,6 +75,17 @@ def check_or_write_first_steps(experiment: Trained, settings: Settings, results:
         raise TrainingError(f"cannot write {path}: {error}", exit_code=1) from error
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_text())
+        missing = {"case", "machine", "torch", "commit", "losses"} - kept.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise TrainingError(f"{path} cannot be read ({error}): bring it back") from error
+    if missing:
+        raise TrainingError(f"{path} has no {', '.join(sorted(missing))}: bring it back")
+    return dict(kept)
+
+
 def repeats(experiment: Trained, settings: Settings, kept: Mapping[str, Any]) -> bool:
     """Tell if this code repeats the kept losses: all of them exactly on the same processor with the same
     PyTorch, else the first 20: to 1e-4, and to 4e-3 after the first update of the masks."""
@@ -82,8 +94,9 @@ def repeats(experiment: Trained, settings: Settings, kept: Mapping[str, Any]) ->
         return bool(losses_of(experiment, kept["case"], settings, STEPS) == kept["losses"])
     again = losses_of(experiment, kept["case"], settings, _FEWER)
     bounds = [_CLOSE] * UPDATE_EVERY + [_CLOSE_AFTER_UPDATE] * (_FEWER - UPDATE_EVERY)
-    found = zip(again, kept["losses"], bounds, strict=False)
-    return all(abs(a - b) <= bound for a, b, bound in found)  # a NaN is not close
+    former = kept["losses"][:_FEWER]
+    close = [abs(a - b) <= bound for a, b, bound in zip(again, former, bounds, strict=False)]
+    return len(again) == len(former) and all(close)  # a NaN is not close
 
 
 def losses_of(experiment: Trained, case: dict[str, Any], settings: Settings, steps: int) -> list[float]:

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from ...text_table import aligned
-from ..training.paired import Paired, holm, paired
+from ..training.paired import FEWEST_PAIRS, Paired, holm, paired
 from .experiment import Row
 from .searched import differences, rate_of
 from .table_text import signed, star, wrapped
@@ -125,8 +125,7 @@ def averaged(
     Comparisons with too few seeds for an interval count only if all have too few. None: no seed has all
     comparisons, or a run diverged in each.
     """
-    counted = [c for c in comparisons if c.is_judged]
-    counted = counted or [c for c in comparisons if not math.isnan(c.result.mean)]
+    counted = _that_count(comparisons)
     if not counted:
         return None
     seeds = sorted(set.intersection(*(c.rows.keys() & c.baseline_rows.keys() for c in counted)))
@@ -136,24 +135,34 @@ def averaged(
     return paired(by_seed, resolution)
 
 
+def _that_count(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return those that count in a mean."""
+    counted = [c for c in comparisons if c.is_judged]
+    return counted or [c for c in comparisons if not math.isnan(c.result.mean)]
+
+
 def findings(comparisons: Sequence[Comparison], resolution: float, method: str) -> list[str]:
     """Return sentences on the gain by each remedy, and by Eq. 12 under each, for a method of choosing masks;
     none if nothing is compared."""
     own = [c for c in comparisons if c.place.method == method]
+    judged = [c for c in own if c.is_judged]
+    places = len({c.place for c in judged or own})
     said = []
     for kind in KINDS:
         parts = []
         for remedy, words in _IN_SENTENCES.items():
-            found = averaged(select(own, kind, remedy), resolution)
+            selected = select(own, kind, remedy)
+            found, count = averaged(selected, resolution), len(_that_count(selected))
             if found is not None:
-                parts.append(f"{words} {found.mean:+.1f}{star(found)}")
+                fewer = f" (in {count} of {places})" if count != places else ""
+                parts.append(f"{words} {found.mean:+.1f}{star(found)}{fewer}")
         if parts:
             said.append(f"{kind}: {', '.join(parts)}")
     if not said:
         return []
-    places = len({c.place for c in own if c.is_judged} or {c.place for c in own})
     over = f"mean over {places} settings" if places > 1 else "one setting"
-    return [f"{METHODS[method]}: points of test accuracy, {over} (*: beyond noise)", *said]
+    stars = "*: beyond noise" if judged else f"fewer than {FEWEST_PAIRS} seeds: no interval"
+    return [f"{METHODS[method]}: points of test accuracy, {over} ({stars})", *said]
 
 
 def written(

@@ -163,6 +163,34 @@ def test_rows_whose_first_steps_are_gone_get_no_more(tmp_path, monkeypatch, caps
     assert (tmp_path / "fake.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"case": {"num', "cannot be read (Unterminated string"),
+        ("[1.0]", "cannot be read ("),
+        ('{"case": {}, "losses": [], "torch": ""}', "has no commit, machine: bring it back"),
+    ],
+)
+def test_rows_whose_first_steps_are_damaged_get_no_more(tmp_path, monkeypatch, capsys, content, said):
+    monkeypatch.setitem(EXPERIMENTS, "fake", Trains(tmp_path / "trace"))
+    command = ["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]
+    assert main(command) == 0
+    before = (tmp_path / "fake.csv").read_bytes()
+    (tmp_path / "fake-first-steps.json").write_text(content)
+    monkeypatch.setitem(EXPERIMENTS, "fake", Trains(tmp_path / "trace", count=5))
+    assert main(command) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "fake.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", [0, 10, 19])
+def test_too_few_losses_are_repeated_by_nothing(tmp_path, kept):
+    experiment = Trains(tmp_path / "trace")
+    losses = [1 / (step + 1) for step in range(kept)]
+    case = {"case": experiment.kept_case(), "losses": losses, "torch": "", "machine": "another"}
+    assert not repeats(experiment, Settings(), case)
+
+
 def test_a_file_of_before_is_refused(tmp_path):
     experiment = Fake(tmp_path / "trace")
     (tmp_path / "fake.csv").write_text(",".join(experiment.columns) + "\n")

@@ -109,6 +109,18 @@ def test_small_averages_over_settings_within_each_seed():
     assert cells_of(lines, "RigL, clip ", "100 x training loss")[2] == "-1.00 ± 2.48"
 
 
+def test_small_says_where_remedies_are_measured_in_few_settings():
+    experiment = replace(TINY, searching=1, sparsities=(0.9, 0.95))
+    rows = made_up(experiment, lambda case: 0.8 + 0.01 * (case["remedy"] == "clip"))
+    begun = [row for row in rows if row["sparsity"] == 0.9 or row["remedy"] == "none"]
+    said = " ".join(experiment.table([row for row in begun if row["seed"] == 0]))
+    assert said.startswith(
+        "RigL: points of test accuracy, mean over 2 settings (fewer than 3 seeds: no interval) "
+        "worth to masked SGD: clip +1.0 (in 1 of 2), skip +0.0 (in 1 of 2), "
+    )
+    assert " Eq. 12 adds: none +0.0, clip +0.0 (in 1 of 2), " in said
+
+
 def one_comparison(sparsity, by_seed):
     """Of Eq. 12 with masked SGD, by the accuracies of both for each seed."""
     place = small_table.Place("mlp", "rigl", sparsity)
