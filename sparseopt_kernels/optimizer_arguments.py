@@ -97,7 +97,8 @@ def check_new_group(
 def check_is_mapping(masks: object) -> None:
     if not isinstance(masks, Mapping | None):
         raise TypeError(
-            f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
+            f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask: "
+            "pass sk.Masks(model) for a model that has masks"
         )
 
 
@@ -151,12 +152,16 @@ def warn_of_forgotten_masks(parameters: Sequence[Tensor], masks: Mapping[Paramet
     trained = [p for p in parameters if p.requires_grad and p not in masked]
     forgotten = [place for p in trained if (place := remembered_mask(p)) is not None]
     if forgotten:
-        more = (
-            f" and {len(forgotten) - 1} more parameters have masks" if len(forgotten) > 1 else " has a mask"
+        others = len(forgotten) - 1
+        have, are, it = (
+            (f" and {others} more have masks", "are", "they are")
+            if others
+            else (" has a mask", "is", "it is")
         )
-        how = "is not in the masks that SparseOpt was given" if masks else "SparseOpt was made without masks="
+        given = f"{are} not in the masks that SparseOpt was given"
+        how = given if masks else "SparseOpt was made without masks="
         warn(
-            f"{forgotten[0].name!r}{more} in the model, but {how}, and it is trained dense: pass "
+            f"{forgotten[0].name!r}{have} in the model, but {how}, and {it} trained dense: pass "
             f"masks=sk.Masks(model){'' if masks else ', or masks={} if that is what you want'}"
         )
     return bool(forgotten)

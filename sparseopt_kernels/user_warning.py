@@ -31,13 +31,13 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def show_as_notes() -> None:
     """Print all further warnings of this process as notes: a command has no line of the user's to name.
 
-    Warnings that differ only in numbers, as between seeds, are printed once.
+    Warnings that differ only in numbers and in what is in brackets, as between seeds, are printed once.
     """
     seen: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         text = str(message)
-        kind = re.sub(r"(?<=[ =])[\d.]+", "#", text)
+        kind = re.sub(r"\([^)]*\)|(?<![\w'.])\d[\d.,]*", "#", text)
         if kind in seen:
             return
         seen.add(kind)

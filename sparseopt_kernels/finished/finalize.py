@@ -8,8 +8,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 from ..masks.mapping import Masks
+from ..masks.outside import told_if_dense
 from ..masks.registered_masks import masked_parameters, masks_without_parameter
+from ..sharding import local_part
 from ..step.zero_outside import zero_outside_masks
+from ..user_warning import warn
 from .load_dense import remove_load_advice
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -35,6 +38,10 @@ def finalize(model: Model) -> Model:
     Raises:
         ValueError: the model has no mask, a mask is not valid, or it is of a weight that its layer computes;
             nothing has been changed.
+
+    Warns:
+        UserWarning: most weights outside the masks are not 0 before that, as of a model that was trained by
+            an optimizer that does not know the masks.
     """
     computed = list(masks_without_parameter(model))
     if computed:
@@ -42,8 +49,17 @@ def finalize(model: Model) -> Model:
             f"{computed[0]!r} has a mask, but its layer computes it: remove weight_norm, or the other "
             "parametrization, first (torch.nn.utils.parametrize.remove_parametrizations)"
         )
-    zero_outside_masks(Masks(model))
-    for place in masked_parameters(model):
+    masks, places = Masks(model), masked_parameters(model)
+    own = (place.both() for place in places if not place.is_pruned)  # prune keeps weights outside its masks
+    told = told_if_dense((local_part(parameter), local_part(mask)) for parameter, mask in own)
+    if told is not None:
+        warn(
+            f"{told}, and finalize sets them to 0: most likely, the optimizer that trained the model does "
+            "not know the masks. Train with SparseOpt(masks=sk.Masks(model)), or set weights outside the "
+            "masks to 0 after each step"
+        )
+    zero_outside_masks(masks)
+    for place in places:
         if place.is_pruned:
             prune.remove(place.module, place.buffer.removesuffix("_mask"))  # type: ignore[no-untyped-call]
         else:

@@ -262,6 +262,8 @@ class DynamicSparseTraining:
         if plan is not None:  # last: a warning may be an error
             self._warnings.of_update(self, plan)
             self._check_last_update()
+        elif due:
+            self._warnings.of_postponed(self)
 
     def _next_due(self) -> int | None:
         """Return the step of the next update, also of a postponed one."""
@@ -278,7 +280,7 @@ class DynamicSparseTraining:
         method_arguments.check_min_fan_in(self.min_fan_in, self.masks, self._names, plan.active)
         if not plan.ask_grow_scores():
             return None
-        self._warnings.of_gradients(self, plan)
+        self._warnings.before_update(self, plan)
         plan.ask_counts(step)
         return plan
 

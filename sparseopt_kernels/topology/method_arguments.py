@@ -25,7 +25,8 @@ def check_masks(masks: Mapping[Parameter, Tensor]) -> list[str]:
     """
     if not isinstance(masks, Mapping):
         raise TypeError(
-            f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask"
+            f"masks is a {type(masks).__name__}, it must be a Masks or a mapping from parameter to mask: "
+            "pass sk.Masks(model) for a model that has masks"
         )
     if not masks:
         raise ValueError("masks is empty, it must have at least one masked parameter")

@@ -25,6 +25,14 @@ def notice_of_masked_gradients(method: str) -> str:
     )
 
 
+def notice_of_dense_weights(told: str) -> str:
+    """Return the warning that weights are trained outside the masks; ``told`` says how many."""
+    return (
+        f"{told}: the optimizer does not know the masks, and trains a dense network. Use SparseOpt with "
+        "masks=, or set weights outside the masks to 0 after each of its steps"
+    )
+
+
 def notice_of_zero_gradients(method: str) -> str:
     """Return the warning that an update by gradients changed nothing, because all of them are 0."""
     return (
@@ -35,7 +43,18 @@ def notice_of_zero_gradients(method: str) -> str:
 
 def notice_of_no_update(update_every: int, stop_at: float) -> str:
     """Return the warning that no step of these updates a mask."""
-    return f"stop_at is {stop_at} and update_every is {update_every} steps: the masks will never change"
+    return (
+        f"stop_at is {stop_at} and update_every is {update_every}, both in steps, not epochs: the masks "
+        "will never change"
+    )
+
+
+def notice_of_postponed_update(method: str, steps: int) -> str:
+    """Return the warning that an update was postponed in so many steps."""
+    return (
+        f"an update of {method} has been postponed for {steps} steps, because gradients are not finite: if "
+        "the loss is not either, training has diverged"
+    )
 
 
 def notice_of_loaded_masks(method: str) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..masks.mapping import neurons_in
+from ..masks.outside import told_if_dense
 from ..sharding import Shards, local_part, shards_of
 from .agreement import check_numbers_agree, on_all_or_none
 from .drop_and_grow import Change, DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow, score_of
@@ -105,8 +107,9 @@ class UpdatePlan:
         """Ask the hook, and check its answers."""
         if self._method.uses_gradients and all(layer.gradient is None for layer in self._layers):
             raise RuntimeError(
-                f"{self._name} ranks by gradients and no masked parameter has one: "
-                "call step() after loss.backward() and before opt.zero_grad()"
+                f"{self._name} ranks by gradients and no masked parameter has one: call step() after "
+                "loss.backward() and before opt.zero_grad(). If you do, the masks are of another model, such "
+                "as the one that this is a copy of"
             )
         scores = {layer.index: self._method.grow_score(layer) for layer in self.changing}
         self._scores = {index: score for index, score in scores.items() if score is not None}
@@ -131,6 +134,15 @@ class UpdatePlan:
         if isinstance(self._chooser, ShardedDropAndGrow):  # a rank may have no neuron that changes
             return self._chooser.is_any(is_asked)
         return is_asked
+
+    def told_if_dense(self) -> str | None:
+        """Return how many weights outside the masks are not 0, if over half of them are not.
+
+        Layers without gradients there do not count: if a forward pass applies the masks, so be it.
+        """
+        return told_if_dense(
+            (layer.weight, layer.stored_mask) for layer in self._layers if _has_gradient_outside(layer)
+        )
 
     def gradients_are_zero(self) -> bool:
         """Return whether gradients that weights grow by are all 0."""
@@ -242,3 +254,10 @@ class UpdatePlan:
     def carry_out(self) -> list[LayerUpdate]:
         """Drop and grow. Return what happened to each mask."""
         return self._chooser.update(self._changes)
+
+
+def _has_gradient_outside(layer: Layer) -> bool:
+    gradient = layer.gradient
+    if gradient is None or gradient.layout is not torch.strided:
+        return False
+    return bool(((gradient != 0) & ~layer.mask).any())

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from .update_plan import UpdatePlan
 
 
+_MANY = 20  # a GradScaler's first steps overflow, one after the other, until its scale is small enough
+
+
 class UpdateWarnings:
     """The warnings that any method gives, each once, and what has to be remembered for them."""
 
     def __init__(self) -> None:
+        self._steps = 0
+        self._looks_left = 2  # at weights outside the masks: a pass over all weights
+        self._postponed = 0  # steps, since the last update
         self._in_a_row = 0  # the updates of the last steps, each of which left out a step
         self._has_warned_of_no_step = self._has_warned_of_gradients = False
 
@@ -30,12 +36,25 @@ class UpdateWarnings:
             warn(method_notices.NOTICE_OF_NO_STEP)
 
     def count(self, *, skips: bool) -> None:
-        """Count a step, of which the last one was an update that left out a step, or was not."""
+        """Count a step. ``skips``: the one before was an update that leaves out a step."""
+        self._steps += 1
         self._in_a_row = self._in_a_row + 1 if skips else 0
 
-    def of_gradients(self, method: DynamicSparseTraining, plan: UpdatePlan) -> None:
-        """Warn of a plan whose gradients were multiplied by the masks, before it is carried out."""
+    def of_postponed(self, method: DynamicSparseTraining) -> None:
+        """Warn of an update that was postponed in many steps. To be called in each of them."""
+        self._postponed += 1
+        if self._postponed == _MANY:
+            warn(method_notices.notice_of_postponed_update(type(method).__name__, _MANY))
+
+    def before_update(self, method: DynamicSparseTraining, plan: UpdatePlan) -> None:
+        """Warn of gradients that were multiplied by the masks, and of weights trained without masks."""
+        self._postponed = 0
         self._of_gradients(method, method_notices.notice_of_masked_gradients, plan.gradients_are_masked)
+        if self._steps > 1 and self._looks_left:  # the first step may be what applies the masks
+            self._looks_left -= 1
+            if (told := plan.told_if_dense()) is not None:
+                self._looks_left = 0
+                warn(method_notices.notice_of_dense_weights(told))
 
     def of_update(self, method: DynamicSparseTraining, plan: UpdatePlan) -> None:
         """Warn of an update that was carried out."""

@@ -86,7 +86,7 @@ class TestForgottenMasks:
         model = make()
         masks = sparsify(model, 0.5)
         some = {model[0].weight: masks[model[0].weight]}
-        with pytest.warns(UserWarning, match=words("'2.weight' and 1 more", "is not in the masks")):
+        with pytest.warns(UserWarning, match=words("'2.weight' and 1 more", "are not in the masks")):
             SparseOpt(model.parameters(), lr=0.1, masks=some)
 
     def test_sparsified_after_the_optimizer_was_made(self) -> None:

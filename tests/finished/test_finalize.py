@@ -31,6 +31,43 @@ def test_the_state_dict_is_that_of_the_dense_model() -> None:
     make_model().load_state_dict(model.state_dict())
 
 
+class TestATrainedDenseModel:
+    """An optimizer that does not know the masks has moved weights outside of them."""
+
+    def test_is_warned_of(self) -> None:
+        model = small()
+        sk.sparsify(model, 0.5)
+        model[0].weight.data.fill_(7.0)
+        with pytest.warns(UserWarning, match=r"^1\d of 21 weights outside the masks are not 0, and finalize"):
+            sk.finalize(model)
+
+    def test_to_sparse_warns_too(self) -> None:
+        model = small()
+        sk.sparsify(model, 0.5)
+        model[0].weight.data.fill_(7.0)
+        with pytest.warns(UserWarning, match="and finalize sets them to 0"):
+            sk.to_sparse(model)
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_mask_that_has_just_become_smaller_is_not(self) -> None:
+        model = small()
+        masks = sk.sparsify(model, 0.5, min_fan_in=1)
+        masks[model[0].weight][:2] = False
+        sk.finalize(model)
+
+    @pytest.mark.filterwarnings("error")
+    def test_nor_one_that_prune_has_made(self) -> None:
+        model = small()
+        prune.random_unstructured(model[0], "weight", 0.9)
+        sk.finalize(model)
+
+    @pytest.mark.filterwarnings("error")
+    def test_nor_one_without_values(self) -> None:
+        model = small().to("meta")
+        model[0].register_buffer("weight_mask", torch.ones(6, 4, dtype=torch.bool, device="meta"))
+        sk.finalize(model)
+
+
 def test_weights_outside_the_masks_are_zeroed_first() -> None:
     model = small()
     masks = sk.sparsify(model, 0.5)

@@ -57,6 +57,10 @@ def test_warnings_are_printed_as_notes(
         warn("'fc.weight': invented 2.5, as of another seed")
         warnings.warn("of another package", FutureWarning, stacklevel=1)
         warn("'fc.weight': invented 7.5")
+        warn("1,234 neurons are dead (1,234 in 'fc.weight'), invented")
+        warn("7 neurons are dead (6 in 'fc.weight', 1 in 'head.weight'), invented")
+        warn("'0.weight': invented")
+        warn("'3.weight': invented")
         return 0
 
     module, function = COMMANDS[name]
@@ -67,6 +71,9 @@ def test_warnings_are_printed_as_notes(
         "note: 'fc.weight': invented 1.5",
         "note: 'fc.weight': invented 2.5, as of another seed",
         "note: of another package",
+        "note: 1,234 neurons are dead (1,234 in 'fc.weight'), invented",
+        "note: '0.weight': invented",
+        "note: '3.weight': invented",
     ]
 
 

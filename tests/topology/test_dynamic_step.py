@@ -1,6 +1,7 @@
 """One update of SET and RigL: when masks change, what is dropped, grown and zeroed."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -123,6 +124,20 @@ class TestStep:
         self.parameter.grad = torch.roll(good, 2)
         assert updated_by_step(dst) is False
         assert torch.equal(self.mask, mask)
+
+    @BOTH
+    def test_an_update_that_is_postponed_for_long_is_warned_of(self, cls):
+        good = self.parameter.grad.clone()
+        dst = self.make(cls, drop_fraction=1.0, update_every=3, stop_at=100)
+        said = []
+        for step in range(1, 60):
+            self.parameter.grad = torch.full((8,), math.inf) if step % 30 else good.clone()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                dst.step()
+            said += [(step, str(w.message)) for w in caught]
+        assert [step for step, _ in said] == [22, 52]
+        assert said[0][1].startswith(f"an update of {cls.__name__} has been postponed for 20 steps")
 
     @BOTH
     def test_one_bad_gradient_postpones_all_layers(self, cls):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..machine import machine
+from ..training.concentration import concentration_ignored
 from ..training.config import OPTIMIZERS, Config, new_config
 from ..training.data import load_dataset
 from ..training.errors import TrainingError, check_packages
@@ -113,7 +114,8 @@ def demonstrate(config: Config, size: Size, output: Path | None, *, quiet: bool)
         if own is without and not quiet:
             print("the same without clip and skipped step", file=sys.stderr)
         try:
-            own.train(bar)
+            with concentration_ignored():
+                own.train(bar)
         finally:
             bar.close()
     if not quiet:

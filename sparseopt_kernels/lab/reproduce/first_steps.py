@@ -19,12 +19,12 @@ from ...kernels.cpu import CPU
 from ..atomic import write_atomically
 from ..machine import machine
 from ..threads import pytorch_threads
+from ..training.concentration import concentration_ignored
 from ..training.errors import TrainingError
 from ..training.run import Run
 from .code_commit import code_commit
 from .experiment import Settings, Trained
 from .results import Results
-from .runner import concentration_ignored
 
 STEPS = 50
 UPDATE_EVERY = 12

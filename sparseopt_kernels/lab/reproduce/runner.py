@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +20,7 @@ import torch
 
 from ...user_warning import show_as_notes
 from ..threads import pytorch_threads
+from ..training.concentration import concentration_ignored
 from ..training.errors import TrainingError
 from ..training.stopped_ranks import is_of_connection
 from .experiment import Case, Experiment, Row, Settings
@@ -106,14 +106,6 @@ def _measure(experiment: Experiment, case: Case, settings: Settings) -> list[Row
         shown = ", ".join(f"{column} {value}" for column, value in case.items())
         reason = str(error) if isinstance(error, TrainingError) else traceback.format_exc().rstrip()
         raise TrainingError(f"{experiment.name} failed at {shown}: {reason}", exit_code=1) from error
-
-
-@contextmanager
-def concentration_ignored() -> Iterator[None]:
-    """Ignore warnings of concentrated fan-in, which experiments study on purpose."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*fan-in is concentrated|one neuron of")
-        yield
 
 
 def _start_worker() -> None:

@@ -1,0 +1,89 @@
+"""The warning of an optimizer that does not know the masks."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+import sparseopt_kernels as sk
+
+SAID = r"\d+ of \d+ weights outside the masks are not 0: the optimizer does not know the masks"
+Methods = dict[str, Callable[[sk.Masks], Any]]
+METHODS: Methods = {
+    "RigL": lambda masks: sk.RigL(masks, update_every=3, stop_at=100),
+    "SET": lambda masks: sk.SET(masks, update_every=3, stop_at=100),
+    "GMP": lambda masks: sk.GMP(masks, 0.9, update_every=3, stop_at=30),
+}
+
+
+def trained(
+    method: str, make: Callable[[nn.Module, sk.Masks], Optimizer], by_hand: bool = False
+) -> list[str]:
+    """What was said in twelve steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Linear(30, 5))
+    masks = sk.sparsify(model, 0.0 if method == "GMP" else 0.8)
+    opt, dst = make(model, masks), METHODS[method](masks)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            opt.zero_grad()
+            model(torch.randn(16, 20)).square().mean().backward()
+            dst.step()
+            opt.step()
+            if by_hand:
+                sk.apply_masks(model)
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cls", [SGD, AdamW])
+def test_an_optimizer_of_pytorch_is_warned_of_once(method: str, cls: type[Optimizer]) -> None:
+    (said,) = trained(method, lambda model, _: cls(model.parameters(), lr=0.01))  # type: ignore[call-arg]
+    assert re.match(SAID, said)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sparse_opt_is_not(method: str) -> None:
+    assert trained(method, lambda model, masks: sk.SparseOpt(model.parameters(), 0.01, masks=masks)) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nor_masks_that_are_applied_by_hand(method: str) -> None:
+    assert trained(method, lambda model, _: SGD(model.parameters(), 0.01, 0.9), by_hand=True) == []
+
+
+def test_nor_a_first_step_that_zeroes_what_is_outside() -> None:
+    """Masks in a dict, of a dense model: they are applied by the first step of the optimizer."""
+    weight = nn.Parameter(torch.ones(4, 5))
+    masks = {weight: torch.eye(4, 5) > 0}
+    opt = sk.SparseOpt([weight], 0.01, masks=masks)
+    dst = sk.SET(masks, update_every=1, stop_at=9, skip_step=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            weight.grad = torch.ones(4, 5)
+            dst.step()
+            opt.step()
+
+
+def test_nor_a_forward_pass_that_applies_the_masks() -> None:
+    """As in ``torch.nn.utils.prune``: weights outside are kept, and have no gradient."""
+    weight = nn.Parameter(torch.ones(4, 5))
+    masks = {weight: torch.eye(4, 5) > 0}
+    opt, dst = SGD([weight], 0.01), sk.SET(masks, update_every=2, stop_at=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(6):
+            opt.zero_grad()
+            (weight * masks[weight]).square().sum().backward()
+            dst.step()
+            opt.step()
+    assert weight.count_nonzero() > 8
