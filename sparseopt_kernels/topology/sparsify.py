@@ -21,7 +21,7 @@ from ..user_warning import warn
 from .densities import Distribution, check_request, share_densities
 from .initial_masks import Init, check_min_fan_in, initial_mask
 from .seeding import generator
-from .sparsify_notices import notice_of_dead_neurons, notice_of_dense_weights
+from .sparsify_notices import notice_of_dead_neurons, notice_of_dense_weights, notice_of_zeros
 
 
 def sparsify(
@@ -69,7 +69,7 @@ def sparsify(
             dimension 1. Parameters of one dimension are never masked. ``exclude`` takes precedence.
         init: ``"random"``, or ``"magnitude"`` for the weights of largest absolute value (of equal ones, those
             of lower index). Use ``"magnitude"`` for a trained model: random masks throw away most of what it
-            has learnt, and there is no warning, because it cannot be seen that a model was trained.
+            has learnt. There is a warning only if it was sparse: else it cannot be seen that it was trained.
         min_fan_in: the least number of active weights of each neuron. The number of active weights of a layer
             does not change.
         seed: of the random masks.
@@ -85,8 +85,8 @@ def sparsify(
         TypeError: ``exclude`` or ``include`` is a single string; ``sparsity`` is no number or mapping.
 
     Warns:
-        UserWarning: weights are left dense or left out; neurons have no active weight; a masked weight shares
-            its memory with one that is not.
+        UserWarning: weights are left dense or left out; neurons have no active weight; most weights under
+            random masks are 0 already; a masked weight shares its memory with one that is not.
     """
     check_model(model)
     reshard(model)  # else the weights of FSDP2 that are gathered would be masked
@@ -108,18 +108,30 @@ def sparsify(
     counts = [round(densities[w.name] * w.parameter.numel()) for w in weights]
     for weight, active in zip(weights, counts, strict=True):
         check_min_fan_in(weight, active, min_fan_in)
-    masks, dead = [], {}
+    masks, dead, zeros = [], {}, {}
     for layer, (weight, active) in enumerate(zip(weights, counts, strict=True)):
         mask = initial_mask(weight, active, init, min_fan_in, generator(seed, layer, 0))
         if mask.numel() > 0:
             fan_ins = fan_in(mask, weight.neurons)
             dead[weight.name] = int((fan_ins == 0).sum()), fan_ins.numel()
         masks.append(sharded_like(mask, weight.parameter))
+        if init == "random":
+            zeros[weight.name] = _zeros_among(weight.parameter, masks[-1])
     dense = notice_of_dense_weights(model, {*masked, *(w.parameter for w in weights)}, exclude, sparsity)
-    for notice in (dense, notice_of_dead_neurons(dead)):
+    for notice in (dense, notice_of_dead_neurons(dead), notice_of_zeros(zeros)):
         if notice is not None:
             warn(notice)
     return _register(model, weights, masks)
+
+
+def _zeros_among(parameter: Parameter, mask: Tensor) -> tuple[int, int]:
+    """Return how many active weights are 0, and how many there are; of sharded ones, in this rank's rows.
+
+    In a weight of zeros, which is initialised so, none counts.
+    """
+    weight, active = local_part(parameter.detach()), local_part(mask)
+    zeros = (active & (weight == 0)).count_nonzero() if weight.any() else 0
+    return int(zeros), int(active.count_nonzero())
 
 
 def _check_choice(init: Init, min_fan_in: int) -> None:

@@ -1,4 +1,4 @@
-"""The text of the warnings of ``sparsify``: what stays dense, and which neurons are dead."""
+"""The text of the warnings of ``sparsify``: what stays dense, which neurons are dead, which weights are 0."""
 
 from __future__ import annotations
 
@@ -83,4 +83,22 @@ def notice_of_dead_neurons(dead: Mapping[str, tuple[int, int]]) -> str | None:
         f"neurons with no active weight, whose output does not depend on the input: "
         f"{sum(count for count, _ in dead.values())} ({', '.join(told)}). "
         "min_fan_in=1 gives every neuron one; so may a lower sparsity, or another distribution"
+    )
+
+
+def notice_of_zeros(zeros: Mapping[str, tuple[int, int]]) -> str | None:
+    """Return in which layer most of the weights under a random mask are 0 already; None: in none.
+
+    Args:
+        zeros: the number of active weights of each layer that are 0, and of all its active ones.
+    """
+    found = [name for name, (zero, active) in zeros.items() if 2 * zero > active]
+    if not found:
+        return None
+    zero, active = zeros[found[0]]
+    others = f" (and most in {len(found) - 1} other layers)" if len(found) > 1 else ""
+    return (
+        f"{zero:,} of the {active:,} active weights of {found[0]!r}{others} are 0 already, so the model was "
+        "sparse before, and random masks keep few of its weights. init='magnitude' keeps them; if a "
+        "checkpoint has the masks as well, call sparsify before load_state_dict"
     )

@@ -13,6 +13,7 @@ from hugging_face import Conv1D
 from masked_model import make_model
 from torch import nn
 
+from sparseopt_kernels.finished.finalize import finalize
 from sparseopt_kernels.lab.training.models import build_model
 from sparseopt_kernels.topology.sparsify import sparsify
 
@@ -185,3 +186,33 @@ class TestDeadNeurons:
     @pytest.mark.filterwarnings("ignore:Initializing zero-element")
     def test_neurons_that_never_had_a_weight_do_not_count(self) -> None:
         assert dead(nn.Sequential(nn.Linear(0, 5), nn.Linear(5, 4)), 0.0) == ""
+
+
+class TestWeightsThatAreZero:
+    """A model that was sparse, without its masks: random ones would keep little of it."""
+
+    @staticmethod
+    def notices(model: nn.Module, *args: Any, **options: Any) -> list[str]:
+        return [notice for notice in said(model, *args, **options) if "are 0 already" in notice]
+
+    def model(self, sparsity: float = 0.9) -> nn.Module:
+        model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 30))
+        sparsify(model, sparsity, "uniform", min_fan_in=1)
+        return finalize(model)
+
+    def test_are_told(self) -> None:
+        (notice,) = self.notices(self.model(), 0.9, "uniform", seed=1)
+        assert re.match(
+            r"1\d\d of the 200 active weights of '0.weight' \(and most in 1 other layers\) are 0", notice
+        )
+
+    def test_not_if_the_largest_are_kept(self) -> None:
+        assert self.notices(self.model(), 0.9, "uniform", init="magnitude") == []
+
+    def test_not_if_they_are_few(self) -> None:
+        assert self.notices(self.model(0.3), 0.9, "uniform", seed=1) == []
+
+    def test_not_in_a_new_layer(self) -> None:
+        model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 30))
+        nn.init.zeros_(model.get_parameter("2.weight"))
+        assert self.notices(model, 0.9, "uniform") == []
