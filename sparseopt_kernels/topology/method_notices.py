@@ -41,6 +41,15 @@ def notice_of_zero_gradients(method: str) -> str:
     )
 
 
+def notice_of_no_gradients(method: str) -> str:
+    """Return the warning that no masked parameter had a gradient in two updates."""
+    return (
+        f"in two updates of {method}, no masked parameter had a gradient: call dst.step() after "
+        "loss.backward() and before opt.step() and opt.zero_grad(). If you do, the masks are of another "
+        "model, such as the one that this is a copy of"
+    )
+
+
 def notice_of_no_update(update_every: int, stop_at: float) -> str:
     """Return the warning that no step of these updates a mask."""
     return (

@@ -135,6 +135,11 @@ class UpdatePlan:
             return self._chooser.is_any(is_asked)
         return is_asked
 
+    def has_no_gradients(self) -> bool:
+        """Return whether none of the layers that are trained has a gradient."""
+        trained = [layer for layer in self._layers if layer.parameter.requires_grad]
+        return len(trained) > 0 and all(layer.gradient is None for layer in trained)
+
     def told_if_dense(self) -> str | None:
         """Return how many weights outside the masks are not 0, if over half of them are not.
 

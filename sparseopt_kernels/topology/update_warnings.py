@@ -26,6 +26,7 @@ class UpdateWarnings:
         self._steps = 0
         self._looks_left = 2  # at weights outside the masks: a pass over all weights
         self._postponed = 0  # steps, since the last update
+        self._without_gradients = 0  # updates in a row
         self._in_a_row = 0  # the updates of the last steps, each of which left out a step
         self._has_warned_of_no_step = self._has_warned_of_gradients = False
 
@@ -47,8 +48,12 @@ class UpdateWarnings:
             warn(method_notices.notice_of_postponed_update(type(method).__name__, _MANY))
 
     def before_update(self, method: DynamicSparseTraining, plan: UpdatePlan) -> None:
-        """Warn of gradients that were multiplied by the masks, and of weights trained without masks."""
+        """Warn of gradients that are missing or were multiplied by the masks, and of weights trained without
+        masks."""
         self._postponed = 0
+        self._without_gradients = self._without_gradients + 1 if plan.has_no_gradients() else 0
+        if self._without_gradients == 2:
+            warn(method_notices.notice_of_no_gradients(type(method).__name__))
         self._of_gradients(method, method_notices.notice_of_masked_gradients, plan.gradients_are_masked)
         if self._steps > 1 and self._looks_left:  # the first step may be what applies the masks
             self._looks_left -= 1

@@ -43,6 +43,7 @@ KINDS = (_TO_SGD, _TO_EQ12, _ADDS)
 """The kinds of comparisons: a remedy against none, for masked SGD and for Eq. 12; Eq. 12 against masked SGD,
 both under the same remedy."""
 _SURE = 0.05
+_NO_INTERVALS = f"fewer than {FEWEST_PAIRS} seeds: no interval"
 
 
 class Place(NamedTuple):
@@ -161,7 +162,7 @@ def findings(comparisons: Sequence[Comparison], resolution: float, method: str) 
     if not said:
         return []
     over = f"mean over {places} settings" if places > 1 else "one setting"
-    stars = "*: beyond noise" if judged else f"fewer than {FEWEST_PAIRS} seeds: no interval"
+    stars = "*: beyond noise" if judged else _NO_INTERVALS
     return [f"{METHODS[method]}: points of test accuracy, {over} ({stars})", *said]
 
 
@@ -195,10 +196,13 @@ def written(
         "each setting: test accuracy in %, mean over seeds at the best rate (the rate); differences",
     ]
     lines += _settings(at_best, comparisons, sure)
+    intervals = (
+        "± is the 95% interval of paired seeds; * beyond noise by itself, ** also after Holm's correction "
+        f"for {len(judged)} comparisons"
+    )
     lines += wrapped(
-        "(± is the 95% interval of paired seeds; * beyond noise by itself, ** also after Holm's correction "
-        f"for {len(judged)} comparisons; a clip limits the gradient norm over active weights to 1; the "
-        "skipped step is the one that follows an update of the masks; static masks have no update)"
+        f"({intervals if judged else _NO_INTERVALS}; a clip limits the gradient norm over active weights to "
+        "1; the skipped step is the one that follows an update of the masks; static masks have no update)"
     )
     lines += ["", "100 x training loss of the last epoch, mean differences over all settings"]
     lines += _losses(comparisons)

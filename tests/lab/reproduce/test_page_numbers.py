@@ -36,8 +36,9 @@ def line(cells: Iterable[str]) -> str:
 class OfAppendixF:
     """Lines of tables: settings at one sparsity, at one rate or each at its best rate."""
 
-    experiment = AppendixF()
-    rows = committed(AppendixF())
+    def __init__(self):
+        self.experiment = AppendixF()
+        self.rows = committed(self.experiment)
 
     def lines(self, sparsity: float, *, best: bool) -> list[str]:
         of_all = (
@@ -64,10 +65,12 @@ class OfAppendixF:
 
 
 class OfSmall:
-    """Lines of tables: networks, or sparsities of one network, with RigL."""
+    """Lines of tables of ``small`` or ``resnet20``: networks, or sparsities of one network, with RigL."""
 
-    rows = committed(Small())
-    comparisons = compared(Small()._at_best(rows), 100 / Small().test_images)
+    def __init__(self, experiment: Small, digits: int = 1):
+        at_best = experiment._at_best(committed(experiment))
+        self.comparisons = compared(at_best, 100 / experiment.test_images)
+        self.digits = digits
 
     def lines(self, places: list[tuple[str, float]], remedies: Iterable[str]) -> list[str]:
         found = [
@@ -86,7 +89,7 @@ class OfSmall:
     def cell(self, place: tuple[str, float], kind: str, remedy: str) -> str:
         (found,) = (c for c in self.comparisons if self.key(c) == (place, kind, remedy))
         off = differences(found.rows, found.baseline_rows, "test_accuracy")
-        return cell(found.result, 1) if any(off) else "0.0"  # the same runs
+        return cell(found.result, self.digits) if any(off) else "0.0"  # the same runs
 
     @staticmethod
     def key(c: Comparison) -> tuple[tuple[str, float], str, str] | None:
@@ -102,11 +105,11 @@ TABLES = {
     "0.97, best rates": lambda: OfAppendixF().lines(0.97, best=True),
     "0.95, rate 0.1": lambda: OfAppendixF().lines(0.95, best=False),
     "0.9, rate 0.1": lambda: OfAppendixF().lines(0.9, best=False),
-    "the remedies": lambda: OfSmall().lines(MLP, REMEDIES),
-    "Eq. 12 adds": lambda: OfSmall().added(MLP, {"none": "no remedy", **REMEDIES}),
+    "the remedies": lambda: OfSmall(Small()).lines(MLP, REMEDIES),
+    "Eq. 12 adds": lambda: OfSmall(Small()).added(MLP, {"none": "no remedy", **REMEDIES}),
     "other networks": lambda: [
-        *OfSmall().lines(OTHERS, ("clip", "skip", "both")),
-        *OfSmall().added(OTHERS, {"none": "Eq. 12 adds, no remedy", "both": "Eq. 12 adds, both"}),
+        *OfSmall(Small()).lines(OTHERS, ("clip", "skip", "both")),
+        *OfSmall(Small()).added(OTHERS, {"none": "Eq. 12 adds, no remedy", "both": "Eq. 12 adds, both"}),
     ],
 }
 

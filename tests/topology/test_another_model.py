@@ -1,0 +1,60 @@
+"""Masks of a model, while a copy of it is trained."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sparseopt_kernels as sk
+
+
+def steps(method: Any, count: int, *, on_copy: bool = True, frozen: bool = False) -> list[str]:
+    """What a method says that was made for a model, with an update in every second step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Linear(30, 5))
+    masks = sk.sparsify(model, 0.5)
+    dst = method(masks)
+    trained = copy.deepcopy(model) if on_copy else model
+    opt = sk.SparseOpt(trained.parameters(), 0.01, masks=sk.Masks(trained))
+    if frozen:
+        for p in masks:
+            p.requires_grad_(False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(count):
+            opt.zero_grad()
+            trained(torch.randn(16, 20)).square().mean().backward()
+            dst.step()
+            opt.step()
+    return [str(w.message) for w in caught]
+
+
+METHODS = {
+    "SET": lambda masks: sk.SET(masks, update_every=2, stop_at=100),
+    "GMP": lambda masks: sk.GMP(masks, 0.9, update_every=2, stop_at=50),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_second_update_warns(name: str) -> None:
+    assert steps(METHODS[name], 3) == []
+    (said,) = steps(METHODS[name], 20)
+    assert said.startswith(f"in two updates of {name}, no masked parameter had a gradient")
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_model_itself_is_fine(name: str, frozen: bool) -> None:
+    assert steps(METHODS[name], 20, on_copy=False, frozen=frozen) == []
+
+
+def test_of_rigl_it_is_an_error() -> None:
+    with pytest.raises(
+        RuntimeError, match="the masks are of another model, such as the one that this is a copy"
+    ):
+        steps(lambda masks: sk.RigL(masks, update_every=2, stop_at=100), 2)
