@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils import prune
 
 from ..masks.mapping import Masks
-from ..masks.outside import told_if_dense
-from ..masks.registered_masks import masked_parameters, masks_without_parameter
+from ..masks.outside import Outside, count_outside
+from ..masks.registered_masks import MaskedParameter, masked_parameters, masks_without_parameter
 from ..sharding import local_part
 from ..step.zero_outside import zero_outside_masks
 from ..user_warning import warn
@@ -25,9 +26,9 @@ def finalize(model: Model) -> Model:
     :func:`sparsify`, boolean masks of your own and masks of ``torch.nn.utils.prune`` are removed; other
     buffers stay. Parameters stay the same objects.
 
-    Call it after training: a ``SparseOpt``, ``SET``, ``RigL`` or ``GMP`` that has the former ``Masks`` raises
-    an error in its next step. One with a dict of masks goes on, because it cannot know. To keep the masked
-    model, finalize a copy: ``sk.finalize(copy.deepcopy(model))``.
+    Call it after training: a ``SparseOpt`` that has the former ``Masks`` raises an error in its next step, a
+    ``SET``, ``RigL`` or ``GMP`` in its next update. One with a dict of masks goes on, because it cannot know.
+    To keep the masked model, finalize a copy: ``sk.finalize(copy.deepcopy(model))``.
 
     Args:
         model: a model with masks, also in a wrapper (``DistributedDataParallel``, ``AveragedModel``).
@@ -50,14 +51,7 @@ def finalize(model: Model) -> Model:
             "parametrization, first (torch.nn.utils.parametrize.remove_parametrizations)"
         )
     masks, places = Masks(model), masked_parameters(model)
-    own = (place.both() for place in places if not place.is_pruned)  # prune keeps weights outside its masks
-    told = told_if_dense((local_part(parameter), local_part(mask)) for parameter, mask in own)
-    if told is not None:
-        warn(
-            f"{told}, and finalize sets them to 0: most likely, the optimizer that trained the model does "
-            "not know the masks. Train with SparseOpt(masks=sk.Masks(model)), or set weights outside the "
-            "masks to 0 after each step"
-        )
+    _warn_of_trained_weights(places)
     zero_outside_masks(masks)
     for place in places:
         if place.is_pruned:
@@ -66,3 +60,19 @@ def finalize(model: Model) -> Model:
             delattr(place.module, place.buffer)
         remove_load_advice(place.module)
     return model
+
+
+def _warn_of_trained_weights(places: Sequence[MaskedParameter]) -> None:
+    """Warn if over half of the weights outside masks are not 0."""
+    weights = nonzero = 0
+    for place in places:
+        parameter, mask = place.both()
+        if not (place.is_pruned or parameter.is_meta):  # torch.nn.utils.prune keeps weights outside its masks
+            found = count_outside(local_part(parameter), local_part(mask))
+            weights, nonzero = weights + found.weights, nonzero + found.nonzero
+    if (outside := Outside(weights, nonzero)).are_trained:
+        warn(
+            f"{outside} weights outside the masks are not 0, and finalize sets them to 0. Was the optimizer "
+            "given the masks (SparseOpt(masks=...))? Is this an average over changing masks (apply_masks)? "
+            "Masks that were made after training do this, too"
+        )

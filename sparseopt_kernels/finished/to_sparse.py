@@ -45,7 +45,7 @@ def to_sparse(model: Model) -> Model:
 
     Warns:
         UserWarning: all layers stay dense, because none is large and sparse enough, or because PyTorch was
-            built without MKL.
+            built without MKL; or as :func:`finalize`.
     """
     places = masked_parameters(model)
     sparse = copy.deepcopy(model, _memo(places))

@@ -69,6 +69,9 @@ class DynamicSparseTraining:
         TypeError: a key of ``masks`` is not a parameter, or ``skip_step`` is not a bool; from ``step()``: a
             hook returned something else than it must.
         RuntimeError: from ``step()``: a hook has written to a tensor, or the ranks do not agree.
+
+    Warns:
+        UserWarning: as :class:`SET`, but for its last two.
     """
 
     settings: ClassVar[tuple[str, ...]]
@@ -118,7 +121,7 @@ class DynamicSparseTraining:
         self._last_update: dict[str, LayerUpdate] = {}
         self._is_compared = False
         self._is_new = True
-        self._warnings = UpdateWarnings()
+        self._warnings = UpdateWarnings(type(self).__name__)
         self._leave_out_of_graphs()
         method_arguments.check_min_fan_in(min_fan_in, masks, self._names, active_weights(masks))
         if self.uses_gradients:
@@ -263,7 +266,7 @@ class DynamicSparseTraining:
             self._warnings.of_update(self, plan)
             self._check_last_update()
         elif due:
-            self._warnings.of_postponed(self)
+            self._warnings.of_postponed()
 
     def _next_due(self) -> int | None:
         """Return the step of the next update, also of a postponed one."""
@@ -280,7 +283,7 @@ class DynamicSparseTraining:
         method_arguments.check_min_fan_in(self.min_fan_in, self.masks, self._names, plan.active)
         if not plan.ask_grow_scores():
             return None
-        self._warnings.before_update(self, plan)
+        self._warnings.look(self, plan)
         plan.ask_counts(step)
         return plan
 
@@ -315,10 +318,11 @@ class DynamicSparseTraining:
     def __getstate__(self) -> dict[str, Any]:
         # Of masks in a dict, a copy must know the layers that they are registered in. Masks knows by itself.
         places = [] if isinstance(self.masks, Masks) else remembered_places(self.masks)
-        return {**self.__dict__, "_places": places, "_skipped_step": None}
+        return {**self.__dict__, "_places": places, "_skipped_step": None, "_warnings": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._warnings = UpdateWarnings(type(self).__name__)
         remember(self.__dict__.pop("_places"))
         self._leave_out_of_graphs()
 

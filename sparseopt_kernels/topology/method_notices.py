@@ -25,11 +25,12 @@ def notice_of_masked_gradients(method: str) -> str:
     )
 
 
-def notice_of_dense_weights(told: str) -> str:
-    """Return the warning that weights are trained outside the masks; ``told`` says how many."""
+def notice_of_weights_outside(told: str) -> str:
+    """Return the warning that weights are trained outside a mask; ``told`` says how many, and where."""
     return (
-        f"{told}: the optimizer does not know the masks, and trains a dense network. Use SparseOpt with "
-        "masks=, or set weights outside the masks to 0 after each of its steps"
+        f"{told} are not 0: the optimizer does not know the masks, and trains a dense network. Use "
+        "SparseOpt with masks=, or set weights outside the masks to 0 after each of its steps (unless your "
+        "forward pass applies the masks)"
     )
 
 
@@ -42,11 +43,10 @@ def notice_of_zero_gradients(method: str) -> str:
 
 
 def notice_of_no_gradients(method: str) -> str:
-    """Return the warning that no masked parameter had a gradient in two updates."""
+    """Return the warning that nothing has trained the masked weights between two updates."""
     return (
-        f"in two updates of {method}, no masked parameter had a gradient: call dst.step() after "
-        "loss.backward() and before opt.step() and opt.zero_grad(). If you do, the masks are of another "
-        "model, such as the one that this is a copy of"
+        f"between two updates of {method}, no masked weight has changed, and none has a gradient: they are "
+        f"not trained. If a copy of their model is, make {method} with the masks of the copy"
     )
 
 

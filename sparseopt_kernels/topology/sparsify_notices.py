@@ -96,9 +96,9 @@ def notice_of_zeros(zeros: Mapping[str, tuple[int, int]]) -> str | None:
     if not found:
         return None
     zero, active = zeros[found[0]]
-    others = f" (and most in {len(found) - 1} other layers)" if len(found) > 1 else ""
+    others = f" (and most in {len(found) - 1} more)" if len(found) > 1 else ""
     return (
-        f"{zero:,} of the {active:,} active weights of {found[0]!r}{others} are 0 already, so the model was "
-        "sparse before, and random masks keep few of its weights. init='magnitude' keeps them; if a "
-        "checkpoint has the masks as well, call sparsify before load_state_dict"
+        f"{zero:,} of the {active:,} active weights of {found[0]!r}{others} are 0 already: the model was "
+        "sparse, or is initialised so, and random masks keep few of its weights. init='magnitude' keeps "
+        "them. If a checkpoint has the masks as well, call sparsify before load_state_dict"
     )

@@ -1,57 +1,69 @@
-"""Notices two methods that grow weights in the same masks in turns: most likely one of them was forgotten."""
+"""``Turns``: notices two methods that grow weights in the same masks in turns.
+
+Most likely one of them was replaced, and still has its ``step()`` called.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import NamedTuple
 
-from torch.utils.weak import WeakTensorKeyDictionary
-
-from ..user_warning import warn
-from .method_notices import notice_of_turns
-
-if TYPE_CHECKING:
-    from torch.nn.parameter import Parameter
+from torch.nn.parameter import Parameter
 
 
-class _Growth:
-    """Which methods have grown weights in a mask."""
+class _Times(NamedTuple):
+    """When a method has grown weights in a mask, last and before that; 0: never."""
 
-    def __init__(self) -> None:
-        self.methods: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()  # by id
-        self.last: weakref.ref[object] | None = None
-        self.times = 0  # that the last one did in a row
-
-    def add(self, method: object) -> object | None:
-        """Add an update. Return the method of the one before, if it came between two of this method."""
-        other = None if self.last is None else self.last()
-        if other is method:
-            self.times += 1
-            return None
-        is_between = self.times == 1 and id(method) in self.methods
-        self.methods[id(method)] = method
-        self.last, self.times = weakref.ref(method), 1
-        return other if is_between else None
+    last: int = 0
+    before: int = 0
 
 
-_GROWTH = WeakTensorKeyDictionary()  # by parameter
-_WARNED: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()  # by id
-
-
-def warn_of_turns(method: object, grown: Iterable[tuple[str, Parameter]]) -> None:
-    """Warn if another method has grown weights in one of these layers between two updates of this one.
-
-    Of two periodic methods, the one with the longer period does. Not warned of are methods that take over for
-    several updates, as in phases of training, and those that only drop, as GMP. It warns once of a method.
+class Turns:
+    """When a method has grown weights in its masks, and which other methods have since.
 
     Args:
-        method: the one that has just updated masks.
-        grown: the names and the parameters of the layers in which it has grown weights.
+        name: of the method's class.
     """
-    for name, parameter in grown:
-        growth = _GROWTH.setdefault(parameter, _Growth())  # type: ignore[no-untyped-call]
-        other = growth.add(method)
-        if other is not None and id(method) not in _WARNED:
-            _WARNED.update({id(method): method, id(other): other})
-            warn(notice_of_turns(name, type(method).__name__, type(other).__name__))
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # By id(parameter): PyTorch swaps no parameter that has a weak reference (torch.utils.swap_tensors).
+        self._times: dict[int, _Times] = {}
+        self._is_known = False  # that this method and another take turns
+        _ALIVE[id(self)] = self
+
+    def add(self, grown: Iterable[tuple[str, Parameter]]) -> tuple[str, str] | None:
+        """Add an update. Return a layer, and another method that has grown weights there since the last one.
+
+        The other one counts if it has done so once: of two periodic methods, the one with the longer period
+        does. One that takes over for several updates, as in phases of training, does not count, nor does one
+        that only drops, as GMP. Two methods that were returned are not returned again.
+
+        Args:
+            grown: the names and the parameters of the layers in which the method has just grown weights.
+
+        Returns:
+            The name of the layer and that of the other method's class, or None.
+        """
+        now = next(_CLOCK)
+        found: tuple[str, Turns] | None = None
+        others = [other for reference in _ALIVE.valuerefs() if (other := reference()) is not None]
+        for layer, parameter in grown:
+            key = id(parameter)
+            mine = self._times.get(key, _Times())
+            self._times[key] = _Times(now, mine.last)
+            for other in others:
+                theirs = other._times.get(key, _Times())
+                if other is not self and theirs.before < mine.last < theirs.last and mine.last:
+                    found = found or (layer, other)
+        if found is None or self._is_known:
+            return None
+        layer, other = found
+        self._is_known = other._is_known = True
+        return layer, other.name
+
+
+_CLOCK = count(1)
+_ALIVE: weakref.WeakValueDictionary[int, Turns] = weakref.WeakValueDictionary()

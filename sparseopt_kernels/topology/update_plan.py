@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..kernels.tensor_memory import versions_of
 from ..masks.mapping import neurons_in
-from ..masks.outside import told_if_dense
+from ..masks.outside import count_outside
 from ..sharding import Shards, local_part, shards_of
 from .agreement import check_numbers_agree, on_all_or_none
 from .drop_and_grow import Change, DropAndGrow, LayerTensors, Ranking, TorchDropAndGrow, score_of
@@ -26,6 +27,8 @@ from .sharded_drop_and_grow import ShardedDropAndGrow
 
 if TYPE_CHECKING:
     from .dynamic_sparse_training import DynamicSparseTraining
+
+_FEWEST_OUTSIDE = 20  # of fewer, a change of a mask by hand would be over half
 
 
 class UpdatePlan:
@@ -140,14 +143,24 @@ class UpdatePlan:
         trained = [layer for layer in self._layers if layer.parameter.requires_grad]
         return len(trained) > 0 and all(layer.gradient is None for layer in trained)
 
-    def told_if_dense(self) -> str | None:
-        """Return how many weights outside the masks are not 0, if over half of them are not.
+    def versions(self) -> list[int]:
+        """Return the number of writes to the weight of each layer, as PyTorch counts them."""
+        return versions_of(layer.weight for layer in self._layers)
 
-        Layers without gradients there do not count: if a forward pass applies the masks, so be it.
+    def told_if_dense(self, turn: int) -> str | None:
+        """Return how many weights outside a mask are not 0, if over half of them are not.
+
+        It looks at one layer, at another one in each turn: a pass over all of them would take long. A layer
+        without gradients there does not count, because its mask may be applied in the forward pass; nor does
+        one that has few weights there.
         """
-        return told_if_dense(
-            (layer.weight, layer.stored_mask) for layer in self._layers if _has_gradient_outside(layer)
-        )
+        layer = self._layers[turn % len(self._layers)]
+        if layer.name.endswith("_orig") or not _has_gradient_outside(layer):  # prune applies its masks so
+            return None
+        outside = count_outside(layer.weight, layer.stored_mask)
+        if outside.weights < _FEWEST_OUTSIDE or not outside.are_trained:
+            return None
+        return f"{outside} weights of {layer.name!r} outside its mask"
 
     def gradients_are_zero(self) -> bool:
         """Return whether gradients that weights grow by are all 0."""
@@ -265,4 +278,4 @@ def _has_gradient_outside(layer: Layer) -> bool:
     gradient = layer.gradient
     if gradient is None or gradient.layout is not torch.strided:
         return False
-    return bool(((gradient != 0) & ~layer.mask).any())
+    return bool(((gradient != 0) & gradient.isfinite() & ~layer.mask).any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim import SGD, AdamW, Optimizer
 
 import sparseopt_kernels as sk
 
-SAID = r"\d+ of \d+ weights outside the masks are not 0: the optimizer does not know the masks"
+SAID = (
+    r"\d+ of \d+ weights of '[03].weight' outside its mask are not 0: the optimizer does not know the masks"
+)
 Methods = dict[str, Callable[[sk.Masks], Any]]
 METHODS: Methods = {
     "RigL": lambda masks: sk.RigL(masks, update_every=3, stop_at=100),
@@ -87,3 +91,56 @@ def test_nor_a_forward_pass_that_applies_the_masks() -> None:
             dst.step()
             opt.step()
     assert weight.count_nonzero() > 8
+
+
+def test_one_of_a_second_phase_is_noticed_too() -> None:
+    """After many updates with an optimizer that knows the masks; layers are looked at in turns."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Linear(30, 5))
+    masks = sk.sparsify(model, 0.8)
+    first, second = model.get_parameter("0.weight"), model.get_parameter("3.weight")
+    dst = sk.SET(masks, update_every=2, stop_at=100)
+    others = [p for p in model.parameters() if p is not second]
+    optimizers: list[Optimizer] = [sk.SparseOpt(model.parameters(), 0.01, masks=masks)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(40):
+            if step == 20:
+                optimizers = [sk.SparseOpt(others, 0.01, masks=masks), AdamW([second], 0.01)]
+            model.zero_grad()
+            model(torch.randn(16, 20)).square().mean().backward()
+            dst.step()
+            for opt in optimizers:
+                opt.step()
+    (said,) = [str(w.message) for w in caught]
+    assert re.match(SAID, said)
+    assert "'3.weight'" in said
+    assert not first[~masks[first]].any()
+
+
+def test_prune_with_a_penalty_is_not() -> None:
+    """Its weights outside have gradients then, and are kept all the same."""
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+    for layer in (model[0], model[2]):
+        prune.random_unstructured(layer, "weight", 0.8)
+    dst, opt = sk.SET(sk.Masks(model), update_every=2, stop_at=100), SGD(model.parameters(), 0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(12):
+            opt.zero_grad()
+            penalty = sum(p.square().sum() for p in model.parameters())
+            (model(torch.randn(16, 20)).square().mean() + 0.01 * penalty).backward()
+            dst.step()
+            opt.step()
+
+
+def test_an_infinite_gradient_times_a_mask_does_not_count() -> None:
+    weight = nn.Parameter(torch.ones(4, 10))
+    masks = {weight: torch.eye(4, 10) > 0}
+    dst = sk.GMP(masks, 0.95, update_every=2, stop_at=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(8):
+            weight.grad = torch.full((4, 10), math.inf) * masks[weight]
+            dst.step()
+            weight.data.add_(masks[weight])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import warnings
 from typing import Any
 
@@ -131,3 +132,19 @@ def test_nor_a_copy_with_its_network() -> None:
         assert mine.grad is not None
         weight.grad = mine.grad.clone()
     assert warned(a, b, a, b) == []
+
+
+@pytest.mark.parametrize("cls", [SET, RigL])
+def test_parameters_can_be_swapped_after_updates(cls: type) -> None:
+    """PyTorch refuses to swap a parameter that has a weak reference, as FSDP2's ``model.to`` does."""
+    shared = layer()
+    dst = method(cls, shared)
+    update(dst, 2)
+    torch.utils.swap_tensors(shared[0], Parameter(torch.randn(8, 20)))
+
+
+def test_copies_and_pickles_begin_anew() -> None:
+    a = method(SET, layer())
+    update(a, 2)
+    for b in (copy.deepcopy(a), copy.copy(a), pickle.loads(pickle.dumps(a))):
+        assert warned(b, b) == []

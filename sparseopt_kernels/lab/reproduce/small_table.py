@@ -146,14 +146,14 @@ def findings(comparisons: Sequence[Comparison], resolution: float, method: str) 
     """Return sentences on the gain by each remedy, and by Eq. 12 under each, for a method of choosing masks;
     none if nothing is compared."""
     own = [c for c in comparisons if c.place.method == method]
-    judged = [c for c in own if c.is_judged]
-    places = len({c.place for c in judged or own})
+    counted = _that_count(own)
+    places = len({c.place for c in counted})
     said = []
     for kind in KINDS:
         parts = []
         for remedy, words in _IN_SENTENCES.items():
-            selected = select(own, kind, remedy)
-            found, count = averaged(selected, resolution), len(_that_count(selected))
+            selected = select(counted, kind, remedy)
+            found, count = averaged(selected, resolution), len(selected)
             if found is not None:
                 fewer = f" (in {count} of {places})" if count != places else ""
                 parts.append(f"{words} {found.mean:+.1f}{star(found)}{fewer}")
@@ -162,7 +162,7 @@ def findings(comparisons: Sequence[Comparison], resolution: float, method: str) 
     if not said:
         return []
     over = f"mean over {places} settings" if places > 1 else "one setting"
-    stars = "*: beyond noise" if judged else _NO_INTERVALS
+    stars = "*: beyond noise" if counted[0].is_judged else _NO_INTERVALS
     return [f"{METHODS[method]}: points of test accuracy, {over} ({stars})", *said]
 
 

@@ -121,6 +121,22 @@ def test_small_says_where_remedies_are_measured_in_few_settings():
     assert " Eq. 12 adds: none +0.0, clip +0.0 (in 1 of 2), " in said
 
 
+def test_settings_with_too_few_seeds_do_not_count_beside_others():
+    """Three seeds of all at 0.9, two of all at 0.95: the means are of 0.9."""
+    experiment = replace(TINY, searching=2, sparsities=(0.9, 0.95))
+    rows = made_up(
+        replace(experiment, searching=3),
+        lambda case: 0.8 + 0.01 * (case["remedy"] == "clip") * case["sparsity"],
+    )
+    begun = [row for row in rows if row["sparsity"] == 0.9 or row["seed"] < 2]
+    without_skip = [row for row in begun if row["remedy"] != "skip" or row["seed"] < 2]
+    said = " ".join(experiment.table(without_skip))
+    assert said.startswith(
+        "RigL: points of test accuracy, one setting (*: beyond noise) worth to masked SGD: clip"
+    )
+    assert "skip +" not in said.partition("means over networks")[0]
+
+
 def one_comparison(sparsity, by_seed):
     """Of Eq. 12 with masked SGD, by the accuracies of both for each seed."""
     place = small_table.Place("mlp", "rigl", sparsity)

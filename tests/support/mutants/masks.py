@@ -148,6 +148,24 @@ MASKS = {
         "        if skip.is_over:",
         "topology/test_skip_step_optimizers.py::TestWhichOptimizers::test_not_a_copy",
     ),
+    "phases-are-taken-for-turns": Mutant(
+        "topology/turns.py",
+        "theirs.before < mine.last < theirs.last",
+        "mine.last < theirs.last",
+        "topology/test_turns.py::test_phases_are_not_warned_of",
+    ),
+    "a-weight-or-two-outside-are-trained": Mutant(
+        "masks/outside.py",
+        "2 * self.nonzero > self.weights",
+        "self.nonzero > 0",
+        "finished/test_finalize.py::TestATrainedDenseModel::test_a_mask_that_has_just_become_smaller_is_not",
+    ),
+    "gradients-of-a-pruned-layer-count": Mutant(
+        "topology/update_plan.py",
+        "gradient.isfinite() & ",
+        "",
+        "topology/test_dense_optimizer.py::test_an_infinite_gradient_times_a_mask_does_not_count",
+    ),
     "updates-in-a-row-never-end": Mutant(
         "topology/update_warnings.py",
         "self._in_a_row + 1 if skips else 0",
