@@ -27,7 +27,7 @@ MASKS = {
     ),
     "ranks-not-compared-after-loading": Mutant(
         "topology/dynamic_sparse_training.py",
-        "self._is_compared = False\n        self._is_new = False",
+        "self._is_compared = self._is_new = False",
         "self._is_new = False",
         "topology/test_dynamic_state.py::TestState::test_after_loading_the_ranks_are_compared",
     ),
@@ -114,8 +114,8 @@ MASKS = {
     ),
     "only-what-changed-is-left-out": Mutant(
         "topology/dynamic_sparse_training.py",
-        "if self.skip_step:",
-        "if self.skip_step and self._updated:",
+        "if plan.is_asked_for and self.skip_step:",
+        "if plan.is_asked_for and self.skip_step and self._updated:",
         "topology/test_skip_step.py::test_an_update_in_which_all_weights_grow_again",
     ),
     "only-masks-of-its-own-parameters-count": Mutant(
