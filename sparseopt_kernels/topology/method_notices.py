@@ -28,7 +28,7 @@ def notice_of_masked_gradients(method: str) -> str:
 def notice_of_weights_outside(told: str) -> str:
     """Return the warning that weights are trained outside a mask; ``told`` says how many, and where."""
     return (
-        f"{told} are not 0: the optimizer does not know the masks, and trains a dense network. Use "
+        f"{told}: the optimizer does not know the masks, and trains a dense network. Use "
         "SparseOpt with masks=, or set weights outside the masks to 0 after each of its steps (unless your "
         "forward pass applies the masks)"
     )

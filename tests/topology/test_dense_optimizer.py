@@ -15,9 +15,10 @@ from torch.nn.utils import prune
 from torch.optim import SGD, AdamW, Optimizer
 
 import sparseopt_kernels as sk
+from sparseopt_kernels.topology import update_plan
 
 SAID = (
-    r"\d+ of \d+ weights of '[03].weight' outside its mask are not 0: the optimizer does not know the masks"
+    r"weights of '[03].weight' outside its mask are not 0 \(\d+ of \d+ that were looked at\): the optimizer"
 )
 Methods = dict[str, Callable[[sk.Masks], Any]]
 METHODS: Methods = {
@@ -144,3 +145,23 @@ def test_an_infinite_gradient_times_a_mask_does_not_count() -> None:
             weight.grad = torch.full((4, 10), math.inf) * masks[weight]
             dst.step()
             weight.data.add_(masks[weight])
+
+
+def test_a_large_layer_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_plan, "_LOOKED_AT", 100)
+    weight = nn.Parameter(torch.ones(40, 20))
+    masks = {weight: torch.eye(40, 20) > 0}
+    dst = sk.SET(masks, update_every=2, stop_at=9, skip_step=False)
+    weight.grad = torch.ones(40, 20)
+    dst.step()
+    with pytest.warns(UserWarning, match=r"weights of 'parameter 0' .* \(95 of 95 that were looked at\)"):
+        dst.step()
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (4, 0), (1,)])
+def test_layers_of_any_shape(shape: tuple[int, ...]) -> None:
+    weight = nn.Parameter(torch.ones(shape))
+    dst = sk.SET({weight: torch.ones(shape, dtype=torch.bool)}, update_every=2, stop_at=9, skip_step=False)
+    weight.grad = torch.ones(shape)
+    for _ in range(5):
+        dst.step()
