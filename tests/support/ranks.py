@@ -24,11 +24,15 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=ranks)
 """
 
-# Without a process group, no thread of gloo is left that would end the process with an error.
+# What is left is the end of the interpreter, which a thread of gloo may abort: see is_aborted.
 EPILOGUE = """
+import os
 torch.save(result, f"{folder}/{rank}.pt")
 if dist.is_initialized():
     dist.destroy_process_group()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(0)
 """
 
 
