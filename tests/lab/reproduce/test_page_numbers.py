@@ -8,6 +8,7 @@ from result_rows import committed
 
 from sparseopt_kernels.lab.reproduce.appendix_f import AppendixF
 from sparseopt_kernels.lab.reproduce.experiment import Row
+from sparseopt_kernels.lab.reproduce.resnet20 import RESNET20
 from sparseopt_kernels.lab.reproduce.searched import differences
 from sparseopt_kernels.lab.reproduce.small import Small
 from sparseopt_kernels.lab.reproduce.small_table import Comparison, compared
@@ -100,6 +101,7 @@ class OfSmall:
 
 MLP = [("mlp", 0.99), ("mlp", 0.97), ("mlp", 0.95)]
 OTHERS = [("convnet", 0.99), ("resnet8", 0.99)]
+DEEPER = [("resnet20", 0.97), ("resnet20", 0.95)]
 TABLES = {
     "0.97, rate 0.1": lambda: OfAppendixF().lines(0.97, best=False),
     "0.97, best rates": lambda: OfAppendixF().lines(0.97, best=True),
@@ -110,6 +112,17 @@ TABLES = {
     "other networks": lambda: [
         *OfSmall(Small()).lines(OTHERS, ("clip", "skip", "both")),
         *OfSmall(Small()).added(OTHERS, {"none": "Eq. 12 adds, no remedy", "both": "Eq. 12 adds, both"}),
+    ],
+    "ResNet-20": lambda: [
+        *OfSmall(RESNET20, digits=2).lines(DEEPER, ("clip", "skip")),
+        *OfSmall(RESNET20, digits=2).added(
+            DEEPER,
+            {
+                "none": "Eq. 12 adds, no remedy",
+                "clip": "Eq. 12 adds, clip",
+                "skip": "Eq. 12 adds, skipped step",
+            },
+        ),
     ],
 }
 
