@@ -23,6 +23,7 @@ from .hook_checks import WriteGuard, check_counts, check_score
 from .hooks import Counts, Layer, Magnitude, Score
 from .layer_update import LayerUpdate
 from .native_drop_and_grow import NativeDropAndGrow, supports, supports_score
+from .score_checks import is_nonzero
 from .seeding import generator
 from .sharded_drop_and_grow import ShardedDropAndGrow
 
@@ -164,7 +165,7 @@ class UpdatePlan:
             return None
         rows = max(1, _LOOKED_AT * len(gradient) // max(1, gradient.numel()))
         weight, mask, gradient = layer.weight[:rows], as_boolean(layer.stored_mask[:rows]), gradient[:rows]
-        if not ((gradient != 0) & gradient.isfinite() & ~mask).any():
+        if not is_nonzero(gradient.nan_to_num(0.0, 0.0, 0.0), outside=mask):  # infinity times a mask is NaN
             return None
         outside = count_outside(weight, mask)
         if outside.weights < _FEWEST_OUTSIDE or not outside.are_trained:

@@ -33,9 +33,8 @@ class UpdateWarnings:
         self._steps = self._updates = 0
         self._postponed = 0  # steps, since the last update
         self._in_a_row = 0  # the updates of the last steps, each of which left out a step
-        self._versions: list[int] | None = (
-            None  # of the weights after the last update, if none had a gradient
-        )
+        # Of the weights after the last update, if none had a gradient.
+        self._versions: list[int] | None = None
         self._found: dict[str, str] = {}  # what is wrong with the present update: kinds and texts of warnings
         self._told: set[str] = set()  # the kinds of warnings that were given
 
