@@ -219,7 +219,7 @@ class Run:
             self.batch = images, labels
             self.optimizer.zero_grad()
             with self._autocast():
-                scores = self._forward(self._formatted(images)).float()
+                scores = _at_least_float32(self._forward(self._formatted(images)))
                 loss = F.cross_entropy(scores, labels)
             sums[0] += loss.detach() * len(labels)
             sums[1] += (scores.argmax(dim=1) == labels).sum()
@@ -340,6 +340,10 @@ class Run:
 def _scaler(amp: str, device: torch.device) -> GradScaler:
     """Return a scaler, enabled for float16 alone: bfloat16 has the exponents of float32."""
     return torch.amp.GradScaler(device.type, enabled=amp == "float16")
+
+
+def _at_least_float32(scores: Tensor) -> Tensor:
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _check_share(batch: int) -> None:

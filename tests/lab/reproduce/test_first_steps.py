@@ -1,6 +1,7 @@
 """Rows name the commit of their code, and committed results are those of today's code."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
@@ -27,33 +28,43 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results"
 COMMITTED = sorted(RESULTS.glob("*-first-steps.json"))
 
 
+def losses_in(dtype, number=0, steps=STEPS):
+    numerator = {torch.float32: 1.0, torch.float64: 2.0}[dtype]
+    return [number + numerator / (step + 1) for step in range(steps)]
+
+
 class Trains(Fake):
     """The fake experiment with losses that can be made again."""
 
     def kept_case(self):
         return self.cases([])[0]
 
-    def first_losses(self, case, settings, steps):
+    def first_losses(self, case, settings, steps, dtype):
         assert torch.get_num_threads() == 1
-        return [case["number"] + 1 / (step + 1) for step in range(steps)]
+        return losses_in(dtype, case["number"], steps)
 
 
 class TrainsOtherwise(Trains):
-    def first_losses(self, case, settings, steps):
-        return [loss + 0.01 for loss in super().first_losses(case, settings, steps)]
+    def first_losses(self, case, settings, steps, dtype):
+        return [loss + 0.01 for loss in super().first_losses(case, settings, steps, dtype)]
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("ignore")
-def test_committed_results_are_of_todays_code(path):
-    """If it fails, the code trains otherwise than when the rows were made: measure them again."""
-    kept = json.loads(path.read_text())
+def committed(path):
+    """Return the experiment and its kept losses; skip the test where its data are missing."""
     experiment = EXPERIMENTS[path.stem.removesuffix("-first-steps")]
     assert isinstance(experiment, Trained)
     try:
         experiment.check(Settings())
     except TrainingError as error:
         pytest.skip(str(error))
+    return experiment, json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore")
+def test_committed_results_are_of_todays_code(path):
+    """If it fails, the code trains otherwise than when the rows were made: measure them again."""
+    experiment, kept = committed(path)
     assert repeats(experiment, Settings(), kept)
 
 
@@ -64,17 +75,14 @@ def test_all_results_name_their_code_and_those_that_train_have_first_steps():
             assert (first_steps_path(path) in COMMITTED) == isinstance(EXPERIMENTS[path.stem], Trained), path
 
 
-@pytest.mark.parametrize("name", ["small", "appendixF", "skew"])
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")
-def test_masks_that_are_not_updated_are_seen_on_any_machine(name, monkeypatch):
-    experiment, kept = EXPERIMENTS[name], json.loads((RESULTS / f"{name}-first-steps.json").read_text())
-    assert isinstance(experiment, Trained)
-    try:
-        experiment.check(Settings())
-    except TrainingError as error:
-        pytest.skip(str(error))
+def test_another_machine_repeats_them_and_sees_masks_that_are_not_updated(path, monkeypatch):
+    experiment, kept = committed(path)
+    kept["machine"] = "another"
+    assert repeats(experiment, Settings(), kept)
     monkeypatch.setattr(DynamicSparseTraining, "_count_step", lambda self: None)
-    assert not repeats(experiment, Settings(), {**kept, "machine": "another"})
+    assert not repeats(experiment, Settings(), kept)
 
 
 def test_the_case_that_is_kept_tells_much():
@@ -90,26 +98,18 @@ def test_the_case_that_is_kept_tells_much():
         assert (kept[name]["optimizer"], kept[name]["regrow"]) == ("sparseopt", "corrected")
 
 
+@pytest.mark.parametrize("changed", ["losses", "losses_in_float64"])
 @pytest.mark.parametrize("same", [True, False], ids=["the same processor", "another"])
-@pytest.mark.parametrize(("off", "is_same"), [(0.0, True), (1e-6, False), (1e-3, False)])
-def test_what_repeats(tmp_path, same, off, is_same):
+@pytest.mark.parametrize(("off", "is_close"), [(0.0, True), (1e-9, True), (1e-5, False), (math.nan, False)])
+def test_what_repeats(tmp_path, changed, same, off, is_close):
     experiment = Trains(tmp_path / "trace")
-    losses = [1 / (step + 1) for step in range(STEPS)]
-    losses[3] += off
-    kept = {"case": experiment.kept_case(), "losses": losses, "torch": torch.__version__}
+    kept = {"case": experiment.kept_case(), "torch": torch.__version__}
+    kept |= {"losses": losses_in(torch.float32), "losses_in_float64": losses_in(torch.float64)}
     kept["machine"] = machine() if same else "another"
-    expected = is_same if same else off < 1e-4
-    if same and native_library.MISSING is not None:
-        expected = off < 1e-4
+    kept[changed][3] += off
+    compared = "losses" if same and native_library.MISSING is None else "losses_in_float64"
+    expected = changed != compared or (off == 0.0 if compared == "losses" else is_close)
     assert repeats(experiment, Settings(), kept) == expected
-
-
-@pytest.mark.parametrize(("off", "is_same"), [(1e-3, True), (1e-2, False)])
-def test_another_processor_may_grow_another_weight(tmp_path, off, is_same):
-    experiment = Trains(tmp_path / "trace")
-    losses = [1 / (step + 1) + off * (step == 15) for step in range(STEPS)]
-    kept = {"case": experiment.kept_case(), "losses": losses, "torch": "", "machine": "another"}
-    assert repeats(experiment, Settings(), kept) == is_same
 
 
 def test_code_that_trains_otherwise_adds_no_rows(tmp_path, monkeypatch, capsys):
@@ -135,7 +135,8 @@ def test_the_command_keeps_the_first_steps_and_the_commit(tmp_path, monkeypatch)
     assert main(["reproduce", "fake", "--output", str(tmp_path), "--workers", "1", "--quiet"]) == 0
     kept = json.loads((tmp_path / "fake-first-steps.json").read_text())
     assert kept["case"] == {"number": 0, "rate": 0.1}
-    assert kept["losses"] == [1 / (step + 1) for step in range(STEPS)]
+    assert kept["losses"] == losses_in(torch.float32)
+    assert kept["losses_in_float64"] == losses_in(torch.float64)
     assert (kept["machine"], kept["torch"]) == (machine(), torch.__version__)
     rows = Results(experiment, tmp_path / "fake.csv").rows()
     assert {row["commit"] for row in rows} == {"abc1234+"}
@@ -168,7 +169,7 @@ def test_rows_whose_first_steps_are_gone_get_no_more(tmp_path, monkeypatch, caps
     [
         ('{"case": {"num', "cannot be read (Unterminated string"),
         ("[1.0]", "cannot be read ("),
-        ('{"case": {}, "losses": [], "torch": ""}', "has no commit, machine: bring it back"),
+        ('{"case": {}, "losses": [], "losses_in_float64": [], "torch": ""}', "has no commit, machine: bring"),
     ],
 )
 def test_rows_whose_first_steps_are_damaged_get_no_more(tmp_path, monkeypatch, capsys, content, said):
@@ -183,11 +184,11 @@ def test_rows_whose_first_steps_are_damaged_get_no_more(tmp_path, monkeypatch, c
     assert (tmp_path / "fake.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("kept", [0, 10, 19])
+@pytest.mark.parametrize("kept", [0, 10, STEPS - 1])
 def test_too_few_losses_are_repeated_by_nothing(tmp_path, kept):
     experiment = Trains(tmp_path / "trace")
-    losses = [1 / (step + 1) for step in range(kept)]
-    case = {"case": experiment.kept_case(), "losses": losses, "torch": "", "machine": "another"}
+    few = {"losses_in_float64": losses_in(torch.float64)[:kept], "losses": losses_in(torch.float32)}
+    case = {"case": experiment.kept_case(), **few, "torch": "", "machine": "another"}
     assert not repeats(experiment, Settings(), case)
 
 
@@ -226,10 +227,13 @@ def test_the_commit_of_a_checkout(tmp_path):
 def test_losses_are_those_of_the_batches_before_each_step(one_thread):
     config = Config(epochs=2, batch_size=64, warmup_epochs=1, update_every=4, threads=1, device="cpu")
     dataset = images("digits", None, 640, 200).dataset
-    losses = first_losses(Run(config, dataset, "sgd", 0), 13)
+    losses = first_losses(Run(config, dataset, "sgd", 0), 13, torch.float32)
     assert len(losses) == 13
     whole = Run(config, dataset, "sgd", 0)
     first = whole.train_epoch()
     assert first.train_loss == pytest.approx(sum(losses[:10]) / 10, rel=1e-6)  # an epoch has ten steps
     assert losses[10] != pytest.approx(losses[0], rel=1e-3)
-    assert len(first_losses(Run(config, dataset, "sgd", 0), 50)) == 20  # all there are
+    assert len(first_losses(Run(config, dataset, "sgd", 0), 50, torch.float32)) == 20  # all there are
+    exact = first_losses(Run(config, dataset, "sgd", 0), 13, torch.float64)
+    assert exact == pytest.approx(losses, rel=1e-5)
+    assert all(loss != float32 for loss, float32 in zip(exact, losses, strict=True))
