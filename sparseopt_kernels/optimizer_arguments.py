@@ -153,15 +153,10 @@ def warn_of_forgotten_masks(parameters: Sequence[Tensor], masks: Mapping[Paramet
     forgotten = [place for p in trained if (place := remembered_mask(p)) is not None]
     if forgotten:
         others = len(forgotten) - 1
-        have, are, it = (
-            (f" and {others} more have masks", "are", "they are")
-            if others
-            else (" has a mask", "is", "it is")
-        )
-        given = f"{are} not in the masks that SparseOpt was given"
-        how = given if masks else "SparseOpt was made without masks="
+        names = f"{forgotten[0].name!r}{f' and {others} more' if others else ''}"
+        how = "given masks of other parameters alone" if masks else "made without masks="
         warn(
-            f"{forgotten[0].name!r}{have} in the model, but {how}, and {it} trained dense: pass "
+            f"trained dense, although masked in the model: {names}. SparseOpt was {how}: pass "
             f"masks=sk.Masks(model){'' if masks else ', or masks={} if that is what you want'}"
         )
     return bool(forgotten)

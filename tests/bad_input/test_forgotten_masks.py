@@ -67,9 +67,7 @@ class TestForgottenMasks:
         model = make()
         first = sparsify(model[0], 0.5)
         sparsify(model[2], 0.5)
-        with pytest.warns(
-            UserWarning, match=words("'weight' has a mask in the model", "is not in the masks")
-        ):
+        with pytest.warns(UserWarning, match=words("trained dense", "'weight'.", "other parameters alone")):
             optimizer = SparseOpt(model.parameters(), lr=0.1, masks=first)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -79,14 +77,16 @@ class TestForgottenMasks:
         model = make()
         masks = sparsify(model, {"0": 0.5})
         sparsify(model, {"2": 0.5})
-        with pytest.warns(UserWarning, match=words("'2.weight' has a mask", "pass masks=sk.Masks(model)")):
+        with pytest.warns(
+            UserWarning, match=words("trained dense", "'2.weight'.", "pass masks=sk.Masks(model)")
+        ):
             SparseOpt(model.parameters(), lr=0.1, masks=masks)
 
     def test_a_dict_of_some(self) -> None:
         model = make()
         masks = sparsify(model, 0.5)
         some = {model[0].weight: masks[model[0].weight]}
-        with pytest.warns(UserWarning, match=words("'2.weight' and 1 more", "are not in the masks")):
+        with pytest.warns(UserWarning, match=words("'2.weight' and 1 more.", "other parameters alone")):
             SparseOpt(model.parameters(), lr=0.1, masks=some)
 
     def test_sparsified_after_the_optimizer_was_made(self) -> None:
