@@ -18,7 +18,7 @@ from .sharding import local_parts
 
 
 class SkippedStep:
-    """A step that each optimizer of these masks leaves out once, for as long as this object lives.
+    """A step that each optimizer of these masks leaves out once, until it is withdrawn or nobody has it.
 
     Args:
         masks: those that were updated, by parameter.
@@ -43,13 +43,17 @@ class SkippedStep:
         self.spare(optimizer)
         self.is_over = True
 
+    def withdraw(self) -> None:
+        """Let no optimizer leave it out any more, whoever keeps this object: an exception's traceback may."""
+        PENDING.pop(id(self), None)
+
     def spare(self, optimizer: Optimizer) -> None:
         """Let the optimizer not leave it out."""
         self._not_for.add(optimizer)
 
 
 PENDING: dict[int, weakref.ref[SkippedStep]] = {}
-"""Those that live. Most of the time there is none."""
+"""Those that live and were not withdrawn. Most of the time there is none."""
 
 
 def pending_skips(optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> list[SkippedStep]:

@@ -91,7 +91,7 @@ def warn_of_concentration(own: Corrected, factors: Factors, fan_in: Tensor, warn
     warn(
         f"{own.name!r}: fan-in is concentrated in few neurons. Eq. 12 multiplies the gradient of one by "
         f"c_i = {largest:.2f}: its fan-in is {int(fan_in.max()) // pairs}, the mean of the layer "
-        f"{mean:.1f}. With RigL at high sparsity this was seen to cost accuracy, "
-        f"unless gradients are clipped{', as they are' if own.is_clipped else ': set max_grad_norm=1'}. "
+        f"{mean:.1f}. With RigL at high sparsity this was seen to cost accuracy, but little if gradients are "
+        f"clipped{', as they are' if own.is_clipped else ': set max_grad_norm=1'}. "
         "Compare with correction='none' or 'unnormalized' in the parameter group of this layer, or with SET"
     )

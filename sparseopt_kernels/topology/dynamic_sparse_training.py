@@ -177,9 +177,10 @@ class DynamicSparseTraining:
         """Return whether the mask of the layer may change in this update: a hook.
 
         It is called once per layer when an update is due. No other hook is called for layers that may not. By
-        default, all layers can change that require a gradient, or have one if :attr:`uses_gradients`.
+        default, all layers can change that require a gradient, and have one if :attr:`uses_gradients`.
         """
-        return layer.gradient is not None if self.uses_gradients else layer.parameter.requires_grad
+        has_what_it_needs = layer.gradient is not None or not self.uses_gradients
+        return layer.parameter.requires_grad and has_what_it_needs
 
     def next_update(self, step: int) -> int | None:
         """Return the first step after ``step`` in which an update is due, None without one: a hook.
@@ -241,7 +242,8 @@ class DynamicSparseTraining:
     @torch.no_grad()
     def _count_step(self) -> None:
         self._warnings.count(skips=self.skip_next)
-        self._updated, self._skipped_step = False, None
+        self._updated = False
+        self._end_skip()
         if self._is_new and self._explored.differs_from_masks():
             warn(method_notices.notice_of_loaded_masks(type(self).__name__))
         self._is_new = False
@@ -267,6 +269,11 @@ class DynamicSparseTraining:
             self._check_last_update()
         elif due:
             self._warnings.of_postponed()
+
+    def _end_skip(self) -> None:
+        if self._skipped_step is not None:
+            self._skipped_step.withdraw()
+            self._skipped_step = None
 
     def _next_due(self) -> int | None:
         """Return the step of the next update, also of a postponed one."""
@@ -388,6 +395,7 @@ class DynamicSparseTraining:
             self.__dict__.update(former)
             raise
         self._step, self._due = state["step"], state["due"]
-        self._updated, self._skipped_step = False, None
+        self._updated = False
+        self._end_skip()
         self._last_update = {}
         self._is_compared = self._is_new = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .layer_update import LayerUpdate
 
 NOTICE_OF_NO_STEP = (
@@ -42,11 +44,13 @@ def notice_of_zero_gradients(method: str) -> str:
     )
 
 
-def notice_of_no_gradients(method: str) -> str:
-    """Return the warning that nothing has trained the masked weights between two updates."""
+def notice_of_untrained(method: str, names: Sequence[str]) -> str:
+    """Return the warning that nothing has trained these layers between two updates."""
+    more = f" (and of {len(names) - 1} more)" if len(names) > 1 else ""
     return (
-        f"between two updates of {method}, no masked weight has changed, and none has a gradient: they are "
-        f"not trained. If a copy of their model is, make {method} with the masks of the copy"
+        f"between two updates of {method}, nothing has changed the weights of {names[0]!r}{more}: they are "
+        "not trained, and each update drops some of them. Give them to an optimizer, or leave their masks "
+        f"out of {method}. If a copy of their model is trained, make {method} with the masks of the copy"
     )
 
 

@@ -29,7 +29,7 @@ class RigL(SET):
     call, as ``DistributedDataParallel`` does in ``backward``; then every rank grows the same weights.
 
     A non-finite gradient on a masked parameter postpones the update to the next step whose gradients are
-    finite. A parameter without a gradient (frozen, or unused in this step) keeps its mask.
+    finite. A parameter that is frozen, or without a gradient in this step, keeps its mask.
 
     It needs the gradients of all weights. If they were multiplied by the masks, there is nothing to rank by:
     ``step()`` warns once, and a layer of ``torch.nn.utils.prune`` is an error when ``RigL`` is made.

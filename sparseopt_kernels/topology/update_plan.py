@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..kernels.tensor_memory import versions_of
 from ..masks.mapping import neurons_in
 from ..masks.outside import count_outside
 from ..masks.registered_masks import as_boolean
@@ -72,7 +71,7 @@ class UpdatePlan:
         self.active = self._chooser.active
         """The number of active weights of each layer."""
         layers = enumerate(zip(names, method.masks, self._tensors, self._neurons, strict=True))
-        self._layers = [
+        self.layers = [
             Layer(
                 index=i,
                 name=name,
@@ -84,14 +83,15 @@ class UpdatePlan:
             )
             for i, (name, parameter, tensors, neurons) in layers
         ]
-        self._guard = WriteGuard(self._name, self._layers)
+        """All layers, as they are before the update."""
+        self._guard = WriteGuard(self._name, self.layers)
         with on_all_or_none(ranks):
             if method.min_fan_in:
-                self._check_rows(self._layers, "min_fan_in")
-            self.changing = [layer for layer in self._layers if method.can_change(layer)]
+                self._check_rows(self.layers, "min_fan_in")
+            self.changing = [layer for layer in self.layers if method.can_change(layer)]
             """The layers whose masks may change."""
             self._guard.check("can_change")
-        self._changes = [Change(Counts(0, 0))] * len(self._layers)
+        self._changes = [Change(Counts(0, 0))] * len(self.layers)
         self._scores: dict[int, Score] = {}
         self._rankings: dict[int, Ranking] = {}
         self._only_pytorch_can = False
@@ -111,7 +111,7 @@ class UpdatePlan:
 
     def _ask_grow_scores(self) -> None:
         """Ask the hook, and check its answers."""
-        if self._method.uses_gradients and all(layer.gradient is None for layer in self._layers):
+        if self._method.uses_gradients and all(layer.gradient is None for layer in self.layers):
             raise RuntimeError(
                 f"{self._name} ranks by gradients and no masked parameter has one: call step() after "
                 "loss.backward() and before opt.zero_grad(). If you do, the masks are of another model, such "
@@ -120,7 +120,7 @@ class UpdatePlan:
         scores = {layer.index: self._method.grow_score(layer) for layer in self.changing}
         self._scores = {index: score for index, score in scores.items() if score is not None}
         self._guard.check("grow_score")
-        for layer in self._layers:
+        for layer in self.layers:
             if layer.gradient is None:
                 continue
             score = self._scores.get(layer.index)
@@ -141,15 +141,6 @@ class UpdatePlan:
             return self._chooser.is_any(is_asked)
         return is_asked
 
-    def has_no_gradients(self) -> bool:
-        """Return whether none of the layers that are trained has a gradient."""
-        trained = [layer for layer in self._layers if layer.parameter.requires_grad]
-        return len(trained) > 0 and all(layer.gradient is None for layer in trained)
-
-    def versions(self) -> list[int]:
-        """Return the number of writes to the weight of each layer, as PyTorch counts them."""
-        return versions_of(layer.weight for layer in self._layers)
-
     def told_if_dense(self, turn: int) -> str | None:
         """Return where weights outside a mask are not 0, and how many, if over half of them are not.
 
@@ -157,7 +148,7 @@ class UpdatePlan:
         gradients there does not count, because its mask may be applied in the forward pass; nor does one that
         has few weights there.
         """
-        layer = self._layers[turn % len(self._layers)]
+        layer = self.layers[turn % len(self.layers)]
         gradient = layer.gradient
         if layer.name.endswith("_orig") or gradient is None:
             return None  # prune applies its masks in the forward pass
@@ -241,7 +232,7 @@ class UpdatePlan:
                 )
 
     def _check_shared_masks(self, checked: Sequence[Counts]) -> None:
-        masks = [id(layer.stored_mask) for layer in self._layers]
+        masks = [id(layer.stored_mask) for layer in self.layers]
         for layer, counts in zip(self.changing, checked, strict=True):
             if counts.by_neuron and masks.count(id(layer.stored_mask)) > 1:
                 raise ValueError(

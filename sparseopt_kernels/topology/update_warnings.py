@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..user_warning import warn
 from . import method_notices
 from .turns import Turns
+from .untrained_layers import UntrainedLayers
 
 if TYPE_CHECKING:
     from .dynamic_sparse_training import DynamicSparseTraining
@@ -33,8 +34,7 @@ class UpdateWarnings:
         self._steps = self._updates = 0
         self._postponed = 0  # steps, since the last update
         self._in_a_row = 0  # the updates of the last steps, each of which left out a step
-        # Of the weights after the last update, if none had a gradient.
-        self._versions: list[int] | None = None
+        self._untrained = UntrainedLayers()
         self._found: dict[str, str] = {}  # what is wrong with the present update: kinds and texts of warnings
         self._told: set[str] = set()  # the kinds of warnings that were given
 
@@ -60,8 +60,8 @@ class UpdateWarnings:
         self._found = {}
         if method.uses_gradients and "gradients" not in self._told and plan.gradients_are_masked():
             self._found["gradients"] = method_notices.notice_of_masked_gradients(self._name)
-        if self._versions is not None and plan.has_no_gradients() and plan.versions() == self._versions:
-            self._found["no gradients"] = method_notices.notice_of_no_gradients(self._name)
+        if "untrained" not in self._told and (names := self._untrained.find(plan.layers)):
+            self._found["untrained"] = method_notices.notice_of_untrained(self._name, names)
         if "outside" not in self._told and self._steps > 1:  # the first step may be what applies the masks
             told = plan.told_if_dense(self._updates)
             if told is not None:
@@ -70,7 +70,7 @@ class UpdateWarnings:
     def of_update(self, method: DynamicSparseTraining, plan: UpdatePlan) -> None:
         """Warn of an update that was carried out, and of what was seen before it."""
         self._updates += 1
-        self._versions = plan.versions() if plan.has_no_gradients() else None
+        self._untrained.remember(plan.layers, method.last_update)
         if method.skip_next and self._in_a_row == 2:
             self._found["no step"] = method_notices.NOTICE_OF_UPDATES_IN_A_ROW
         if plan.is_asked_for and not method.updated and method.uses_gradients and plan.gradients_are_zero():

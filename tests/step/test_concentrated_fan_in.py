@@ -208,6 +208,6 @@ def test_what_is_advised_depends_on_the_clip_of_the_group(backend: Backend) -> N
     optimizer = SparseOpt(groups, lr=0.1, masks=Masks(model), backend=backend.name)
     plain, clipped = step(optimizer)
     assert "'layer0.weight'" in plain
-    assert "unless gradients are clipped: set max_grad_norm=1. Compare" in plain
+    assert "but little if gradients are clipped: set max_grad_norm=1. Compare" in plain
     assert "'layer1.weight'" in clipped
-    assert "unless gradients are clipped, as they are. Compare" in clipped
+    assert "but little if gradients are clipped, as they are. Compare" in clipped

@@ -66,7 +66,6 @@ def check_or_write_first_steps(experiment: Trained, settings: Settings, results:
         "machine": machine(),
         "torch": torch.__version__,
         "commit": code_commit(),
-        "update_every": UPDATE_EVERY,
         "losses": losses_of(experiment, case, settings, torch.float32),
         "losses_in_float64": losses_of(experiment, case, settings, torch.float64),
     }

@@ -108,9 +108,15 @@ MASKS = {
     ),
     "one-that-was-not-used-does-not-end": Mutant(
         "topology/dynamic_sparse_training.py",
-        "        self._updated, self._skipped_step = False, None\n        if self._is_new and",
-        "        self._updated = False\n        if self._is_new and",
+        "        self._end_skip()\n        if self._is_new and",
+        "        if self._is_new and",
         "topology/test_skip_step.py::test_a_step_that_the_script_leaves_out_itself",
+    ),
+    "one-that-is-kept-by-a-traceback-does-not-end": Mutant(
+        "topology/dynamic_sparse_training.py",
+        "            self._skipped_step.withdraw()\n",
+        "",
+        "topology/test_skip_step.py::test_an_error_that_is_kept_costs_no_second_step",
     ),
     "only-what-changed-is-left-out": Mutant(
         "topology/dynamic_sparse_training.py",
@@ -165,6 +171,18 @@ MASKS = {
         "gradient.nan_to_num(0.0, 0.0, 0.0)",
         "gradient",
         "topology/test_dense_optimizer.py::test_an_infinite_gradient_times_a_mask_does_not_count",
+    ),
+    "frozen-layers-with-an-old-gradient-change": Mutant(
+        "topology/dynamic_sparse_training.py",
+        "return layer.parameter.requires_grad and has_what_it_needs",
+        "return has_what_it_needs if self.uses_gradients else layer.parameter.requires_grad",
+        "topology/test_untrained_layers.py::test_a_frozen_layer_with_an_old_gradient_keeps_its_mask",
+    ),
+    "writes-that-are-not-counted-train-nothing": Mutant(
+        "topology/untrained_layers.py",
+        "layer not in unknown and self._is_grown_zero(layer)",
+        "layer not in unknown",
+        "topology/test_untrained_layers.py::test_weights_that_are_written_past_the_count_of_pytorch",
     ),
     "updates-in-a-row-never-end": Mutant(
         "topology/update_warnings.py",
