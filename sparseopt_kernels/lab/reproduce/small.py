@@ -120,6 +120,8 @@ class Small:
         if searched:
             at_end = sum(rate_of(at_best[way]) in (rates[0], rates[-1]) for way, rates in searched.items())
             lines.append(f"the best rate is at an end of its grid in {at_end} of {len(searched)} searches")
+        elif at_best:
+            lines.append("learning rates were not searched")
         unknown = len(self._search().settings) - len(at_best)
         if unknown:
             lines.append(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..training.paired import FEWEST_PAIRS
 from .interval_picture import draw_intervals, legend_of
 from .picture_titles import draw_title
+from .searched import rate_of
 from .small_table import (
     KINDS,
     METHODS,
@@ -43,6 +44,7 @@ _TITLES = (
     "Eq. 12 adds to SGD\nwith the same remedy",
     "dead neurons\nat the end",
 )
+_SEARCHED = "each way to train at its best rate"
 _GAP = 1.0  # between settings, in lines
 _LINE = 0.088  # the height of a line in inches
 _FEWEST_LINES = 12.0  # the fewest lines that leave room for the label of a row
@@ -75,7 +77,8 @@ def draw_small(
         row[0].set_ylabel(f"sparsity {sparsity:g}", fontweight="bold")
     for axes, text in zip(grid[0], _TITLES, strict=True):
         axes.set_title(text, loc="left", fontsize=9)
-    _draw_legend(figure, grid.flat)
+    rates = {rate_of(rows) for rows in at_best.values()}
+    _draw_legend(figure, grid.flat, f"learning rate {rates.pop():g}" if len(rates) == 1 else _SEARCHED)
 
 
 def _places_of_lines(at_best: AtBest, sparsity: float) -> dict[tuple[Place, str], float]:
@@ -142,7 +145,7 @@ def _same_width(panels: Sequence[Axes]) -> None:
             axes.set_xlim(min(ends), max(ends))
 
 
-def _draw_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+def _draw_legend(figure: Figure, panels: Iterable[Axes], rates: str) -> None:
     from matplotlib.lines import Line2D
 
     handles, labels = legend_of(panels)
@@ -159,6 +162,6 @@ def _draw_legend(figure: Figure, panels: Iterable[Axes]) -> None:
         loc="outside lower center",
         ncols=5 if len(shown) < len(REMEDIES) else 4,
         title="colour: the remedy; mean and 95% interval over seeds (a dot alone: fewer than "
-        f"{FEWEST_PAIRS}); each way to train at its best rate",
+        f"{FEWEST_PAIRS}); {rates}",
         title_fontsize=8.5,
     )

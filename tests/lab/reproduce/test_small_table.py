@@ -168,6 +168,20 @@ def test_a_setting_of_two_seeds_does_not_take_away_the_interval_of_another():
     assert small_table.averaged(apart, 0.1) is None
 
 
+@pytest.mark.parametrize(
+    ("rates", "said"), [((0.1,), "learning rate 0.1"), ((0.1, 0.2), "each way to train at its best rate")]
+)
+def test_the_picture_tells_if_rates_were_searched(rates, said):
+    experiment = replace(TINY, rates=dict.fromkeys(TINY.models, rates))
+    held_out = {("sgd", 0.2): 0.9, ("eq12", 0.1): 0.9}
+    best = {"held_out_accuracy": lambda case: held_out.get((case["optimizer"], case["lr"]), 0.5)}
+    rows = made_up(experiment, lambda case: 0.8, **best)
+    figure = Figure()
+    experiment.draw(rows, figure)
+    assert figure.legends[0].get_title().get_text().endswith(f"); {said}")
+    assert ("learning rates were not searched" in experiment.table(rows)) == (len(rates) == 1)
+
+
 def test_the_picture_has_all_remedies_and_the_neurons_that_died():
     experiment = replace(TINY, searching=3, sparsities=(0.95, 0.9))
     figure = Figure()
