@@ -242,8 +242,7 @@ class DynamicSparseTraining:
     @torch.no_grad()
     def _count_step(self) -> None:
         self._warnings.count(skips=self.skip_next)
-        self._updated = False
-        self._end_skip()
+        self._end_update()
         if self._is_new and self._explored.differs_from_masks():
             warn(method_notices.notice_of_loaded_masks(type(self).__name__))
         self._is_new = False
@@ -270,7 +269,8 @@ class DynamicSparseTraining:
         elif due:
             self._warnings.of_postponed()
 
-    def _end_skip(self) -> None:
+    def _end_update(self) -> None:
+        self._updated = False
         if self._skipped_step is not None:
             self._skipped_step.withdraw()
             self._skipped_step = None
@@ -395,7 +395,6 @@ class DynamicSparseTraining:
             self.__dict__.update(former)
             raise
         self._step, self._due = state["step"], state["due"]
-        self._updated = False
-        self._end_skip()
+        self._end_update()
         self._last_update = {}
         self._is_compared = self._is_new = False

@@ -45,12 +45,13 @@ def notice_of_zero_gradients(method: str) -> str:
 
 
 def notice_of_untrained(method: str, names: Sequence[str]) -> str:
-    """Return the warning that nothing has trained these layers between two updates."""
+    """Return the warning that nothing trains these layers."""
     more = f" (and of {len(names) - 1} more)" if len(names) > 1 else ""
     return (
-        f"between two updates of {method}, nothing has changed the weights of {names[0]!r}{more}: they are "
-        "not trained, and each update drops some of them. Give them to an optimizer, or leave their masks "
-        f"out of {method}. If a copy of their model is trained, make {method} with the masks of the copy"
+        f"between updates of {method}, nothing changes the weights of {names[0]!r}{more}, and each update "
+        "drops some of them. If no optimizer has them, or no gradient reaches them, leave their masks out of "
+        f"{method} (masks.subset). If dst.step() is called more often than the optimizer's step(), call it "
+        f"once for each. If a copy of their model is trained, make {method} with the masks of the copy"
     )
 
 

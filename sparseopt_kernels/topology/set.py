@@ -89,10 +89,10 @@ class SET(DynamicSparseTraining):
         UserWarning: the masks will never change; nothing would be trained (``update_every=1`` with
             ``skip_step``), or three steps in a row were left out; in the first step, the masks have other
             values than when this object was made (the model's checkpoint was loaded, and that of this object
-            was not); an update is postponed for 20 steps; between two updates, nothing has trained a layer
-            that requires a gradient; most weights outside a mask are not 0; another method grows weights in
-            the same masks in turns; or, once for each layer, one neuron of it got more than a third of what
-            grew.
+            was not); an update is postponed for 20 steps; between updates, nothing changes the weights of a
+            layer that requires a gradient; most weights outside a mask are not 0; another method grows
+            weights in the same masks in turns; or, once for each layer, one neuron of it got more than a
+            third of what grew.
     """
 
     # Annotated, so that subclasses may have more of them.

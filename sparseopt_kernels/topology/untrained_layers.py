@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from ..kernels.tensor_memory import versions_of
-from ..sharding import is_sharded
 from .hooks import Layer
-from .layer_update import LayerUpdate
 
 
 class UntrainedLayers:
-    """What the layers were like after the last update."""
+    """The layers whose weights stay the same bits from one update to the next, and to the one after that.
+
+    Layers that do not require a gradient are left out. PyTorch's count of writes alone does not tell: fused
+    optimizers and CUDA graphs are not counted. So where it has not moved, the sum of the weights is compared
+    as well.
+    """
 
     def __init__(self) -> None:
-        self._versions: dict[str, int] = {}
-        self._grown: dict[str, int] = {}
-
-    def remember(self, layers: Sequence[Layer], update: Mapping[str, LayerUpdate]) -> None:
-        """Remember the layers after an update, and what it did to each."""
-        self._versions = _versions(layers)
-        self._grown = {name: of_layer.grown for name, of_layer in update.items()}
+        # By the index of the layer, after the last update.
+        self._versions: dict[int, int] = {}
+        self._sums: dict[int, Tensor] = {}
+        self._suspects: set[int] = set()
 
     def find(self, layers: Sequence[Layer]) -> list[str]:
-        """Return the names of the layers that nothing has trained since the last update.
+        """Return the names of those that are found before an update. On a GPU, it may wait for the device."""
+        versions = _versions(_trainable(layers))
+        self._suspects = {index for index, count in versions.items() if count == self._versions.get(index)}
+        known = [layer for layer in layers if layer.index in self._suspects and layer.index in self._sums]
+        return [layer.name for layer in known if torch.equal(self._sums[layer.index], _sum(layer))]
 
-        A layer is not trained if PyTorch has counted no write to its weight, and all that grew is still 0.
-        (Some writes are not counted, such as those of a CUDA graph.) Where nothing grew, or the layer is
-        sharded, no layer may have a gradient instead. Layers that do not require a gradient do not count. On
-        a GPU, this waits for the device if there was no write.
-        """
-        versions = _versions(layers)
-        trainable = [layer for layer in layers if layer.parameter.requires_grad]
-        unwritten = [layer for layer in trainable if versions[layer.name] == self._versions.get(layer.name)]
-        unknown = [layer for layer in unwritten if not self._grown[layer.name] or is_sharded(layer.parameter)]
-        untrained = [layer for layer in unwritten if layer not in unknown and self._is_grown_zero(layer)]
-        if len(unknown) + len(untrained) == len(trainable) and all(x.gradient is None for x in trainable):
-            untrained = trainable
-        return [layer.name for layer in untrained]
-
-    def _is_grown_zero(self, layer: Layer) -> bool:
-        nonzero = int((layer.mask & (layer.weight != 0)).count_nonzero())
-        return layer.active - nonzero >= self._grown[layer.name]
+    def remember(self, layers: Sequence[Layer]) -> None:
+        """Remember the layers after the update before which :meth:`find` was called."""
+        self._versions = _versions(_trainable(layers))
+        self._sums = {layer.index: _sum(layer) for layer in layers if layer.index in self._suspects}
 
 
-def _versions(layers: Sequence[Layer]) -> dict[str, int]:
-    """Return the number of writes to the weight of each layer, as PyTorch counts them."""
+def _trainable(layers: Sequence[Layer]) -> list[Layer]:
+    """Leave out frozen layers, inference tensors, whose writes PyTorch does not count, and empty shards."""
+    return [
+        layer
+        for layer in layers
+        if layer.parameter.requires_grad and not layer.weight.is_inference() and layer.weight.numel() > 0
+    ]
+
+
+def _versions(layers: Sequence[Layer]) -> dict[int, int]:
+    """Return the number of writes to each weight, as PyTorch counts them."""
     counts = versions_of(layer.weight for layer in layers)
-    return dict(zip((layer.name for layer in layers), counts, strict=True))
+    return dict(zip((layer.index for layer in layers), counts, strict=True))
+
+
+def _sum(layer: Layer) -> Tensor:
+    """Return a number that changes with the weights."""
+    return layer.weight.detach().sum(dtype=torch.complex128 if layer.weight.is_complex() else torch.float64)

@@ -111,7 +111,9 @@ class UpdatePlan:
 
     def _ask_grow_scores(self) -> None:
         """Ask the hook, and check its answers."""
-        if self._method.uses_gradients and all(layer.gradient is None for layer in self.layers):
+        # One that is frozen may still have the gradient of another phase of training.
+        trained = [layer for layer in self.layers if layer.parameter.requires_grad]
+        if self._method.uses_gradients and all(layer.gradient is None for layer in trained or self.layers):
             raise RuntimeError(
                 f"{self._name} ranks by gradients and no masked parameter has one: call step() after "
                 "loss.backward() and before opt.zero_grad(). If you do, the masks are of another model, such "
@@ -121,9 +123,9 @@ class UpdatePlan:
         self._scores = {index: score for index, score in scores.items() if score is not None}
         self._guard.check("grow_score")
         for layer in self.layers:
-            if layer.gradient is None:
-                continue
             score = self._scores.get(layer.index)
+            if layer.gradient is None or (score is None and layer not in trained):
+                continue
             ranking = Ranking(layer=layer.index, values=layer.gradient, at_most=0)
             if isinstance(score, Magnitude) and score.values is layer.gradient:
                 check_score(self._name, "grow_score", score, layer)

@@ -21,7 +21,7 @@ from ...text_table import aligned
 from ..training.data import load_dataset
 from ..training.paired import FEWEST_PAIRS, Paired, paired
 from .experiment import Case, Row, Settings
-from .first_steps import UPDATE_EVERY, compute_in
+from .first_steps import UPDATE_EVERY, convert_inputs
 from .interval_picture import draw_intervals, legend_of
 from .pairs import CLIPS, FACTORS, RESULTS, Parts, Recipe, Training, Way, parts, trained
 from .paper_figures import PAPER, Cell
@@ -30,7 +30,6 @@ from .searched import Search, Setting, at_rate, differences, rate_of
 from .table_text import fewest_and_most_seeds, signed, star, still_missing, wrapped
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
 _METHODS = {"set": "SET", "rigl": "RigL"}
@@ -105,10 +104,10 @@ class AppendixF:
             key=lambda case: (case["clip"] == "dense", case["factor"] == "layer", case["method"] == "rigl"),
         )
 
-    def first_losses(self, case: Case, settings: Settings, steps: int, dtype: torch.dtype) -> list[float]:
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
         recipe = replace(self.recipe, update_every=UPDATE_EVERY)
         training = Training(Way(**case), recipe, self._parts(settings))
-        compute_in(dtype, training.model)
+        convert_inputs(training.model)
         return [float(loss) for loss in islice(training.losses(), steps)]
 
     def table(self, rows: Sequence[Row]) -> list[str]:

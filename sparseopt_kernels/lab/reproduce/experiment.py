@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from ..training.config import AMP, Parallel
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
@@ -117,6 +116,7 @@ class Trained(Experiment, Protocol):
         """Return the case whose first losses are kept: one that uses as many of the compared features as
         possible."""
 
-    def first_losses(self, case: Case, settings: Settings, steps: int, dtype: torch.dtype) -> list[float]:
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
         """Return the losses of the first ``steps`` steps of a case, or of all if it has fewer, computed in
-        ``dtype``. Its masks are updated every ``first_steps.UPDATE_EVERY`` steps, whatever the case says."""
+        PyTorch's default dtype. Its masks are updated every ``first_steps.UPDATE_EVERY`` steps, whatever the
+        case says."""

@@ -24,7 +24,6 @@ from .picture_titles import beyond_noise, draw_title
 from .table_text import mean_and_spread, seeds_of, still_missing
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -143,8 +142,8 @@ class Exploration:
             ),
         )
 
-    def first_losses(self, case: Case, settings: Settings, steps: int, dtype: torch.dtype) -> list[float]:
-        return first_losses(replace(self, update_every=UPDATE_EVERY)._run(case, settings), steps, dtype)
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
+        return first_losses(replace(self, update_every=UPDATE_EVERY)._run(case, settings), steps)
 
     def _run(self, case: Case, settings: Settings) -> Run:
         config = new_config(

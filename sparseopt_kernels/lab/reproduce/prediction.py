@@ -102,8 +102,8 @@ class Prediction:
         moving = [case for case in self.cases([]) if case["update_every"]]
         return max(moving, key=lambda case: (case["optimizer"] == "eq12", -case["update_every"]))
 
-    def first_losses(self, case: Case, settings: Settings, steps: int, dtype: torch.dtype) -> list[float]:
-        return first_losses(self._run({**case, "update_every": UPDATE_EVERY}, settings), steps, dtype)
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
+        return first_losses(self._run({**case, "update_every": UPDATE_EVERY}, settings), steps)
 
     def _images(self, settings: Settings) -> Images:
         return images(self.data, settings.data_dir, self.train_images, self.held_out_images)

@@ -25,7 +25,6 @@ from .skew_probe import COLUMNS, QUARTERS, Probe
 from .table_text import still_missing
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -120,8 +119,8 @@ class Skew:
             ),
         )
 
-    def first_losses(self, case: Case, settings: Settings, steps: int, dtype: torch.dtype) -> list[float]:
-        return first_losses(self._run({**case, "update_every": UPDATE_EVERY}, settings), steps, dtype)
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
+        return first_losses(self._run({**case, "update_every": UPDATE_EVERY}, settings), steps)
 
     def _run(self, case: Case, settings: Settings) -> Run:
         config = new_config(

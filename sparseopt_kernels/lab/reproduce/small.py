@@ -27,7 +27,6 @@ from .small_table import OPTIMIZERS, REMEDIES, AtBest, Place, compared, written
 from .table_text import still_missing
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
 _CORRECTION = {"sgd": "sgd", "eq12": "sparseopt"}
@@ -110,8 +109,8 @@ class Small:
             clipped, key=lambda case: (case["optimizer"] == "eq12", REMEDIES[case["remedy"]].skip_step)
         )
 
-    def first_losses(self, case: Case, settings: Settings, steps: int, dtype: torch.dtype) -> list[float]:
-        return first_losses(replace(self, update_every=UPDATE_EVERY)._run(case, settings), steps, dtype)
+    def first_losses(self, case: Case, settings: Settings, steps: int) -> list[float]:
+        return first_losses(replace(self, update_every=UPDATE_EVERY)._run(case, settings), steps)
 
     def table(self, rows: Sequence[Row]) -> list[str]:
         at_best, resolution = self._at_best(rows), 100 / self.test_images
