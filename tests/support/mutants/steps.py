@@ -138,7 +138,7 @@ STEPS = {
         "step/overlap.py",
         "turns[j] = max(turns[j], turns[i] + 1)",
         "pass",
-        "step/test_overlap.py::test_as_the_for_loop_does_it",
+        "step/test_overlap.py::test_turns",
     ),
     "masks-on-shared-memory-not-compared": Mutant(
         "step/overlap.py",
