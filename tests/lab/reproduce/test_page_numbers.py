@@ -66,9 +66,10 @@ class OfAppendixF:
 
 
 class OfSmall:
-    """Lines of tables of ``small`` or ``resnet20``: networks, or sparsities of one network, with RigL."""
+    """Lines of tables of ``small`` or ``resnet20``: networks, or sparsities of one network."""
 
-    def __init__(self, experiment: Small, digits: int = 1):
+    def __init__(self, experiment: Small, method: str = "rigl", digits: int = 1):
+        self.method = method
         at_best = experiment._at_best(committed(experiment))
         self.comparisons = compared(at_best, 100 / experiment.test_images)
         self.digits = digits
@@ -92,11 +93,19 @@ class OfSmall:
         off = differences(found.rows, found.baseline_rows, "test_accuracy")
         return cell(found.result, self.digits) if any(off) else "0.0"  # the same runs
 
-    @staticmethod
-    def key(c: Comparison) -> tuple[tuple[str, float], str, str] | None:
-        if c.place.method != "rigl":
+    def key(self, c: Comparison) -> tuple[tuple[str, float], str, str] | None:
+        if c.place.method != self.method:
             return None
         return (c.place.model, c.place.sparsity), c.kind, c.remedy
+
+
+def of_resnet20(method: str) -> list[str]:
+    table = OfSmall(RESNET20, method, digits=2)
+    adds = {"none": "no remedy", "clip": "clip", "skip": "skipped step"}
+    return [
+        *table.lines(DEEPER, ("clip", "skip")),
+        *table.added(DEEPER, {remedy: f"Eq. 12 adds, {words}" for remedy, words in adds.items()}),
+    ]
 
 
 MLP = [("mlp", 0.99), ("mlp", 0.97), ("mlp", 0.95)]
@@ -113,17 +122,8 @@ TABLES = {
         *OfSmall(Small()).lines(OTHERS, ("clip", "skip", "both")),
         *OfSmall(Small()).added(OTHERS, {"none": "Eq. 12 adds, no remedy", "both": "Eq. 12 adds, both"}),
     ],
-    "ResNet-20": lambda: [
-        *OfSmall(RESNET20, digits=2).lines(DEEPER, ("clip", "skip")),
-        *OfSmall(RESNET20, digits=2).added(
-            DEEPER,
-            {
-                "none": "Eq. 12 adds, no remedy",
-                "clip": "Eq. 12 adds, clip",
-                "skip": "Eq. 12 adds, skipped step",
-            },
-        ),
-    ],
+    "ResNet-20 with RigL": lambda: of_resnet20("rigl"),
+    "ResNet-20 with SET": lambda: of_resnet20("set"),
 }
 
 
