@@ -124,7 +124,7 @@ class UpdatePlan:
         self._guard.check("grow_score")
         for layer in self.layers:
             score = self._scores.get(layer.index)
-            if layer.gradient is None or (score is None and layer not in trained):
+            if layer.gradient is None or (score is None and not layer.parameter.requires_grad):
                 continue
             ranking = Ranking(layer=layer.index, values=layer.gradient, at_most=0)
             if isinstance(score, Magnitude) and score.values is layer.gradient:

@@ -60,7 +60,7 @@ class UpdateWarnings:
         self._found = {}
         if method.uses_gradients and "gradients" not in self._told and plan.gradients_are_masked():
             self._found["gradients"] = method_notices.notice_of_masked_gradients(self._name)
-        if not {"untrained", "no step"} & self._told and (names := self._untrained.find(plan.layers)):
+        if self._looks_for_untrained and (names := self._untrained.find(plan.layers)):
             self._found["untrained"] = method_notices.notice_of_untrained(self._name, names)
         if "outside" not in self._told and self._steps > 1:  # the first step may be what applies the masks
             told = plan.told_if_dense(self._updates)
@@ -70,7 +70,8 @@ class UpdateWarnings:
     def of_update(self, method: DynamicSparseTraining, plan: UpdatePlan) -> None:
         """Warn of an update that was carried out, and of what was seen before it."""
         self._updates += 1
-        self._untrained.remember(plan.layers)
+        if self._looks_for_untrained:
+            self._untrained.remember(plan.layers)
         if method.skip_next and self._in_a_row == 2:
             self._found["no step"] = method_notices.NOTICE_OF_UPDATES_IN_A_ROW
         if plan.is_asked_for and not method.updated and method.uses_gradients and plan.gradients_are_zero():
@@ -81,6 +82,11 @@ class UpdateWarnings:
             self._found["turns"] = method_notices.notice_of_turns(turn[0], self._name, turn[1])
         for kind, notice in self._found.items():
             self._warn(kind, notice)
+
+    @property
+    def _looks_for_untrained(self) -> bool:
+        """False once the warning was given, or that of steps left out in a row, which is the reason then."""
+        return not {"untrained", "no step"} & self._told
 
     def _warn(self, kind: str, notice: str) -> None:
         if kind not in self._told:
